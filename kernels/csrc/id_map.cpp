@@ -1,6 +1,6 @@
-// 64-bit ids → rows. Open addressing over buckets of one cache line (five ids with their rows), so that a look-up costs one
-// cache miss, and a batch's misses overlap by prefetching. A bucket records whether it ever overflowed into the next. Rows
-// depend only on the order of calls, never on the hash.
+// 64-bit ids → rows. Open addressing over buckets of one cache line (five ids with their rows), so that a look-up costs
+// one cache miss, and a batch's misses overlap by prefetching. A bucket records whether it ever overflowed into the
+// next. Rows depend only on the order of calls, never on the hash.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,9 +19,9 @@
 namespace {
 
 constexpr int SLOTS = 5;
-constexpr int64_t AHEAD = 24;        // ids whose buckets are being prefetched
-constexpr int64_t BLOCK = 64;        // ids of an insert whose rows are looked up before any is changed
-constexpr double FULLEST = 0.75;     // of the slots
+constexpr int64_t AHEAD = 24;     // ids whose buckets are being prefetched
+constexpr int64_t BLOCK = 64;     // ids of an insert whose rows are looked up before any is changed
+constexpr double FULLEST = 0.75;  // of the slots
 constexpr int64_t MAX_ROWS = INT32_MAX;
 constexpr int32_t ABSENT = INT32_MIN;
 
@@ -34,11 +34,11 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64, "a bucket is a cache line");
 
-constexpr int64_t SMALL = 4096;      // buckets: a table of fewer grows at once
-constexpr int64_t MOVED_AN_ID = 2;   // buckets that move for each id inserted while a table grows
+constexpr int64_t SMALL = 4096;     // buckets: a table of fewer grows at once
+constexpr int64_t MOVED_AN_ID = 2;  // buckets that move for each id inserted while a table grows
 
-// A table of buckets, all zero at first. A large one is mapped memory, whose pages the system clears when they are first
-// touched, on huge pages if available: with small pages each look-up would also miss the TLB.
+// A table of buckets, all zero at first. A large one is mapped memory, whose pages the system clears when they are
+// first touched, on huge pages if available: with small pages each look-up would also miss the TLB.
 class Buckets {
 public:
     Buckets() = default;
@@ -164,8 +164,7 @@ public:
                 rows[start + i] = place;
                 if (place >= 0)  // nothing in the block can have changed it
                     last_seen_ms_[place] = std::max(last_seen_ms_[place], now_ms);
-                else
-                    rows[start + i] = see(ids[start + i], now_ms);
+                else rows[start + i] = see(ids[start + i], now_ms);
             }
         }
     }
@@ -231,7 +230,8 @@ public:
     }
 
     // Loads into an empty map; false if an id occurs twice.
-    bool load_live(int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids, const int64_t* last_seen_ms) {
+    bool load_live(int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids,
+                   const int64_t* last_seen_ms) {
         reserve(num);
         id_of_row_.assign(num_rows, 0);
         last_seen_ms_.assign(num_rows, 0);
@@ -267,8 +267,8 @@ private:
             static_cast<unsigned __int128>(mix(static_cast<uint64_t>(id))) * static_cast<uint64_t>(table.num());
         return static_cast<int64_t>(wide >> 64);
     }
-    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id's place in the
-    // old table says which table it is in.
+    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id's
+    // place in the old table says which table it is in.
     const Buckets& table_of(int64_t id) const {
         if (!old_.num()) return table_;
         const int64_t behind = place_in(old_, id) - start_;
@@ -335,7 +335,8 @@ private:
             if (v.capacity() < v.size() + more) v.reserve(std::max(v.size() + more, v.size() + v.size() / 2));
         };
         room(id_of_row_), room(last_seen_ms_), room(live_), room(pending_), room(free_pending_);
-        if (num_rows() + more > MAX_ROWS || static_cast<int64_t>(pending_.size()) + more > MAX_ROWS) throw std::bad_alloc();
+        if (num_rows() + more > MAX_ROWS || static_cast<int64_t>(pending_.size()) + more > MAX_ROWS)
+            throw std::bad_alloc();
     }
 
     static Buckets buckets_for(int64_t capacity) {
@@ -343,7 +344,8 @@ private:
             std::max<int64_t>(16, static_cast<int64_t>(static_cast<double>(capacity) / (FULLEST * SLOTS)) + 1));
     }
 
-    // Makes a larger table, to which the ids move gradually as others are inserted; at once if it is small, or for many ids.
+    // Makes a larger table, to which the ids move gradually as others are inserted; at once if it is small, or for many
+    // ids.
     void grow(int64_t more) {
         move(old_.num());
         const int64_t border = table_.num() < SMALL || more > BLOCK ? -1 : first_border();
@@ -364,8 +366,8 @@ private:
         return -1;
     }
 
-    // Moves at least so many buckets of the old table, up to the end of a chain. Moved buckets are emptied: a chain that later
-    // wraps around the end of the table, into buckets that moved first, is then followed there.
+    // Moves at least so many buckets of the old table, up to the end of a chain. Moved buckets are emptied: a chain
+    // that later wraps around the end of the table, into buckets that moved first, is then followed there.
     void move(int64_t num) {
         bool within_chain = false;
         for (; old_.num() && (num > 0 || within_chain); --num) {
@@ -432,10 +434,8 @@ private:
             last_seen_ms_[row] = last_seen_ms;
             live_[row] = 1;
         }
-        if (slot)
-            slot->bucket->place[slot->index] = row;
-        else
-            place(id, row);
+        if (slot) slot->bucket->place[slot->index] = row;
+        else place(id, row);
         ++num_live_;
         return row;
     }

@@ -1,11 +1,11 @@
 // The exact best rows for a few queries, in one pass over the table; included only by csrc/level/memory.cpp.
 //
-// The part of a score that depends only on the row and the length of the history (`base`: the standing features weighted by
-// each bucket's gains) is computed once for a memory that no longer changes. A tile of scores is then one product: the table's
-// rows with the queries, and the rows' bases with the queries' buckets as one-hot columns. What a history adds (evidence, or
-// OUT for what was met) affects a few thousand rows per query. A small table is one tile, to which it is added at once; for a
-// large one it is sorted by tile first. The best rows are then rescored (shortlist.h), which may move them behind rows that
-// are not, so a few more than asked for are kept until then.
+// The part of a score that depends only on the row and the length of the history (`base`: the standing features
+// weighted by each bucket's gains) is computed once for a memory that no longer changes. A tile of scores is then one
+// product: the table's rows with the queries, and the rows' bases with the queries' buckets as one-hot columns. What a
+// history adds (evidence, or OUT for what was met) affects a few thousand rows per query. A small table is one tile, to
+// which it is added at once; for a large one it is sorted by tile first. The best rows are then rescored (shortlist.h),
+// which may move them behind rows that are not, so a few more than asked for are kept until then.
 #pragma once
 
 // The argument, laid out as in kernels/memory/cpp.py.
@@ -15,24 +15,24 @@ struct StandCall {
 };
 
 struct BestCall {
-    MemoryCall memory;                  // of its events only the past is used, and what was met, which is left out
-    const float *base_VB, *root_V;      // of memory_stand
+    MemoryCall memory;              // of its events only the past is used, and what was met, which is left out
+    const float *base_VB, *root_V;  // of memory_stand
     const float *query_RD, *table_VD;
-    int64_t width, most;                // D; the rows that there is room for in the answer of a query
+    int64_t width, most;  // D; the rows that there is room for in the answer of a query
     const int64_t* k_R;
-    const int32_t* out_rows;            // left out too, but may be in the shortlist
+    const int32_t* out_rows;  // left out too, but may be in the shortlist
     const int64_t* out_begin_R1;
-    const int32_t* allowed_rows;        // the only answers for queries that are limited
+    const int32_t* allowed_rows;  // the only answers for queries that are limited
     const int64_t* allowed_begin_R1;
     const uint8_t* limited_R;
-    int32_t* row_RK;                    // -1 after the last
+    int32_t* row_RK;  // -1 after the last
     float* score_RK;
 };
 
 HEADRACE_BEGIN
 
-constexpr int64_t BEST_CHUNK = 96;      // a multiple of every MR
-constexpr int64_t MOST_QUERIES = 64;    // of one pass
+constexpr int64_t BEST_CHUNK = 96;         // a multiple of every MR
+constexpr int64_t MOST_QUERIES = 64;       // of one pass
 constexpr int64_t SMALL_TILE = 512 << 10;  // floats: what may be one tile
 static_assert(BEST_CHUNK % MR == 0 && MOST_QUERIES % W == 0, "tiles are whole blocks");
 
@@ -73,25 +73,28 @@ inline bool stand_all(const StandCall& call) {
     return true;
 }
 
-// A thread's per-row scratch memory, which every call leaves as it found it: all zero.
+// A thread's per-row scratch memory, which every call leaves as it found it: all zero, but for `logit`, of which a call
+// reads what it has written.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr;
+    float *evidence = nullptr, *own = nullptr, *logit = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
+        free(logit);
         free(bytes);
-        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = logit = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * NUM_OWN, sizeof(float)));
+        logit = static_cast<float*>(calloc(rows, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !bytes) return clear(), false;
+        if (!evidence || !own || !logit || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }
@@ -150,7 +153,8 @@ struct BestPass {
     int64_t padded = 0, chunk = 0, num_chunks = 0, num_extras = 0;
     Scratch s = {};
     uint8_t* barred = nullptr;
-    float *query_DQ = nullptr, *bucket_BQ = nullptr, *tile = nullptr, *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr;
+    float *query_DQ = nullptr, *bucket_BQ = nullptr, *tile = nullptr, *few = nullptr, *rows = nullptr, *bases = nullptr,
+          *gain = nullptr;
     Extra *extras = nullptr, *sorted = nullptr;
     int64_t* chunk_end = nullptr;
     Best best[MOST_QUERIES] = {}, answer = {};
@@ -234,7 +238,8 @@ inline void lay_out(BestPass& p) {
         for (int f = 0; f < NUM_FEATURES; ++f)
             gain[f] = call.memory.gain_BF[f] + call.memory.gain_BF[bucket * NUM_FEATURES + f];
         p.bucket_BQ[(bucket - 1) * p.padded + q] = 1.0f;
-        for (int64_t d = 0; d < call.width; ++d) p.query_DQ[d * p.padded + q] = call.query_RD[r * call.width + d] * gain[MODEL];
+        for (int64_t d = 0; d < call.width; ++d)
+            p.query_DQ[d * p.padded + q] = call.query_RD[r * call.width + d] * gain[MODEL];
         p.best[q].start();
     }
 }
@@ -244,8 +249,10 @@ inline void multiply(BestPass& p, const float* rows, const float* bases, int64_t
     const int64_t num_vectors = p.padded / W, num_buckets = p.call.memory.num_buckets;
     for (int64_t i = 0; i < num; i += MR) {
         float* tile = to + i * p.padded;
-        gemm_rows(rows + i * p.call.width, p.call.width, 1, p.query_DQ, p.padded, p.call.width, tile, p.padded, num_vectors, false);
-        gemm_rows(bases + i * num_buckets, num_buckets, 1, p.bucket_BQ, p.padded, num_buckets, tile, p.padded, num_vectors, true);
+        gemm_rows(rows + i * p.call.width, p.call.width, 1, p.query_DQ, p.padded, p.call.width, tile, p.padded,
+                  num_vectors, false);
+        gemm_rows(bases + i * num_buckets, num_buckets, 1, p.bucket_BQ, p.padded, num_buckets, tile, p.padded,
+                  num_vectors, true);
     }
 }
 
@@ -275,7 +282,8 @@ inline void offer_allowed(BestPass& p, int64_t q) {
 // The scores of rows `from` on before any history, as many as a tile holds; how many there are.
 inline int64_t fill_tile(BestPass& p, int64_t from) {
     const BestCall& call = p.call;
-    const int64_t num_buckets = call.memory.num_buckets, num = min64(p.chunk, call.memory.num_rows - from), whole = num / MR * MR;
+    const int64_t num_buckets = call.memory.num_buckets, num = min64(p.chunk, call.memory.num_rows - from),
+                  whole = num / MR * MR;
     const float *rows = call.table_VD + from * call.width, *bases = call.base_VB + from * num_buckets;
     multiply(p, rows, bases, whole, p.tile);
     if (whole == num) return num;
@@ -328,7 +336,8 @@ inline void answer(BestPass& p, int64_t q) {
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
         float logit = 0.0f;
-        for (int64_t d = 0; d < call.width; ++d) logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
+        for (int64_t d = 0; d < call.width; ++d)
+            logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * LISTED + c];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
         for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
@@ -348,7 +357,8 @@ inline void answer(BestPass& p, int64_t q) {
     p.answer.k = call.k_R[r];
     p.answer.start();
     if (call.limited_R[r]) {  // rescored rows are offered below, and no others of the list
-        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k) p.barred[call.allowed_rows[k]] |= 2;
+        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k)
+            p.barred[call.allowed_rows[k]] |= 2;
         for (int64_t c = 0; c < list.num; ++c) {
             uint8_t& state = p.barred[list.row[c]];
             if (state == 2) p.answer.offer({list.out[c] + shift, list.row[c]});
@@ -356,7 +366,8 @@ inline void answer(BestPass& p, int64_t q) {
         }
         offer_allowed(p, q);
         for (int64_t c = 0; c < list.num; ++c) p.barred[list.row[c]] = 0;
-        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k) p.barred[call.allowed_rows[k]] = 0;
+        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k)
+            p.barred[call.allowed_rows[k]] = 0;
     } else {
         for (int64_t i = 0; i < num; ++i)
             if (!p.barred[p.ranked[i].row])
@@ -437,7 +448,8 @@ inline void score_large_table(BestPass& p) {
     int64_t e = 0;
     for (int64_t c = 0; c < p.num_chunks; ++c) {
         const int64_t from = c * BEST_CHUNK, num = fill_tile(p, from);
-        for (; e < p.chunk_end[c]; ++e) p.tile[(p.sorted[e].row - from) * p.padded + p.sorted[e].query] += p.sorted[e].add;
+        for (; e < p.chunk_end[c]; ++e)
+            p.tile[(p.sorted[e].row - from) * p.padded + p.sorted[e].query] += p.sorted[e].add;
         offer_tile(p, from, num, least_Q);
     }
     for (int64_t q = 0; q < p.num; ++q) {

@@ -1,11 +1,11 @@
-// The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). Single-threaded: each
-// event is predicted from the state that the previous one left.
+// The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition).
+// Single-threaded: each event is predicted from the state that the previous one left.
 //
-// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one of four for the
-// features that only a user's own rows have; rows that have some are listed in `touched`, turned into features in place, and cleared
-// when the event is done. The features that do not depend
-// on the query (`standing`) are a dense matrix, recomputed every REFRESH events and kept exact for the row that an event has
-// just changed. The best rows by the weighted sum are rescored by a small network (shortlist.h).
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one of
+// four for the features that only a user's own rows have; rows that have some are listed in `touched`, turned into
+// features in place, and cleared when the event is done. The features that do not depend on the query (`standing`) are
+// a dense matrix, recomputed every REFRESH events and kept exact for the row that an event has just changed. The best
+// rows by the weighted sum are rescored by a small network (shortlist.h).
 #include <math.h>
 #include <string.h>
 
@@ -24,22 +24,22 @@ struct MemoryCall {
     float *shortlist_weight, *shortlist_square, *shortlist_norm;
     double* clock;
     uint8_t* dirty_V;
-    uint8_t* moved_VB;            // a bit for each neighbour
-    int32_t* recent;              // the rows of the last RECENT choices
+    uint8_t* moved_VB;  // a bit for each neighbour
+    int32_t* recent;    // the rows of the last RECENT choices
     // The events.
     int64_t num_events, logit_stride;
-    const int32_t* target_R;      // 0: a target without a row
-    const uint8_t* chosen_R;      // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const int32_t* target_R;  // 0: a target without a row
+    const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
-    float* logit_AV;              // a row for each event that is asked
+    float* logit_AV;  // a row for each event that is asked
     int32_t *rank_R, *model_rank_R, *count_rank_R;
     float* loss_R;
     // The rules.
     double seen_growth, heat_growth[3], repeat_decay;
     float gain_rate, gain_decay, weight_rate, shortlist_rate, shortlist_decay;
-    int32_t exclude;              // 0 never, 1 always, 2 if the stream has no repeats
-    int32_t learn;                // 0: every event is scored, and only logit_AV changes: it becomes the scores
+    int32_t exclude;  // 0 never, 1 always, 2 if the stream has no repeats
+    int32_t learn;    // 0: every event is scored, and only logit_AV changes: it becomes the scores
 };
 
 HEADRACE_BEGIN
@@ -51,10 +51,13 @@ enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
 enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE };  // the evidence after that
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
-constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20, DIRECT_LAGS = 4;
-constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
+constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20,
+              DIRECT_LAGS = 4;
+constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
+                COUNT_DECAY = .9f;
 constexpr float DIRECT_DECAY = .3f, THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .2f;
-constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
+constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f},
+                TIME_SHARE = .3f;
 constexpr int REFRESH = 16, RECENT = 512;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each of those who copy changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
@@ -185,7 +188,8 @@ HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row
     return m.seen_V[row] > 0 ? 1.0f / sqrtf(m.seen_V[row]) : 0.0f;
 }
 
-// Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add each.
+// Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add
+// each.
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = root_of(m, s, row), inverse = root * root;
@@ -282,7 +286,9 @@ HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) 
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     int bucket = 0;  // round(log2(1 + n))
-    while (bucket < m.num_buckets - 1 && (double)(1 + num_past) * (double)(1 + num_past) >= (double)(2ull << (2 * bucket))) ++bucket;
+    while (bucket < m.num_buckets - 1 &&
+           (double)(1 + num_past) * (double)(1 + num_past) >= (double)(2ull << (2 * bucket)))
+        ++bucket;
     return 1 + bucket;
 }
 
@@ -306,7 +312,8 @@ inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket
 }
 
 // 1 + the better competitors + half of the equal ones, rounded up. `running`: scores above OUT / 2 compete.
-inline int32_t rank_of(const float* score, const float* running, int64_t stride, int64_t padded, int64_t num, int64_t target) {
+inline int32_t rank_of(const float* score, const float* running, int64_t stride, int64_t padded, int64_t num,
+                       int64_t target) {
     const float own = score[target * stride];
     int64_t better = 0, equal = 0;
     if (stride == 1) {
@@ -329,9 +336,8 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
 // New scores of the listed rows by the shortlist's network; returns by how much all are shifted. The list counts what
 // `standing` and `logit` are of; `row_of_listed` gives its rows, which have evidence.
 template <typename RowOfListed>
-inline float look_again(
-    const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride, const float* logit, int bucket, float best,
-    RowOfListed row_of_listed) {
+inline float look_again(const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride,
+                        const float* logit, int bucket, float best, RowOfListed row_of_listed) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t at = list.row[c], row = row_of_listed(at);
@@ -409,7 +415,8 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
 }
 
 // `push` has a number for each row, `stride` apart.
-inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push, int64_t stride) {
+inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push,
+                          int64_t stride) {
     float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
     for (int lag = 0; lag < LEARNED_LAGS && lag < num; ++lag, rate *= LEARNED_DECAY) {
         const int32_t row = past[num - 1 - lag];
@@ -425,8 +432,8 @@ inline void mark(const MemoryCall& m, int32_t row, int64_t at) {
     m.moved_VB[row * ((m.width + 7) / 8) + at / 8] |= (uint8_t)(1 << at % 8);
 }
 
-// Counts one more sighting of `other` beside `row`. If the row is full, its weakest neighbour is reduced, and replaced by one
-// that outweighs what is left of it (Misra and Gries, 1982, but only for the weakest).
+// Counts one more sighting of `other` beside `row`. If the row is full, its weakest neighbour is reduced, and replaced
+// by one that outweighs what is left of it (Misra and Gries, 1982, but only for the weakest).
 inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before, float direct) {
     const int64_t base = row * m.width;
     int32_t* id = m.neighbour_row + base;
@@ -483,9 +490,8 @@ inline bool rescale(const MemoryCall& m) {
         const float unit = (float)(1 / m.clock[SEEN_SCALE]);
         for (int64_t i = 0; i < m.num_rows; ++i) {
             m.seen_V[i] *= unit;
-            for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) {
+            for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j)
                 m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
-            }
             m.dirty_V[i] = CHANGED;
         }
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
@@ -642,3 +648,4 @@ HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
 
 #include "memory_best.h"
 #include "memory_sampled.h"
+#include "memory_candidates.h"
