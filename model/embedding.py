@@ -238,6 +238,7 @@ class EmbeddingTable:
             torch.from_numpy(place_U).to(self.weight.device),
             grad_UD,
             lr=lr,
+            distinct=True,
             backend=self._backend,
         )
 
