@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.judging import LATELY
+from bench.evaluation import LATELY
 from bench.records import BETTER, Record, best_setting, interval, measure
 from bench.single_pass import OURS
 

@@ -21,9 +21,9 @@ import structlog
 from numpy.typing import NDArray
 
 from bench.__main__ import report
+from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
 from bench.frozen import Frozen
-from bench.judging import LATELY, kinds_alone, ranking, retrieval
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bench.growth import grown
 from bench.scale import CONFIG, NUM_USERS, Traffic
 from bench.timing import Row, row
-from model.marks import UNPUBLISHED, is_marked
+from model.dirty import UNPUBLISHED, is_dirty
 from trainer.collection import Collection
 from trainer.rounding import Rounding
 from trainer.step import Learner
@@ -69,7 +69,7 @@ def measured(num_items: int, num_steps: int) -> tuple[int, float]:
     published(learner, rounding, whole=True)
     for _ in range(num_steps):
         learner.step(traffic.poll(0.0))
-    num_rows = int(np.count_nonzero(is_marked(learner.items.dirty[: learner.items.num_rows], UNPUBLISHED)))
+    num_rows = int(np.count_nonzero(is_dirty(learner.items.dirty[: learner.items.num_rows], UNPUBLISHED)))
     return num_rows, published(learner, rounding, whole=False) / num_rows
 
 

@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from bench.__main__ import report
-from bench.judging import LATELY
+from bench.evaluation import LATELY
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import open_stream
 from headrace.config import Settings, load_settings

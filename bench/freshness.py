@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from bench.__main__ import commit, machine, show
 from bench.curve import draw_curves
+from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
 from bench.frozen import Frozen
-from bench.judging import LATELY, kinds_alone, ranking, retrieval
 from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream

@@ -63,7 +63,7 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                     segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
                     num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
                     session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
-                    user_offset=number, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+                    user_offset=number, user_index=0, applied_offset=number, resume_from_offset=number + 1,
                     newest_event_ms=newest, newest_record_ms=newest,
                 )  # fmt: skip
                 number += 1

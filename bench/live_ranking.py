@@ -50,7 +50,7 @@ class KnownWorld(World):
     def _impression(
         self, made: list[tuple[float, Any]], shared: dict[str, Any], slot: int, interest: Floats, now_s: float
     ) -> bool:
-        liking = float(self._catalogue.taste[slot] @ interest)
+        liking = float(self._catalogue.genres[slot] @ interest)
         click = 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
         like, hide = np.clip(0.3 + 0.4 * liking, 0, 1), np.clip(0.05 - 0.2 * liking, 0, 1)
         chance_K = np.array([1.0, click, click * like, click * 0.05, (1 - click) * hide])

@@ -48,7 +48,7 @@ class Stack:
         port = free_port()
         ours: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": broker.bootstrap, "prefix": f"live{uuid.uuid4().hex[:6]}"},
-            "action": {"kinds": list(KINDS), "features": ["taste"]},
+            "action": {"kinds": list(KINDS), "features": ["genre"]},
             "store": {"path": str(folder / "store")},
             "stream": {"metrics_port": 0},
             "trainer": {"checkpoint_dir": str(folder / "checkpoints")},

@@ -18,7 +18,7 @@ Action = dict[str, Any]
 START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Judge = Callable[[int, int, Ints, Floats], None]
+OnChoice = Callable[[int, int, Ints, Floats], None]
 """Told of each action: its user and item, and the items that it could have been about with their chances (not scaled),
 given all that the generator knows just before it draws. An item may be given twice."""
 
@@ -64,20 +64,20 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
     section = rng.integers(12, size=num_items)
     links = [rng.choice(np.arange(max(0, item - 60), item + 1), 4).tolist() for item in range(num_items)]
     visitors = Visitors(rng, 0.45, 3_000)
-    taste, read = dict[int, Floats](), dict[int, list[int]]()
+    preference, read = dict[int, Floats](), dict[int, list[int]]()
     hour, done = 0.0, 0
     while done < num:
         hour += rng.exponential(1 / 170)
         user, now, item = visitors.next(), hour, -1
-        if user not in taste:
-            taste[user], read[user] = rng.dirichlet(np.full(12, 0.4)), []
+        if user not in preference:
+            preference[user], read[user] = rng.dirichlet(np.full(12, 0.4)), []
         first, last = np.searchsorted(born, [now - 36, now])
         pull = appeal[first:last] * np.exp(-(now - born[first:last]) / life[first:last])
         for _ in range(rng.geometric(0.35)):
             if item >= 0 and rng.random() < 0.5:
                 found = links[item][min(3, int(rng.geometric(0.5)) - 1)]
             else:
-                found = int(first) + draw(rng, pull * (taste[user][section[first:last]] + 0.05))
+                found = int(first) + draw(rng, pull * (preference[user][section[first:last]] + 0.05))
             if found in read[user][-30:]:
                 continue
             item, done = found, done + 1
@@ -87,7 +87,7 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
 
 
 def series(
-    num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, judge: Judge | None = None
+    num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
     """Half of the series come later; a user goes on with one, leaves some, and now and then skips an episode."""
     rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def series(
     start = np.concatenate([[0], np.cumsum(length)])
     born = np.where(np.arange(num_series) < num_series // 2, 0.0, rng.uniform(0, num / 400, num_series))
     appeal, genre = rng.lognormal(0, 1.2, num_series), rng.integers(8, size=num_series)
-    taste, activity = rng.dirichlet(np.full(8, 0.4), num_users), rng.lognormal(0, 1, num_users)
+    preference, activity = rng.dirichlet(np.full(8, 0.4), num_users), rng.lognormal(0, 1, num_users)
     under_way: list[dict[int, int]] = [{} for _ in range(num_users)]
     begun: list[list[int]] = [[] for _ in range(num_users)]
     hour, done = 0.0, 0
@@ -106,7 +106,7 @@ def series(
         for _ in range(rng.geometric(0.28)):
             going_on, pull = ([at] if at in mine else list(mine)), np.zeros(num_series)
             if at not in mine:
-                pull = appeal * (born <= hour) * (taste[user][genre] + 0.02)
+                pull = appeal * (born <= hour) * (preference[user][genre] + 0.02)
                 pull[begun[user]] = 0
             could_be = [start[each] + mine[each] for each in going_on]
             if at not in mine:
@@ -118,10 +118,11 @@ def series(
                     at = draw(rng, pull)
                     mine[at] = 0
                     begun[user].append(at)
-            if judge:
+            if on_choice:
                 share = pull.sum() and (0.25 if going_on else 1.0) / pull.sum()
                 chances = np.concatenate([np.full(len(going_on), 0.75 / max(1, len(going_on))), share * pull])
-                judge(user, int(start[at]) + mine[at], np.concatenate([could_be, start[:-1]]).astype(np.int64), chances)
+                items = np.concatenate([could_be, start[:-1]]).astype(np.int64)
+                on_choice(user, int(start[at]) + mine[at], items, chances)
             yield act(user, int(start[at]) + mine[at], "watch", now)
             done += 1
             now += 0.4 + rng.exponential(0.05)
@@ -136,7 +137,7 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
     """Albums of ten tracks in order, or in any order some of the user's last favourites of this third of the day."""
     rng, tracks = np.random.default_rng(seed), 10
     appeal, genre = rng.lognormal(0, 1.3, num_albums), rng.integers(10, size=num_albums)
-    taste, activity = rng.dirichlet(np.full(10, 0.3), num_users), rng.lognormal(0, 0.8, num_users)
+    preference, activity = rng.dirichlet(np.full(10, 0.3), num_users), rng.lognormal(0, 0.8, num_users)
     favourites: list[list[tuple[int, int]]] = [[] for _ in range(num_users)]
     hour, done = 0.0, 0
     while done < num:
@@ -144,7 +145,7 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
         user, now, part = draw(rng, activity), hour, int(hour / 8) % 3
         mine, wanted = favourites[user], int(rng.geometric(0.12))
         if len(mine) < 5 or rng.random() < 0.45:
-            album = draw(rng, appeal * (taste[user][genre] + 0.01))
+            album = draw(rng, appeal * (preference[user][genre] + 0.01))
             first = 0 if rng.random() < 0.7 else int(rng.integers(tracks))
             played = [album * tracks + track for track in range(first, min(tracks, first + wanted))]
             mine += [(track, part) for track in played if rng.random() < 0.25]
@@ -157,7 +158,9 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
         done += len(played)
 
 
-def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0, judge: Judge | None = None) -> Iterator[Action]:
+def bazaar(
+    num: int = 60_000, num_items: int = 200_000, seed: int = 0, on_choice: OnChoice | None = None
+) -> Iterator[Action]:
     """Within a visit: the same product again, one seen before, one beside the last, or any of its category."""
     rng, num_categories = np.random.default_rng(seed), 400
     appeal = (1 / np.arange(1, num_items + 1) ** 0.8)[rng.permutation(num_items)]
@@ -182,8 +185,8 @@ def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0, judge: Ju
                 item = int(members[here][place % len(members[here])])
             else:
                 item = int(members[here][np.searchsorted(chances[here], rng.random() * chances[here][-1])])
-            if judge:
-                judge(user, item, *_bazaar_chances(members[here], appeal, visit, before))
+            if on_choice:
+                on_choice(user, item, *_bazaar_chances(members[here], appeal, visit, before))
             visit.append(item)
             before.append(item)
             kinds = ["view", *(kind for kind, share in (("cart", 0.08), ("buy", 0.03)) if rng.random() < share)]
@@ -209,7 +212,7 @@ def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: lis
 
 
 def reviews(
-    num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, judge: Judge | None = None
+    num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
     """Users join over years and review about five items, of their four circles or any; items fade with age."""
     rng, days, num_circles = np.random.default_rng(seed), 800, 300
@@ -233,11 +236,11 @@ def reviews(
                 seen.add(item)
                 written.append((int(day), user, item, mine))
     for day, user, item, mine in sorted(written, key=lambda each: each[0]):
-        if judge:
+        if on_choice:
             pull = appeal * np.where(born <= day, np.exp(-np.maximum(day - born, 0.0) / life), 0.0)
             chances = 0.55 * pull / pull.sum()
             for each in mine:
                 total = pull[members[each]].sum()
                 chances[members[each]] += (total and 0.45 / 4 / total) * pull[members[each]]
-            judge(user, item, np.arange(num_items), chances)
+            on_choice(user, item, np.arange(num_items), chances)
         yield act(user, item, "review", (day - days) * 24.0, domain="ab"[domain[circle[item]]])

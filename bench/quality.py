@@ -28,10 +28,10 @@ import structlog
 from bench.__main__ import commit, machine, show
 from bench.chart import draw
 from bench.comparison import rows_of
+from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import num_items, steps
-from bench.judging import judge_ranker, judge_retriever, retrieval
 from bench.records import Record, append, best_setting, key, measure, read, spoken
-from bench.rivals import Setting, Stage, rankers, retrievers
+from bench.rivals import Setting, StreamInfo, rankers, retrievers
 from bench.single_pass import headrace, settings_for, with_size
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
@@ -57,7 +57,7 @@ class Job:
 
 
 @dataclass(slots=True, eq=False)
-class Arena:
+class Comparison:
     """One stream, and the passes that have been made over it."""
 
     stream: str
@@ -101,12 +101,12 @@ class Arena:
 
     def _rival(self, job: Job, setting: Setting, say: Callable[[int], None]) -> list[Record]:
         model = file_configs(self.settings, self.actions[0])[2]
-        rival = setting.make(Stage(num_items(self.actions), model), job.seed)
+        rival = setting.make(StreamInfo(num_items(self.actions), model), job.seed)
         stream = steps(self.settings, self.actions, setting.size)
         if job.task == "retrieval":
-            found = retrieval(judge_retriever(rival, stream, say))
+            found = retrieval(evaluate_retriever(rival, stream, say))
         else:
-            found = judge_ranker(rival, stream, model.kinds, say)
+            found = evaluate_ranker(rival, stream, model.kinds, say)
         return [self._record(job, job.task, job.who, found)]
 
     def compare(self, only: list[str], num_seeds: int, *, first_settings: bool) -> None:
@@ -217,12 +217,14 @@ def _measure(options: argparse.Namespace, words: str) -> list[Record]:
     records: list[Record] = []
     for name, actions in _streams(options):
         settings = settings_for(load_settings(), actions)
-        arena = Arena(name, actions, settings, kept, options.out, words)
+        comparison = Comparison(name, actions, settings, kept, options.out, words)
         if options.steps:
-            arena.frontier(options.seeds)
+            comparison.frontier(options.seeds)
         else:
-            arena.compare(options.only, options.seeds, first_settings=options.first_settings or options.quick)
-        records += [each for each in arena.records if (each["stream"], each["num_actions"]) == (name, len(actions))]
+            comparison.compare(options.only, options.seeds, first_settings=options.first_settings or options.quick)
+        records += [
+            each for each in comparison.records if (each["stream"], each["num_actions"]) == (name, len(actions))
+        ]
     return records
 
 

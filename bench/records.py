@@ -1,7 +1,7 @@
 """Measurements, one JSON object per line, so that a comparison can be made in pieces and put together.
 
 A record is one pass of one recommender: ``stream``, ``num_actions``, ``task`` (retrieval or ranking), ``who``,
-``setting``, ``seed``, its numbers (`bench.judging`), ``seconds``, and how it was measured: ``command``, ``commit``,
+``setting``, ``seed``, its numbers (`bench.evaluation`), ``seconds``, and how it was measured: ``command``, ``commit``,
 ``machine``.
 """
 

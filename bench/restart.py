@@ -40,7 +40,7 @@ from wire.topics import Topics, example_key
 RATE, DAY_S, WINDOW_MS = 300, 86_400, 100
 """Actions per second; and how much of the traffic a worker writes at a time."""
 USERS_A_DAY = 100_000
-ACTION, SEQUENCE = ActionConfig(kinds=KINDS, features=("taste",)), SequenceConfig()
+ACTION, SEQUENCE = ActionConfig(kinds=KINDS, features=("genre",)), SequenceConfig()
 QUICK_SHARE, SHARE = 1 / 200, 1 / 24
 TIMEOUT_S = 120.0
 TARGET_S = 60.0

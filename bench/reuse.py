@@ -21,9 +21,9 @@ from headrace.config import Settings
 from headrace.file_source import FileSource
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request, Result
 from serving.reuse import ReuseProbe
+from serving.weights_manager import HeldVersion, WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -87,17 +87,17 @@ def measure(size: int, num: int) -> dict[int, Compared]:
     model, sequence = settings.model, settings.sequence
     learner = Learner(model, TrainerConfig(device="cpu"))
     parts = _parts(FileSource(iter(actions), settings.action, sequence, STEP), size)
-    kept, holder = Histories(10**9, sequence.max_context), WeightsManager()
+    kept, manager = Histories(10**9, sequence.max_context), WeightsManager()
     found = {age: Compared() for age in (0, *AGES)}
     engines = {age: Engine(kept, reuse=Always()) for age in AGES}
     exact, coming, told = Engine(kept, cache_bytes=0), _versions(learner, model.as_dict()), list[list[Example]]()
     ahead = list(itertools.islice(parts, max(AGES) + 1))
     while ahead:
         if learner.num_interactions > FIRST:
-            before = holder.current
-            holder.stage(next(coming))
-            holder.swap()
-            _compare(holder.current, before, kept, engines, exact, ahead, found)
+            before = manager.current
+            manager.stage(next(coming))
+            manager.swap()
+            _compare(manager.current, before, kept, engines, exact, ahead, found)
         for step in ahead.pop(0):
             learner.step(step)
             told.append(step)
@@ -142,23 +142,29 @@ def _compare(
 ) -> None:  # fmt: skip
     assert held is not None
     coming = _next(ahead[0])
-    asks = {user: ask for user, example in coming.items() if (ask := _ask(kept, user, example)) is not None}
-    wanted = dict(zip(asks, exact.answer(held, list(asks.values())), strict=True))
+    requests = {
+        user: request for user, example in coming.items() if (request := _request_for(kept, user, example)) is not None
+    }
+    wanted = dict(zip(requests, exact.answer(held, list(requests.values())), strict=True))
     if before is not None:  # its tables are still as they were: the next version is not staged yet
-        for user, got in zip(asks, exact.answer(before, list(asks.values())), strict=True):
+        for user, got in zip(requests, exact.answer(before, list(requests.values())), strict=True):
             found[0].note(wanted[user], got)
     for age, engine in engines.items():
-        known = [user for user in asks if (entry := engine.cache.get(user)) and entry.born.age(held.born) == age]
-        for user, got in zip(known, engine.answer(held, [asks[user] for user in known]) if known else [], strict=True):
+        known = [user for user in requests if (entry := engine.cache.get(user)) and entry.born.age(held.born) == age]
+        for user, got in zip(
+            known, engine.answer(held, [requests[user] for user in known]) if known else [], strict=True
+        ):
             found[age].note(wanted[user], got)
         for user in coming:
             engine.cache.drop(user)
         if len(ahead) > age:  # states for those who act this many versions later
-            later = [_ask(kept, user, each) for user, each in _next(ahead[age]).items() if not engine.cache.get(user)]
+            later = [
+                _request_for(kept, user, each) for user, each in _next(ahead[age]).items() if not engine.cache.get(user)
+            ]
             engine.answer(held, [each for each in later if each is not None])
 
 
-def _ask(kept: Histories, user: str, example: Example) -> Request | None:
+def _request_for(kept: Histories, user: str, example: Example) -> Request | None:
     past = kept.get(user)
     if past is None:
         return None

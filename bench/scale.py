@@ -86,11 +86,11 @@ class Traffic:
                 np.zeros(num, np.int64), np.full(num, np.nan, np.float32), np.zeros((num, 1), np.int64),
             ),
             session_hash=np.zeros(num, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
-            user_index=0, applied_offset=0, replay_from_offset=0, newest_event_ms=0, newest_record_ms=0,
+            user_index=0, applied_offset=0, resume_from_offset=0, newest_event_ms=0, newest_record_ms=0,
         )  # fmt: skip
 
 
-class Nowhere(WeightsWriter):
+class DiscardingWriter(WeightsWriter):
     """Leads epoch 0, and drops what it should send."""
 
     num_bytes = 0
@@ -195,8 +195,8 @@ def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
 def measure(num_items: int, folder: Path) -> list[Row]:
     """The rows for one catalogue size."""
     kafka = KafkaConfig()
-    nowhere = Nowhere(kafka, CONFIG.chunk_bytes)
-    publisher = Leader(kafka, CONFIG, threading.Event(), writer=nowhere)
+    writer = DiscardingWriter(kafka, CONFIG.chunk_bytes)
+    publisher = Leader(kafka, CONFIG, threading.Event(), writer=writer)
     traffic = Traffic(num_items)
     trainer = Trainer(MODEL, CONFIG, lambda _: traffic, checkpoint_dir=folder / "kept", publisher=publisher)
     trainer.start()
@@ -234,7 +234,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
             publication.collect(trainer.learner, 0)
             rows.extend(waits(f"{label}: {name}", turns(trainer, is_published), alone_ms))
             note = f"{time.perf_counter() - began_s:.1f} s from its first slice to the last chunk"
-            rows.append(row(f"{label}: {name}, size", nowhere.num_bytes / 1e6, "MB", note=note))
+            rows.append(row(f"{label}: {name}, size", writer.num_bytes / 1e6, "MB", note=note))
 
         kept("a whole checkpoint")
         kept("an increment")

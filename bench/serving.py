@@ -30,13 +30,13 @@ from model.config import ModelConfig
 from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.process import tune_interpreter
 from serving.request import Request
 from serving.service import Service
 from serving.tables import TableSet
+from serving.weights_manager import WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -89,7 +89,7 @@ def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
             user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
             interactions=rows, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
             session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
-            user_index=0, applied_offset=0, replay_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
+            user_index=0, applied_offset=0, resume_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
         )  # fmt: skip
 
 
@@ -137,10 +137,10 @@ def run(quick: bool) -> list[Row]:
 
 def _engine(num_items: int, rounds: int) -> list[Row]:
     """The processor time of one request, without HTTP."""
-    kept, holder = histories(num_items), WeightsManager()
-    holder.stage(next(versions(num_items, taught=True)))
-    holder.swap()
-    held = holder.current
+    kept, manager = histories(num_items), WeightsManager()
+    manager.stage(next(versions(num_items, taught=True)))
+    manager.swap()
+    held = manager.current
     assert held is not None
     engines = {"cached": Engine(kept), "uncached": Engine(kept, cache_bytes=0)}
     candidates = np.array([item_hash(item) for item in range(1000)], np.int64)
@@ -168,15 +168,15 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
 
 def _swaps(num_items: int) -> list[Row]:
     """Putting a delta of 1,000 rows into service, beside copying the table that it changes."""
-    holder, coming = WeightsManager(), versions(num_items)
-    holder.stage(next(coming))
-    holder.swap()
+    manager, coming = WeightsManager(), versions(num_items)
+    manager.stage(next(coming))
+    manager.swap()
     deltas = [next(coming) for _ in range(12)]
-    source = holder.current.tables if holder.current is not None else TableSet(torch.device("cpu"), "auto")
+    source = manager.current.tables if manager.current is not None else TableSet(torch.device("cpu"), "auto")
 
     def swap() -> None:
-        holder.stage(deltas.pop())
-        holder.swap()
+        manager.stage(deltas.pop())
+        manager.swap()
 
     def copy() -> None:
         table = source["items"]
@@ -291,13 +291,13 @@ def _as_published(num_items: int) -> tuple[Version, Iterator[Version]]:
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener per configuration; swaps on request."""
     torch.set_num_threads(1)
-    kept, holder = histories(num_items), WeightsManager()
+    kept, manager = histories(num_items), WeightsManager()
     base, coming = _as_published(num_items)
-    holder.stage(base)
-    holder.swap()
+    manager.stage(base)
+    manager.swap()
     ports = {}
     for name, options in SERVERS.items():
-        service = Service(ServingConfig(**options), holder, kept)  # type: ignore[arg-type]
+        service = Service(ServingConfig(**options), manager, kept)  # type: ignore[arg-type]
         service.histories_ready.set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports[name] = listener.getsockname()[1]
@@ -311,6 +311,6 @@ def _serve(pipe: Connection, num_items: int) -> None:
             swaps_per_s = pipe.recv()
             pipe.send("done")
         if swaps_per_s:
-            holder.stage(next(coming))
-            holder.swap()
-            holder.settle()
+            manager.stage(next(coming))
+            manager.swap()
+            manager.settle()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.judging import LATELY, Progress, ranking
+from bench.evaluation import LATELY, Progress, ranking
 from headrace.config import Settings
 from headrace.file_source import FileSource
 from headrace.file_training import file_configs
@@ -21,7 +21,7 @@ from kernels.memory.reference import rank
 from model.memory import Memory
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
-from trainer.recall import Recall
+from trainer.memory_pass import MemoryPass
 from trainer.step import Learner
 
 ANY_NUMBER = 1 << 40
@@ -35,7 +35,7 @@ class Pass:
     """``ranks``: of every choice, by each ranker of `OURS` (but not by counts alone, if some choices are learned from a
     sample of the rows); ``item_A``, ``num_past_A``: each choice's item (hash), and how many choices of its user were
     known before it. Choices are in the order in which they are learned, which among actions of one time is not that of
-    the stream. ``ranking``: see `bench.judging.ranking`."""
+    the stream. ``ranking``: see `bench.evaluation.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
     item_A: NDArray[np.int64]
@@ -67,7 +67,7 @@ def headrace(
     )
     learner = trainer.learner
     if limit is not None:
-        learner.recall = Recall(learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER)
+        learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER)
     outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 

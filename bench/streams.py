@@ -45,14 +45,14 @@ def news(
     num_users: int = 4_000,
     born_an_hour: float = 40.0,
     seed: int = 0,
-    judge: made_streams.Judge | None = None,
+    on_choice: made_streams.OnChoice | None = None,
 ) -> Iterator[Action]:
-    """Clicks on articles: users read what is new, currently popular, and close to their taste and their last click."""
+    """Clicks on articles: users read what is new, popular, and close to their preferences and their last click."""
     rng, width = np.random.default_rng(seed), 12
     hours = num / 600
     num_items = int((hours + 24) * born_an_hour)
     born = np.sort(rng.uniform(-24, hours, num_items))
-    topic, taste = _directions(rng, num_items, width), _directions(rng, num_users, width)
+    topic, preference = _directions(rng, num_items, width), _directions(rng, num_users, width)
     appeal, life = rng.normal(0, 1.3, num_items), rng.lognormal(np.log(4), 0.6, num_items)
     activity = rng.lognormal(0, 1.2, num_users)
     read: list[set[int]] = [set() for _ in range(num_users)]
@@ -62,16 +62,16 @@ def news(
         user, now = _draw(rng, activity), hour
         first, last = np.searchsorted(born, [now - 48, now])
         pull = appeal[first:last] - (now - born[first:last]) / life[first:last]
-        interest = taste[user].copy()
+        interest = preference[user].copy()
         for _ in range(rng.geometric(0.25)):
             mean = pull + 2 * topic[first:last] @ interest
             score = mean + rng.gumbel(size=last - first)
             item = next((int(first + each) for each in np.argsort(-score)[:60] if first + each not in read[user]), -1)
             if item < 0:
                 break
-            if judge:
+            if on_choice:
                 mean[[each - first for each in read[user] if first <= each < last]] = -np.inf
-                judge(user, item, np.arange(first, last), np.exp(mean - mean.max()))
+                on_choice(user, item, np.arange(first, last), np.exp(mean - mean.max()))
             read[user].add(item)
             interest = 0.7 * interest + 0.5 * topic[item]
             done += 1
@@ -84,12 +84,12 @@ def shop(
     num_users: int = 1_500,
     num_items: int = 3_000,
     seed: int = 0,
-    judge: made_streams.Judge | None = None,
+    on_choice: made_streams.OnChoice | None = None,
 ) -> Iterator[Action]:
     """Purchases in baskets, more than half of them repeats."""
     rng, width = np.random.default_rng(seed), 10
-    taste, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
-    liking = rng.normal(0, 1.3, num_items) + taste @ kind.T + rng.gumbel(size=(num_users, num_items))
+    preference, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
+    liking = rng.normal(0, 1.3, num_items) + preference @ kind.T + rng.gumbel(size=(num_users, num_items))
     shelf, category = np.argsort(-liking, axis=1)[:, :400], np.argmax(kind, axis=1)
     activity = rng.lognormal(0, 1, num_users)
     bought: list[dict[int, int]] = [{} for _ in range(num_users)]
@@ -101,8 +101,8 @@ def shop(
             item = _product(rng, shelf[user], category, bought[user], basket)
             if item in basket:
                 continue
-            if judge:
-                judge(user, item, *_product_chances(shelf[user], category, bought[user], basket))
+            if on_choice:
+                on_choice(user, item, *_product_chances(shelf[user], category, bought[user], basket))
             basket.append(item)
             bought[user][item] = bought[user].get(item, 0) + 1
             done += 1

@@ -21,7 +21,7 @@ import structlog
 
 from bench.__main__ import report
 from bench.domains import annealed
-from bench.judging import retrieval
+from bench.evaluation import retrieval
 from bench.records import interval
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import STREAMS, open_stream

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap, rowwise_adagrad_
+from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.growing import GrowingRows
-from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
 
 Int64 = NDArray[np.int64]
 BLOCK_ROWS = 1 << 12
@@ -228,7 +228,7 @@ class EmbeddingTable:
 
     def changes(self, *, everything: bool) -> tuple[Int64, Int64, NDArray[np.float32], Int64]:
         """(keys, rows, weights, tombstones) to publish: all live rows, or the dirty ones."""
-        chosen = (self.live if everything else self.live & is_marked(self.dirty, UNPUBLISHED))[: self.num_rows]
+        chosen = (self.live if everything else self.live & is_dirty(self.dirty, UNPUBLISHED))[: self.num_rows]
         rows = np.flatnonzero(chosen)
         weights = self.weight[torch.from_numpy(rows).to(self.weight.device)].cpu().numpy()
         tombstones = np.zeros(0, np.int64) if everything else np.array(self.tombstones, np.int64)
@@ -246,7 +246,7 @@ class EmbeddingTable:
             "weight": self.weight[:rows].cpu().numpy(),
             "state": self.state[:rows].cpu().numpy(),
             "live": self.live[:rows],
-            "dirty": self.live[:rows] & is_marked(self.dirty[:rows], UNPUBLISHED),
+            "dirty": self.live[:rows] & is_dirty(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
             "blocked": np.array(sorted(self._blocked), np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},

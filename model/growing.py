@@ -73,7 +73,7 @@ class GrowingRows:
             self._is_huge = True
 
 
-class Room:
+class GrowingColumns:
     """Memory in which columns grow in place, by name."""
 
     def __init__(self) -> None:

@@ -29,9 +29,9 @@ from kernels.memory import (
     memory_stand,
 )
 from model.config import ModelConfig
-from model.growing import Room
-from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
-from model.older import upgraded
+from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
+from model.growing import GrowingColumns
+from model.upgrade import upgraded
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceMemory, DeviceOutcome
@@ -81,7 +81,7 @@ class Memory:
         self._there: DeviceMemory | None = None
         self._here = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
         self.num_rows = 1
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     @property
     def arrays(self) -> MemoryArrays:
@@ -130,7 +130,7 @@ class Memory:
         """In place but for the heats, 12 bytes a row, whose layout is by heat."""
         old = self.arrays
         columns = (*_ROWS, *_NEIGHBOURS, *_CHANGED)
-        longer = {name: self._room.longer(name, getattr(old, name), capacity) for name in columns}
+        longer = {name: self._columns.longer(name, getattr(old, name), capacity) for name in columns}
         for name in ("first", "last"):
             longer[name][old.capacity :] = -1
         heat = np.zeros((len(old.heat), capacity), np.float32)
@@ -210,7 +210,7 @@ class Memory:
         """
         arrays = self.arrays
         chosen_V = (
-            arrays.first[: self.num_rows] >= 0 if everything else is_marked(arrays.dirty[: self.num_rows], UNPUBLISHED)
+            arrays.first[: self.num_rows] >= 0 if everything else is_dirty(arrays.dirty[: self.num_rows], UNPUBLISHED)
         )
         rows = np.flatnonzero(chosen_V)
         columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS, "moved")}
@@ -278,7 +278,7 @@ class Memory:
         other = object.__new__(Memory)
         other._most, other._rules, other._backend = self._most, self._rules, self._backend
         other._device, other._group = self._device, self._group
-        other.arrays, other.num_rows, other._room = self.arrays.copy(), self.num_rows, Room()
+        other.arrays, other.num_rows, other._columns = self.arrays.copy(), self.num_rows, GrowingColumns()
         return other
 
     def learned(self) -> Arrays:

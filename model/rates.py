@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
-from model.growing import Room
+from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
+from model.growing import GrowingColumns
 from model.kept import DELAY_DECAY, MOST_LATE, KeptInputs
-from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
 
@@ -54,7 +54,7 @@ class Rates:
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
         self.kept = KeptInputs(self.arrays)
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     @property
     def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
@@ -76,9 +76,9 @@ class Rates:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
         counts = getattr(self.arrays, f"{table}_VC")
         if num_rows > len(counts):
-            room = max(num_rows, 2 * len(counts))
+            capacity = max(num_rows, 2 * len(counts))
             for name in (f"{table}_VC", f"{table}_dirty_V"):
-                setattr(self.arrays, name, self._room.longer(name, getattr(self.arrays, name), room))
+                setattr(self.arrays, name, self._columns.longer(name, getattr(self.arrays, name), capacity))
 
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
@@ -142,8 +142,8 @@ class Rates:
         """What a version carries: all rows that were met, or those changed since `mark_published`; and all weights."""
         found = self.weights()
         for table in TABLES:
-            counts, marks = getattr(self.arrays, f"{table}_VC"), getattr(self.arrays, f"{table}_dirty_V")
-            rows = np.flatnonzero(counts.any(axis=1) if everything else is_marked(marks, UNPUBLISHED))
+            counts, dirty = getattr(self.arrays, f"{table}_VC"), getattr(self.arrays, f"{table}_dirty_V")
+            rows = np.flatnonzero(counts.any(axis=1) if everything else is_dirty(dirty, UNPUBLISHED))
             found |= {f"{table}_index": rows, f"{table}_VC": counts[rows]}
         return found
 
@@ -205,14 +205,14 @@ class Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
         other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
-        other.kept, other._room = self.kept.copy(other.arrays), Room()
+        other.kept, other._columns = self.kept.copy(other.arrays), GrowingColumns()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
         state = {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
-        marks = {name: marks & UNPUBLISHED for name, marks in state.items() if name.endswith("_dirty_V")}
-        return state | marks | self.kept.state_dict()
+        dirty = {name: bits & UNPUBLISHED for name, bits in state.items() if name.endswith("_dirty_V")}
+        return state | dirty | self.kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""

@@ -13,8 +13,8 @@ import threading
 
 from serving.cost import CostModel
 from serving.engine import Engine
-from serving.holder import WeightsManager
 from serving.lane import Job, Lane, Waiting
+from serving.weights_manager import WeightsManager
 
 LONG_WEIGHT = 4.0
 """Jobs that weigh more go to the long lane."""
@@ -27,11 +27,11 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Engine, holder: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
+        self, engine: Engine, manager: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
         max_wait_s: float = 1.0, cost: CostModel | None = None,
     ) -> None:  # fmt: skip
-        self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s, cost=cost)
-        self._long = Lane("long", engine, holder, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
+        self._short = Lane("short", engine, manager, num_workers, float(max_batch), max_waiting, max_wait_s, cost=cost)
+        self._long = Lane("long", engine, manager, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
         self._arriving = threading.local()
 
     async def answer(self, job: Job) -> bytes:

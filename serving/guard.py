@@ -93,7 +93,7 @@ class Guard:
         return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
 
     def forget(self) -> None:
-        """Judge by nothing that came before: an operator has switched to another line of training."""
+        """Start over, because an operator has switched to another line of training."""
         self._good.clear()
         self._held_since_ms = None
 

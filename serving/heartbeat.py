@@ -11,8 +11,8 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.holder import WeightsManager
 from serving.rollout import Rollout
+from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
@@ -27,10 +27,10 @@ BRIEFLY: dict[str, Any] = {
 class Heartbeat(threading.Thread):
     """A thread with its own producer. A report that the broker does not take is dropped: the next one has it all."""
 
-    def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: WeightsManager,
+    def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
-        self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder
+        self._kafka, self._topic, self._component, self._manager = kafka, topic, name, manager
         self._num_requests, self._every_s = num_requests, every_s
         self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
@@ -42,7 +42,7 @@ class Heartbeat(threading.Thread):
 
     def status(self) -> ServerStatus:
         """The report as of now."""
-        current, now_ms, num = self._holder.current, int(time.time() * 1000), self._num_requests()
+        current, now_ms, num = self._manager.current, int(time.time() * 1000), self._num_requests()
         if current is None:
             return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
         return ServerStatus(

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.memory import MemoryAnswers, MemoryEvents
 from model.memory_events import events_of
 from model.tokens import ITEMS
-from serving.holder import HeldVersion
+from serving.weights_manager import HeldVersion
 
 Int64 = NDArray[np.int64]
 OUT = np.float32(-1e30)

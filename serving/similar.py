@@ -9,7 +9,7 @@ import torch
 
 from kernels import top_k
 from model.tokens import ITEMS
-from serving.holder import HeldVersion
+from serving.weights_manager import HeldVersion
 
 
 @torch.inference_mode()

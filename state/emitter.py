@@ -14,7 +14,7 @@ from state.names import Names
 from state.segment import Segment
 from state.segment_codec import COLUMNS_START, cut, describe
 from state.user import User
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Mark
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header
@@ -32,8 +32,8 @@ class Users(Protocol):
     def complete(self, user: User) -> None:
         """Load the user's older segments."""
 
-    def order_of(self, item: int) -> Order | None:
-        """The last order for an item, by its hash; None if there is none."""
+    def forget_request(self, item: int) -> ForgetRequest | None:
+        """The last request about an item, by its hash; None if there is none."""
 
 
 class Emitter:
@@ -151,7 +151,7 @@ class Emitter:
         return bool(self._running)
 
     def mark(self, mark: Mark, user: str, offset: int, record_ms: int, names: dict[int, str | int]) -> None:
-        """Emit a mark, an example without interactions. ``offset``: of the order."""
+        """Emit a mark, an example without interactions. ``offset``: that of the request to forget."""
         header = Header(
             self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
             -1, record_ms, 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,

@@ -29,7 +29,7 @@ from state.outbox import Outbox, OutboxEntry
 from state.restore import adopt_newest, rewind
 from state.sequencer import Sequencer
 from state.user_store import UserStore
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.status import PartitionStatus
@@ -119,7 +119,7 @@ class PartitionStore:
 
     @property
     def applied_offset(self) -> int:
-        """Highest offset applied; -1 before any. After `restore`, the replay continues from the next one."""
+        """Highest offset applied; -1 before any. After `restore`, the worker continues from the next one."""
         return self._sequencer.applied_offset
 
     @property
@@ -213,14 +213,14 @@ class PartitionStore:
         """As `state.sequencer` defines it."""
         sequencer, dead = self._sequencer, list[bytes]()
         for offset, record_ms, _key, value in records:
-            looked = self._intake.look(offset, record_ms, value, dead)
-            if isinstance(looked, Order):
+            decoded = self._intake.decode(offset, record_ms, value, dead)
+            if isinstance(decoded, ForgetRequest):
                 self._commit(sequencer.drain_drafts(), dead)
                 dead.clear()
-                self._obey(looked, offset, record_ms)
+                self._carry_out(decoded, offset, record_ms)
                 continue
             sequencer.advance(offset, record_ms)
-            for index, action in looked:
+            for index, action in decoded:
                 sequencer.apply(action, offset, record_ms, index)
         drafts = sequencer.drain_drafts()
         if records or drafts:
@@ -233,28 +233,28 @@ class PartitionStore:
         ranges = compiled.decode([value or b"" for *_, value in records], [record_ms for _, record_ms, *_ in records])
         for (offset, record_ms, _key, value), (first, last) in zip(records, ranges, strict=True):
             if first == NOT_DECODED:
-                looked = self._intake.look(offset, record_ms, value, dead)
-                if isinstance(looked, Order):
+                decoded = self._intake.decode(offset, record_ms, value, dead)
+                if isinstance(decoded, ForgetRequest):
                     self._commit_run(compiled, run, dead)
                     run.clear()
                     dead.clear()
-                    self._obey(looked, offset, record_ms)
-                    compiled.drop(looked.user)
+                    self._carry_out(decoded, offset, record_ms)
+                    compiled.drop(decoded.user)
                     continue
-                first, last = compiled.add(looked)
+                first, last = compiled.add(decoded)
             run.append((first, last, offset, record_ms))
         if run:
             self._commit_run(compiled, run, dead)
 
-    def _obey(self, order: Order, offset: int, record_ms: int) -> None:
-        """Carry out an order, in a write batch of its own: a restore that finds the marks continues at the order, and
-        repeats no action before it."""
+    def _carry_out(self, request: ForgetRequest, offset: int, record_ms: int) -> None:
+        """Forget, in a write batch of its own: a restore that finds the marks continues at the request, and applies no
+        action before it again."""
         sequencer = self._sequencer
         sequencer.advance(offset, record_ms)
         num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
-        is_erased = sequencer.obey(order, record_ms)
-        keys = keys_of_user(order.user, num_slots, segment_len) if is_erased else ()
-        self._commit(sequencer.drain_drafts(), (), erased=order.user if is_erased else "", tombstones=keys)
+        is_erased = sequencer.forget(request, record_ms)
+        keys = keys_of_user(request.user, num_slots, segment_len) if is_erased else ()
+        self._commit(sequencer.drain_drafts(), (), erased=request.user if is_erased else "", tombstones=keys)
 
     def _commit(
         self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
@@ -274,7 +274,7 @@ class PartitionStore:
         for user in sequencer.changed.values():
             self._users.save(batch, user)
         self._users.save_names(batch, sequencer.names.fresh)
-        self._users.save_orders(batch, sequencer.orders)
+        self._users.save_forget_requests(batch, sequencer.forget_requests)
         self._write(batch, index)
         self._forget()
 
@@ -305,7 +305,7 @@ class PartitionStore:
         while len(users) > max_users:
             users.popitem(last=False)
         sequencer.changed.clear()
-        sequencer.orders.clear()
+        sequencer.forget_requests.clear()
         sequencer.names.fresh.clear()
         sequencer.names.shrink()
 

@@ -28,7 +28,7 @@ from wire.topics import Topics
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
+class BackfillReport:
     """Where history ends. ``offsets``: partition → the first offset that is not history. ``num_actions``: of the file.
     ``num_sent``: sent by this run."""
 
@@ -45,7 +45,9 @@ class _Log:
     end: int = 0
 
 
-def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: BatchConfig | None = None) -> HandOver:
+def backfill(
+    actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: BatchConfig | None = None
+) -> BackfillReport:
     """Send what is missing of the file, then read all of it back. Raises `BackfillError`."""
     topic = Topics.under(kafka.prefix).actions
     shares: dict[int, list[Mapping[str, Any]]] = {partition: [] for partition in range(kafka.partitions)}
@@ -67,7 +69,7 @@ def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: Ba
                 "missing; run it again"
             )
     offsets = {partition: log.end for partition, log in after.items()}
-    return HandOver(offsets, sum(map(len, shares.values())), num_sent)
+    return BackfillReport(offsets, sum(map(len, shares.values())), num_sent)
 
 
 def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, _Log]:

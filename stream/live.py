@@ -9,7 +9,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.producer import BatchConfig
-from stream.replay import print_report, send_actions, show_progress
+from stream.sender import print_report, send_actions, show_progress
 from stream.simulate import KINDS, World, WorldConfig
 from wire.kafka.admin import ensure_topics
 

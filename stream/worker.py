@@ -25,11 +25,11 @@ from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
 from stream.drift import warn_of_drift, warn_of_times
-from stream.handover import refuse_unfinished
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.migration import refuse_unfinished
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
@@ -87,7 +87,7 @@ class Worker:
 
     def _refuse_unfinished(self) -> None:
         kafka = self.settings.kafka
-        patiently(lambda: refuse_unfinished(kafka), "looking for a handover", kafka, threading.Event())
+        patiently(lambda: refuse_unfinished(kafka), "looking for a migration", kafka, threading.Event())
 
     def _refuse_namesake(self) -> None:
         kafka, name = self.settings.kafka, self.component

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.growing import Room
+from model.growing import GrowingColumns
 
 Int64 = NDArray[np.int64]
 BLOCK = 128
@@ -27,7 +27,7 @@ class PopularityBaseline:
         self._with_BC = np.zeros((1, BLOCK), np.int64)
         """How many rows have a count of 1 + 128 b + c."""
         self._block_B = np.zeros(1, np.int64)
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     def load(self, count_V: Int64) -> None:
         """Become the baseline that had these counts."""
@@ -50,7 +50,7 @@ class PopularityBaseline:
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.count_V):
-            self.count_V = self._room.longer("count", self.count_V, max(num_rows, 2 * len(self.count_V)))
+            self.count_V = self._columns.longer("count", self.count_V, max(num_rows, 2 * len(self.count_V)))
 
     def count_of(self, rows_R: Int64) -> Int64:
         """(R,) how often these rows have occurred."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.marks import UNPUBLISHED
+from model.dirty import UNPUBLISHED
 from model.memory import published_memory
 from trainer.errors import UnsoundVersionError
 from trainer.regions import COUNTS, names_of, regions_of

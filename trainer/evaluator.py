@@ -92,30 +92,30 @@ class Evaluator:
         self,
         batch: JaggedBatch,
         predicted: Ranked,
-        recalled: MemoryOutcome,
+        choices: MemoryOutcome,
         num_known: int,
         seen_rows_n: Int64,
         step: int,
     ) -> None:
         """Add a batch's predictions to the metrics.
 
-        ``recalled``: the memory's outcomes of the choices, each predicted before the next was counted. For the
+        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted. For the
         baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
         wanted = np.flatnonzero(batch.is_wanted_R)
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
-        ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
+        ranked_S = self._ranked(len(wanted), step) & (choices.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
         popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
-                recalled.rank_R[ranked],
+                choices.rank_R[ranked],
                 *(ranks * (target_S[ranked] > 0) for ranks in popular),
-                recalled.model_rank_R[ranked],
-                recalled.count_rank_R[ranked],
+                choices.model_rank_R[ranked],
+                choices.count_rank_R[ranked],
             ]
         )
         self._metrics.add(
@@ -124,7 +124,7 @@ class Evaluator:
                 ranked_S=ranked_S,
                 slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
                 domain_S=batch.domain_n[where_S],
-                log_loss_S=recalled.loss_R.astype(np.float64),
+                log_loss_S=choices.loss_R.astype(np.float64),
                 key_R=batch.key_R,
                 probability_RK=predicted.probability_RK,
                 baseline_RK=predicted.by_rate_RK,

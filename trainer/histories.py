@@ -89,7 +89,7 @@ class TrainedHistories(Histories):
         """How many examples of all users there have been."""
         return self._num_touches
 
-    def obey(self, mark: Example) -> None:
+    def apply_mark(self, mark: Example) -> None:
         """Forget a user who is marked."""
         if mark.mark is Mark.USER and mark.user in self.users:
             self.drop(mark.user)
@@ -113,7 +113,7 @@ class TrainedHistories(Histories):
         """Take an example that was trained before the checkpoint, in the order of its partition."""
         if example.mark is not None:
             if not self._is_resumed or example.mark is not Mark.USER:
-                self.obey(example)
+                self.apply_mark(example)
             return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):

@@ -68,10 +68,10 @@ class Columns:
         if not len(rows_U):
             return
         for name, values in columns.items():
-            column = self._room(name, int(rows_U[-1]) + 1 if _ascends(rows_U) else int(rows_U.max()) + 1, values)
+            column = self._column(name, int(rows_U[-1]) + 1 if _ascends(rows_U) else int(rows_U.max()) + 1, values)
             column[rows_U] = values
 
-    def _room(self, name: str, num_rows: int, like: NDArray[Any]) -> NDArray[Any]:
+    def _column(self, name: str, num_rows: int, like: NDArray[Any]) -> NDArray[Any]:
         held = self._columns.get(name)
         if held is None or held.shape[1:] != like.shape[1:]:  # the width has changed: every row in use comes again
             held = np.zeros((0, *like.shape[1:]), like.dtype)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from model.marks import UNSAVED
+from model.dirty import UNSAVED
 from trainer.checkpoint import Checkpoint, CheckpointFolder, Draft, unwritable
 from trainer.regions import names_of, regions_of, users_of
 from trainer.rows import Piece

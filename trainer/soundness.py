@@ -40,7 +40,7 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
     for example in examples:
         if example.mark is not None:
-            learner.obey([example])
+            learner.apply_marks([example])
             continue
         learner.histories.fold(example)
         learner.learn_names(example.names)

@@ -38,9 +38,9 @@ from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
 from trainer.losses import mean_or_zero, ranking_loss
+from trainer.memory_pass import MemoryPass
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
-from trainer.recall import Recall
 from trainer.shard_pass import Network
 from trainer.sharding import Sharding
 from wire.example import Example, Mark
@@ -94,7 +94,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.recall = Recall(self.memory, self.items, self.model)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -139,7 +139,7 @@ class Learner:
         """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
         if examples[0].mark is not None:
-            self.obey(examples)
+            self.apply_marks(examples)
             return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
@@ -156,29 +156,30 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         loss = retrieval + self.config.rank_weight * ranking
         if self._is_memory_there:
-            launched = self.recall.launch(whole, forward, seen_rows_n)
+            launched = self.memory_pass.launch(whole, forward, seen_rows_n)
             self._learn(forward, loss)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
         elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
-            asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
-            pending = self._memory_thread.submit(self.recall.answer, whole, asked)
+            asked = list(self.memory_pass.ask(whole, forward, seen_rows_n, self.num_interactions))
+            pending = self._memory_thread.submit(self.memory_pass.answer, whole, asked)
             self._learn(forward, loss)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
         else:
-            recalled, ranked = self._recall(whole, forward, seen_rows_n), self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, recalled, num_known, seen_rows_n, self.num_steps)
+            choices = self._predict_choices(whole, forward, seen_rows_n)
+            ranked = self._rank(whole, forward, seen_rows_n)
+            self.evaluator.count(whole, ranked, choices, num_known, seen_rows_n, self.num_steps)
             self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
-    def obey(self, marks: Sequence[Example]) -> None:
+    def apply_marks(self, marks: Sequence[Example]) -> None:
         """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
         for each in marks:
-            self.histories.obey(each)
+            self.histories.apply_mark(each)
             if each.mark is Mark.ITEM:
                 self.remove_items({each.marked_item})
             elif each.mark is Mark.ITEM_BACK:
@@ -203,9 +204,9 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.recall`)."""
-        return self.recall.answer(batch, self.recall.ask(batch, forward, seen_rows_n, self.num_interactions))
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
+        """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.memory_pass`)."""
+        return self.memory_pass.answer(batch, self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions))
 
     def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
         """The odds of each kind are asked, learned and counted, in the order of the targets' times."""

@@ -146,7 +146,7 @@ class Example:
     """Position, in the list of actions at ``user_offset``, of the last one that is included."""
     applied_offset: int
     """The highest action offset of the partition that has been applied."""
-    replay_from_offset: int
+    resume_from_offset: int
     """Where a restoring worker that has all examples up to this number must begin to apply actions again: examples up
     to this one cover everything before (`state.restore`)."""
     newest_event_ms: int
@@ -172,9 +172,9 @@ class Example:
         return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property
-    def is_carried(self) -> bool:
-        """Whether it is of no action of its deployment, but of another's, from which its user was carried over
-        (`headrace.carried`). It teaches nothing."""
+    def is_migrated(self) -> bool:
+        """Whether its user was migrated from another deployment (`headrace.migration`): it covers no action of this
+        one, and teaches nothing."""
         return self.user_offset < 0 and not self.is_fence
 
     @property
@@ -207,5 +207,5 @@ def fence(partition: int, writer_epoch: int, number: int = -1) -> Example:
         user="", partition=partition, writer_epoch=writer_epoch, number=number, segment=0, segment_len=1,
         interactions=no_interactions(), num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
         session_hash=none, action_ids=none, user_feature_hash=none, user_offset=-1, user_index=-1, applied_offset=-1,
-        replay_from_offset=0, newest_event_ms=-1, newest_record_ms=-1, is_fence=True,
+        resume_from_offset=0, newest_event_ms=-1, newest_record_ms=-1, is_fence=True,
     )  # fmt: skip

@@ -63,7 +63,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     num_features: int
     num_user_features: int
     applied_offset: int
-    replay_from_offset: int
+    resume_from_offset: int
     counted_offset: int
     counts: Counts
     newest_event_ms: int
@@ -186,7 +186,7 @@ def encode_example(example: Example) -> bytes:
     ]
     header = Header(
         example.partition, example.writer_epoch, example.segment_len, num_features, len(example.user_feature_hash),
-        example.applied_offset, example.replay_from_offset, example.counted_offset, example.counts,
+        example.applied_offset, example.resume_from_offset, example.counted_offset, example.counts,
         example.newest_event_ms, example.newest_record_ms, base_ms, example.user_offset, example.user_index,
         example.number, example.segment, example.first, num, example.num_new, example.num_feedback,
         len(example.action_ids), flags, width, example.user, example.names,
@@ -225,7 +225,7 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
         header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
-        header.applied_offset, header.replay_from_offset, header.newest_event_ms, header.newest_record_ms,
+        header.applied_offset, header.resume_from_offset, header.newest_event_ms, header.newest_record_ms,
         header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first, id_counts,
         Mark(flags & MARKS) if flags & MARKS else None,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.http import build_app
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, service_of
+from tests.serving.live import MANAGER, service_of
 
 READ, ADMIN = "a-token-that-reads", "a-token-that-administers"
 
@@ -28,7 +28,7 @@ def tokens(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(tokens: Path) -> Iterator[Client]:
-    service = service_of(HOLDER, ServingConfig(tokens_file=str(tokens)))
+    service = service_of(MANAGER, ServingConfig(tokens_file=str(tokens)))
     yield Client(build_app(service))
     service.close()
 
@@ -86,7 +86,7 @@ def test_a_wrong_token_file_is_refused_at_start(tmp_path: Path, text: str, messa
 
 
 def test_a_server_that_asks_for_no_token_would_be_caught(tokens: Path) -> None:
-    service = service_of(HOLDER, ServingConfig(tokens_file=str(tokens)))
+    service = service_of(MANAGER, ServingConfig(tokens_file=str(tokens)))
     broken = Client(build_app(service, Access("")))
     assert broken.get("/version").status_code == 200, "test_without_a_token_only_the_probes_answer would fail"
     service.close()

@@ -62,7 +62,7 @@ def hostile_of(seed: int, num_records: int) -> list[Record]:
     rng = random.Random(seed)
     return [
         (offset, record_ms, key, _spoiled(rng, value or b"", record_ms))
-        for offset, record_ms, key, value in stream_of(seed, num_records, orders=True)
+        for offset, record_ms, key, value in stream_of(seed, num_records, forgets=True)
     ]
 
 
@@ -128,7 +128,7 @@ def both(folder: Path, sequence: SequenceConfig, log: list[Record], rng: random.
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(sequence=SEQUENCES, seed=st.integers(0, 2**32), is_hostile=st.booleans())
 def test_cpp_writes_what_the_definition_writes(sequence: SequenceConfig, seed: int, is_hostile: bool) -> None:
-    log = hostile_of(seed, 60) if is_hostile else stream_of(seed, 60, orders=True)
+    log = hostile_of(seed, 60) if is_hostile else stream_of(seed, 60, forgets=True)
     with TemporaryDirectory(dir=MEMORY) as folder:
         both(Path(folder), sequence, log, random.Random(seed))
 

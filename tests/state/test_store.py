@@ -188,7 +188,7 @@ def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) 
         ("u", 6, 4, 0, 0), ("u", 7, 3, 0, 0),
     ], "segment 4 lies where 0 would; nothing lies where the second of v would"  # fmt: skip
     assert [entry.key for entry in store.outbox() if entry.value] == [b"u\x000", b"u\x001"]
-    assert [(e.newest_record_ms, e.replay_from_offset, e.user_offset) for e in examples] == [
+    assert [(e.newest_record_ms, e.resume_from_offset, e.user_offset) for e in examples] == [
         (2_500, 6, 4), (2_500, 6, 4),
     ]  # fmt: skip
     store.close()
@@ -510,7 +510,7 @@ def test_a_store_restored_from_any_prefix_of_the_topic_equals_the_lost_one(seed:
         world.store = PartitionStore.open(tmp_path / "restored", 0, ACTION, sequence)
         world.claim(restore=world.left_of(rng.choice((0, length, rng.randrange(length)))))
         told = world.accepted()
-        assert world.store.applied_offset == (told[-1].replay_from_offset - 1 if told else -1)
+        assert world.store.applied_offset == (told[-1].resume_from_offset - 1 if told else -1)
         while world.store.applied_offset < world.log[-1][0]:
             world.apply(rng.randrange(1, 30))
         world.finish()

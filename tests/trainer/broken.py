@@ -150,8 +150,8 @@ def copies_once() -> None:
     copies_little_at_a_time()
 
     def forget(self: Any, budget: int) -> None:
-        for region, rows_U in self._marked():
-            region.marks[rows_U] = 0
+        for region, rows_U in self._dirty():
+            region.dirty[rows_U] = 0
 
     trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
 

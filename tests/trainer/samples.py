@@ -83,7 +83,7 @@ def example(
         user_offset=number,
         user_index=0,
         applied_offset=number,
-        replay_from_offset=number + 1,
+        resume_from_offset=number + 1,
         newest_event_ms=newest_ms,
         newest_record_ms=newest_ms + 5,
         names=names or {},

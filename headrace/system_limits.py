@@ -11,7 +11,7 @@ MAX_FILES = 65_536
 _MEMORY = ("failed to map segment", "can't allocate memory", "Cannot allocate memory")
 
 
-def open_more_files() -> str:
+def raise_file_limit() -> str:
     """Raise the limit on open files as far as the system allows: it is often 1,024 only for programs that use
     ``select``. Returns what to do if that is too low, or nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -27,7 +27,7 @@ def open_more_files() -> str:
     )
 
 
-def described(error: Exception) -> str:
+def system_error(error: Exception) -> str:
     """What to tell a person about an error of the system, or nothing if ``error`` is not one."""
     text = str(error)
     if isinstance(error, MemoryError) or any(each in text for each in _MEMORY):

@@ -48,7 +48,7 @@ class Part:
     query_AD: NDArray[np.float32] | None = None
 
 
-class Recall:
+class MemoryPass:
     """Asks ``memory``, whose rows are those of ``items``.
 
     At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
