@@ -66,7 +66,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
 
 
 def _refused(error: Exception) -> Exception | None:
-    """The error to show for one of Kafka's that a person can fix; None for any other."""
+    """The error to show for a Kafka error whose cause a person can fix; None for any other."""
     from wire.errors import HeadraceError
     from wire.kafka.refusal import refusal
 
@@ -74,7 +74,7 @@ def _refused(error: Exception) -> Exception | None:
 
 
 def _is_user_facing(error: Exception) -> bool:
-    """Whether the message says what to do. (The modules of such errors are loaded by then.)"""
+    """Whether the message says what to do. (By then, the modules that define such errors are loaded.)"""
     known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
     return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
 

@@ -43,11 +43,11 @@ class Evidence:
     dead: set[tuple[int, int, int]] = field(default_factory=set)
     """The dead letters: (partition, offset, index) of each refused action."""
     refused_before: set[tuple[int, int, int]] = field(default_factory=set)
-    """Those among them that an earlier configuration may have refused (`reasons_before`)."""
+    """The dead letters that an earlier configuration may have caused (`reasons_before`)."""
     shapes: list[Shape] = field(default_factory=list)
     """The configurations stated in the workers' fences."""
     now: Shape | None = None
-    """The configuration that the audit counts with."""
+    """The configuration that the audit uses."""
     dead_before: int = 0
     """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)

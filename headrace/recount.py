@@ -36,7 +36,7 @@ class Recount:
         self._num_slots = sequence.num_slots
         self.num_records = self.num_forgotten = self.num_migrated = 0
         self.forgotten: set[str] = set()
-        """Users who were forgotten, and whose interactions are ``num_forgotten``."""
+        """Users who were forgotten; ``num_forgotten`` is the number of their interactions."""
         self.num_produced = 0
         """Actions, and records that should have been one."""
         self.refused_before: set[tuple[int, int]] = set()

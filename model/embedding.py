@@ -1,4 +1,4 @@
-"""Embedding tables for a vocabulary that changes: 64-bit key → row; keys arrive, are evicted by age, learn row by row.
+"""Embedding tables for a changing vocabulary: 64-bit key → row. Keys arrive and are evicted by age; rows learn singly.
 
 Row 0 of every table is the cold row, which stands for every key without a row of its own (not admitted yet, evicted,
 never seen, or the absent key 0). No other row is shared. Rows that changed are ``dirty`` until a version carries them.
@@ -48,10 +48,10 @@ class EmbeddingTable:
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self._num_live_B = np.zeros(1, np.int64)
-        """How many rows of each block belong to a key, for `live_at`."""
+        """How many rows of each block have a key, for `live_at`."""
         self.tombstones: list[int] = []
         self.renewed: list[Int64] | None = None
-        """Rows that a key has got or lost since whoever copies the table last looked; None if nobody does."""
+        """Rows that have got or lost a key since the table was last copied; None if nobody copies it."""
         self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
         self.live[0], self.dirty[0] = True, CHANGED
@@ -81,10 +81,10 @@ class EmbeddingTable:
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
-        self.dirty[rows] |= UNSAVED  # when it was seen
+        self.dirty[rows] |= UNSAVED  # the time of the last sighting
         arrived = rows[~self.live[rows]]
         if len(arrived):
-            if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
+            if not (arrived[1:] > arrived[:-1]).all():  # usually they are ascending already
                 arrived = np.unique(arrived)
             self.live[arrived], self.dirty[arrived] = True, CHANGED
             self._count_live(arrived, 1)
@@ -94,7 +94,7 @@ class EmbeddingTable:
 
     def _initialise(self, rows_U: Int64, step: int) -> None:
         first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
-        if self.weight.device.type == "cpu" and stop - first == len(rows_U):  # all of them new: written where they stay
+        if self.weight.device.type == "cpu" and stop - first == len(rows_U):  # all of them new: written in place
             self._draw_rows(self.weight[first:stop].numpy(), step)
             self.state[first:stop] = 0.0
             return
@@ -107,7 +107,7 @@ class EmbeddingTable:
             self.renewed.append(rows_U)
 
     def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
-        """Take these rows over from another table, without their keys. ``state_U``: None if they are new."""
+        """Copy these rows from another table, without their keys. ``state_U``: None if they are new."""
         self._grow(int(rows_U.max(initial=-1)) + 1)
         where = torch.from_numpy(rows_U).to(self.weight.device)
         self.live[rows_U] = live_U
@@ -121,7 +121,7 @@ class EmbeddingTable:
             self._see_rows()
 
     def _see_rows(self) -> None:
-        """Renew the views of the arrays after they have grown. On a GPU, which cannot grow memory, this is a copy."""
+        """Renew the views of the arrays after they have grown. On a GPU, where memory cannot grow, this copies."""
         self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
         if "weight" in self._rows:
             self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
@@ -150,13 +150,13 @@ class EmbeddingTable:
         return self._drop(*self.map.evict(before_ms))
 
     def block(self, keys_N: Int64) -> Int64:
-        """Drop these keys, as `evict` does, and let them have no row again until `unblock`; their rows."""
+        """Drop these keys as `evict` does, and give them no row again until `unblock`; returns their rows."""
         self._blocked |= set(keys_N.tolist())
         return self._drop(*self.map.remove(keys_N))
 
     @property
     def blocked(self) -> frozenset[int]:
-        """Keys that may have no row."""
+        """Keys that are blocked."""
         return frozenset(self._blocked)
 
     def unblock(self, keys_N: Int64) -> None:
@@ -195,7 +195,7 @@ class EmbeddingTable:
         return np.flatnonzero(self.live[1 : self.num_rows]) + 1
 
     def live_at(self, place_N: Int64) -> Int64:
-        """(N,) the rows at these places in `live_rows`, without going through all rows."""
+        """(N,) the rows at these places in `live_rows`, without listing all rows."""
         if self.num_live == self.num_rows - 1:
             return place_N + 1
         end_B = np.cumsum(self._num_live_B)
@@ -209,7 +209,7 @@ class EmbeddingTable:
         return found_N
 
     def _count_live(self, rows_U: Int64, change: int) -> None:
-        """These rows, which are distinct, begin (1) or cease (-1) to belong to a key."""
+        """Count distinct rows that have got (1) or lost (-1) a key."""
         num_blocks = len(self.live) // BLOCK_ROWS + 1
         if num_blocks > len(self._num_live_B):
             more = np.zeros(max(num_blocks, 2 * len(self._num_live_B)) - len(self._num_live_B), np.int64)

@@ -2,8 +2,8 @@
 
 No request waits for others to fill a batch: a lone one is taken at once. Requests that the event loop reads in one
 iteration are handed over together, so batches form without waiting. There are two lanes with their own threads, so that
-a long list of candidates does not delay short requests; and a lane refuses a request that it could not answer soon
-(`OverloadedError`), by what it has measured of itself.
+a long list of candidates does not delay short requests. From its own measurements, a lane knows which requests it could
+not answer soon, and refuses them (`OverloadedError`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONG_WEIGHT = 4.0
 class Batcher:
     """Takes jobs, returns the bytes of their answers. `close` answers those that are waiting.
 
-    ``cost``: what is already known about the cost of short requests.
+    ``cost``: the known cost of short requests, if any.
     """
 
     def __init__(

@@ -130,12 +130,12 @@ class ServingConfig:
     guard_calibration: float = 3.0
     """Predicting more than this many times what is observed, or less than its inverse."""
     guard_patience_s: float = 60.0
-    """After this long the newest version answers all the same, whatever is said of it: it may be the world that has
-    changed, and weights that learn nothing more only get worse. 0: never."""
+    """After this long, the newest version answers anyway, whatever its metrics: perhaps the world has changed, and
+    weights that learn nothing new only get worse. 0: never."""
     guard_new_line_s: float = 3600.0
-    """The same for a new line of training, which takes its time to become as good as the old one."""
+    """The same for a new line of training, which takes time to become as good as the old one."""
     guard_min_targets: int = 5000
-    """A version measured on fewer targets cannot be judged; it is held back only if its line of training is new."""
+    """A version measured on fewer targets is not judged; it is held back only if its line of training is new."""
     access_log: bool = False
     tokens_file: str = ""
     """A TOML file of bearer tokens, ``read = [...]`` and ``admin = [...]``; empty: the server is open to everyone."""

@@ -24,15 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.odds import OddsEvents
-from model.config import ModelConfig
-from model.rates import alike_of, attributes_of, probability
 from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
-from serving.columns import Columns, user_feature_rows
+from serving.columns import Columns
 from serving.diversity import diversified, pool_size
 from serving.histories import Histories
 from serving.network import KeysValues
+from serving.ranking import Ranker
 from serving.request import Request, Result
 from serving.retrieval import Wanted, best_items
 from serving.reuse import ReuseProbe, difference, log_odds
@@ -69,7 +67,7 @@ class Engine:
         self.histories, self.reuse = histories, reuse or ReuseProbe(0, 0.0)
         self.cache = HistoryCache(cache_bytes)
         self._cache_is_on = cache_bytes > 0
-        self._candidates_per_pass = candidates_per_pass
+        self._ranker = Ranker(histories, candidates_per_pass)
 
     @torch.inference_mode()
     def answer(self, version: HeldVersion, requests: Sequence[Request]) -> list[Result]:
@@ -199,67 +197,10 @@ class Engine:
         return [Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_)) for rows, scores in chosen]
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Result:
-        assert done.request.candidates is not None
-        candidates, network = done.request.candidates, version.network
-        past = (
-            done.past if done.fresh is None else KeysValues.cat([part for part in (done.past, done.fresh) if len(part)])
-        )
-        step = self._candidates_per_pass
-        logits = [
-            self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
-        ]
-        probabilities = self._odds(version, done, torch.cat(logits))
-        known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self.histories.is_removed(candidates)
-        assert probabilities.shape == (len(candidates), len(network.config.kinds))
-        return Result(candidates, probabilities, known)
-
-    def _odds(self, version: HeldVersion, done: _Progress, logit_CK: Tensor) -> NDArray[np.float32]:
-        """(C, K) what the network's logits and the counts together say of the candidates."""
-        assert done.request.candidates is not None
-        assert version.tables.rates is not None
-        candidates, config, columns = done.request.candidates, version.network.config, done.columns
-        num, num_past = len(candidates), len(columns)
-        unseen = self._candidate_columns(done, config, candidates)
-        features_CF = np.concatenate([unseen.features, unseen.user_features], axis=1)
-        logits = version.tables.rates.score(
-            OddsEvents(
-                row_R=version.tables[ITEMS].lookup(candidates).astype(np.int32),
-                item_R=candidates,
-                attribute_RA=attributes_of(version.tables.tables, unseen.domain_n, features_CF, config),
-                network_RK=logit_CK.float().cpu().numpy(),
-                bits_R=unseen.bits_n,
-                is_new_R=np.ones(num, np.uint8),
-                order_R=np.arange(num),
-                past_item_n=np.ascontiguousarray(columns.item_n),
-                past_bits_n=np.ascontiguousarray(columns.bits_n),
-                past_begin_R=np.full(num, max(0, num_past - config.max_context)),
-                past_end_R=np.full(num, num_past),
-                alike_RL=alike_of(unseen.domain_n, unseen.features, config),
-                past_alike_nL=alike_of(columns.domain_n, columns.features, config),
-                kept_R=np.full(num, -1, np.int32),
-            )
-        )
-        return probability(logits).astype(np.float32)
-
-    def _candidate_columns(self, done: _Progress, config: ModelConfig, candidates: Int64) -> Columns:
-        """The candidates as interactions that have not happened yet."""
-        request, num = done.request, len(candidates)
-        domain = request.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
-        features = self.histories.items.features_of(candidates, config.num_features)
-        user_features = user_feature_rows(request.user_features, config, num)
-        return Columns.of_candidates(candidates, request.now_ms, domain, features, user_features)
-
-    def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
-        """One pass over some candidates, which share history, position and time, and do not see each other."""
-        network, request, num = version.network, done.request, len(candidates)
-        x_CM = network.item_tokens(version.tables, self._candidate_columns(done, network.config, candidates))
-        y_CM = network.score_candidates(x_CM, request.now_ms, past)
-        assert version.tables.rates is not None
-        rows_C, done_K = version.tables[ITEMS].lookup(candidates), done.columns.num_by_kind(len(network.config.kinds))
-        prior_CPK = version.tables.rates.prior(
-            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
-        )
-        return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
+        past = done.past
+        if done.fresh is not None:
+            past = KeysValues.cat([part for part in (done.past, done.fresh) if len(part)])
+        return self._ranker.rank(version, done.request, done.columns, past)
 
 
 def _request_of(entry: CacheEntry) -> Request:

@@ -77,7 +77,7 @@ def _spread(
     item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
     counts_n: Int64, without_nC: Float64,
 ) -> Explanation:  # fmt: skip
-    """Put the results for known items and chosen interactions in the places of all items and the whole history."""
+    """Spread the results for known items and chosen interactions over all items and the whole history."""
     num, num_items = len(without_nC), len(item_C)
 
     def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:

@@ -25,7 +25,7 @@ BRIEFLY: dict[str, Any] = {
 
 
 class Heartbeat(threading.Thread):
-    """A thread with its own producer. A report that the broker does not take is dropped: the next one has it all."""
+    """A thread with its own producer. A report that the broker does not accept is dropped: the next one replaces it."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
@@ -53,7 +53,7 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Report until stopped, whatever happens: a server that answers without reporting would be taken for dead."""
+        """Report until stopped, whatever happens: a server that answers without reporting would count as dead."""
         while not self._stopping.is_set():
             producer = self._connect()
             try:
@@ -75,7 +75,7 @@ class Heartbeat(threading.Thread):
             sent.add_errback(self._note)
 
     def _note(self, error: BaseException) -> None:
-        """Log once what only an operator can fix; anything else may be gone in a second."""
+        """Log once what only an operator can fix; anything else may be over in a second."""
         logger.debug("status: not sent (%s)", error)
         refused = refusal(error, self._kafka.bootstrap, "writing")
         if refused is not None and not self._is_refused:

@@ -81,7 +81,7 @@ class Histories:
 
     def _apply_mark(self, mark: Example) -> None:
         if mark.mark is Mark.ITEM:
-            self.removed = self.removed | {mark.marked_item}  # whoever reads the other one may go on
+            self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
         elif mark.mark is Mark.ITEM_BACK:
             self.removed = self.removed - {mark.marked_item}
         elif mark.user:

@@ -234,7 +234,7 @@ def _number(value: float) -> float | None:
 
 @dataclass(slots=True, eq=False)
 class HistoryJob:
-    """What is known of a user."""
+    """What is known about a user."""
 
     builder: RequestBuilder
     titles: Titles
@@ -264,7 +264,7 @@ class HistoryJob:
 
 @dataclass(slots=True, eq=False)
 class ItemsJob:
-    """What is known of some items."""
+    """What is known about some items."""
 
     titles: Titles
     request: ItemsRequest

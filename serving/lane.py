@@ -23,7 +23,7 @@ from serving.weights_manager import HeldVersion, WeightsManager
 
 logger = logging.getLogger(__name__)
 MOST_REST_S, RESTS = 0.05, 3.0
-"""A lane rests for another one after a batch: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
+"""After a batch, a lane pauses for another one: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
 Outcome = bytes | Exception
 
 
@@ -56,7 +56,7 @@ class Waiting:
 class Lane:
     """A queue and its threads. A request's weight counts from when it is admitted until it is answered.
 
-    ``after``: a lane that takes precedence. As long as that one has requests, this one rests after each batch: both
+    ``after``: a lane that takes precedence. As long as that one has requests, this one pauses after each batch: both
     compete for the interpreter and the processor, and the other's answers are due sooner.
     """
 

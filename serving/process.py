@@ -63,7 +63,7 @@ def run_server(settings: Any) -> int:
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
     device = choose_device(config.device, "serving.device")
-    access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
+    access, titles = Access.read(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
         name = config.name or f"server@{platform.node()}:{port}"
@@ -77,7 +77,7 @@ def run_server(settings: Any) -> int:
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(
-                    f"a thread that follows the topics has failed ({failed}), and answers would only get older: start "
+                    f"a thread that follows the topics has failed ({failed}), so answers would only get older: start "
                     "the server again; the log lines before this one say where it happened"
                 ) from service.failure
     return 0

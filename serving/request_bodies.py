@@ -78,9 +78,11 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
              extra={"expected": "an object: a list of values for each feature"}),
     ] = None  # fmt: skip
     min_age_s: Annotated[
-        Age | None, Meta(description="choose only among items that were first seen at least so long ago")
+        Age | None, Meta(description="choose only among items that were first seen at least this long ago")
     ] = None
-    max_age_s: Annotated[Age | None, Meta(description="choose only among items that were first seen since then")] = None
+    max_age_s: Annotated[
+        Age | None, Meta(description="choose only among items that were first seen at most this long ago")
+    ] = None
     diversity: Annotated[
         float,
         Meta(ge=0, le=1, description="0: the best scores; towards 1, no item that resembles those before it",

@@ -1,5 +1,5 @@
-"""Which line of training and which version should answer, as an operator or this server's configuration has decided;
-and which is held back."""
+"""Which line of training and which version should answer, as decided by an operator or this server's configuration,
+and which version is held back."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class ActionSender:
         return SentRequest(partition=placed.partition, offset=placed.offset)
 
     def _put(self, key: bytes, value: bytes) -> Any:
-        """What the broker says of where it put the record."""
+        """The broker's metadata of the record."""
         with self._lock:
             try:
                 self._client = client = self._client or self._connect()
@@ -58,7 +58,7 @@ class ActionSender:
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__
-                message = f"the broker did not take it ({kind}); try again"
+                message = f"the broker did not accept it ({kind}); try again"
                 raise NotReadyError(message, "an answer of the broker") from error
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class WeightsSubscriber(TopicThread):
         self._line_due_s = 0.0
         self._pin: Which | None = None
         self._is_frozen = False
-        """Whether new versions are ignored: the pinned version answers, or cannot be had."""
+        """Whether new versions are ignored: the pinned version answers, or is not available."""
         self.started_following = threading.Event()
 
     @property
@@ -199,7 +199,7 @@ class WeightsSubscriber(TopicThread):
         return False
 
     def _miss(self, why: str) -> None:
-        """The pinned version cannot be had: keep what answers now, if anything does."""
+        """The pinned version is not available: keep what answers now, if anything does."""
         assert self._pin is not None
         self.intake.rollout.hold(self._pin, f"pinned, but {why}")
         current = self.manager.current

@@ -33,7 +33,7 @@ def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num
     )  # fmt: skip
 
 
-class Compiled:
+class CompiledUsers:
     """One partition's users, in C++. Raises `StoreError` without compiled kernels."""
 
     def __init__(self, rules: Rules, users: UserStore) -> None:

@@ -78,16 +78,16 @@ class Emitter:
         user.run = -1
 
     def seal(self, user: User, record_ms: int) -> None:
-        """Before the user's next segment begins: write the one whole that is then no longer among the last."""
+        """Before the user's next segment begins, write the one whole that is then no longer among the last ones."""
         index = user.tail.index + 1 - NUM_OPEN
         if user.pieces.pop(index, None) is not None and index > user.tail.index + 1 - self._num_slots:
             self.complete(user)
             self._emit(user, index, 0, self._segment_len, 0, record_ms, {})
 
     def refresh(self, user: User, segment: int, first: int, record_ms: int) -> bool:
-        """Write again what now lies under the key of an address (`wire.example.Address`); False if nothing does.
+        """Write again what now belongs under the key of an address (`wire.example.Address`); False if nothing does.
 
-        The key is what counts: if the user has come that far, the record of a later segment lies there.
+        The key is what counts: by now it may belong to a later segment of the user.
         """
         last = user.tail.index
         if segment == PIECE:
@@ -124,7 +124,7 @@ class Emitter:
     ) -> Draft:
         """An example of places ``first`` to ``end - 1`` of segment ``index``, with the next number but not counted.
 
-        What is known only at the end of a batch is missing: `Sequencer.drain_drafts` adds it.
+        Fields that are known only at the end of a batch are left open: `Sequencer.drain_drafts` fills them in.
         """
         if end - first == self._segment_len:
             stored = user.stored(index)

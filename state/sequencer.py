@@ -226,7 +226,7 @@ class Sequencer:
         return drafts
 
     def refresh(self, address: Address) -> bool:
-        """Let the next `drain` write again what now lies under the key of this address; False if nothing does."""
+        """Have the next `drain` write again what now belongs under the key of this address; False if nothing does."""
         if address.segment in (MARK_USER, MARK_ITEM):
             return self._mark_again(address.segment, address.first)
         user = self.users.get(address.user) or (self._stored.load(address.user) if self._stored else None)

@@ -1,4 +1,4 @@
-"""Users on disk: each with the growing segment, the older segments under keys of their own; and names of items.
+"""Users on disk, each with the growing segment; older segments under keys of their own; and names of items.
 
 Keys (integers in keys are big-endian):
 
@@ -68,7 +68,7 @@ class UserStore:
         user.is_whole, user.old_ids = True, None
 
     def stored(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
-        """Those of these users who exist, as `User.encode` made them."""
+        """The users among these who exist, as `User.encode` made them."""
         found = self._db.get_many([b"u" + name.encode() for name in names]) if names else []
         return [(name, stored) for name, stored in zip(names, found, strict=True) if stored is not None]
 
@@ -134,7 +134,7 @@ class UserStore:
             batch.put(_name_key(item_hash), b"")
 
     def named(self, item_hashes: Sequence[int]) -> list[int]:
-        """Those of these items that have been named."""
+        """The items among these that have been named."""
         found = self._db.get_many([_name_key(item) for item in item_hashes]) if item_hashes else []
         return [item for item, stored in zip(item_hashes, found, strict=True) if stored is not None]
 

@@ -1,9 +1,9 @@
-"""History before live traffic: put a file at the start of the actions topic, once, and report the offsets at its end.
+"""History before live traffic: puts a file at the start of the actions topic, once, and reports the offsets at its end.
 
 Each partition of the topic must begin with that partition's share of the file, action by action in the file's order.
 What is there already is compared with the file and not sent again, so a backfill that was killed continues where the
-log ends. The hand-over is the offset after the last action of the file: live traffic begins there. If an action that
-is not from the file comes before it, no reordering can help, and the error names the offset.
+log ends. Live traffic begins at the offset after the file's last action. If an action that is not from the file comes
+before that offset, no reordering can help, and the error names the offset.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BackfillReport:
 
 @dataclass(slots=True)
 class _Log:
-    """What a partition holds: how many of the file's actions, and the offset after the last one's record."""
+    """What a partition holds: how many of the file's actions, and the offset after the last of them."""
 
     num_actions: int = 0
     end: int = 0
@@ -73,7 +73,7 @@ def backfill(
 
 
 def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, _Log]:
-    """How much of each partition's share is there. What follows the complete share is live, and is not checked."""
+    """How much of each partition's share is there. What follows a complete share is live traffic, and not checked."""
     consumer = connect(kafka)
     try:
         held = spans(consumer, topic)

@@ -40,7 +40,7 @@ def simulate(
 
 
 def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:
-    """The same actions, as if the world had begun when the first of them is taken; none is in the future."""
+    """The same actions, as if the world had begun when the first of them is taken; none lies in the future."""
     began_ms = time.time_ns() // 1_000_000
     for action in actions:
         now_ms = time.time_ns() // 1_000_000

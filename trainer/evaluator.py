@@ -27,7 +27,7 @@ MOST_STAMPS = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed beside it."""
+    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed without it."""
 
     table: EmbeddingTable
     rows_U: Int64
@@ -38,7 +38,7 @@ class Leaf:
 
     @property
     def gradient_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
-        """None where nothing depended on them."""
+        """None if nothing depended on them."""
         return self.values_UD.grad if self.direct_UD is None else self.direct_UD
 
 
@@ -47,7 +47,7 @@ class Forward:
     """What losses and metrics need from one forward pass: R targets, S of which are retrieval targets (choices)."""
 
     query_SD: Tensor
-    """Without gradient, like the table."""
+    """Queries of the choices, without gradient, like the table."""
     table_UD: Tensor
     is_whole: bool
     """Whether the table has all items: row u is then row u of the item table."""
@@ -59,14 +59,14 @@ class Forward:
     ranking_loss: Tensor | None = None
     """Mean over the targets, if already computed."""
     logit_SV: Tensor | None = None
-    """Of each choice over the whole catalogue, if already computed; then there is no table."""
+    """The logits of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
-    """Whether weights and leaves have theirs already."""
+    """Whether weights and leaves have their gradients already."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """Of R targets the (R, K) probability of each kind, and what the item's rate alone says."""
+    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone."""
 
     probability_RK: NDArray[np.float64]
     by_rate_RK: NDArray[np.float64]

@@ -46,7 +46,7 @@ class TrainedHistories(Histories):
         return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
 
     def gather(self, example: Example) -> History:
-        """See `Histories.gather`; notes that the user has acted."""
+        """As `Histories.gather`; also notes that the user has acted."""
         self._num_touches += 1
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
@@ -118,7 +118,7 @@ class TrainedHistories(Histories):
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
                 return
-        else:  # a new line of training, which starts after examples that another one has trained
+        else:  # a new line of training, which starts after examples that another line has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
         self.settle(self._counted(example))

@@ -1,7 +1,7 @@
 """The parts of a learner that grow with the catalogue and the users, as rows that can be copied a few at a time.
 
 A region knows which of its rows are dirty (`model.dirty`), and copies the rows that it is asked for. Small parts that
-change with every step (dense weights, gains, metrics) are no regions: they are copied whole, when the copy ends.
+change with every step (dense weights, gains, metrics) are not regions: they are copied whole, when the copy ends.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class CountsRegion:
 
 
 class KeptRegion:
-    """What the odds keep of the newest interactions, by place."""
+    """The inputs of the newest interactions that the odds keep, by place."""
 
     name = "kept"
 
@@ -265,7 +265,7 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:
-    """The producers' own names of items."""
+    """The producers' own ids of items."""
     return Entries(
         "names",
         lambda key: learner.names[key],

@@ -35,7 +35,7 @@ FAILURES = (ArithmeticError, ValueError, IndexError)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
-    """Rows of a table, which of them belong to a key, and their weights. ``state_U``: None for rows that are new."""
+    """Rows of a table, which of them have a key, and their weights. ``state_U``: None if the rows are new."""
 
     rows_U: Int64
     live_U: NDArray[np.bool_]
@@ -51,12 +51,12 @@ class Whole:
     trainer: TrainerConfig
     dense: dict[str, Float32]
     tables: dict[str, tuple[int, TableRows]]
-    """With each table's width."""
+    """The rows of each table, and its width."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """A rank's shards of a step, and what has happened to the tables' rows since the last."""
+    """A rank's shards of a step, and how the tables' rows have changed since the last step."""
 
     step: ShardedStep
     shards: list[Shard]
@@ -65,9 +65,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """What came of it. ``digest``: of the dense weights before the step, which must be equal everywhere.
+    """The results of a rank's work. ``digest``: of the dense weights before the step, which must be equal everywhere.
 
-    As arrays: the pickle of a tensor takes half a millisecond.
+    Results are arrays, since pickling a tensor takes half a millisecond.
     """
 
     arrays: list[tuple[Float32, Float32, Float32 | None]]
@@ -76,7 +76,7 @@ class Done:
 
     @staticmethod
     def of(outputs: list[ShardOutputs], digest: int, failure: Exception | None) -> Done:
-        """To be sent."""
+        """Results to send."""
         arrays = [
             (
                 each.query_SD.cpu().numpy(),
@@ -88,7 +88,7 @@ class Done:
         return Done(arrays, digest, "" if failure is None else f"{type(failure).__name__} ({failure})")
 
     def outputs(self, device: torch.device) -> list[ShardOutputs]:
-        """As they were."""
+        """The outputs as they were before they were sent."""
         return [
             ShardOutputs(
                 torch.from_numpy(query_SD).to(device), torch.from_numpy(logits_RK).to(device),
@@ -101,7 +101,7 @@ class Done:
 def network_of(
     model: ModelConfig, config: TrainerConfig, tables: dict[str, EmbeddingTable], device: torch.device
 ) -> Network:
-    """A network of its own, to be filled."""
+    """An empty network with its own memory."""
     made = HSTU(model, seed=config.seed).to(device)
     optimiser = AdamW(list(made.parameters()), config)
     direct = DirectStep(made, config) if config.backend == "auto" and device.type == "cpu" else None
@@ -109,7 +109,7 @@ def network_of(
 
 
 def digest_of(network: Network) -> int:
-    """Of the dense weights."""
+    """A digest of the dense weights."""
     return zlib.crc32(network.optimiser.flat.cpu().numpy().data)
 
 
@@ -172,7 +172,7 @@ class Replica:
 
 
 def adopt(table: EmbeddingTable, rows: TableRows) -> None:
-    """Take rows over as they are."""
+    """Copy rows into a table as they are."""
     state_U = None if rows.state_U is None else torch.from_numpy(rows.state_U)
     table.put(rows.rows_U, rows.live_U, torch.from_numpy(rows.weight_UD), state_U)
 

@@ -27,8 +27,8 @@ Int64 = NDArray[np.int64]
 class Shard:
     """Some of a step's users, as the network needs them: rows instead of keys.
 
-    ``row_n``: of the interactions' items; ``target_row_R``: of the targets', 0 where there is none; ``side_nF``: for
-    each other table the rows that are added to an interaction's token. ``seed``: of dropout.
+    ``row_n``: the interactions' items; ``target_row_R``: the targets', 0 if there is none; ``side_nF``: for each other
+    table, the rows that are added to an interaction's token. ``seed``: for dropout.
     """
 
     seed: int
@@ -102,7 +102,7 @@ class SummedGradients:
         return torch.zeros(self._length, device=self._device)
 
     def losses(self, flat: Tensor) -> Tensor:
-        """(2,) of retrieval and ranking."""
+        """(2,) the losses of retrieval and ranking."""
         return flat[: self.NUM_LOSSES]
 
     def dense(self, flat: Tensor) -> Tensor:

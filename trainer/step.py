@@ -115,7 +115,7 @@ class Learner:
         self.newest_record_ms = 0
 
     def _direct_step(self) -> DirectStep | None:
-        """The way of steps that fit it, where there is one: on the CPU, with the kernels."""
+        """The pass for steps that fit it; None on a GPU, or without the kernels."""
         is_possible = self.device.type == "cpu" and self.config.backend == "auto"
         return DirectStep(self.model, self.config) if is_possible else None
 
@@ -177,7 +177,7 @@ class Learner:
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
-        """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
+        """Forget the users and items that are marked. What was learned from users stays in the weights and counts."""
         for each in marks:
             self.histories.apply_mark(each)
             if each.mark is Mark.ITEM:
@@ -187,7 +187,7 @@ class Learner:
             self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
 
     def remove_items(self, item_hashes: Collection[int]) -> None:
-        """Drop these items' rows, with all that is known of them, and learn of none of them again."""
+        """Drop these items' rows, with everything known about them, and never learn them again."""
         gone = sorted(set(item_hashes) - self.items.blocked)
         self.memory.grow(self.items.num_rows)
         self._release(self.items.block(np.array(gone, np.int64)))
@@ -205,11 +205,11 @@ class Learner:
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
     def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.memory_pass`)."""
+        """Have the memory predict, count and learn the batch; the outcomes of the choices (`trainer.memory_pass`)."""
         return self.memory_pass.answer(batch, self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions))
 
     def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
-        """The odds of each kind are asked, learned and counted, in the order of the targets' times."""
+        """Have the odds predict, learn and count each kind, in the order of the targets' times."""
         by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
         logit_RK = self.rates.learn(
             self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()), batch.key_R
@@ -217,7 +217,7 @@ class Learner:
         return Ranked(probability(logit_RK), by_rate_RK)
 
     def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
-        """What the rates are told and asked of a batch's targets."""
+        """A batch's targets as events for the rates to predict and learn."""
         target_R = batch.target_R
         owner_R = batch.owner_n[target_R]
         alike_nL = alike_of(batch.domain_n, batch.feature_nF, self.model_config)
@@ -259,7 +259,8 @@ class Learner:
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
-        """`ForwardPass` at the next step. ``whole``: if ``batch`` has not all that is known of its users."""
+        """`ForwardPass` at the next step. ``whole``: the same targets with all that is known of their users, if
+        ``batch`` has less."""
         return self.forward_pass(batch, whole or batch, self.num_steps, now_ms)
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ class Learner:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """What producers call items, for versions and checkpoints."""
+        """Learn the producers' ids of items, for versions and checkpoints."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
 

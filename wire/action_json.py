@@ -21,7 +21,7 @@ Reason = Literal[
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
 MAX_EXACT = (1 << 53) - 1
-"""Above it, a float stands for several integers: an id that became one is some other id by now."""
+"""Above this, a float stands for several integers: an id that was converted to one may have become another id."""
 MAX_VALUE = 3.4028234663852886e38
 """The largest float32."""
 _KEY = "a string or an integer"

@@ -73,7 +73,7 @@ MARK_USER, MARK_ITEM = -2, -3
 
 
 class Mark(IntEnum):
-    """What an example without interactions says, at its place in the order. The values are the codec's flags."""
+    """The meaning of an example without interactions, at its place in the log. The values are the codec's flags."""
 
     USER = 128
     """Forget everything about the user; later examples start over. Without a user: nothing."""
@@ -96,7 +96,7 @@ class Address(NamedTuple):
 
 
 def address_of_mark(mark: int, item_hash: int) -> Address:
-    """The address of a mark: the last one of users, and the last one of each item, are kept."""
+    """The address of a mark. Compaction keeps the last mark of users, and the last one of each item."""
     return Address("", MARK_USER, 0) if mark == Mark.USER else Address("", MARK_ITEM, item_hash)
 
 
@@ -164,7 +164,8 @@ class Example:
     id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
     mark: Mark | None = None
-    """Of a mark, which has no interactions: what it says. It names its item, if it is of one, in ``names``."""
+    """The meaning of a mark, which has no interactions; None for other examples. If it is about an item, ``names`` has
+    it."""
 
     @property
     def marked_item(self) -> int:

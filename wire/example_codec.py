@@ -8,8 +8,8 @@
             (i,) int64 action_ids, (u,) int64 user_feature_hash
             (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
 
-A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn of it
-again. It came later than the layout: a reader that does not know it finds an example of nothing.
+A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn it
+again. Marks were added after the layout: to a reader that does not know them, they are examples of nothing.
 
 Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
 ``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that

@@ -19,7 +19,7 @@ from wire.example import Example, Int64, Interactions, no_interactions
 Rows = NDArray[np.void]
 """(n,) structured: item, time, domain, bits, value, features (`row_type`)."""
 OVERHEAD_BYTES = 400
-"""What a user takes besides the rows: objects and a place in a dictionary."""
+"""Memory that a user takes besides the rows: objects and a place in a dictionary."""
 
 
 def row_type(num_features: int) -> np.dtype[np.void]:

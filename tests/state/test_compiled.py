@@ -21,6 +21,7 @@ from state.compiled import rules_of
 from state.config import StoreConfig
 from state.errors import StoreCorrupt, StoreError
 from state.store import PartitionStore, Record
+from state.user_store import UserStore
 from tests.state.test_promises import MEMORY, SEQUENCES
 from tests.state.world import ACTION, stream_of
 from wire.action import decode_record
@@ -160,13 +161,14 @@ def test_missing_kernels_are_named_with_what_to_do(tmp_path: Path, monkeypatch: 
     PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig(), StoreConfig(backend="python")).close()
 
 
-def test_a_user_whose_bytes_are_damaged_is_named(tmp_path: Path) -> None:
+def test_a_user_whose_bytes_are_damaged_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = b'{"user":"u","item":1,"action":"see","timestamp":%d}'
     store = PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig())
     store.apply([(0, 1_000, None, value % 1)])
-    stored = store._users.stored(["u"])
+    stored = store.users.stored(["u"])
     store.close()
     store = PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig())
-    store._users.stored = lambda names: [(name, encoded[:-1]) for name, encoded in stored]  # type: ignore[method-assign]
+    damaged = [(name, encoded[:-1]) for name, encoded in stored]
+    monkeypatch.setattr(UserStore, "stored", lambda self, names: damaged)
     with pytest.raises(StoreCorrupt, match="user 'u'"):
         store.apply([(1, 1_000, None, value % 2)])

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from state import outbox
+from state.batch_applier import BatchApplier
 from state.config import StoreConfig
 from state.emitter import Draft, Emitter
 from state.intake import Decoded, Intake
@@ -255,8 +256,8 @@ def _name_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
-    commit = PartitionStore._commit
-    patch.setattr(PartitionStore, "_commit", lambda self, drafts, dead, **rest: commit(self, [], dead, **rest))
+    commit = BatchApplier.commit
+    patch.setattr(BatchApplier, "commit", lambda self, drafts, dead, **rest: commit(self, [], dead, **rest))
 
 
 def _apply_again(patch: pytest.MonkeyPatch) -> None:
@@ -269,9 +270,9 @@ def _apply_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leave_examples_in_the_topic(patch: pytest.MonkeyPatch) -> None:
-    commit = PartitionStore._commit
+    commit = BatchApplier.commit
     patch.setattr(
-        PartitionStore, "_commit", lambda self, *parts, erased="", tombstones=(): commit(self, *parts, erased=erased)
+        BatchApplier, "commit", lambda self, *parts, erased="", tombstones=(): commit(self, *parts, erased=erased)
     )
 
 

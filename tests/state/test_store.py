@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from state.config import StoreConfig
+from state.database import Database
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
 from state.store import PartitionStore
 from tests.brokers import wait_until
@@ -153,7 +154,7 @@ def test_a_long_life_keeps_only_the_segments_that_context_needs(tmp_path: Path) 
     store.close()
 
 
-def test_a_users_old_segments_are_not_read_to_append(tmp_path: Path) -> None:
+def test_a_users_old_segments_are_not_read_to_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = SequenceConfig(max_context=50, segment_len=2)
     store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     records = [(offset, 2_000_000, None, action(item=offset, time_ms=offset * 100_000)) for offset in range(20)]
@@ -161,13 +162,13 @@ def test_a_users_old_segments_are_not_read_to_append(tmp_path: Path) -> None:
     store.close()
     store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     read: list[bytes] = []
-    right = store._db.get_many
+    right = Database.get_many
 
-    def noted(keys: list[bytes]) -> list[bytes | None]:
+    def noted(self: Database, keys: list[bytes]) -> list[bytes | None]:
         read.extend(key for key in keys if key.startswith(b"s"))
-        return right(keys)
+        return right(self, keys)
 
-    store._db.get_many = noted  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(Database, "get_many", noted)
     store.apply([(20, 2_000_000, None, action(item=3, time_ms=2_000_000))])
     assert read == []
     store.apply([(21, 2_000_000, None, action(item=3, time_ms=1_000))])
