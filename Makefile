@@ -42,11 +42,12 @@ $(KERNELS): | $(PACKAGES)
 	$(BIN)/python -m kernels.build
 	@rm -f kernels/build/.sources-* && touch $@
 
-lint: $(SETUP) ## ruff, mypy and the import contracts
+lint: $(SETUP) ## ruff, mypy, the import contracts, and the architecture page's layout table against them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_layout.py -k layout_table
 
 format: $(SETUP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,10 @@
 """What late feedback costs, and how much of that each method of learning it recovers.
 
 A simulated world (`stream.simulate`) knows the final outcome of every impression. A model is trained up to some moment
-with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds by
-its own method. Each copy predicts every new interaction as it arrives, before learning anything of it, and is scored
-against the final outcome. 0% is the model that stops learning at that moment, 100% the one that learns all outcomes
-immediately.
+with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds
+with its own method. Each copy predicts every new interaction when it arrives, before learning anything from it, and is
+scored against the final outcome. 0% is the model that stops learning at that moment, 100% the one that learns all
+outcomes immediately.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
 learns an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weights by how much of
@@ -133,13 +133,13 @@ class Importance(Learner):
     seen_twice = False
 
     def _direct_step(self) -> None:
-        """Its loss is not the one that is written out there."""
+        """None: this learner's loss is another one."""
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
         """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
         p_RK = torch.sigmoid(logits_RK.detach())
         late_RK = p_RK * torch.from_numpy(self.share_K).float()
-        if self.seen_twice:  # once at first, without late kinds, once when they are known
+        if self.seen_twice:  # first without late kinds, then with them
             one_RK = p_RK / (p_RK - late_RK / 2)
             zero_RK = (1 - p_RK) / (1 - p_RK + late_RK / 2)
         else:  # a late kind is first a 0, then a 1

@@ -19,7 +19,7 @@ from bench.gpu_step import described, shares
 
 SEGMENT_LEN = 16
 GROUP = 128
-"""Events that the memory predicts together where it is on the GPU."""
+"""How many events the memory predicts together if it is on the GPU."""
 
 
 def described_way(graphs: bool, group: int) -> str:
@@ -80,7 +80,7 @@ def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> 
 
 
 def build_library() -> None:
-    """Replaces the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
+    """Replace the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
     subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
 
 

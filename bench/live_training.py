@@ -1,9 +1,9 @@
 """How much live traffic a trainer learns per processor second: one new interaction of a user with 200 earlier ones.
 
 Steps of a given number of users, each with one new interaction, by how much context is computed
-(`trainer.max_train_context`: all 200 with gradients through all of it, less as the trainer does by default); and what
-that context is worth: prequential HR@10 and NE on a simulated world's traffic. Contenders take turns, so ratios mean
-something on a shared machine.
+(`trainer.max_train_context`: all 200 interactions with gradients through all of them, or fewer, as the trainer does by
+default); and what that context is worth: prequential HR@10 and NE on a simulated world's traffic. Contenders take
+turns, so ratios are meaningful on a shared machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIG = TrainerConfig(device="cpu")
 
 
 def config_of(max_context: int) -> TrainerConfig:
-    """Gradients through the whole context if all of it is computed, otherwise the default."""
+    """The configuration: gradients through the whole context if all of it is computed, otherwise the default."""
     return replace(CONFIG, max_train_context=max_context, context_gradient=max_context == CONTEXTS[0])
 
 
@@ -85,7 +85,9 @@ def speeds(quick: bool) -> list[Row]:
         took_s = seconds[str((context, size))]
         name = f"steps of {size}, one new with {NUM_BEFORE} before it, {context} computed"
         target = TARGET if (context, size) == (CONFIG.max_train_context, 32) else None
-        rows.append(row(name, size / took_s, "interactions/s", target, f"{1000 * took_s:.1f} ms of processor a step"))
+        rows.append(
+            row(name, size / took_s, "interactions/s", target, f"{1000 * took_s:.1f} ms of processor time per step")
+        )
     return rows
 
 

@@ -1,9 +1,9 @@
-"""Made streams of shapes that the other ones do not have: order, replays, very many new users, a long tail, tied times.
+"""Made streams with properties that the others lack: order, repetition, very many new users, a long tail, tied times.
 
-``portal``: short visits, half of them by new people, to articles that live for hours and lead to each other.
+``portal``: short visits, half of them by new users, to articles that are read for hours and link to each other.
 ``series``: episodes in order, several series at a time. ``music``: albums in order, and favourites again at the same
-time of day. ``bazaar``: 200,000 products, people who come once or twice, views that return to what was seen.
-``reviews``: a handful for each user, stamped with the day, in two domains.
+time of day. ``bazaar``: 200,000 products, users who come once or twice, views that return to what was seen.
+``reviews``: a handful for each user, dated by the day, in two domains.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 OnChoice = Callable[[int, int, Ints, Floats], None]
-"""Told of each action: its user and item, and the items that it could have been about with their chances (not scaled),
-given all that the generator knows just before it draws. An item may be given twice."""
+"""Called with each action's user and item, and with the items that it could have been about and their probabilities
+(unscaled), given all that the generator knows just before it draws. An item may be listed twice."""
 
 
 def act(user: int, item: int, kinds: str | list[str], hour: float, **more: Any) -> Action:
-    """An action, some hours after the stream's beginning."""
+    """An action, ``hour`` hours after the stream's beginning."""
     time_ms = START_MS + int(hour * HOUR_MS)
     return {"user": int(user), "item": int(item), "action": kinds, "timestamp": time_ms, **more}
 
 
 def draw(rng: np.random.Generator, weight: Floats) -> int:
-    """An index, with chances in proportion to the weights."""
+    """An index, drawn in proportion to the weights."""
     chances = np.cumsum(weight)
     return int(np.searchsorted(chances, rng.random() * chances[-1], side="right"))
 
 
 class Visitors:
-    """Who comes next: somebody new, or one of the last visitors."""
+    """Draws the next visitor: a new user, or one of the last visitors."""
 
     def __init__(self, rng: np.random.Generator, share_new: float, remembered: int) -> None:
         self._rng, self._share_new, self._remembered = rng, share_new, remembered
@@ -89,7 +89,7 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
 def series(
     num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
-    """Half of the series come later; a user goes on with one, leaves some, and now and then skips an episode."""
+    """Half of the series are released later. Users continue one, abandon some, and now and then skip an episode."""
     rng = np.random.default_rng(seed)
     length = rng.integers(4, 25, num_series)
     start = np.concatenate([[0], np.cumsum(length)])
@@ -134,7 +134,7 @@ def series(
 
 
 def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: int = 0) -> Iterator[Action]:
-    """Albums of ten tracks in order, or in any order some of the user's last favourites of this third of the day."""
+    """Albums of ten tracks in order, or some of the user's recent favourites from this third of the day, shuffled."""
     rng, tracks = np.random.default_rng(seed), 10
     appeal, genre = rng.lognormal(0, 1.3, num_albums), rng.integers(10, size=num_albums)
     preference, activity = rng.dirichlet(np.full(10, 0.3), num_users), rng.lognormal(0, 0.8, num_users)
@@ -161,7 +161,7 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
 def bazaar(
     num: int = 60_000, num_items: int = 200_000, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
-    """Within a visit: the same product again, one seen before, one beside the last, or any of its category."""
+    """Within a visit: the same product again, one seen before, a neighbour of the last, or any of its category."""
     rng, num_categories = np.random.default_rng(seed), 400
     appeal = (1 / np.arange(1, num_items + 1) ** 0.8)[rng.permutation(num_items)]
     category = rng.integers(num_categories, size=num_items)
@@ -200,7 +200,7 @@ def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: lis
     chances[0] *= 0.4 if visit else 0.7 if before else 1.0
     if visit:
         place = int(np.searchsorted(members, visit[-1])) + np.arange(-12, 13)
-        away = np.abs(np.arange(-12, 13))  # steps are cut off towards zero, so zero is twice as wide
+        away = np.abs(np.arange(-12, 13))  # steps are rounded towards zero, so zero is twice as wide
         bell = np.where(away, 1.0, 2.0) * np.exp(-(((away + 0.5) / 3) ** 2) / 2)
         items += [np.array(visit), members[place % len(members)]]
         chances += [np.full(len(visit), 0.2 / len(visit)), 0.3 * bell / bell.sum()]
@@ -214,7 +214,7 @@ def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: lis
 def reviews(
     num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
-    """Users join over years and review about five items, of their four circles or any; items fade with age."""
+    """Users join over the years and review about five items, from their four circles or any; items fade with age."""
     rng, days, num_circles = np.random.default_rng(seed), 800, 300
     circle, born = rng.integers(num_circles, size=num_items), rng.uniform(-days, days, num_items)
     appeal, life = rng.lognormal(0, 1.2, num_items), rng.lognormal(np.log(300), 0.6, num_items)

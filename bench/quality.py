@@ -1,13 +1,14 @@
 """`python -m bench quality [STREAM …] [--file F …] [--data FOLDER] [--only WHO …] [--steps] [--seeds N] [--quick]`.
 
-Headrace and every rival (`bench.rivals`) on the same events in the same order, each choice and each kind predicted
-before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items seen so far
-(without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over the
-last 10,000.
+Headrace and every rival (`bench.rivals`) on the same events in the same order; each choice and each kind is predicted
+before it is learned. The metric code is the same for all: HR@10, NDCG@10 and MRR of the choices, over all items seen so
+far (without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over
+the last 10,000.
 
-Each rival is run in every setting with the first seed, and in the best one with all seeds. ``--out FILE`` appends each
-pass as it ends, and what FILE has is not run again: a long comparison can be made in pieces, stopped and resumed.
-``--from FILE`` shows what files hold. ``--steps`` runs Headrace alone, by targets per step.
+Each rival is run in every setting with the first seed, and in its best setting with all seeds. ``--out FILE`` appends
+each pass as it ends, and passes that FILE has already are not run again: a long comparison can be made in pieces,
+stopped and resumed. ``--from FILE`` shows the contents of such files. ``--steps`` runs Headrace alone, by targets per
+step.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Line:
             print(f"{self._what}: {done / max(1, self._num):.0%}", end=end, file=sys.stderr, flush=True)
 
     def end(self, result: str) -> None:
-        """The results of a pass."""
+        """Show the result of a pass."""
         print(f"{self._what}: {result}", file=sys.stderr, flush=True)
 
 
@@ -177,9 +178,9 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--share", type=float, metavar="S", help="use only the first share S of the actions")
     parser.add_argument("--first-settings", action="store_true", help="each rival in its usual setting alone")
-    parser.add_argument("--out", type=Path, help="append each pass to this file; what it has is not run again")
+    parser.add_argument("--out", type=Path, help="append each pass to this file; those that it has are not run again")
     parser.add_argument("--from", action="append", default=[], type=Path, dest="sources",
-                        help="show what this file has, and run nothing")  # fmt: skip
+                        help="show the passes in this file, and run nothing")  # fmt: skip
     parser.add_argument("--picture", type=Path, help="write an SVG")
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ACTIONS:,} actions, within a minute")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on one and two threads.
+"""The cost of ranking many candidates after a long history: the engine's time, without HTTP, on one and two threads.
 
-The model is the one that the targets are stated for: 4 layers of width 64 with 4 heads, and a history of 512
-interactions (1,024 tokens), whose keys and values are cached.
+The model is the one for which the targets are stated: 4 layers of width 64 with 4 heads, and a history of 512
+interactions (1,024 tokens) whose keys and values are cached.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _request(num: int) -> Request:
 
 
 def _measure(engine: Engine, held: HeldVersion, request: Request, rounds: int) -> tuple[float, float]:
-    """Median milliseconds of an answer: wall clock, processor."""
+    """Median milliseconds of an answer: wall clock, and processor time."""
     wall_s, processor_s = [], []
     for turn in range(rounds + 2):
         began, used = time.perf_counter(), time.process_time()

@@ -1,8 +1,8 @@
 """What cached keys and values of earlier versions are worth: how far answers are from exact ones, by their age.
 
-A learner passes over the simulated live world in steps of 32, and its weights come into service every so many
-interactions. Those who act next are asked for, just before they act: exactly, with states computed under the version
-1, 2, 4 … before, and, to compare with, by the whole version before.
+A learner passes over the simulated live world in steps of 32, and its weights come into service at fixed intervals.
+Just before users act, recommendations for them are computed exactly, with states computed under the version 1, 2, 4 …
+before, and, for comparison, by the whole version before.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from wire.weights import Manifest, Version
 AGES, SIZES, STEP = (1, 2, 4, 8), (500, 2000), 32
 MOST_ASKED, K = 24, 10
 FIRST = 10_000
-"""The interactions before any answer is compared."""
+"""How many interactions pass before any answer is compared."""
 
 
 class Always(ReuseProbe):
-    """Entries of any age may be used, and nothing is measured."""
+    """Allows entries of any age, and measures nothing."""
 
     def __init__(self) -> None:
         super().__init__(10**9, float("inf"))
@@ -55,7 +55,7 @@ class Always(ReuseProbe):
 
 @dataclass
 class Compared:
-    """What was seen at one age: the largest difference of scores of each answer, and the share of items that differ."""
+    """The results at one age: the largest difference of scores of each answer, and the share of items that differ."""
 
     errors: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -75,13 +75,13 @@ def run(quick: bool) -> list[Row]:
             states = f"states {age} version{'s' * (age > 1)} old" if age else "the version before, whole"
             note = (f"median {np.median(seen.errors):.3f}, p95 {np.quantile(seen.errors, 0.95):.3f}, largest "
                     f"{max(seen.errors):.2f} of scores; {len(seen.errors)} answers")  # fmt: skip
-            rows.append(row(f"{size:,} interactions a version, {states}", 100 * float(np.mean(seen.others)),
+            rows.append(row(f"{size:,} interactions per version, {states}", 100 * float(np.mean(seen.others)),
                             "% other items", note=note))  # fmt: skip
     return rows
 
 
 def measure(size: int, num: int) -> dict[int, Compared]:
-    """Age (0: the whole version before) → what was seen in the first ``num`` actions."""
+    """Age (0: the whole version before) → the results over the first ``num`` actions."""
     actions = list(itertools.islice(world(), num))
     settings = settings_for(Settings(), actions)
     model, sequence = settings.model, settings.sequence
@@ -128,7 +128,7 @@ def _versions(learner: Learner, model: dict[str, Any]) -> Iterator[Version]:
 
 
 def _next(part: list[list[Example]]) -> dict[str, Example]:
-    """Users who act in a part, and the example with what each does first."""
+    """Users who act in a part, each with the example of the first action."""
     found: dict[str, Example] = {}
     for example in itertools.chain.from_iterable(part):
         if example.num_new and len(found) < MOST_ASKED:

@@ -1,10 +1,10 @@
-"""`python -m bench scale [--quick]`: what a large catalogue costs a training step while it is kept and published.
+"""`python -m bench scale [--quick]`: what storing and publishing a large catalogue costs a training step.
 
 A trainer of a million items (100,000 with ``--quick``) makes live steps (32 users, one new interaction each), first
 undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
-Measured is the turn: a step with everything else that the training thread does. The publisher is real except for the
-broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied and
-written in one go on the training thread, as earlier builds did.
+What is measured is a turn: a step with everything else that the training thread does. The publisher is real except for
+the broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied
+and written at once on the training thread, as earlier builds did.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Traffic:
 
     def poll(self, timeout_s: float) -> list[Example]:
         """One step's examples."""
-        del timeout_s  # there is always something
+        del timeout_s  # there are always examples
         users = self._rng.choice(NUM_USERS, self._users_a_step, replace=False)
         self._places[users] += 1
         return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
@@ -75,7 +75,7 @@ class Traffic:
     def _example(self, user: int, first: int, num: int, num_new: int) -> Example:
         rng, none = self._rng, np.empty(0, np.int64)
         self._number += 1
-        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, of which every item occurs
+        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, in which every item occurs
         return Example(
             user=str(user), partition=0, writer_epoch=1, number=self._number, segment=int(first) // SEGMENT_LEN,
             first=int(first) % SEGMENT_LEN, segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none,
@@ -91,10 +91,10 @@ class Traffic:
 
 
 class DiscardingWriter(WeightsWriter):
-    """Leads epoch 0, and drops what it should send."""
+    """Leads epoch 0, and discards what it should send."""
 
     num_bytes = 0
-    """Of the last version."""
+    """The number of the last version."""
 
     def check_fence(self) -> None:
         """There is no other trainer."""
@@ -103,7 +103,7 @@ class DiscardingWriter(WeightsWriter):
         """Nobody asks."""
 
     def send_chunks(self, number: int, blob: Tensors) -> int:
-        """Make the chunks, which takes time, and drop them."""
+        """Make the chunks, which takes time, and discard them."""
         del number
         self.num_bytes = sum(len(chunk) for chunk in blob.chunks(CONFIG.chunk_bytes))
         return 0
@@ -188,7 +188,7 @@ def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
         began_s = time.perf_counter()
         work()
         took_ms = 1000 * (time.perf_counter() - began_s)
-        rows.append(row(f"a {name} at once on the training thread", took_ms / alone_ms, "x", note=f"{took_ms:.0f} ms"))
+        rows.append(row(f"a {name}, at once on the training thread", took_ms / alone_ms, "x", note=f"{took_ms:.0f} ms"))
     return rows
 
 

@@ -58,7 +58,7 @@ SERVERS = {
     "uncached": {"cache_bytes": 0},
     "one by one": {"max_batch": 1, "cache_versions": 0},
 }
-"""What each configuration may reuse. Versions change little here, so entries of earlier ones are good if allowed."""
+"""What each configuration may reuse. Versions differ little here, so entries of earlier ones are good if allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def versions(num_items: int, *, taught: bool = False, model: ModelConfig | None 
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
         yield Version(manifest, weights_snapshot(learner, everything=number == 0))
-        for parameter in learner.model.parameters():  # as training steps would, so that nothing old can be reused
+        for parameter in learner.model.parameters():  # as training steps would do, so that nothing old can be reused
             parameter.data += 0.01 * parameter.data.std(correction=0) * torch.randn(parameter.shape)
         learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
 
@@ -159,7 +159,7 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
     contenders["recommend, cached, 16 at once"] = lambda: engines["cached"].answer(held, together)
     seconds = take_turns(contenders, rounds, dict.fromkeys(contenders, 3))
     seconds["recommend, cached, 16 at once"] /= 16
-    rows = [row(f"engine: {name}", 1000 * value, "ms a request") for name, value in seconds.items()]
+    rows = [row(f"engine: {name}", 1000 * value, "ms per request") for name, value in seconds.items()]
     for what in asked:
         gain = seconds[f"{what}, uncached"] / seconds[f"{what}, cached"]
         rows.append(row(f"engine: {what}, cached over uncached", gain, "times"))
@@ -186,7 +186,7 @@ def _swaps(num_items: int) -> list[Row]:
     swap()
     seconds = take_turns({"swap": swap, "copy": copy}, 9)
     name = f"{NUM_DIRTY:,} of {num_items:,} rows"
-    return [row(f"swap: {name}", 1000 * seconds["swap"], "ms", note="off the requests' way"),
+    return [row(f"swap: {name}", 1000 * seconds["swap"], "ms", note="outside of requests"),
             row(f"swap: copying the table instead, {name}", 1000 * seconds["copy"], "ms")]  # fmt: skip
 
 
@@ -245,7 +245,7 @@ async def _load(
     port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
 ) -> tuple[list[float], int, float]:
     """`CONCURRENCY` clients, each sending its next request as soon as it has an answer: seconds per answer, failures,
-    wall seconds. ``bad``: the request that two more clients send all the while.
+    wall seconds. ``bad``: the request that two more clients keep sending.
     """
     taken: list[float] = []
     wrong, over = 0, asyncio.Event()

@@ -1,8 +1,8 @@
 """How fast a worker turns a backlog of actions on a local broker into examples, and how much space they take there.
 
 Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
-worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts.
-Beside it, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
+worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts. For
+comparison, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
 the same records.
 """
 

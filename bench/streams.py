@@ -1,8 +1,8 @@
-"""Streams to compare recommenders on: one is downloaded, some are generated, and some are read from the user's folder.
+"""Streams for comparing recommenders: one is downloaded, some are generated, and some are read from the user's folder.
 Each gives actions in time order.
 
 ``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
-favourites again, in baskets whose next product depends on the last. ``synthetic``: records of a Dirichlet process.
+favourites again, in baskets whose next product depends on the last one. ``synthetic``: records of a Dirichlet process.
 ``world``: `stream.simulate`. Others: `bench.made_streams`.
 """
 
@@ -154,7 +154,7 @@ def _falling(num: int, mean: float) -> NDArray[np.float64]:
 def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
     """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as it is described there.
 
-    20,000 items in 100 categories; two fifths are there at first, the others are released evenly as the stream goes on.
+    20,000 items in 100 categories; two fifths exist at first, the others are released evenly during the stream.
     A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
     the record as often as it came before, or takes a new one with weight α, uniform in (1, 500).
     """
@@ -224,10 +224,10 @@ LISTENED_PCT = 50
 
 
 def yambda(path: Path) -> Iterator[Action]:
-    """Yambda's events of music (Yandex, 2025) as published, ``flat/50m/multi_event.parquet``: columns uid, item_id,
-    timestamp (s, in units of 5), is_organic, played_ratio_pct, event_type. A listen is ``shown``, one of half the
-    track or more also a ``play``, which is a choice; what takes a like or a dislike back is left out. The file is by
-    user; ties keep its order.
+    """Yambda's music events (Yandex, 2025) as published, ``flat/50m/multi_event.parquet``: columns uid, item_id,
+    timestamp (s, in units of 5), is_organic, played_ratio_pct, event_type. A listen is ``shown``, and from half of the
+    track on also a ``play``, which is a choice; revoked likes and dislikes are left out. The file is sorted by user;
+    ties keep its order.
     """
     import pyarrow.parquet as parquet
 

@@ -1,4 +1,4 @@
-"""Measuring on a shared machine: contenders take turns in one process, and processor time counts, not the clock."""
+"""Measuring on a shared machine: contenders take turns in one process, and processor time counts."""
 
 from __future__ import annotations
 

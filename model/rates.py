@@ -57,17 +57,7 @@ class Rates:
         self._columns = GrowingColumns()
 
     @property
-    def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
-        """(V,) interactions with each item."""
-        return self.arrays.item_VC[:, 0]
-
-    @property
-    def done_VK(self) -> Float32:  # noqa: N802
-        """(V, K) those that had each kind."""
-        return self.arrays.item_VC[:, 1 : 1 + self.arrays.num_kinds]
-
-    @property
-    def overall_K(self) -> Float64:  # noqa: N802
+    def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
         """(K,) rates over all items."""
         total_C = self.arrays.total_C
         return np.asarray((total_C[1:] + 1.0) / (total_C[0] + 2.0))

@@ -11,7 +11,7 @@ outbox or with the applied offset, whenever the process dies. `state.restore` sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,9 @@ _TOPIC_IDS = b"t"
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """What one `PartitionStore.apply` did. ``num_skipped`` counts records that had been applied before."""
+    """What one `PartitionStore.apply` did. ``num_records``: without those that had been applied before."""
 
     num_records: int
-    num_skipped: int
     num_examples: int
     num_dead: int
     counts: Counts
@@ -181,7 +180,6 @@ class PartitionStore:
         # Checked first: after a failure, memory is ahead of the disk, and lost records would count as applied.
         self._db.require_open()
         before, first_number = self.counts, self.next_number
-        records = list(records)
         fresh = self._fresh(records)
         try:
             self._applier.apply(fresh)
@@ -190,11 +188,9 @@ class PartitionStore:
             raise
         num_dead = self.counts.num_dead - before.num_dead
         num_examples = self.next_number - first_number
-        return ApplyResult(
-            len(fresh), len(records) - len(fresh), num_examples, num_dead, self.counts, self.applied_offset
-        )
+        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
 
-    def _fresh(self, records: Sequence[Record]) -> list[Record]:
+    def _fresh(self, records: Iterable[Record]) -> list[Record]:
         fresh, applied_offset = [], self.applied_offset
         for record in records:
             if record[0] > applied_offset:

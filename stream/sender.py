@@ -23,13 +23,11 @@ PACE_S = 0.02
 
 @dataclass(frozen=True)
 class SendReport:
-    """What was sent. ``last_timestamp_ms``: the latest event time, -1 if nothing was sent; ``is_whole``: whether it was
-    not interrupted."""
+    """What was sent. ``is_whole``: whether sending was not interrupted."""
 
     num_actions: int
     num_records: int
     elapsed_s: float
-    last_timestamp_ms: int
     is_whole: bool = True
 
 
@@ -47,13 +45,13 @@ def send_actions(
     Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
-    last_ms, is_whole = -1, True
+    is_whole = True
     topic = Topics.under(kafka.prefix).actions
     with ActionProducer(kafka, topic, batch, kafka.partitions) as producer:
         try:
             for action in islice(_paced(actions, rate), limit):
                 producer.send(action)
-                last_ms = max(last_ms, int(action["timestamp"]))
+
                 if progress is not None and producer.num_actions % 1000 == 0:
                     progress(producer.num_actions)
         except KeyboardInterrupt:
@@ -61,7 +59,7 @@ def send_actions(
         producer.flush()
         if progress is not None:
             progress(producer.num_actions)
-        return SendReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, last_ms, is_whole)
+        return SendReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, is_whole)
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:

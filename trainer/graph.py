@@ -111,11 +111,6 @@ class Captures:
             self._known[size] = self._captured(plain, arguments) if self._wanted and self.works else plain
         return self._known[size](*arguments)
 
-    @property
-    def num_sizes(self) -> int:
-        """How many sizes have occurred."""
-        return len(self._known)
-
     def on_device(self, values: NDArray[Any]) -> Tensor:
         """Copy to the device, from pinned memory so that the host does not wait for it."""
         host = torch.from_numpy(values)

@@ -92,7 +92,7 @@ class SummedGradients:
     ) -> None:
         shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in _tables_of(step)}
         length = self.NUM_LOSSES + num_dense + sum(rows * width for rows, width in shapes.values())
-        self.num_row_bytes = 4 * (length - self.NUM_LOSSES - num_dense)
+
         self._num_dense, self._shapes = num_dense, shapes
         self._length, self._device = -(-length // multiple) * multiple, device
         self.flat = torch.zeros(0)

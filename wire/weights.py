@@ -211,11 +211,6 @@ def checksum(blob: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(blob)
 
 
-def split_blob(blob: bytes, chunk_bytes: int = 900_000) -> list[bytes]:
-    """Cut a blob into chunks that a broker accepts; at least one."""
-    return [blob[start : start + chunk_bytes] for start in range(0, max(len(blob), 1), chunk_bytes)]
-
-
 def version_key(epoch: int, number: int) -> bytes:
     """Kafka key of a version's records."""
     return f"{epoch}/{number}".encode()

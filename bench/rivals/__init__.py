@@ -1,7 +1,7 @@
-"""What Headrace must beat: the field's models, each in a few settings, in one pass that predicts before it learns.
+"""The models that Headrace must beat, each in a few settings, in one pass that predicts before it learns.
 
-A rival for **retrieval** scores each choice of a step by what it has learned from earlier events, then learns it; one
-for **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
+A rival in **retrieval** scores each choice of a step from what it has learned from earlier events, then learns it; one
+in **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
 predicted from which events; `bench.evaluation` evaluates the predictions.
 """
 
@@ -86,7 +86,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What a rival knows of a stream before it begins: how many items it will have, and the model's configuration
+    """What a rival knows about a stream before it begins: how many items it will have, and the model's configuration
     (kinds, features)."""
 
     num_rows: int
@@ -99,7 +99,7 @@ class StreamInfo:
 
 
 def retrievers() -> dict[str, dict[str, Setting]]:
-    """Rivals of retrieval, by name and setting; the first setting is the usual one."""
+    """Rivals in retrieval, by name and setting; the first setting is the usual one."""
     return {
         "most popular": {"all time": Setting(lambda info, _: EventByEvent(Popular(info.num_rows)))},
         "decayed popular": {
@@ -121,7 +121,7 @@ def retrievers() -> dict[str, dict[str, Setting]]:
 
 
 def rankers() -> dict[str, dict[str, Setting]]:
-    """Rivals of ranking, by name and setting."""
+    """Rivals in ranking, by name and setting."""
     rates = (0.02, 0.005, 0.01, 0.05, 0.1)
     found = {
         "constant": {"": Setting(lambda info, _: Constant(len(info.model.kinds)))},
@@ -145,8 +145,8 @@ Maker = Callable[[StreamInfo, int, dict[str, Any]], Retriever]
 
 
 def _sequence_settings(make: Maker, suffix: str = "", most: int = 4) -> dict[str, Setting]:
-    """Adam's rates for the network and the items, targets per step, and inner products or cosines (temperature).
-    ``suffix``: of the settings' names; ``most``: how many of them."""
+    """Settings that differ in Adam's rates for the network and the items, in targets per step, and in inner products or
+    cosines (temperature). ``suffix``: appended to their names; ``most``: how many of them."""
     tried: list[dict[str, Any]] = [
         {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
         {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},

@@ -31,7 +31,6 @@ from wire.weights import (
     decode_blob,
     encode_blob,
     encode_manifest,
-    split_blob,
     version_key,
 )
 
@@ -126,7 +125,7 @@ class World:
         self.learn()
         self.base_offset = next_offset if kind == "base" else self.base_offset
         manifest, blob = self.version(kind)
-        chunks = split_blob(blob, chunk_bytes)
+        chunks = [blob[at : at + chunk_bytes] for at in range(0, len(blob), chunk_bytes)]
         manifest = msgspec.structs.replace(manifest, num_chunks=len(chunks))
         key = version_key(manifest.epoch, manifest.number)
         records: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]

@@ -325,7 +325,7 @@ def test_an_item_that_stands_in_the_context_alone_is_not_learned_as_a_target() -
     items = np.array([5, 5, 5, 5, 6, 7], np.int64)
     learner.step([example(replace(sealed, item_hash=items), 2)])
     assert learner.items.lookup(np.array([5, 6, 7])).tolist() == [0, 1, 2]
-    assert learner.rates.shown_V.sum() == learner.num_interactions == 2
+    assert learner.rates.arrays.item_VC[:, 0].sum() == learner.num_interactions == 2
 
 
 def test_a_step_may_have_nothing_to_retrieve() -> None:
@@ -607,7 +607,7 @@ def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere()
     assert learner.items.tombstones == [5]
     assert (
         learner.popularity.count_V[old]
-        == learner.rates.shown_V[old]
+        == learner.rates.arrays.item_VC[old, 0]
         == learner.frequency.share(np.array([old]))[0]
         == 0
     )
