@@ -290,7 +290,7 @@ def test_topics_that_hold_anything_else_are_refused(migration: MigrationCase) ->
     new.send(migration.all[:20])
     for store in new.work(migration.folder / "too early"):
         store.close()
-    with pytest.raises(HeadraceError, match="a worker was here"):
+    with pytest.raises(HeadraceError, match="a worker has written there"):
         migration.to(new)
     with pytest.raises(HeadraceError, match=r"kafka\.prefix: expected another one"):
         repartition(migration.old.settings, migration.old.settings)
