@@ -9,20 +9,17 @@ from __future__ import annotations
 import time
 
 import msgspec
-from kafka.errors import KafkaError
 
 from headrace.config import Settings
 from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.cluster import ClusterState
 from wire.errors import HeadraceError
 from wire.hashing import canonical
-from wire.kafka.consumer import connect, partitions_of, read, spans
-from wire.kafka.producer import make_producer
-from wire.kafka.refusal import refusal
-from wire.partitioner import partition_of
+from wire.kafka.consumer import connect, read, spans
+from wire.kafka.producer import send_one
 from wire.topics import Topics
 
-SEND_S, LOOK_S = 20.0, 0.2
+LOOK_S = 0.2
 
 
 def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
@@ -45,21 +42,8 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
 
 def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> tuple[int, int]:
     topic, key = Topics.under(settings.kafka.prefix).actions, canonical(request.user or request.item).encode()
-    consumer = connect(settings.kafka)
-    try:
-        num_partitions = len(partitions_of(consumer, topic))  # raises `TopicMissing`, with its remedy
-    finally:
-        consumer.close()
-    producer, partition = make_producer(settings.kafka), partition_of(key, num_partitions)
-    try:
-        placed = producer.send(topic, key=key, value=msgspec.json.encode(content), partition=partition).get(SEND_S)
-    except KafkaError as error:
-        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
-            f"the broker did not accept the request ({error}); nothing has changed, try again"
-        ) from error
-    finally:
-        producer.close(timeout=2)
-    return partition, int(placed.offset)
+    placed = send_one(settings.kafka, topic, key, msgspec.json.encode(content), "request")
+    return int(placed.partition), int(placed.offset)
 
 
 def _is_carried_out(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:

@@ -6,20 +6,14 @@ import getpass
 import platform
 import time
 
-from kafka.errors import KafkaError
-
 from headrace.config import Settings
 from headrace.lines import followed_line, on_line, wait_until_as_good
 from headrace.versions import manifests
 from wire.control import LINE_KEY, PIN_KEY, Migration, Pin, Switch, Which, encode_decision, parse_version
-from wire.errors import HeadraceError, VersionError
-from wire.kafka.consumer import connect, partitions_of
-from wire.kafka.producer import make_producer
-from wire.kafka.refusal import refusal
+from wire.errors import VersionError
+from wire.kafka.producer import send_one
 from wire.topics import Topics
 from wire.weights import Manifest
-
-SEND_S = 20.0
 
 
 def pin(settings: Settings, version: str, reason: str = "") -> int:
@@ -97,21 +91,8 @@ def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) 
 
 def send_decision(settings: Settings, key: bytes, decision: Pin | Switch | Migration | None) -> None:
     """Write a decision (None: a tombstone) into the control topic."""
-    topic = Topics.under(settings.kafka.prefix).control
-    consumer = connect(settings.kafka)
-    try:
-        partitions_of(consumer, topic)  # raises `TopicMissing`, with its remedy
-    finally:
-        consumer.close()
-    producer = make_producer(settings.kafka)
-    try:
-        producer.send(topic, key=key, value=encode_decision(decision) if decision is not None else None).get(SEND_S)
-    except KafkaError as error:
-        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
-            f"the broker did not accept the decision ({error}); nothing has changed, try again"
-        ) from error
-    finally:
-        producer.close(timeout=2)
+    value = encode_decision(decision) if decision is not None else None
+    send_one(settings.kafka, Topics.under(settings.kafka.prefix).control, key, value, "decision")
 
 
 def _name(which: Which) -> str:
