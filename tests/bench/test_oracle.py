@@ -1,4 +1,4 @@
-"""The chances that made streams tell are those that they draw with, and are judged like any recommender."""
+"""The chances that made streams tell are those that they draw with, and are evaluated like any recommender's."""
 
 from __future__ import annotations
 

@@ -42,14 +42,14 @@ def _same_until_the_last_kinds(ranker: Any, again: Any, setting: Setting) -> boo
 
 @pytest.mark.parametrize(("who", "name"), RETRIEVERS)
 def test_no_retriever_knows_what_it_is_asked(who: str, name: str) -> None:
-    setting, stage = retrievers()[who][name], info_of(chain(num=200))
-    assert _same_until_the_last(setting.make(stage, 1), setting.make(stage, 1), setting)
+    setting, info = retrievers()[who][name], info_of(chain(num=200))
+    assert _same_until_the_last(setting.make(info, 1), setting.make(info, 1), setting)
 
 
 @pytest.mark.parametrize(("who", "name"), RANKERS)
 def test_no_ranker_knows_what_it_is_asked(who: str, name: str) -> None:
-    setting, stage = rankers()[who][name], info_of(chain(num=200))
-    assert _same_until_the_last_kinds(setting.make(stage, 1), setting.make(stage, 1), setting)
+    setting, info = rankers()[who][name], info_of(chain(num=200))
+    assert _same_until_the_last_kinds(setting.make(info, 1), setting.make(info, 1), setting)
 
 
 class _Peeking(EventByEvent):
@@ -76,12 +76,12 @@ class _PeekingRate(Constant):
 
 
 def test_a_rival_that_peeks_is_caught() -> None:
-    setting = Setting(lambda stage, _: _Peeking(Popular(stage.num_rows)))
+    setting = Setting(lambda info, _: _Peeking(Popular(info.num_rows)))
     assert not _same_until_the_last(_Peeking(Popular(12)), _Peeking(Popular(12)), setting)
     assert not _same_until_the_last_kinds(_PeekingRate(3), _PeekingRate(3), setting)
     network = retrievers()["SASRec"][dict(RETRIEVERS)["SASRec"]]
-    stage = info_of(chain(num=200))
-    assert not _same_until_the_last(*(_PeekingNetwork(network.make(stage, 1)) for _ in range(2)), network)
+    info = info_of(chain(num=200))
+    assert not _same_until_the_last(*(_PeekingNetwork(network.make(info, 1)) for _ in range(2)), network)
 
 
 @pytest.mark.parametrize("who", ["last-item Markov", "co-occurrence", "SASRec", "GRU4Rec", "BERT4Rec", "Transformer++"])
@@ -139,9 +139,9 @@ def test_co_occurrence_is_the_published_formula() -> None:
 
 def test_a_sequence_ends_before_the_choice_that_is_asked() -> None:
     actions = chain(num=60, num_users=3)
-    stage = info_of(actions)
+    info = info_of(actions)
     for step in steps_of(actions):
-        seqs = sequences(step, 4, stage.kinds, choices_only=True)
+        seqs = sequences(step, 4, info.kinds, choices_only=True)
         for a, e in enumerate(step.asked.tolist()):
             past = step.past(e)
             last = int(seqs.last_A[a])

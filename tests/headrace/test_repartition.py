@@ -177,7 +177,7 @@ def test_every_user_goes_on_in_another_partition_with_each_action_once(migration
     migration.check(new)
 
 
-def test_an_interrupted_handover_goes_on_where_it_was(
+def test_an_interrupted_migration_goes_on_where_it_was(
     migration: MigrationCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new, other = migration.next(), migration.next("other")
@@ -241,7 +241,7 @@ def forgets_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("broken", [forgets_older_segments, keeps_the_old_offsets, forgets_the_ids])
-def test_a_handover_that_loses_or_doubles_anything_is_caught(
+def test_a_migration_that_loses_or_doubles_anything_is_caught(
     migration: MigrationCase, monkeypatch: pytest.MonkeyPatch, broken: Any
 ) -> None:
     new = migration.next()

@@ -101,12 +101,12 @@ def test_the_order_is_read_from_the_topic(main: Wire) -> None:
         assert rollout.known.wait(60)
         assert rollout.line == "mine"
         producer.send(main.topics.control, key=LINE_KEY, value=encode_decision(TO_B)).get(60)
-        wait_until(lambda: rollout.line == "b", 60, "the order")
+        wait_until(lambda: rollout.line == "b", 60, "the decision")
         producer.send(main.topics.control, key=LINE_KEY, value=b"{}").get(60)
         producer.send(main.topics.control, key=LINE_KEY, value=encode_decision(Switch(line="", made_ms=0))).get(60)
-        wait_until(lambda: rollout.line == "", 60, "the order after what is none")
+        wait_until(lambda: rollout.line == "", 60, "the decision after what is none")
         producer.send(main.topics.control, key=LINE_KEY, value=None).get(60)
-        wait_until(lambda: rollout.line == "mine", 60, "the order to be gone")
+        wait_until(lambda: rollout.line == "mine", 60, "the decision to be gone")
     finally:
         follower.stop()
         follower.join(60)

@@ -228,8 +228,8 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
 def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     rollout = Rollout()
     producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
-    order = encode_decision(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
-    producer.send(wire.topics.control, key=PIN_KEY, value=order).get(60)
+    pin = encode_decision(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
+    producer.send(wire.topics.control, key=PIN_KEY, value=pin).get(60)
     follower = PinFollower(lambda: connect(wire.kafka, 20), wire.topics.control, rollout)
     follower.start()
     try:

@@ -535,10 +535,10 @@ def test_what_a_ghost_writes_of_a_forgotten_user_gets_a_tombstone_again(tmp_path
     store.close()
 
 
-def test_an_order_for_an_item_that_was_overwritten_is_told_again(tmp_path: Path) -> None:
+def test_the_mark_of_an_item_is_sent_again_when_it_was_overwritten(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path / "db", 0, ACTION)
-    orders = [b'{"forget":true,"item":7}', b'{"forget":true,"item":8}', b'{"forget":false,"item":8}']
-    store.apply([(offset, 1_000, None, order) for offset, order in enumerate(orders)])
+    requests = [b'{"forget":true,"item":7}', b'{"forget":true,"item":8}', b'{"forget":false,"item":8}']
+    store.apply([(offset, 1_000, None, request) for offset, request in enumerate(requests)])
     store.ack(store.outbox(limit=1000)[-1].index)
     addresses = [Address("", MARK_ITEM, item_hash(item)) for item in (7, 8, 9)]
     assert store.refresh(addresses) == 2

@@ -1,4 +1,4 @@
-"""Marks: the orders that make them, their bytes, their keys."""
+"""Marks: the requests that make them, their bytes, their keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mark_of(mark: Mark, user: str = "", item: Any = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("content", "order"),
+    ("content", "expected"),
     [
         ({"forget": True, "user": 5}, ForgetRequest("5")),
         ({"forget": True, "user": "u"}, ForgetRequest("u")),
@@ -39,8 +39,8 @@ def mark_of(mark: Mark, user: str = "", item: Any = None) -> Any:
         ({"forget": False, "item": "x"}, ForgetRequest("", "x", is_back=True)),
     ],
 )
-def test_a_record_that_orders_to_forget_is_an_order(content: Any, order: ForgetRequest) -> None:
-    assert decode_record(msgspec.json.encode(content), 0, CONFIG) == [order]
+def test_a_record_can_be_a_request_to_forget(content: Any, expected: ForgetRequest) -> None:
+    assert decode_record(msgspec.json.encode(content), 0, CONFIG) == [expected]
 
 
 @pytest.mark.parametrize(
