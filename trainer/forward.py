@@ -1,8 +1,8 @@
 """The network's predictions for a batch, and what learning from them needs: rows, losses, gradients.
 
 There are four ways to the same numbers, up to rounding. Steps whose loss is over the whole catalogue run on the CPU in
-C++ beside autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
-`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); everything else is autograd's.
+C++ without autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
+`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); autograd computes everything else.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class ForwardPass:
         )
 
     def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
+        """(R, M) outputs at each target's item; (S, M) those at the action before each choice (or the learnt start)."""
         with_start = torch.cat([y_SM, self._model.start_M[None]])
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
