@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.app import build_app
-from stream.claim import TopicIds, remedies
+from stream.claim import TopicIds, check_reached, remedies
 from stream.config import Settings
 from stream.disk import alone_on
 from stream.drift import warn_of_drift, warn_of_times
@@ -240,6 +240,7 @@ class Worker:
                             self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
+                            await self._check_reached()
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
@@ -250,6 +251,12 @@ class Worker:
                     log.warning("the broker is away", error=repr(error))
                 await asyncio.sleep(BEAT_S)
                 self._give_up_after(away_since_s)
+
+    async def _check_reached(self) -> None:
+        """After the broker was away: whether it still has what was applied. Raises `TopicReplaced`."""
+        for number, partition in sorted(self.partitions.items()):
+            if (reached := partition.reached) is not None:
+                await asyncio.to_thread(check_reached, self.settings, number, *reached)
 
     async def _watch(self, watch: TopicWatch) -> None:
         """Every few seconds, check that the topics are still those that this worker started with."""
