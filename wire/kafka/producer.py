@@ -9,6 +9,9 @@ from kafka import KafkaProducer
 from wire.config import KafkaConfig
 from wire.kafka.options import sync_options
 
+MOST_BYTES = 16 << 20
+"""Of a record, before compression."""
+
 
 def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     """A producer that reports within seconds what was not acknowledged; the caller tries again.
@@ -19,7 +22,8 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     """
     ours: dict[str, Any] = {
         "acks": "all",
-        "max_request_size": max(1 << 20, kafka.max_message_bytes),
+        # What a broker takes depends on the size after compression, which it knows and this client does not.
+        "max_request_size": max(MOST_BYTES, kafka.max_message_bytes),
         "request_timeout_ms": 5_000,
         "delivery_timeout_ms": 15_000,
         "max_block_ms": 10_000,
