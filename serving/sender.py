@@ -12,11 +12,11 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.answer_bodies import SentAction, SentOrder
+from serving.answer_bodies import SentAction, SentRequest
 from serving.errors import NotReadyError, RequestError
 from serving.request_bodies import ActionRequest, ForgetRequest
 from wire.action import Rejection, decode_record
-from wire.action_json import Refused, order_of
+from wire.action_json import Refused, forget_request_of
 from wire.config import ActionConfig, KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
@@ -50,20 +50,20 @@ class ActionSender:
         return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
                           record_ms=placed.timestamp)  # fmt: skip
 
-    def order(self, request: ForgetRequest) -> SentOrder:
-        """Send an order and wait for the broker. Raises as `send` does."""
+    def forget(self, request: ForgetRequest) -> SentRequest:
+        """Send a request to forget and wait for the broker. Raises as `send` does."""
         what, name = ("user", request.user) if request.item is None else ("item", request.item)
         assert name is not None
-        order = {"forget": not request.undo, what: name}
+        content = {"forget": not request.undo, what: name}
         try:
-            order_of(order)
+            forget_request_of(content)
         except Refused as error:
             raise _refusal(str(error)) from None
-        placed = self._put(canonical(name).encode(), msgspec.json.encode(order))
-        return SentOrder(partition=placed.partition, offset=placed.offset)
+        placed = self._put(canonical(name).encode(), msgspec.json.encode(content))
+        return SentRequest(partition=placed.partition, offset=placed.offset)
 
     def _put(self, key: bytes, value: bytes) -> Any:
-        """What the broker says of where it put the record."""
+        """The broker's metadata of the record."""
         with self._lock:
             try:
                 self._client = client = self._client or self._connect()
@@ -72,7 +72,7 @@ class ActionSender:
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__
-                message = f"the broker did not take it ({kind}); try again"
+                message = f"the broker did not accept it ({kind}); try again"
                 raise NotReadyError(message, "an answer of the broker") from error
 
     def close(self) -> None:
@@ -91,5 +91,5 @@ def _refusal(message: str) -> RequestError:
     """What the worker would say, which is "FIELD: expected …, got …; what to do"."""
     field, _, rest = message.partition(": expected ")
     expected, _, rest = rest.partition(", got ")
-    got, _, remedy = rest.rpartition("; ")
+    got, _, remedy = rest.partition("; ")
     return RequestError(field, expected, got, remedy)
