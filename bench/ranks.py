@@ -52,28 +52,21 @@ def learn(
     for start in range(0, num_items, 10_000):
         learner.items.insert(np.arange(start + 1, min(num_items, start + 10_000) + 1) * 7919, 10**12, 0)
     traffic.restore(learner.histories)
-    took_s, sent, vectors = list[float](), dict[str, int](), list[int]()
-    if ranks is not None:
-        summed = ranks.summed
-
-        def noted(flat: torch.Tensor) -> torch.Tensor:
-            vectors.append(flat.nbytes)
-            return summed(flat)
-
-        ranks.summed = noted  # type: ignore[method-assign]
+    took_s, sent, distinct = list[float](), dict[str, int](), 0
+    sharding = learner.forward_pass.sharding
     for step in range(num_steps + 3):
         examples = traffic.poll(0.0)
-        if step == 3 and ranks is not None:
-            sent = dict(ranks.num_bytes)
+        if step == 3 and ranks is not None and sharding is not None:
+            sent, distinct = dict(ranks.num_bytes), sharding.num_row_bytes
         began_s = time.perf_counter()
         learner.step(examples)
         took_s.append(time.perf_counter() - began_s)
     found = {"step_s": median(took_s[3:]), "first_s": took_s[0]}
-    if ranks is not None:
+    if ranks is not None and sharding is not None:
         found |= {name: (num - sent[name]) / num_steps for name, num in ranks.num_bytes.items()}
-        found["vector"] = sum(vectors[3:]) / num_steps
-        found["rows"] = found["vector"] - 4.0 * len(learner.optimiser.flat)
-        ranks.summed = summed  # type: ignore[method-assign]
+        found["distinct"] = (sharding.num_row_bytes - distinct) / num_steps
+        if not found["rows"]:  # they are sent with the sums
+            found["rows"] = found["sums"] - 4.0 * len(learner.optimiser.flat)
     return found
 
 
@@ -127,10 +120,10 @@ def run(quick: bool = False) -> list[Row]:
             target = EFFICIENCY if name == "two processes" else None
             rows.append(row(f"{kind}: {name}", alone_s / took_s, "x", target, note))
         sent = rounds[0]["two processes"][kind]
-        note = f"a vector has {sent['vector'] / 1e3:,.0f} kB, of which {sent['rows'] / 1e3:,.0f} kB are distinct rows"
+        note = f"{sent['distinct'] / 1e3:,.0f} kB are distinct rows; in sums {sent['sums'] / 1e3:,.0f} kB in all"
         rows += [
             row(
-                f"{kind}: rows sent in sums, over the distinct rows' bytes", sent["sums"] / sent["vector"], "x",
+                f"{kind}: bytes of rows sent, over the distinct rows' bytes", sent["rows"] / sent["distinct"], "x",
                 OVERHEAD, note, most=True,
             ),
             row(f"{kind}: messages of a step", sent["messages"] / 1e3, "kB", note="shards, and rows that came or went"),

@@ -23,7 +23,9 @@ from kernels.memory import (
     MemoryRules,
     MemoryStanding,
     memory_best,
+    memory_candidates,
     memory_learn,
+    memory_learn_given,
     memory_learn_sampled,
     memory_scores,
     memory_stand,
@@ -152,6 +154,18 @@ class Memory:
         """The same from a sample of the rows: see `kernels.memory.memory_learn_sampled`."""
         return memory_learn_sampled(
             self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
+        )
+
+    def candidates(self, events: MemoryEvents) -> tuple[NDArray[np.int32], Int64]:
+        """Which rows' logits `learn_sampled` may read: see `kernels.memory.memory_candidates`."""
+        return memory_candidates(self.arrays, self.num_rows, events, backend=self._backend)
+
+    def learn_given(
+        self, events: MemoryEvents, row: NDArray[np.int32], begin_A1: Int64, logit: NDArray[np.float32]
+    ) -> MemoryOutcome:
+        """`learn_sampled` with the logits of `candidates`."""
+        return memory_learn_given(
+            self.arrays, self.num_rows, events, row, begin_A1, logit, self._rules, backend=self._backend
         )
 
     def learn_together(self, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:

@@ -68,7 +68,7 @@ class Recall:
         rows_per_share: int = ROWS_PER_SHARE,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
-        self._most_logits, self._exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
+        self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -124,19 +124,21 @@ class Recall:
         """Which of these events are compared with all rows."""
         if not samples:
             return np.asarray(number_R % -(-num_rows // MOST_PREDICTED_ROWS) == 0)
-        if num_rows <= self._exact_rows:
+        if num_rows <= self.exact_rows:
             return np.ones(len(number_R), np.bool_)
         return np.asarray(number_R // EXACT_TOGETHER % -(-num_rows // self._rows_per_share) == 0)
 
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
-        if samples and num_rows > self._exact_rows:  # few are asked: not worth a table of unit rows
-            table_VD = self._items.weight.numpy()
-            return lambda asked: memory_logits(
-                forward.query_SD[torch.from_numpy(asked)].numpy(), table_VD, num_rows, self._unit_width
-            )
+        if samples and num_rows > self.exact_rows:  # few are asked: not worth a table of unit rows
+            return lambda asked: self._all_logits(forward.query_SD[torch.from_numpy(asked)].numpy(), num_rows)
         there, device = self._there(forward, num_rows), forward.query_SD.device
         return lambda asked: there(to_device(asked, device)).cpu().numpy()
+
+    def _all_logits(self, query_AD: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
+        if self._items.owners is not None:
+            return self._items.owners.logits(query_AD, self._unit_width)
+        return memory_logits(query_AD, self._items.weight.numpy(), num_rows, self._unit_width)
 
     def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
         """The same where the network is."""
@@ -161,8 +163,13 @@ class Recall:
         if part.logit_AV is not None:
             return self._memory.learn(part.events, part.logit_AV)
         assert part.query_AD is not None
-        table_VD = self._items.weight.numpy()
-        outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
+        if (owners := self._items.owners) is not None:
+            row, begin_A1 = self._memory.candidates(part.events)
+            logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
+            outcome = self._memory.learn_given(part.events, row, begin_A1, logit)
+        else:
+            table_VD = self._items.weight.numpy()
+            outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
 

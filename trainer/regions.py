@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model.embedding import EmbeddingTable
@@ -71,9 +70,10 @@ class TableRegion:
         """See `Region`."""
         table = self._table
         keys_U, seen_U = table.seen(rows_U)
+        weight_UD, state_U = table.read(rows_U)
         return {
-            "weight": _copied_tensor(table.weight, rows_U),
-            "state": _copied_tensor(table.state, rows_U),
+            "weight": weight_UD,
+            "state": state_U,
             "live": copied(table.live, rows_U),
             "ids": keys_U,
             "last_seen_ms": seen_U,
@@ -197,12 +197,6 @@ def copied(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
     if num and rows_U[-1] - rows_U[0] == num - 1:
         return column[rows_U[0] : rows_U[0] + num].copy()
     return np.asarray(column[rows_U])
-
-
-def _copied_tensor(column: torch.Tensor, rows_U: Int64) -> NDArray[Any]:
-    if column.device.type == "cpu":
-        return copied(column.numpy(), rows_U)
-    return np.asarray(column.index_select(0, torch.from_numpy(rows_U).to(column.device)).cpu().numpy())
 
 
 def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:

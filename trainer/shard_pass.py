@@ -54,11 +54,16 @@ def apply(network: Network, step: ShardedStep, layout: SummedGradients) -> None:
 
 
 class ShardPass:
-    """The passes of a step's shards, one after the other."""
+    """The passes of a step's shards, one after the other.
 
-    def __init__(self, network: Network, step: ShardedStep, layout: SummedGradients) -> None:
+    ``leaves``: the rows of the step by table, where they are not in the network's tables.
+    """
+
+    def __init__(
+        self, network: Network, step: ShardedStep, layout: SummedGradients, leaves: dict[str, Tensor] | None = None
+    ) -> None:
         self._network, self._step, self._layout = network, step, layout
-        self._leaves = dict[str, Tensor]()
+        self._leaves = dict(leaves or {})
         self._live_V = network.tables[ITEMS].live[: step.num_rows].copy()
         self._live_V[:1] = False
 

@@ -102,7 +102,9 @@ class Learner:
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
         self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
-        sharding = Sharding(self.network, self.frequency, ranks) if trainer.shards > 1 else None
+        sharding = None
+        if trainer.shards > 1:
+            sharding = Sharding(self.network, self.frequency, ranks, self.recall.exact_rows)
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
@@ -267,6 +269,8 @@ class Learner:
     def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
             torch.autograd.backward(forward.retrieval_loss + self.config.rank_weight * ranking)
+        if self.forward_pass.sharding is not None:
+            self.forward_pass.sharding.learn()
         scale = lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
             if (gradient_UD := leaf.gradient_UD) is not None:
