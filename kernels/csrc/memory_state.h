@@ -98,7 +98,7 @@ struct Scratch {
     Shortlist<NUM_SEEN>* shortlist;
 };
 
-// A thread's per-row scratch memory, all zero between calls.
+// A thread's per-row scratch memory: all zero between calls, except `logit`, which a call writes before it reads.
 struct Blank {
     float *evidence = nullptr, *own = nullptr, *logit = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred

@@ -97,13 +97,13 @@ class _SampledCall(ctypes.Structure):
 
 
 class _CandidatesCall(ctypes.Structure):
-    """``CandidatesCall`` of csrc/memory_candidates.h."""
+    """``CandidatesCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (("memory", _Call), ("row", c_void_p), ("begin", c_void_p), ("most", c_int64))
 
 
 class _RowLogitsCall(ctypes.Structure):
-    """``RowLogitsCall`` of csrc/memory_candidates.h."""
+    """``RowLogitsCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (
         ("query", c_void_p),
