@@ -45,6 +45,9 @@ class _Call(ctypes.Structure):
                 "met_end",
                 "past_ms",
                 "now_ms",
+                "shown_rows",
+                "shown_begin",
+                "shown_end",
                 "logit",
                 "rank",
                 "model_rank",
@@ -105,7 +108,8 @@ class _LogitsCall(ctypes.Structure):
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
     """The argument, and the arrays that must outlive it."""
     kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
-    target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms = map(_pointer, kept)
+    (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
+     shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
     call = _Call(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
@@ -120,6 +124,9 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
         met_end=met_end,
         past_ms=past_ms,
         now_ms=now_ms,
+        shown_rows=shown_rows,
+        shown_begin=shown_begin,
+        shown_end=shown_end,
         logit=logit_AV.ctypes.data,
     )
     return call, kept

@@ -200,7 +200,11 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
         total["own_count"][row] += 1.0
         total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))
         total["own_visit"][row], total["own_since"][row] = past.in_visit_P[place], past.since_P[place]
-    logs = (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("threads", FOLLOWS_SCALE), ("own_count", 1.0))
+    for place, row in enumerate(past.shown_S.tolist()):
+        total["shown_count"][row] += 1.0
+        total["shown_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.shown_S) - 1 - place))
+    logs = (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("threads", FOLLOWS_SCALE), ("own_count", 1.0),
+            ("shown_count", 1.0))  # fmt: skip
     for name, scale in logs:
         total[name] = np.log1p(scale * total[name])
     for name in ("wide", "after", "before"):

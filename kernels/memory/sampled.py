@@ -59,12 +59,12 @@ def drawn_rows(event: int, num_rows: int) -> list[int]:
     return rows
 
 
-def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tuple[Float64, Float64]:
+def _shares(memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast) -> tuple[Float64, Float64]:
     """(V,) 1 for each row that competes for certain; (V,) for how many rows each drawn one stands."""
     certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
-    for row in past[::-1][: reference.WIDE[0]].tolist():
+    for row in past.row_P[::-1][: reference.WIDE[0]].tolist():
         certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
-    certain_V[past] = certain_V[target] = 1.0
+    certain_V[past.row_P] = certain_V[past.shown_S] = certain_V[target] = 1.0
     certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
     np.add.at(drawn_V, drawn_rows(int(memory.clock[0]), num_rows), (num_rows - 1) / DRAWN)
     return certain_V, np.where(certain_V > 0, 0.0, drawn_V)
@@ -76,7 +76,7 @@ def _learn(
     excludes = reference.leaves_out(memory, rules)
     standing_FV = reference.standing_of(memory, slice(num_rows))
     done = reference.mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
-    certain_V, drawn_V = _shares(memory, num_rows, target, past.row_P)
+    certain_V, drawn_V = _shares(memory, num_rows, target, past)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)
     best = score_V.max()
