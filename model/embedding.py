@@ -186,6 +186,7 @@ class EmbeddingTable:
             torch.from_numpy(rows_U).to(self.weight.device),
             grad_UD,
             lr=lr,
+            distinct=True,
             backend=self._backend,
         )
         self.dirty[rows_U] = CHANGED

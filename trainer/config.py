@@ -27,6 +27,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
+    "graph_gradients": Switch(),
     "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
@@ -99,8 +100,9 @@ class TrainerConfig:
     that a user has met are left out of predictions and recommendations: "always" (or true), "never" (or false), or
     "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
-    launches: small models, small batches. ``shards``: into how many parts of about equal size a step is cut, whose
-    gradients are added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
+    launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
+    with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
+    added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
     ``rank_timeout_s``: how long one waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up to
     so many events are predicted from one state of it, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
     """
@@ -112,6 +114,7 @@ class TrainerConfig:
     float32_matmul_precision: str = "high"
     deterministic: bool = False
     cuda_graphs: bool = False
+    graph_gradients: bool = False
     num_threads: int = 0
     # Several processes (torchrun)
     shards: int = 1
@@ -252,6 +255,7 @@ _NOT_LEARNING = frozenset(
         "backend",
         "deterministic",
         "cuda_graphs",
+        "graph_gradients",
         "num_threads",
         "rank_timeout_s",
         "metric_share",

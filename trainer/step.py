@@ -154,23 +154,22 @@ class Learner:
         ranking = forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
-        loss = retrieval + self.config.rank_weight * ranking
         if self._is_memory_there:
             launched = self.recall.launch(whole, forward, seen_rows_n)
-            self._learn(forward, loss)
+            self._learn(forward, ranking)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
         elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
             asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
             pending = self._memory_thread.submit(self.recall.answer, whole, asked)
-            self._learn(forward, loss)
+            self._learn(forward, ranking)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
         else:
             recalled, ranked = self._recall(whole, forward, seen_rows_n), self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, recalled, num_known, seen_rows_n, self.num_steps)
-            self._learn(forward, loss)
+            self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
@@ -265,9 +264,9 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
 
-    def _learn(self, forward: Forward, loss: Tensor) -> None:
+    def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
-            torch.autograd.backward(loss)
+            torch.autograd.backward(forward.retrieval_loss + self.config.rank_weight * ranking)
         scale = lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
             if (gradient_UD := leaf.gradient_UD) is not None:

@@ -25,7 +25,7 @@ _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 
 class _Call(ctypes.Structure):
-    """``MemoryCall`` of csrc/level/memory.cpp."""
+    """``MemoryCall`` of csrc/memory_state.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("stride", "num_rows", "width", "num_buckets")),
@@ -65,13 +65,13 @@ class _Call(ctypes.Structure):
 
 
 class _StandCall(ctypes.Structure):
-    """``StandCall`` of csrc/memory_best.h."""
+    """``StandCall`` of csrc/level/memory_stand.cpp."""
 
     _fields_ = (("memory", _Call), ("base", c_void_p), ("root", c_void_p))
 
 
 class _BestCall(ctypes.Structure):
-    """``BestCall`` of csrc/memory_best.h."""
+    """``BestCall`` of csrc/best_pass.h."""
 
     _fields_ = (
         ("memory", _Call),
@@ -83,7 +83,7 @@ class _BestCall(ctypes.Structure):
 
 
 class _SampledCall(ctypes.Structure):
-    """``SampledCall`` of csrc/memory_sampled.h."""
+    """``SampledCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("memory", _Call),
@@ -95,7 +95,7 @@ class _SampledCall(ctypes.Structure):
 
 
 class _LogitsCall(ctypes.Structure):
-    """``LogitsCall`` of csrc/memory_sampled.h."""
+    """``LogitsCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("query", c_void_p),

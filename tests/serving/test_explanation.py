@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernels.memory.reference import weighted_sum
+from kernels.memory.features import weighted_sum
 from kernels.memory.shortlist import Shortlist
 from serving import explanation
 from serving.config import ServingConfig
