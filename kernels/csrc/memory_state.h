@@ -33,7 +33,7 @@ struct MemoryCall {
     const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
-    const int32_t* shown_rows;    // met, and not chosen
+    const int32_t* shown_rows;  // met, and not chosen
     const int64_t *shown_begin_R, *shown_end_R;
     float* logit_AV;  // a row for each event to predict
     int32_t *rank_R, *model_rank_R, *count_rank_R;

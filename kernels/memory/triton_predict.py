@@ -125,7 +125,8 @@ def since_of(lag, inside, history):
 @triton.jit
 def recency_of(newest):
     """Of rows whose newest choice or showing has this number (`note_rows`), 0 for none."""
-    return tl.where(newest > 0, 1.0 / (1.0 + (MET - newest).to(tl.float32) * 0.1), 0.0)
+    lag = (newest - MET) * -1
+    return tl.where(newest > 0, 1.0 / (1.0 + lag.to(tl.float32) * 0.1), 0.0)
 
 
 @triton.jit
