@@ -43,12 +43,13 @@ $(KERNELS): | $(PACKAGES)
 	$(BIN)/python -m kernels.build
 	@rm -f kernels/build/.sources-* && touch $@
 
-lint: $(SETUP) ## ruff, mypy, the import contracts, and clang-format on the C++
+lint: $(SETUP) ## ruff, mypy, the import contracts and the layout table against them, and clang-format on the C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python -m pytest -q tests/test_layout.py -k layout_table
 
 format: $(SETUP) ## let ruff and clang-format put the code in order
 	$(BIN)/ruff check --fix .

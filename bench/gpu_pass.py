@@ -19,7 +19,7 @@ from bench.gpu_step import described, shares
 
 SEGMENT_LEN = 16
 GROUP = 128
-"""Events that the memory predicts together where it is on the GPU."""
+"""How many events the memory predicts together if it is on the GPU."""
 
 WAYS = ((2, GROUP), (2, 1), (1, GROUP), (0, 1))
 """How a trainer computes a step: the number of CUDA graphs (one for both passes, two, or none), the memory's group."""
@@ -76,7 +76,7 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                     segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
                     num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
                     session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
-                    user_offset=number, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+                    user_offset=number, user_index=0, applied_offset=number, resume_from_offset=number + 1,
                     newest_event_ms=newest, newest_record_ms=newest,
                 )  # fmt: skip
                 number += 1
@@ -93,7 +93,7 @@ def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> 
 
 
 def build_library() -> None:
-    """Replaces the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
+    """Replace the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
     subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
 
 

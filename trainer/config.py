@@ -28,7 +28,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
     "graph_gradients": Switch(),
-    "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
+    "num_threads": Number(0, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
     "max_step_tokens": AT_LEAST_1,
@@ -102,9 +102,9 @@ class TrainerConfig:
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
     launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
     with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
-    added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long one waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up to
-    so many events are predicted from one state of it, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
+    added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
+    ``rank_timeout_s``: how long a rank waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up
+    to that many events are predicted from one state, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
     """
 
     model_id: str = "headrace"
@@ -210,7 +210,8 @@ class TrainerConfig:
         )
 
     def dropouts(self, num_layers: int) -> tuple[float, ...]:
-        """Each layer's, lowest first: from ``dropout`` to ``top_dropout_ratio`` times that, in equal steps (LSRM)."""
+        """Dropout of each layer, lowest first: from ``dropout`` to ``top_dropout_ratio`` times that, in equal steps
+        (LSRM)."""
         steps, fall = max(1, num_layers - 1), 1.0 - self.top_dropout_ratio
         return tuple(self.dropout * (1.0 - fall * index / steps) for index in range(num_layers))
 
@@ -226,11 +227,11 @@ ADDED: dict[str, Any] = {
     "sgd_after_steps": 0,
     "sgd_lr_ratio": 10.0,
 }
-"""Settings that earlier builds did not have, as those builds acted."""
+"""Settings that earlier builds did not have, with the values that describe those builds."""
 
 
 def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were recorded by any build, with those that it did not have yet as it acted."""
+    """Recorded settings of any build; those that it did not have yet get the values that describe it."""
     return {**ADDED, **learning}
 
 

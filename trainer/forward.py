@@ -1,8 +1,8 @@
 """The network's predictions for a batch, and what learning from them needs: rows, losses, gradients.
 
 There are four ways to the same numbers, up to rounding. Steps whose loss is over the whole catalogue run on the CPU in
-C++ beside autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
-`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); everything else is autograd's.
+C++ without autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
+`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); autograd computes everything else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ForwardPass:
     ) -> None:
         self._model, self._tables, self._config = network.model, network.tables, network.config
         self._items, self._device = network.tables[ITEMS], network.device
-        self._frequency, self._rates, self._sharding = frequency, rates, sharding
+        self._frequency, self._rates, self.sharding = frequency, rates, sharding
         self._direct = network.direct
         self._graphs: PaddedEncoder | None = None
         self.step_graphs: PaddedStep | None = None
@@ -67,9 +67,9 @@ class ForwardPass:
         learned_S = target_row_R[wanted] > 0
         chosen = RetrievalRows.choose(self._items, self._config, self._step, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
-        if self._sharding is not None:
+        if self.sharding is not None:
             prior_RPK = self.prior(whole, target_row_R)
-            return self._sharding(batch, step, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
+            return self.sharding(batch, step, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
         if exact and self.step_graphs is not None and self.step_graphs.works:
             inputs = self._step_inputs(batch, whole, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
@@ -173,7 +173,7 @@ class ForwardPass:
         )
 
     def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
+        """(R, M) outputs at each target's item; (S, M) those at the action before each choice (or the learnt start)."""
         with_start = torch.cat([y_SM, self._model.start_M[None]])
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)

@@ -48,7 +48,7 @@ def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
 
 
 class PaddedTail:
-    """A `kernels.Tail` given as a mask (T,) of the tokens read, whose shape a graph can fix; returns all tokens."""
+    """A `kernels.Tail` as a mask (T,) of the tokens read, so that its shape fits a graph; returns all tokens."""
 
     def __init__(self, is_read_T: Tensor) -> None:
         self._is_read_T = is_read_T
@@ -65,8 +65,8 @@ class PaddedTail:
 def _joined(
     size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
 ) -> Int64:
-    """Query times, key times, what is read, and offsets, each padded with its last value to the padded number of tokens
-    or users."""
+    """Query times, key times, the mask of tokens read, and offsets, each padded with its last value to the padded
+    number of tokens or users."""
     num_tokens, num_offsets = size[0], size[1] + 1
     joined = np.empty(3 * num_tokens + num_offsets, np.int64)
     parts = np.split(joined, [num_tokens, 2 * num_tokens, 3 * num_tokens])
@@ -86,7 +86,7 @@ class _Layers(nn.Module):
         self._backend = backend
 
     def forward(self, x_TM: Tensor, batch: Tensor) -> Tensor:
-        """``batch``: query times, key times, what is read and offsets, concatenated."""
+        """``batch``: query times, key times, the mask of tokens read and offsets, concatenated."""
         size = len(x_TM)
         query_time_T, key_time_T, is_read_T = batch[: 3 * size].view(3, size)
         return self._encode[0](
@@ -125,11 +125,6 @@ class Captures:
             wanted = self._wanted and self.works
             self._known[size] = self._captured_learning(plain, arguments) if wanted else partial(_gradients, plain)
         return cast("tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]", self._known[size](*arguments))
-
-    @property
-    def num_sizes(self) -> int:
-        """How many sizes have occurred."""
-        return len(self._known)
 
     def on_device(self, values: NDArray[Any]) -> Tensor:
         """Copy to the device, from pinned memory so that the host does not wait for it."""

@@ -69,7 +69,7 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """``users``: how many users, targets and retrieval targets each are padded to; ``rows``: of the item table."""
+    """The padded numbers. ``users``: of users, targets and retrieval targets each; ``rows``: of the item table."""
 
     interactions: int
     users: int

@@ -96,23 +96,25 @@ struct Scratch {
 
 // A thread's per-row scratch memory, all zero between calls.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr;
+    float *evidence = nullptr, *own = nullptr, *logit = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
+        free(logit);
         free(bytes);
-        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = logit = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
+        logit = static_cast<float*>(calloc(rows, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !bytes) return clear(), false;
+        if (!evidence || !own || !logit || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }

@@ -6,9 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.arrays import (
+    DRAWN,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+)
 from kernels.memory.counting import count_repeat, meet
-from kernels.memory.features import WIDE, leaves_out, mix, standing_of
+from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
@@ -35,8 +45,60 @@ def memory_learn_sampled(
     rules: MemoryRules,
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn_sampled`."""
+    return _learn_all(memory, num_rows, events, memory_logits(query_AD, table_VD, num_rows, unit_width), rules)
+
+
+def memory_learn_given(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, row: Int32, begin_A1: Int64, logit: Float32,
+    rules: MemoryRules,
+) -> MemoryOutcome:  # fmt: skip
+    """See `kernels.memory.memory_learn_given`."""
+    logit_AV = np.zeros((len(begin_A1) - 1, num_rows), np.float32)
+    logit_AV[np.repeat(np.arange(len(logit_AV)), np.diff(begin_A1)), row] = logit
+    return _learn_all(memory, num_rows, events, logit_AV, rules)
+
+
+def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+    """See `kernels.memory.memory_logits_of`."""
+    logit_AV = memory_logits(query_AD, table_VD, len(table_VD), unit_width)
+    return np.asarray(logit_AV[np.repeat(np.arange(len(query_AD)), np.diff(begin_A1)), row])
+
+
+def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents) -> tuple[Int32, Int64]:
+    """See `kernels.memory.memory_candidates`."""
+    recent = memory.recent[(memory.recent > 0) & (memory.recent < num_rows)].tolist()
+    event, found, added = int(memory.clock[0]), list[list[int]](), dict[int, set[int]]()
+    for r in range(len(events)):
+        target, history = int(events.target_R[r]), MemoryPast.of_event(events, r)
+        past = history.row_P[::-1].tolist()
+        if events.chosen_R[r] == 1:
+            certain = [target, *history.shown_S.tolist(), *recent]
+            found.append(_rows_asked(memory, num_rows, past, certain, added, event) if target else [])
+        if target == 0:
+            continue
+        event += 1
+        if events.chosen_R[r]:
+            recent.append(target)
+            for row in set(past[: COUNTED[0]]) - {target}:
+                added.setdefault(row, set()).add(target)
+                added.setdefault(target, set()).add(row)
+    begin_A1 = np.cumsum([0, *map(len, found)], dtype=np.int64)
+    return np.array([row for rows in found for row in rows], np.int32), begin_A1
+
+
+def _rows_asked(
+    memory: MemoryArrays, num_rows: int, past: list[int], certain: list[int], added: dict[int, set[int]], event: int
+) -> list[int]:  # fmt: skip
+    rows = {*certain, *past, *drawn_rows(event, num_rows)}
+    for row in past[: WIDE[0]]:
+        rows |= {*memory.neighbour_row[row, : memory.num_neighbours[row]].tolist(), *added.get(row, ())}
+    return sorted(rows)
+
+
+def _learn_all(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, rules: MemoryRules
+) -> MemoryOutcome:
     num = len(events)
-    logit_AV = memory_logits(query_AD, table_VD, num_rows, unit_width)
     query_of_R, loss_R = np.cumsum(events.chosen_R == 1) - 1, np.full(num, np.nan, np.float32)
     for r in range(num):
         target = int(events.target_R[r])

@@ -12,6 +12,10 @@ struct SampledCall {
     MemoryCall memory;
     const float *query_AD, *table_VD;  // a query for each event to predict; the table's rows, not normalised
     int64_t width, unit_width;         // D; columns of a row that are scaled to unit length
+    // Where the table is elsewhere, instead of the four above: the logits of each predicted event's candidates.
+    const int32_t* given_row;
+    const int64_t* given_begin_A1;
+    const float* given_logit;
 };
 
 struct LogitsCall {
@@ -61,6 +65,7 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
 struct Candidates {
     Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
+    float* given = nullptr;  // by row, the logits of the event at hand
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
             target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
@@ -98,6 +103,7 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     c.s.own = blank.own;
     c.s.marked = blank.bytes;
     c.barred = blank.bytes + blank.num_rows;
+    c.given = blank.logit;
     return true;
 }
 
@@ -159,6 +165,10 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
     Scratch standing = {};
     standing.standing = c.standing, standing.padded = c.most;
     stand(few, standing, 0, c.num);
+    if (call.given_row) {
+        for (int64_t i = 0; i < c.num; ++i) c.logit[i] = c.given[c.row[i]];
+        return;
+    }
     for (int64_t i = 0; i < c.num; ++i) {
         if (i + AHEAD_ROWS < c.num) {
             const float* ahead = call.table_VD + c.row[i + AHEAD_ROWS] * call.width;
@@ -266,13 +276,19 @@ inline bool learn_all_sampled(const SampledCall& call) {
     Arena arena;
     if (!make_candidates(m, c, blank, arena)) return false;
     const float* query = call.query_AD;
+    const int64_t* begin = call.given_begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {
         const int32_t target = m.target_R[r];
         const bool is_asked = m.chosen_R[r] == 1;
         m.rank_R[r] = m.model_rank_R[r] = m.count_rank_R[r] = -1;
         m.loss_R[r] = NAN;
-        if (target > 0 && is_asked && m.first_V[target] >= 0) learn_sampled(call, c, r, query);
+        if (target > 0 && is_asked && m.first_V[target] >= 0) {
+            for (int64_t i = begin ? begin[0] : 0, end = begin ? begin[1] : 0; i < end; ++i)
+                c.given[call.given_row[i]] = call.given_logit[i];
+            learn_sampled(call, c, r, query);
+        }
         query += is_asked * call.width;
+        if (begin) begin += is_asked;
         if (target > 0) meet(m, r);
     }
     return true;
@@ -305,3 +321,5 @@ HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
     headrace::HEADRACE_LEVEL::all_logits(*call);
     return 0;
 }
+
+#include "memory_candidates.h"
