@@ -103,7 +103,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
         const int64_t row = is_listed ? p.ranked[c].row : 0;
-        const float *e = p.s.evidence + row * NUM_GATHERED, *own = p.s.own + row * NUM_OWN;
+        const float *e = p.s.evidence + row * NUM_GATHERED, *own = p.s.own + row * OWN_STRIDE;
         list.row[c] = (int32_t)row;
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;

@@ -90,6 +90,7 @@ inline void list_event(const CandidatesCall& call, Listing& l, int64_t r, uint64
     const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r], begin = l.num;
     list(call, l, m.target_R[r]);
     for (int64_t k = 0; k < num_past; ++k) list(call, l, past[k]);
+    for (int64_t k = m.shown_begin_R[r]; k < m.shown_end_R[r]; ++k) list(call, l, m.shown_rows[k]);
     for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) list_neighbours(call, l, past[num_past - 1 - lag]);
     for (int64_t i = 0; i < l.num_recent; ++i) list(call, l, l.recent[i]);
     for (int draw = 0; draw < DRAWN; ++draw) list(call, l, (int32_t)drawn_row(event, draw, m.num_rows));

@@ -40,9 +40,13 @@ struct Candidates {
 };
 
 inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
-    int64_t most_past = 0;
-    for (int64_t r = 0; r < m.num_events; ++r) most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
-    const int64_t most = min64(m.num_rows, min64(most_past, WIDE_LAGS) * m.width + most_past + RECENT + 1);
+    int64_t most_past = 0, most_shown = 0;
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
+        most_shown = max64(most_shown, m.shown_end_R[r] - m.shown_begin_R[r]);
+    }
+    const int64_t most_met = min64(most_past, WIDE_LAGS) * m.width + most_past + most_shown;
+    const int64_t most = min64(m.num_rows, most_met + RECENT + 1);
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
@@ -142,7 +146,7 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
 // Scores the candidates; returns the largest score, and in `best_certain` the largest of the certain ones.
 inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met,
                               float& best_certain) {
-    set_gains(m, c.s, bucket);
+    gains_of(m, bucket, c.s.gain);
     const float* gains = c.s.gain;
     for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
     for (int64_t i = 0; i < c.num; i += W) {
@@ -190,15 +194,15 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    v4 own = {};
+    v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
         float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
+        own += load8(c.s.own + (int64_t)c.row[i] * OWN_STRIDE) * c.push[i];
         e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
-    store4(slope + NUM_STANDING + NUM_GATHERED, own);
+    for (int f = 0; f < NUM_OWN; ++f) slope[NUM_STANDING + NUM_GATHERED + f] = own[f];
     learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
     descend(m, slope, bucket);
 }
