@@ -73,28 +73,25 @@ inline bool stand_all(const StandCall& call) {
     return true;
 }
 
-// A thread's per-row scratch memory, which every call leaves as it found it: all zero, but for `logit`, of which a call
-// reads what it has written.
+// A thread's per-row scratch memory, which every call leaves as it found it: all zero.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr, *logit = nullptr;
+    float *evidence = nullptr, *own = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
-        free(logit);
         free(bytes);
-        evidence = own = logit = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * NUM_OWN, sizeof(float)));
-        logit = static_cast<float*>(calloc(rows, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !logit || !bytes) return clear(), false;
+        if (!evidence || !own || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }

@@ -61,8 +61,35 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
     }
 }
 
+// A thread's scratch memory by row, of which an event touches little. So it is small: what an event computes of its
+// rows is beside it, in the order in which they are found. Every call leaves it all zero, but for `logit`, of which an
+// event reads what was written for it.
+struct Sparse {
+    int32_t* slot = nullptr;
+    float* logit = nullptr;
+    uint8_t* barred = nullptr;
+    int64_t num_rows = 0;
+    ~Sparse() { clear(); }
+    void clear() {
+        free(slot);
+        free(logit);
+        free(barred);
+        slot = nullptr, logit = nullptr, barred = nullptr, num_rows = 0;
+    }
+    bool at_least(int64_t rows) {
+        if (rows <= num_rows) return true;
+        clear();
+        slot = static_cast<int32_t*>(calloc(rows, sizeof(int32_t)));
+        logit = static_cast<float*>(calloc(rows, sizeof(float)));
+        barred = static_cast<uint8_t*>(calloc(rows, 1));
+        if (!slot || !logit || !barred) return clear(), false;
+        num_rows = rows;
+        return true;
+    }
+};
+
 struct Candidates {
-    Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
+    Scratch s = {};  // of it `touched`, `slot`, `evidence`, `own`, `pause`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
     float* given = nullptr;  // by row, the logits of the event at hand
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
@@ -73,13 +100,15 @@ struct Candidates {
     int64_t *first = nullptr, *last = nullptr;
 };
 
-inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
+inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, Arena& arena) {
     int64_t most_past = 0;
     for (int64_t r = 0; r < m.num_events; ++r) most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
     const int64_t most = min64(m.num_rows, min64(most_past, WIDE_LAGS) * m.width + most_past + RECENT + 1);
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
+        c.s.evidence = arena.get<float>(c.most * NUM_GATHERED);
+        c.s.own = arena.get<float>(c.most * NUM_OWN);
         c.s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         c.row = arena.get<int32_t>(c.most);
         c.score = arena.get<float>(c.most);
@@ -93,12 +122,12 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
         c.last = arena.get<int64_t>(c.most);
         if (pass == 0 && !arena.allocate()) return false;
     }
-    if (!blank.at_least(m.num_rows)) return false;
-    c.s.evidence = blank.evidence;
-    c.s.own = blank.own;
-    c.s.marked = blank.bytes;
-    c.barred = blank.bytes + blank.num_rows;
-    c.given = blank.logit;
+    if (!sparse.at_least(m.num_rows)) return false;
+    memset(c.s.evidence, 0, c.most * NUM_GATHERED * sizeof(float));
+    memset(c.s.own, 0, c.most * NUM_OWN * sizeof(float));
+    c.s.slot = sparse.slot;
+    c.barred = sparse.barred;
+    c.given = sparse.logit;
     return true;
 }
 
@@ -108,9 +137,8 @@ inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_
         const int64_t row = past[num_past - 1 - lag];
         for (int64_t j = row * m.width; j < row * m.width + m.num_neighbours[row]; ++j) {
             const int64_t id = m.neighbour_row[j];
-            __builtin_prefetch(s.evidence + id * NUM_GATHERED, 1);
             __builtin_prefetch(m.seen_V + id);
-            __builtin_prefetch(s.marked + id, 1);
+            __builtin_prefetch(s.slot + id, 1);
         }
     }
 }
@@ -136,7 +164,7 @@ inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const
     const uint64_t event = (uint64_t)m.clock[EVENTS];
     for (int draw = 0; draw < DRAWN; ++draw) {
         const int64_t row = drawn_row(event, draw, m.num_rows);
-        if (s.marked[row]) continue;
+        if (s.slot[row]) continue;
         c.row[c.num] = (int32_t)row;
         c.share[c.num++] = (float)(m.num_rows - 1) / DRAWN;
     }
@@ -189,7 +217,7 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     for (int64_t i = 0; i < c.num; ++i) {
         const int64_t row = c.row[i];
         const bool competes = c.share[i] > 0 && c.first[i] >= 0 && (!c.barred[row] || i == c.target);
-        if (i < c.num_certain) c.score[i] += weighed(c.s, row, gains);
+        if (i < c.num_certain) c.score[i] += weighed(c.s, i, gains);
         if (!competes) c.score[i] = OUT;
         best = c.score[i] > best ? c.score[i] : best;
         if (i < c.num_certain) best_certain = best;
@@ -226,9 +254,9 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     v8 sparse = {};
     v4 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
-        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
+        float* e = c.s.evidence + i * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
+        own += load4(c.s.own + i * NUM_OWN) * c.push[i];
         e[0] = c.push[i];  // for its weights as a neighbour; the evidence is not needed any more
     }
     store8(slope + NUM_STANDING, sparse);
@@ -251,7 +279,7 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
     const float shift = look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain,
-                                   [&](int64_t at) { return (int64_t)c.row[at]; });
+                                   [](int64_t at) { return at; });
     const float mass = push_candidates(c, best);
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
@@ -265,11 +293,11 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
 }
 
 inline bool learn_all_sampled(const SampledCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Candidates c;
     Arena arena;
-    if (!make_candidates(m, c, blank, arena)) return false;
+    if (!make_candidates(m, c, sparse, arena)) return false;
     const float* query = call.query_AD;
     const int64_t* begin = call.given_begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {

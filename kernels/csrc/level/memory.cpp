@@ -91,6 +91,7 @@ struct Scratch {
     float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
+    int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
     int64_t num_touched, padded;
     float pause;  // of the user, since the last choice
     float gain[NUM_FEATURES];
@@ -156,9 +157,18 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
 
 HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
     s.touched[s.num_touched] = row;
+    if (s.slot) {
+        s.num_touched += s.slot[row] == 0;
+        if (s.slot[row] == 0) s.slot[row] = (int32_t)s.num_touched;
+        return;
+    }
     s.num_touched += !s.marked[row];
     s.marked[row] = 1;
 }
+
+// Where a touched row has its evidence; and the one that was touched as the t-th.
+HEADRACE_INLINE int64_t place_of(const Scratch& s, int64_t row) { return s.slot ? s.slot[row] - 1 : row; }
+HEADRACE_INLINE int64_t place_touched(const Scratch& s, int64_t t) { return s.slot ? t : s.touched[t]; }
 
 // Transposes eight rows of eight floats.
 HEADRACE_INLINE void transpose8(v8* x) {
@@ -222,7 +232,7 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
         transpose8(add);
         for (int l = 0; l < count; ++l) {
             touch(s, id[j + l]);
-            float* e = s.evidence + (int64_t)id[j + l] * NUM_GATHERED;
+            float* e = s.evidence + place_of(s, id[j + l]) * NUM_GATHERED;
             store8(e, load8(e) + add[l]);
         }
     }
@@ -246,7 +256,7 @@ inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visi
     const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], now = m.now_ms_R[r];
     for (int64_t k = first; k < end; ++k) {
         touch(s, m.past_rows[k]);
-        float* own = s.own + (int64_t)m.past_rows[k] * NUM_OWN;
+        float* own = s.own + place_of(s, m.past_rows[k]) * NUM_OWN;
         own[OWN_COUNT] += 1.0f;
         own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
         own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
@@ -270,17 +280,17 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * NUM_OWN;
+        float *e = s.evidence + place_touched(s, t) * NUM_GATHERED, *own = s.own + place_touched(s, t) * NUM_OWN;
         if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
         const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
         store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
     }
 }
 
-// What a row's evidence is worth with the gains of all features.
-HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
-    const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
-    const v4 own = load4(s.own + row * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
+// What the evidence at a place is worth with the gains of all features.
+HEADRACE_INLINE float weighed(const Scratch& s, int64_t place, const float* gain) {
+    const v8 gathered = load8(s.evidence + place * NUM_GATHERED) * load8(gain + NUM_STANDING);
+    const v4 own = load4(s.own + place * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
     return sum8(gathered) + ((own[0] + own[2]) + (own[1] + own[3]));
 }
 
@@ -334,14 +344,14 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
 }
 
 // New scores of the listed rows by the shortlist's network; returns by how much all are shifted. The list counts what
-// `standing` and `logit` are of; `row_of_listed` gives its rows, which have evidence.
-template <typename RowOfListed>
+// `standing` and `logit` are of; `place_of_listed` says where each has its evidence.
+template <typename PlaceOfListed>
 inline float look_again(const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride,
-                        const float* logit, int bucket, float best, RowOfListed row_of_listed) {
+                        const float* logit, int bucket, float best, PlaceOfListed place_of_listed) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
-        const int64_t at = list.row[c], row = row_of_listed(at);
-        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * NUM_OWN;
+        const int64_t at = list.row[c], place = place_of_listed(at);
+        const float *e = s.evidence + place * NUM_GATHERED, *own = s.own + place * NUM_OWN;
         const float used = list.listed[c], lead = list.score[c] - best;
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
@@ -414,7 +424,7 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     descend(m, slope, bucket);
 }
 
-// `push` has a number for each row, `stride` apart.
+// `push` has a number for each place of evidence, `stride` apart.
 inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push,
                           int64_t stride) {
     float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
@@ -423,7 +433,7 @@ inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* 
         const int64_t base = row * m.width, count = m.num_neighbours[row];
         const int32_t* id = m.neighbour_row + base;
         float* weight = m.weight + base;
-        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[id[j] * stride];
+        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[place_of(s, id[j]) * stride];
         m.dirty_V[row] = CHANGED;
     }
 }
@@ -545,10 +555,11 @@ inline void count_repeat(const MemoryCall& m, bool is_repeat) {
 
 inline void clear(Scratch& s) {
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        const int64_t row = s.touched[t];
-        s.marked[row] = 0;
-        store8(s.evidence + row * NUM_GATHERED, v8{});
-        store4(s.own + row * NUM_OWN, v4{});
+        const int64_t place = place_touched(s, t);
+        if (s.slot) s.slot[s.touched[t]] = 0;
+        else s.marked[place] = 0;
+        store8(s.evidence + place * NUM_GATHERED, v8{});
+        store4(s.own + place * NUM_OWN, v4{});
     }
 }
 
