@@ -104,7 +104,7 @@ class Rates:
         ``key_R`` identifies interactions; where they are kept is found here."""
         self._make_room(events)
         events = replace(events, kept_R=self.kept.place(events, key_R))
-        rules = replace(self._rules, horizon=self.kept.horizon(self.late_kinds))
+        rules = replace(self._rules, horizon=self.horizon)
         logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)
         return logit_RK
@@ -113,6 +113,12 @@ class Rates:
         """(R, K) logits of what may come; rows that nothing was counted of are as row 0 of an empty table."""
         self._make_room(events)
         return odds_predict(self.arrays, events, backend=self._backend)
+
+    @property
+    def horizon(self) -> int:
+        """After how many interactions the weights learn one (`model.kept`)."""
+        num, done_K = self.arrays.total_C[0], self.arrays.total_C[1:]
+        return self.kept.horizon(self.late_kinds, float(np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum()))
 
     @property
     def late_kinds(self) -> NDArray[np.bool_]:

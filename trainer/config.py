@@ -27,7 +27,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
-    "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
+    "num_threads": Number(0, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
     "max_step_tokens": AT_LEAST_1,

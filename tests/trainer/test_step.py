@@ -101,7 +101,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     places = [kept_at(before, one.piece) for one in said]
     lags = [(int(kept.rows.count_2[0]) - 1 - place) % len(kept.key_P) for place in places if place >= 0]
     kept.lags = np.concatenate([kept.lags, np.array(lags, np.int64)])[-NUM_LAGS:]
-    rules = OddsRules(horizon=kept.horizon(before.rates.late_kinds))
+    rules = OddsRules(horizon=before.rates.horizon)
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
         features = [*own["features"].tolist(), *folded(before, examples).users[one.piece.user].user_features.tolist()]
