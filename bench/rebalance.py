@@ -1,8 +1,10 @@
 """`python -m bench rebalance [--quick]`: what it costs actions that four workers divide partitions anew.
 
 Four workers of eight partitions take 1,000 actions a second of 1,000 users on a local broker. One ends in order, and is
-started again, with its disk and with an empty one; one is killed, and started again. Of every example the broker knows
-when the newest of its actions arrived, and when it arrived itself: the difference is what an action had to wait.
+started again, with its disk and with an empty one; one is killed, and started again; one that has a name
+(`stream.component`) is restarted at once, and then ends for longer than its place is kept for it. Of every example the
+broker knows when the newest of its actions arrived, and when it arrived itself: the difference is what an action had to
+wait.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from wire.kafka.consumer import ends, make_consumer
 from wire.topics import Topics
 
 NUM_WORKERS, NUM_PARTITIONS, RATE = 4, 8, 1_000.0
-LATE_MS = 1_000
+NAMED, LATE_MS = 0, 1_000
 START_S = 90.0
 
 
 class Workers:
-    """Four workers, each with its own disk and name, and live traffic."""
+    """Four workers, each with its own disk, and live traffic."""
 
     def __init__(self, folder: Path, broker: Broker, group: ProcessGroup) -> None:
         self._folder, self._group = folder, group
@@ -50,7 +52,7 @@ class Workers:
             "kafka": {"bootstrap": self.kafka.bootstrap, "prefix": self.kafka.prefix, "partitions": NUM_PARTITIONS},
             "action": {"kinds": list(KINDS), "features": ["taste"]},
             "store": {"path": str(self.disk(number))},
-            "stream": {"metrics_port": 0, "component": f"worker-{number}"},
+            "stream": {"metrics_port": 0, **({"component": f"worker-{number}"} if number == NAMED else {})},
         }
         path.write_text(toml(sections))
         if number == 0:
@@ -94,7 +96,7 @@ class Workers:
 
 def run(quick: bool = False) -> list[Row]:
     """The rows of the report."""
-    phase_s, said = 15.0 if quick else 25.0, list[tuple[str, int]]()
+    phase_s, said = 20.0 if quick else 30.0, list[tuple[str, int]]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         broker = start_broker(folder / "kafka")
@@ -109,19 +111,23 @@ def run(quick: bool = False) -> list[Row]:
                     act()
                     time.sleep(phase_s)
 
-                last, first = made.workers[-1], made.workers[0]
+                last, named = made.workers[-1], made.workers[NAMED]
 
                 def start_anew() -> None:
                     shutil.rmtree(made.disk(NUM_WORKERS - 1))
                     last.start()
 
+                def restart() -> None:
+                    named.stop()
+                    named.start()
+
                 phase("nothing happens")
                 phase("a worker ends in order", last.stop)
                 phase("it is started again", last.start)
-                phase("it ends in order once more", last.stop)
-                phase("it is started again, with an empty disk", start_anew)
-                phase("a worker is killed", first.kill)
-                phase("it is started again after the kill", first.start)
+                phase("it is killed", last.kill)
+                phase("it is started again with an empty disk", start_anew)
+                phase("one with a name is restarted", restart)
+                phase("it ends in order", named.stop)
                 waits = made.waits()
         finally:
             broker.stop()
