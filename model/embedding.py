@@ -1,4 +1,4 @@
-"""Embedding tables for a vocabulary that changes: 64-bit key → row; keys arrive, are evicted by age, learn row by row.
+"""Embedding tables for a changing vocabulary: 64-bit key → row. Keys arrive and are evicted by age; rows learn singly.
 
 Row 0 of every table is the cold row, which stands for every key without a row of its own (not admitted yet, evicted,
 never seen, or the absent key 0). No other row is shared. Rows that changed are ``dirty`` until a version carries them.
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap, rowwise_adagrad_
+from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.growing import GrowingRows
-from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
 from model.share import WHOLE, Owners, Share
 
 Int64 = NDArray[np.int64]
@@ -52,7 +52,7 @@ class EmbeddingTable:
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self._num_live_B = np.zeros(1, np.int64)
-        """How many rows of each block belong to a key, for `live_at`."""
+        """How many rows of each block have a key, for `live_at`."""
         self.tombstones: list[int] = []
         self.renewed: list[tuple[Int64, Tensor | None]] | None = None
         """Rows that a key has got, with their weights, or lost (None), since whoever copies the table last looked; None
@@ -89,10 +89,10 @@ class EmbeddingTable:
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
-        self.dirty[rows] |= UNSAVED  # when it was seen
+        self.dirty[rows] |= UNSAVED  # the time of the last sighting
         arrived = rows[~self.live[rows]]
         if len(arrived):
-            if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
+            if not (arrived[1:] > arrived[:-1]).all():  # usually they are ascending already
                 arrived = np.unique(arrived)
             self.live[arrived], self.dirty[arrived] = True, CHANGED
             self._count_live(arrived, 1)
@@ -101,8 +101,8 @@ class EmbeddingTable:
 
     def _initialise(self, rows_U: Int64, step: int) -> None:
         first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
-        is_whole, is_new = self._share.size == 1, stop - first == len(rows_U)
-        if is_whole and is_new and self.weight.device.type == "cpu":  # written where they stay
+        is_whole, all_new = self._share.size == 1, stop - first == len(rows_U)
+        if is_whole and all_new and self.weight.device.type == "cpu":  # written in place
             self._draw_rows(self.weight[first:stop].numpy(), step)
             self.state[first:stop] = 0.0
             if self.renewed is not None:
@@ -124,7 +124,7 @@ class EmbeddingTable:
         self.state[where] = 0.0 if state_U is None else state_U.to(self.state.device)
 
     def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
-        """Take these rows over from another table, without their keys. ``state_U``: None if they are new."""
+        """Copy these rows from another table, without their keys. ``state_U``: None if they are new."""
         self._grow(int(rows_U.max(initial=-1)) + 1)
         self.live[rows_U] = live_U
         self._put_own(rows_U, weight_UD, state_U)
@@ -155,7 +155,7 @@ class EmbeddingTable:
             self._see_rows()
 
     def _see_rows(self) -> None:
-        """Renew the views of the arrays after they have grown. On a GPU, which cannot grow memory, this is a copy."""
+        """Renew the views of the arrays after they have grown. On a GPU, where memory cannot grow, this copies."""
         self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
         if "weight" in self._rows:
             self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
@@ -184,13 +184,13 @@ class EmbeddingTable:
         return self._drop(*self.map.evict(before_ms))
 
     def block(self, keys_N: Int64) -> Int64:
-        """Drop these keys, as `evict` does, and let them have no row again until `unblock`; their rows."""
+        """Drop these keys as `evict` does, and give them no row again until `unblock`; returns their rows."""
         self._blocked |= set(keys_N.tolist())
         return self._drop(*self.map.remove(keys_N))
 
     @property
     def blocked(self) -> frozenset[int]:
-        """Keys that may have no row."""
+        """Keys that are blocked."""
         return frozenset(self._blocked)
 
     def unblock(self, keys_N: Int64) -> None:
@@ -238,6 +238,7 @@ class EmbeddingTable:
             torch.from_numpy(place_U).to(self.weight.device),
             grad_UD,
             lr=lr,
+            distinct=True,
             backend=self._backend,
         )
 
@@ -257,7 +258,7 @@ class EmbeddingTable:
         return np.flatnonzero(self.live[1 : self.num_rows]) + 1
 
     def live_at(self, place_N: Int64) -> Int64:
-        """(N,) the rows at these places in `live_rows`, without going through all rows."""
+        """(N,) the rows at these places in `live_rows`, without listing all rows."""
         if self.num_live == self.num_rows - 1:
             return place_N + 1
         end_B = np.cumsum(self._num_live_B)
@@ -271,7 +272,7 @@ class EmbeddingTable:
         return found_N
 
     def _count_live(self, rows_U: Int64, change: int) -> None:
-        """These rows, which are distinct, begin (1) or cease (-1) to belong to a key."""
+        """Count distinct rows that have got (1) or lost (-1) a key."""
         num_blocks = len(self.live) // BLOCK_ROWS + 1
         if num_blocks > len(self._num_live_B):
             more = np.zeros(max(num_blocks, 2 * len(self._num_live_B)) - len(self._num_live_B), np.int64)
@@ -290,7 +291,7 @@ class EmbeddingTable:
 
     def changes(self, *, everything: bool) -> tuple[Int64, Int64, NDArray[np.float32], Int64]:
         """(keys, rows, weights, tombstones) to publish: all live rows, or the dirty ones."""
-        chosen = (self.live if everything else self.live & is_marked(self.dirty, UNPUBLISHED))[: self.num_rows]
+        chosen = (self.live if everything else self.live & is_dirty(self.dirty, UNPUBLISHED))[: self.num_rows]
         rows = np.flatnonzero(chosen)
         weights, _ = self.read(rows)
         tombstones = np.zeros(0, np.int64) if everything else np.array(self.tombstones, np.int64)
@@ -309,7 +310,7 @@ class EmbeddingTable:
             "weight": weight,
             "state": state,
             "live": self.live[:rows],
-            "dirty": self.live[:rows] & is_marked(self.dirty[:rows], UNPUBLISHED),
+            "dirty": self.live[:rows] & is_dirty(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
             "blocked": np.array(sorted(self._blocked), np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},

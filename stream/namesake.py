@@ -1,4 +1,4 @@
-"""Whether another live worker has this one's name: the group would give the name's partitions to each in turn.
+"""Refuses to start beside another live worker of the same name: the group would move its partitions to and fro.
 
 A worker with a configured name (`stream.component`) is a static member of the group: another one that joins under that
 name takes its place. So before it joins, a worker checks whether one on another disk still reports under its name. A
@@ -14,13 +14,12 @@ from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
-from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
-from wire.status import WorkerStatus, decode_status
+from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
 NUM_LOOKED_AT = 1_000
-"""How many of the newest reports of all processes are searched: several seconds of them."""
+"""How many of the newest reports, of all processes together, are searched: several seconds' worth."""
 SILENCE_S = 3.0
 """Three reports: a worker that is silent for this long is gone."""
 
@@ -63,8 +62,5 @@ def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool =
 def _report(record: Any, component: str) -> WorkerStatus | None:
     if record.key != component.encode():
         return None
-    try:
-        status = decode_status(record.value)
-    except CodecError:
-        return None
+    status = status_of(record.value)
     return status if isinstance(status, WorkerStatus) else None

@@ -1,7 +1,7 @@
 """A producer of actions that batches them into list records.
 
-A record costs the worker about as much as ten actions, so busy producers put many actions of one partition into one
-record. The key of such a record is its first action's user; all of its users hash to its partition.
+A record costs the worker as much as some twenty actions of a list, so busy producers put many actions of one partition
+into one record. The key of such a record is its first action's user; all of its users hash to its partition.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BULK = {
     "linger_ms": 5, "batch_size": 500_000, "enable_idempotence": True,
     "request_timeout_ms": 30_000, "delivery_timeout_ms": 120_000, "max_block_ms": 60_000,
 }  # fmt: skip
-"""Many records, each exactly once, and patience with the broker: these actions will not be sent again."""
+"""Options for throughput, exactly-once delivery and long retries: these actions will not be sent again."""
 
 
 BATCH_LIMITS: dict[str, Limit] = {
@@ -94,7 +94,7 @@ class ActionProducer:
         self._batch = batch or BatchConfig()
         self._client: KafkaProducer | None = None
         self.num_partitions = num_partitions or 0
-        """Those of the topic, once open."""
+        """The topic's partitions, once open."""
         self._pending = list[_Pending]()
         self._partition_of_user: dict[str, tuple[bytes, int]] = {}
         self._encode = msgspec.json.Encoder().encode

@@ -1,4 +1,4 @@
-"""The relay: sends the entries of a store's outbox to the broker in order, and deletes them once the broker has them.
+"""The relay: sends the entries of a store's outbox to the broker in order, and deletes them once they are stored there.
 
 An acknowledgement alone is not enough to delete them. While we are the only writer of our partition of the sequences
 topic, acknowledged offsets are consecutive; where they are not, another writer came in between, and the relay reads
@@ -20,6 +20,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.refusals import Refusals
 from wire.config import KafkaConfig
+from wire.errors import TopicReplaced
 from wire.example_log import ExampleLog
 from wire.example_reader import ExampleReader
 from wire.kafka.async_consumer import read_range
@@ -28,7 +29,7 @@ from wire.topics import Topics, address_of_key
 MAX_ENTRIES = 1_000
 """Maximum entries in flight."""
 CUT_BYTES = 500_000
-"""How much is kept of a dead letter that is too large for the broker."""
+"""How many bytes are kept of a dead letter that is too large for the broker."""
 
 
 class Fenced(Exception):
@@ -46,7 +47,7 @@ def _result(outcome: Any) -> Any:
 
 
 class OutboxRelay:
-    """Relays one store's outbox under one writer epoch."""
+    """Relays one store's outbox under one writer epoch. ``remedy``: what to do if the topic has lost records."""
 
     def __init__(
         self,
@@ -56,10 +57,11 @@ class OutboxRelay:
         metrics: WorkerMetrics,
         position: int,
         examples: ExampleLog,
+        remedy: str,
     ) -> None:
         self._store = store
         self._producer = producer
-        self._config = config
+        self._config, self._remedy = config, remedy
         self._topics = Topics.under(config.prefix)
         self._metrics = metrics
         self._refusals = Refusals(metrics)
@@ -76,7 +78,8 @@ class OutboxRelay:
         self._wake.set()
 
     async def run(self) -> None:
-        """Relay until cancelled. Raises `Fenced`, or `KafkaError` when the broker is away for too long."""
+        """Relay until cancelled. Raises `Fenced`, `KafkaError` when the broker is away for too long, or `TopicReplaced`
+        if the topic is shorter than it was."""
         while True:
             entries = self._store.outbox(limit=MAX_ENTRIES)
             if entries:
@@ -106,7 +109,7 @@ class OutboxRelay:
             async for future, num in self._producer.send_all(self._topics.sequences, self._store.partition, records):
                 sent.append(future)
                 nums.append(num)
-        finally:  # wait for what was sent in any case
+        finally:  # in any case, wait for what was sent
             done = await asyncio.gather(*sent, return_exceptions=True)
         return [(_result(outcome).offset, num) for outcome, num in zip(done, nums, strict=True)]
 
@@ -139,9 +142,14 @@ class OutboxRelay:
         if not batches:
             return
         first, stop = min(batches)[0], sum(max(batches))
-        if first < self._position:
+        if first < 0:
             # For a retry of a batch that had already arrived, the broker may not know the offset and answers -1.
             await self._look(None)
+        elif first < self._position:
+            raise TopicReplaced(
+                f"topic {self._topics.sequences}, partition {self._store.partition}: expected new records from offset "
+                f"{self._position} on, but the broker put them at {first}: records were lost. {self._remedy}"
+            )
         elif stop - self._position != sum(num for _, num in batches):
             await self._look(stop)
         else:

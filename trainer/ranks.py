@@ -30,7 +30,7 @@ FOR_EVER = timedelta(days=1000)
 """How long a rank waits for something to do: rank 0 may be a standby, or have nothing to learn."""
 
 INLINE_BYTES, _LENGTH_BYTES = 32 << 10, 8
-"""How much of a message goes with its length; a live step's work and answer do. Each round costs milliseconds."""
+"""A message up to this size, as in a live step, is sent together with its length: each round takes milliseconds."""
 
 
 class Ranks:
@@ -159,8 +159,8 @@ class Ranks:
         except RuntimeError as error:
             raise RanksError(
                 f"rank {self.rank} of {self.size}: lost the other ranks while it {doing} ({_reason(error)}). One of "
-                f"them has ended, or has not answered for trainer.rank_timeout_s ({self._timeout_s:g} s): its own last "
-                "line says why. torchrun restarts all of them from the checkpoint (--max-restarts)"
+                f"them has ended, or has not answered for trainer.rank_timeout_s ({self._timeout_s:g} s); the last "
+                "line of its log says why. torchrun restarts all of them from the checkpoint (--max-restarts)"
             ) from error
 
 
@@ -192,16 +192,16 @@ def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
 
 
 def _life() -> str:
-    """A name of this start of all ranks.
+    """A name for this start of all ranks.
 
-    On one machine torchrun may keep its store over a restart, where ranks could find the addresses of those before. On
-    several it has a new one each time, but may count restarts differently on each of them.
+    On one machine torchrun may keep its store across a restart, so ranks could find their predecessors' addresses. On
+    several machines it has a new store each time, but each machine may count restarts differently.
     """
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     return f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_machine else '-'}"
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what torch says, without where in its sources it was said."""
+    """The first sentence of torch's message, without the place in its sources."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"^(\[\S+\] )+", "", line).partition(". ")[0].strip().rstrip(".")

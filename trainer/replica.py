@@ -42,7 +42,7 @@ FAILURES = (ArithmeticError, ValueError, IndexError)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
-    """Rows of a table, which of them belong to a key, and their weights. ``state_U``: None for rows that are new."""
+    """Rows of a table, which of them have a key, and their weights. ``state_U``: None if the rows are new."""
 
     rows_U: Int64
     live_U: NDArray[np.bool_]
@@ -68,7 +68,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """A rank's shards of a step, and what has happened to the tables' rows since the last.
+    """A rank's shards of a step, and how the tables' rows have changed since the last step.
 
     ``wanted``: where rows are divided, by table, the places at this rank of those that each rank reads (`Exchange`).
     """
@@ -86,9 +86,9 @@ class Learn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """What came of it. ``digest``: of the dense weights before the step, which must be equal everywhere.
+    """The results of a rank's work. ``digest``: of the dense weights before the step, which must be equal everywhere.
 
-    As arrays: the pickle of a tensor takes half a millisecond.
+    Results are arrays, since pickling a tensor takes half a millisecond.
     """
 
     arrays: list[tuple[Float32, Float32, Float32 | None]]
@@ -97,7 +97,7 @@ class Done:
 
     @staticmethod
     def of(outputs: list[ShardOutputs], digest: int, failure: Exception | None) -> Done:
-        """To be sent."""
+        """Results to send."""
         arrays = [
             (
                 each.query_SD.cpu().numpy(),
@@ -109,7 +109,7 @@ class Done:
         return Done(arrays, digest, "" if failure is None else f"{type(failure).__name__} ({failure})")
 
     def outputs(self, device: torch.device) -> list[ShardOutputs]:
-        """As they were."""
+        """The outputs as they were before they were sent."""
         return [
             ShardOutputs(
                 torch.from_numpy(query_SD).to(device), torch.from_numpy(logits_RK).to(device),
@@ -122,7 +122,7 @@ class Done:
 def network_of(
     model: ModelConfig, config: TrainerConfig, tables: dict[str, EmbeddingTable], device: torch.device
 ) -> Network:
-    """A network of its own, to be filled."""
+    """An empty network with its own memory."""
     made = HSTU(model, seed=config.seed).to(device)
     optimiser = AdamW(list(made.parameters()), config)
     direct = DirectStep(made, config) if config.backend == "auto" and device.type == "cpu" else None
@@ -130,7 +130,7 @@ def network_of(
 
 
 def digest_of(network: Network) -> int:
-    """Of the dense weights."""
+    """A digest of the dense weights."""
     return zlib.crc32(network.optimiser.flat.cpu().numpy().data)
 
 
@@ -239,7 +239,7 @@ def apply_divided(
 
 
 def adopt(table: EmbeddingTable, rows: TableRows) -> None:
-    """Take rows over as they are."""
+    """Copy rows into a table as they are."""
     state_U = None if rows.state_U is None else torch.from_numpy(rows.state_U)
     table.put(rows.rows_U, rows.live_U, torch.from_numpy(rows.weight_UD), state_U)
 

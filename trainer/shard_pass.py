@@ -40,7 +40,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.optimiser.flat.device
 
 
@@ -81,7 +81,7 @@ class ShardPass:
             return self._by_autograd(shard, flat)
 
     def _directly(self, direct: DirectStep, shard: Shard, flat: Tensor) -> ShardOutputs:
-        """Beside autograd, which computes means over the shard: they are weighed to give sums over the step."""
+        """Without autograd. The means over the shard are weighted so that they add up over the step."""
         step, network, batch = self._step, self._network, shard.batch
         items = network.tables[ITEMS]
         leaves = [Leaf(items, step.rows_of(ITEMS), items.weight[: step.num_rows])]

@@ -225,13 +225,13 @@ class Sharding:
     def _check(self, step: ShardedStep, found: list[Done], ranks: Ranks) -> None:
         ours = digest_of(self._network)
         if not torch.isfinite(self._network.optimiser.flat).all():
-            return  # the losses will say so, and the step to blame is set aside
+            return  # the losses will show it, and the step is set aside
         for rank, done in zip(ranks.others, found, strict=True):
             if done.digest != ours:
                 raise RanksError(
-                    f"step {step.step}: the weights of rank {rank} differ from those of rank 0, which must not be: a "
-                    "fault of a machine's memory, or of this build. Start again from the checkpoint; if it comes back, "
-                    "train with one process"
+                    f"step {step.step}: the weights of rank {rank} differ from those of rank 0, which must never "
+                    "happen: a machine's memory is faulty, or this build is. Start again from the checkpoint; if it "
+                    "happens again, train with one process"
                 )
 
 

@@ -27,8 +27,8 @@ Int64 = NDArray[np.int64]
 class Shard:
     """Some of a step's users, as the network needs them: rows instead of keys.
 
-    ``row_n``: of the interactions' items; ``target_row_R``: of the targets', 0 where there is none; ``side_nF``: for
-    each other table the rows that are added to an interaction's token. ``seed``: of dropout.
+    ``row_n``: the interactions' items; ``target_row_R``: the targets', 0 if there is none; ``side_nF``: for each other
+    table, the rows that are added to an interaction's token. ``seed``: for dropout.
     """
 
     seed: int
@@ -92,7 +92,7 @@ class SummedGradients:
     ) -> None:
         shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in tables_of(step)}
         length = self.NUM_LOSSES + num_dense + sum(rows * width for rows, width in shapes.values())
-        self.num_row_bytes = 4 * (length - self.NUM_LOSSES - num_dense)
+
         self._num_dense, self._shapes = num_dense, shapes
         self._length, self._device = -(-length // multiple) * multiple, device
         self.flat = torch.zeros(0)
@@ -106,7 +106,7 @@ class SummedGradients:
         return flat[: self.NUM_LOSSES + self._num_dense]
 
     def losses(self, flat: Tensor) -> Tensor:
-        """(2,) of retrieval and ranking."""
+        """(2,) the losses of retrieval and ranking."""
         return flat[: self.NUM_LOSSES]
 
     def dense(self, flat: Tensor) -> Tensor:

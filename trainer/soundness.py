@@ -36,10 +36,10 @@ def unsound_step(report: StepReport) -> Unsound | None:
 
 
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
-    """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
+    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it."""
     for example in examples:
         if example.mark is not None:
-            learner.obey([example])
+            learner.apply_marks([example])
             continue
         learner.histories.fold(example)
         learner.learn_names(example.names)
@@ -62,7 +62,7 @@ def unsound_learner(learner: Learner) -> Unsound | None:
 
 @torch.no_grad()
 def unsound_core(learner: Learner) -> Unsound | None:
-    """Check what belongs to no row, and predictions; rows are checked as they are copied (`unsound_piece`)."""
+    """Check everything but the rows, and predictions; rows are checked as they are copied (`unsound_piece`)."""
     for name, parameter in learner.model.named_parameters():
         if not _is_finite(parameter):
             return Unsound(f"dense weights {name}")

@@ -2,7 +2,7 @@
 
 After a partition has moved, its old owner may still report it. So the newest report of a partition is the last in the
 topic of those with the highest writer epoch; of a server or a trainer it is the last. The reporters' clocks decide
-nothing: what one that stands an hour ahead says is a report like any other, and as old as it is since it was heard.
+nothing: a report whose clock is an hour ahead is a report like any other, and its age is the time since it was heard.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 
 import msgspec
 
-from wire.errors import CodecError
-from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, status_of
 
 SILENT_MS = 10_000
 """A process that has been silent for this long is not live."""
 FORGOTTEN_MS = 3_600_000
-"""One that has been silent for this long is forgotten."""
+"""A process that has been silent for this long is forgotten."""
 
 
 @dataclass(slots=True)
@@ -53,9 +52,8 @@ class ClusterState:
         self._keep(value, lambda _: now_ms)
 
     def _keep(self, value: bytes | None, when: Callable[[int], int]) -> None:
-        try:
-            status = decode_status(value)
-        except CodecError:
+        status = status_of(value)
+        if status is None:
             return
         status = msgspec.structs.replace(status, time_ms=when(status.time_ms))
         self.told_ms[status.component] = status.time_ms

@@ -11,15 +11,17 @@ from wire.example import MARK_ITEM, MARK_USER, NUM_OPEN, PIECE, Address
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 FORGOTTEN_KEY, ITEM_KEY = b"\x00forgotten", b"\x00item/"
-"""Of marks (`wire.example.Mark`): the last one that forgets a user, and, with its hash behind it, an item's last."""
+"""Keys of marks (`wire.example.Mark`): of the last one that forgets a user; and, followed by an item's hash, of the
+last one about that item."""
 LAG_KEY = b"lag"
 POLICY = "cleanup.policy"
 BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
-"""Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
-nothing because a clock stood years behind, nothing is refused because one is an hour ahead, and "the future" is what
-lies ahead of the broker."""
+"""Records have the time at which the broker received them, not that of their writers' clocks. So retention and
+compaction remove nothing because a clock was years behind, nothing is refused because one is an hour ahead, and "the
+future" is what lies ahead of the broker's clock."""
+REPORTS_SEGMENT_MS = 3_600_000
 LETTER_BYTES = 64 << 10
-"""Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
+"""Space in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
 
 def example_key(address: Address, num_slots: int) -> bytes:
@@ -71,7 +73,7 @@ class Topic:
     replication_factor: int
     settings: Mapping[str, str]
     other_policy: str = ""
-    """What another ``cleanup.policy`` would remove although it is needed; empty if nothing."""
+    """What another ``cleanup.policy`` would remove although it is needed; empty if it would remove nothing needed."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         POLICY: "compact",
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
     }
-    at_once = {POLICY: "compact", "min.compaction.lag.ms": "0"}
+    # Kafka compacts closed segments alone, and closes one after a week by default: a week of reports, one a second of
+    # each process, would be read at every start.
+    at_once = {POLICY: "compact", "min.compaction.lag.ms": "0", "segment.ms": str(REPORTS_SEGMENT_MS)}
     copies = config.replication_factor
     topics = (
         Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)},

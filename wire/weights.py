@@ -14,12 +14,12 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
 (U,) int64, ``<table>.rows`` (U, D) float16 or float32 and ``<table>.tombstones`` (N,) int64 ids that were evicted;
-``memory.<name>``, the rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of
-``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by how many
-``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has another
-width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a **delta** has
-all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands
-for everything that has no row of its own."""
+``memory.<name>`` and ``rates.<name>``, as `model.memory` and `model.rates` lay them out; and ``names`` (bytes of a JSON
+list of ``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by
+how many ``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has
+another width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a
+**delta** has all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table
+(id 0) stands for everything that has no row of its own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     num_targets: int = 0
     hr10: float | None = None
     popular_hr10: float | None = None
-    """HR@10, over the same targets, of the most popular items: what the world allows, whatever the model does."""
+    """HR@10, over the same targets, of the most popular items: it moves with the world, whatever the model does."""
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []
@@ -103,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
     rounding: dict[str, float] = {}
-    """By what rounding has changed this version's own numbers most (`trainer.rounding`); empty if they are exact."""
+    """The largest changes that rounding made to this version (`trainer.rounding`); empty if it is exact."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -209,11 +209,6 @@ def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
 def checksum(blob: bytes) -> str:
     """xxh3-128 of the blob, as hex."""
     return xxhash.xxh3_128_hexdigest(blob)
-
-
-def split_blob(blob: bytes, chunk_bytes: int = 900_000) -> list[bytes]:
-    """Cut a blob into chunks that a broker accepts; at least one."""
-    return [blob[start : start + chunk_bytes] for start in range(0, max(len(blob), 1), chunk_bytes)]
 
 
 def version_key(epoch: int, number: int) -> bytes:

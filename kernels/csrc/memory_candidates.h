@@ -1,5 +1,5 @@
-// What learning from a sample needs where the table's rows are elsewhere: which rows an event may be compared with, and,
-// for whoever has rows, the logits of some of them; included only by csrc/level/memory.cpp.
+// What learning from a sample needs where the table's rows are elsewhere: which rows an event may be compared with,
+// and, for whoever has rows, the logits of some of them; included only by csrc/level/memory_sampled.cpp.
 #pragma once
 
 // The argument, laid out as in kernels/memory/cpp.py.

@@ -23,13 +23,13 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
-from kernels.memory.reference import COUNTED, WIDE
+from kernels.memory.features import COUNTED, WIDE
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 
 class _Call(ctypes.Structure):
-    """``MemoryCall`` of csrc/level/memory.cpp."""
+    """``MemoryCall`` of csrc/memory_state.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("stride", "num_rows", "width", "num_buckets")),
@@ -66,13 +66,13 @@ class _Call(ctypes.Structure):
 
 
 class _StandCall(ctypes.Structure):
-    """``StandCall`` of csrc/memory_best.h."""
+    """``StandCall`` of csrc/level/memory_stand.cpp."""
 
     _fields_ = (("memory", _Call), ("base", c_void_p), ("root", c_void_p))
 
 
 class _BestCall(ctypes.Structure):
-    """``BestCall`` of csrc/memory_best.h."""
+    """``BestCall`` of csrc/best_pass.h."""
 
     _fields_ = (
         ("memory", _Call),
@@ -84,7 +84,7 @@ class _BestCall(ctypes.Structure):
 
 
 class _SampledCall(ctypes.Structure):
-    """``SampledCall`` of csrc/memory_sampled.h."""
+    """``SampledCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("memory", _Call),
@@ -114,7 +114,7 @@ class _RowLogitsCall(ctypes.Structure):
 
 
 class _LogitsCall(ctypes.Structure):
-    """``LogitsCall`` of csrc/memory_sampled.h."""
+    """``LogitsCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("query", c_void_p),

@@ -153,8 +153,8 @@ def copies_once() -> None:
     copies_little_at_a_time()
 
     def forget(self: Any, budget: int) -> None:
-        for region, rows_U in self._marked():
-            region.marks[rows_U] = 0
+        for region, rows_U in self._dirty():
+            region.dirty[rows_U] = 0
 
     trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
 
@@ -215,7 +215,7 @@ def is_another_build() -> None:
 
 def divides_small_catalogues() -> None:
     """Not broken: the tables are divided among ranks, and choices learned from a sample, as in a large catalogue."""
-    trainer.step.Recall = partial(trainer.step.Recall, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
+    trainer.step.MemoryPass = partial(trainer.step.MemoryPass, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
 
 
 def learns_before_it_is_asked() -> None:
