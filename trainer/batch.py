@@ -142,7 +142,7 @@ def _taught_by(example: Example, history: History) -> Taught:
     places = (first + example.feedback_index).tolist() if example.num_feedback else []
     bits = example.feedback_bits.tolist() if example.num_feedback else []
     is_new = [False] * len(places) + [True] * num_new
-    places += range(first + len(held) - num_new, first + len(held))
+    places = [*places, *range(first + len(held) - num_new, first + len(held))]
     bits += held[len(held) - num_new :].tolist()
     return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
 

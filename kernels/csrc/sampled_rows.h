@@ -43,4 +43,31 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
     }
 }
 
+// A thread's scratch memory by row, of which an event touches little. So it is small: what an event computes of its
+// rows is beside it, in the order in which they are found. Every call leaves it all zero, but for `logit`, of which an
+// event reads what was written for it.
+struct Sparse {
+    int32_t* slot = nullptr;
+    float* logit = nullptr;
+    uint8_t* barred = nullptr;
+    int64_t num_rows = 0;
+    ~Sparse() { clear(); }
+    void clear() {
+        free(slot);
+        free(logit);
+        free(barred);
+        slot = nullptr, logit = nullptr, barred = nullptr, num_rows = 0;
+    }
+    bool at_least(int64_t rows) {
+        if (rows <= num_rows) return true;
+        clear();
+        slot = static_cast<int32_t*>(calloc(rows, sizeof(int32_t)));
+        logit = static_cast<float*>(calloc(rows, sizeof(float)));
+        barred = static_cast<uint8_t*>(calloc(rows, 1));
+        if (!slot || !logit || !barred) return clear(), false;
+        num_rows = rows;
+        return true;
+    }
+};
+
 HEADRACE_END
