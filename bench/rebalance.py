@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
@@ -48,7 +49,7 @@ class Workers:
 
     def _start(self, number: int) -> Child:
         path = self._folder / f"worker-{number}.toml"
-        sections = {
+        sections: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": self.kafka.bootstrap, "prefix": self.kafka.prefix, "partitions": NUM_PARTITIONS},
             "action": {"kinds": list(KINDS), "features": ["taste"]},
             "store": {"path": str(self.disk(number))},
