@@ -95,7 +95,7 @@ struct Scratch {
     Shortlist<NUM_SEEN>* shortlist;
 };
 
-// A thread's per-row scratch memory: all zero between calls, except `logit`, which a call writes before it reads.
+// A thread's per-row scratch memory: all zero between calls.
 struct Blank {
     float *evidence = nullptr, *own = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred

@@ -1,7 +1,9 @@
-// Where events are learned from a sample of the rows: which rows are drawn, and the network's logits of a row.
+// Where events are learned from a sample of the rows: which rows are drawn, the network's logits of a row, and the
+// scratch memory by row.
 #pragma once
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "simd.h"
 
