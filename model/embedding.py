@@ -50,6 +50,8 @@ class EmbeddingTable:
         self._num_live_B = np.zeros(1, np.int64)
         """How many rows of each block belong to a key, for `live_at`."""
         self.tombstones: list[int] = []
+        self.num_dropped = 0
+        """Keys that lost their rows since this process began."""
         self.renewed: list[Int64] | None = None
         """Rows that a key has got or lost since whoever copies the table last looked; None if nobody does."""
         self._blocked: set[int] = set()
@@ -172,6 +174,7 @@ class EmbeddingTable:
         self.state[where] = 0.0
         self._note_renewed(rows)
         self.tombstones.extend(keys.tolist())
+        self.num_dropped += len(keys)
         return rows
 
     def gather(self, rows_U: Int64) -> Tensor:
