@@ -34,7 +34,7 @@ MODEL_LIMITS: dict[str, Limit] = {
     "memory_neighbours": Number(1, 4096, whole=True, advice="256 is usual"),
 }
 ADDED: dict[str, Any] = {"block": "hstu", "ffn_width": 0}
-"""Settings that earlier builds do not know, with the values for which the model is the one that they know."""
+"""Settings that earlier builds do not know, each with the value that gives the model of those builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,9 @@ class ModelConfig:
     ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
     row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
     ``positive_kinds`` and ``negative_kinds`` say what counts as a choice; if empty, their names decide (`model.kinds`).
-    ``block``: what the layers are (`model.layers`); ``ffn_width``: of a FuXi-alpha layer's second stage, 0 for as wide
-    as the model. ``memory_neighbours``: how many neighbours the memory keeps for each item, at most (`model.memory`).
+    ``block``: the type of the layers (`model.layers`); ``ffn_width``: the width of a FuXi-alpha layer's second stage, 0
+    for that of the model. ``memory_neighbours``: how many neighbours of each item the memory keeps at most
+    (`model.memory`).
     """
 
     kinds: tuple[str, ...] = ("rate", "like", "love")
@@ -84,8 +85,8 @@ class ModelConfig:
             expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for manifests and checkpoints. `ADDED` is left out where it says nothing, so that builds
-        without it can read the rest."""
+        """Plain values, for manifests and checkpoints. Settings in `ADDED` are left out at their default, so that
+        builds without them can read the rest."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]}
 

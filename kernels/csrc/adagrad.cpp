@@ -1,6 +1,6 @@
-// Row-wise Adagrad, the part without vectors: each thread takes the rows that hash to it, sorts their positions by (row,
-// position) and hands them to the level's update. A row's gradients are added in the order of positions for any number of
-// threads, and no two threads touch the same row.
+// Row-wise Adagrad, the part without vectors: each thread takes the rows that hash to it, sorts their positions by
+// (row, position) and hands them to the level's update. A row's gradients are added in the order of positions for any
+// number of threads, and no two threads touch the same row.
 #include <omp.h>
 #include <stdint.h>
 
@@ -11,7 +11,8 @@
 
 namespace {
 
-using Update = int (*)(void*, int, float*, const uint64_t*, int64_t, const void*, int, int64_t, float*, float, float, float);
+using Update = int (*)(void*, int, float*, const uint64_t*, int64_t, const void*, int, int64_t, float*, float, float,
+                       float);
 
 constexpr int DIGIT_BITS = 11;
 constexpr int NUM_DIGITS = 1 << DIGIT_BITS;
@@ -23,7 +24,8 @@ inline uint32_t owner(int64_t row, uint32_t num_threads) {
 
 // Stable radix sort by the row (high half); returns whichever buffer holds the result.
 uint64_t* sort_by_row(uint64_t* from, uint64_t* to, int64_t num, int64_t num_rows) {
-    for (int shift = 32; shift < 64 && (static_cast<uint64_t>(num_rows - 1) >> (shift - 32)) != 0; shift += DIGIT_BITS) {
+    for (int shift = 32; shift < 64 && (static_cast<uint64_t>(num_rows - 1) >> (shift - 32)) != 0;
+         shift += DIGIT_BITS) {
         uint32_t place[NUM_DIGITS] = {};
         for (int64_t i = 0; i < num; ++i) ++place[(from[i] >> shift) & (NUM_DIGITS - 1)];
         uint32_t before = 0;
@@ -41,9 +43,9 @@ uint64_t* sort_by_row(uint64_t* from, uint64_t* to, int64_t num, int64_t num_row
 }  // namespace
 
 // Rows outside [0, num_rows) are skipped. num and num_rows must be below 2^32. Returns 1 if out of memory.
-HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float* state_V, int64_t num_rows, int64_t width,
-                         const int64_t* rows_N, int64_t num, const void* grad_ND, int grad_type, float lr, float eps,
-                         float weight_decay, int num_threads) {
+HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float* state_V, int64_t num_rows,
+                         int64_t width, const int64_t* rows_N, int64_t num, const void* grad_ND, int grad_type,
+                         float lr, float eps, float weight_decay, int num_threads) {
     int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
     try {
@@ -58,7 +60,8 @@ HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float*
             mine += row >= 0 && row < num_rows && (team == 1 || owner(row, team) == me);
         }
         const uint64_t* sorted = sort_by_row(order.get(), spare.get(), mine, num_rows);
-        update(weight_VD, weight_type, state_V, sorted, mine, grad_ND, grad_type, width, sum_D.data(), lr, eps, weight_decay);
+        update(weight_VD, weight_type, state_V, sorted, mine, grad_ND, grad_type, width, sum_D.data(), lr, eps,
+               weight_decay);
     } catch (...) {
         failed = 1;
     }

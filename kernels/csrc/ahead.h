@@ -1,5 +1,5 @@
-// Prefetches memory that will be read or written soon, a few lines at a time while the core computes: a batch's tensors are in
-// the L3 cache or beyond, and prefetching whole users at once would fill the queue of misses.
+// Prefetches memory that will be read or written soon, a few lines at a time while the core computes: a batch's tensors
+// are in the L3 cache or beyond, and prefetching whole users at once would fill the queue of misses.
 #pragma once
 
 #include "rows.h"
@@ -14,7 +14,7 @@ class Ahead {
     } ranges[MOST_RANGES];
     int num = 0;
 
-   public:
+public:
     void add(const void* first, int64_t stride, int64_t bytes, int64_t rows) {
         const char* row = static_cast<const char*>(first);
         if (stride == bytes) ranges[num++] = {row, LINE, LINE, (bytes * rows + LINE - 1) / LINE, 0};
@@ -27,9 +27,11 @@ class Ahead {
     }
     template <typename T>
     void add_cached(const HeadraceAttention& a, const HeadraceTensor& cache, const Item& item, int64_t width) {
-        if (item.cached) add(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row * sizeof(T), width * sizeof(T), item.cached);
+        if (item.cached)
+            add(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row * sizeof(T), width * sizeof(T),
+                item.cached);
     }
-    // The rest, in so many steps.
+    // Spreads the remaining prefetches over this many steps.
     void pace(int64_t steps) {
         for (int n = 0; n < num; ++n) ranges[n].share = ranges[n].rows / steps + 1;
     }

@@ -1,12 +1,12 @@
-// Matrix products of floats on AMX tiles, each operand as a sum of TERMS bfloat16: 1 for inputs that are bfloat16 themselves,
-// 2 (16 bits; three products: high by high, high by low, low by high) for float32.
+// Matrix products of floats on AMX tiles, each operand as a sum of TERMS bfloat16: 1 for inputs that are bfloat16
+// themselves, 2 (16 bits; three products: high by high, high by low, low by high) for float32.
 //
-// A tile product is C[16, 16] += A[16, 32] B[32, 16]; both operands are stored as whole tiles of 16 rows of 16 words. A word
-// holds two terms of the sum, in an order that is arbitrary as long as both sides have the same: sums over columns pair column
-// j with j + 16, sums over rows follow their left operand.
+// A tile product is C[16, 16] += A[16, 32] B[32, 16]; both operands are stored as whole tiles of 16 rows of 16 words. A
+// word holds two terms of the sum, in an order that is arbitrary as long as both sides have the same: sums over columns
+// pair column j with j + 16, sums over rows follow their left operand.
 //
-// Packing reads a source once, however many forms are made of it: `row_words<TERMS>(to, apart, r, d)` stores the 16 words of
-// row r's columns d .. d + 31.
+// Packing reads a source once, however many forms are made of it: `row_words<TERMS>(to, apart, r, d)` stores the 16
+// words of row r's columns d .. d + 31.
 #pragma once
 
 #include <immintrin.h>
@@ -19,7 +19,7 @@ typedef uint32_t word;         // two bfloat16
 constexpr int64_t TILE = 256;  // words or floats of a tile
 constexpr int64_t DEPTH = 32;  // of a tile product
 
-struct TileRegisters {  // the thread's: all 16 rows of 64 bytes
+struct TileRegisters {  // configures the thread's tiles: 16 rows of 64 bytes
     TileRegisters() {
         alignas(64) uint8_t config[64] = {};
         config[0] = 1;
@@ -48,7 +48,9 @@ HEADRACE_INLINE vu term(vf x) { return (vu)x + 0x8000u; }
 // What the first term leaves for the second. A NaN stays a NaN here, whatever the first term made of it.
 HEADRACE_INLINE vf rest(vf x, vu high) { return x - (vf)(high & HIGH); }
 // The low halves of one and the high halves of the other.
-HEADRACE_INLINE vu halves(vu low, vu high) { return (vu)_mm512_mask_blend_epi16(0xaaaaaaaau, (__m512i)low, (__m512i)high); }
+HEADRACE_INLINE vu halves(vu low, vu high) {
+    return (vu)_mm512_mask_blend_epi16(0xaaaaaaaau, (__m512i)low, (__m512i)high);
+}
 HEADRACE_INLINE vu words(vu even, vu odd) { return halves(even >> 16, odd); }
 
 template <int TERMS>
@@ -58,8 +60,8 @@ HEADRACE_INLINE void store_words(word* to, int64_t apart, vf even, vf odd) {
     if constexpr (TERMS == 2) store(to + apart, words(term(rest(even, e)), term(rest(odd, o))));
 }
 
-// An operand's tiles: along the sum one after another; the next 16 rows (left) or columns (right) `next` words on, the second
-// term `apart` words on.
+// An operand's tiles: along the sum one after another; the next 16 rows (left) or columns (right) `next` words on, the
+// second term `apart` words on.
 struct Operand {
     word* tiles;
     int64_t next, apart;
@@ -68,7 +70,9 @@ struct Operand {
 };
 
 // 16 rows of 16 words, transposed: words are moved as floats, but not computed with.
-inline void transpose(const word* from, word* to) { transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16); }
+inline void transpose(const word* from, word* to) {
+    transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16);
+}
 
 struct PaddedRows {  // floats, rows of whole tiles
     const float* x;
@@ -92,7 +96,9 @@ struct Words {
 // Left operand of a sum over columns: tiles (row / 16, column / 32).
 struct LeftRows {
     Operand to;
-    Words room(int64_t r, int64_t d) const { return {to.at(r / 16, d / DEPTH).tiles, to.at(r / 16 + 1, d / DEPTH).tiles, to.apart, r, d}; }
+    Words room(int64_t r, int64_t d) const {
+        return {to.at(r / 16, d / DEPTH).tiles, to.at(r / 16 + 1, d / DEPTH).tiles, to.apart, r, d};
+    }
 };
 
 // Right operand of the rows, transposed, in a sum over columns: tiles (row / 16, column / 32), transposed.
@@ -114,11 +120,11 @@ HEADRACE_INLINE void pair_rows(const word* one, const word* other, word* left_ha
 template <Pairing PAIRING>
 HEADRACE_INLINE void pair_rows(const Words& x, int64_t term, word* left_half, word* right_half) {
     const word *first = x.first + term * x.apart, *second = x.second + term * x.apart;
-    for (int64_t i = 0; i < 16; ++i) {
+    for (int64_t i = 0; i < 16; ++i)
         if (PAIRING == APART) pair_rows(first + i * 16, second + i * 16, left_half + i * 16, right_half + i * 16);
-        else if (i < 8) pair_rows(first + 2 * i * 16, first + (2 * i + 1) * 16, left_half + i * 16, right_half + i * 16);
+        else if (i < 8)
+            pair_rows(first + 2 * i * 16, first + (2 * i + 1) * 16, left_half + i * 16, right_half + i * 16);
         else pair_rows(second + (2 * i - 16) * 16, second + (2 * i - 15) * 16, left_half + i * 16, right_half + i * 16);
-    }
 }
 
 // Right operand of a sum over rows: tiles (column / 16, row / 32).
@@ -137,22 +143,26 @@ struct LeftTurned {
     void take(const Words& x, int64_t term) const {
         alignas(64) word half[2 * TILE];
         pair_rows<NEIGHBOURS>(x, term, half, half + TILE);
-        for (int64_t i = 0; i < 2; ++i) transpose(half + i * TILE, to.at(x.d / 16 + i, x.r / DEPTH).tiles + term * to.apart);
+        for (int64_t i = 0; i < 2; ++i)
+            transpose(half + i * TILE, to.at(x.d / 16 + i, x.r / DEPTH).tiles + term * to.apart);
     }
 };
 
 template <int TERMS, typename Source, typename Room, typename... Forms>
-inline void pack_by_way_of(const Source& x, int64_t num_rows, int64_t num_columns, const Room& room, const Forms&... forms) {
+inline void pack_by_way_of(const Source& x, int64_t num_rows, int64_t num_columns, const Room& room,
+                           const Forms&... forms) {
     for (int64_t r = 0; r < num_rows; r += DEPTH)
         for (int64_t d = 0; d < num_columns; d += DEPTH) {
             const Words words = room(r, d);
             for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(words.first + i * 16, words.apart, r + i, d);
-            for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(words.second + i * 16, words.apart, r + 16 + i, d);
+            for (int64_t i = 0; i < 16; ++i)
+                x.template row_words<TERMS>(words.second + i * 16, words.apart, r + 16 + i, d);
             for (int64_t term = 0; term < TERMS; ++term) (forms.take(words, term), ...);
         }
 }
 
-// A source in one or several forms; num_rows and num_columns are those of the forms, multiples of 32: the source pads itself.
+// A source in one or several forms; num_rows and num_columns are those of the forms, multiples of 32: the source pads
+// itself.
 template <int TERMS, typename Source, typename... Forms>
 inline void pack(const Source& x, int64_t num_rows, int64_t num_columns, const Forms&... forms) {
     alignas(64) word words[TERMS * 2 * TILE];
@@ -200,11 +210,11 @@ HEADRACE_INLINE void multiply_tiles(const Operand& left, const Operand& right, i
     }
 }
 
-// C (16 m, 16 n) = or += A B, `steps` tiles along the sum; m and n even. Rows within a tile of C are `ldc` floats apart, and
-// tiles `row` and `column` floats.
+// C (16 m, 16 n) = or += A B, `steps` tiles along the sum; m and n even. Rows within a tile of C are `ldc` floats
+// apart, and tiles `row` and `column` floats.
 template <int TERMS, bool ADD>
-HEADRACE_INLINE void multiply_to(int64_t m, int64_t n, int64_t steps, const Operand& a, const Operand& b, float* c, int64_t ldc, int64_t row,
-                                 int64_t column) {
+HEADRACE_INLINE void multiply_to(int64_t m, int64_t n, int64_t steps, const Operand& a, const Operand& b, float* c,
+                                 int64_t ldc, int64_t row, int64_t column) {
     finish_stores();
     for (int64_t j = 0; j < n; j += 2)
         for (int64_t i = 0; i < m; i += 2) {
@@ -231,7 +241,8 @@ HEADRACE_INLINE void multiply_to(int64_t m, int64_t n, int64_t steps, const Oper
 
 // The same with C row-major.
 template <int TERMS, bool ADD>
-inline void multiply_rows(int64_t m, int64_t n, int64_t steps, const Operand& a, const Operand& b, float* c, int64_t ldc) {
+inline void multiply_rows(int64_t m, int64_t n, int64_t steps, const Operand& a, const Operand& b, float* c,
+                          int64_t ldc) {
     multiply_to<TERMS, ADD>(m, n, steps, a, b, c, ldc, 16 * ldc, 16);
 }
 

@@ -1,8 +1,8 @@
 // One (user, head) of HSTU attention, forward and backward: shared by level/attention.cpp and level/layer.cpp.
 //
-// An item is cut into tiles of ROWS queries x COLS keys. Its operands are packed once (rows padded to whole vectors; keys and
-// values also transposed, tile by tile), so that all seven products are the same register-blocked loop of simd.h. Groups of
-// MR rows skip keys that they cannot see, so the upper triangle costs next to nothing.
+// An item is cut into tiles of ROWS queries x COLS keys. Its operands are packed once (rows padded to whole vectors;
+// keys and values also transposed, tile by tile), so that all seven products are the same register-blocked loop of
+// simd.h. Groups of MR rows skip keys that they cannot see, so the upper triangle costs next to nothing.
 #pragma once
 
 #include "ahead.h"
@@ -16,17 +16,17 @@ constexpr int64_t ROWS = 48;  // a multiple of MR
 constexpr int64_t COLS = 48;  // a multiple of W and of MR
 constexpr int64_t GROUPS = ROWS / MR;
 
-struct TileRegisters {};  // none here
+struct TileRegisters {};  // nothing to configure here
 
 struct Shape {  // of a scratch: the widest item
     int64_t rows, cols, qk_pad, v_pad;
 };
 
 struct Scratch {
-    float *q, *k, *v, *grad;           // packed rows, padded with zeros
-    float *k_turned, *v_turned;        // (tile, width, COLS)
-    float *weight, *slope;             // one tile: A and dS
-    float *out, *dq, *dk, *dv;         // accumulators of a tile of rows, or of the whole item
+    float *q, *k, *v, *grad;     // packed rows, padded with zeros
+    float *k_turned, *v_turned;  // (tile, width, COLS)
+    float *weight, *slope;       // one tile: A and dS
+    float *out, *dq, *dk, *dv;   // accumulators of a tile of rows, or of the whole item
     BiasScratch pairs;
 
     void lay_out(Arena& arena, const Shape& s, bool backward, const HeadraceAttention& a) {
@@ -57,20 +57,23 @@ void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, fl
 inline void turn(const float* rows, int64_t pad, int64_t count, float* turned) {
     for (int64_t j0 = 0; j0 < count; j0 += COLS)
         for (int64_t d = 0; d < pad; d += W)
-            for (int64_t j = 0; j < COLS; j += W) transpose_block(rows + (j0 + j) * pad + d, pad, turned + j0 * pad + d * COLS + j, COLS);
+            for (int64_t j = 0; j < COLS; j += W)
+                transpose_block(rows + (j0 + j) * pad + d, pad, turned + j0 * pad + d * COLS + j, COLS);
 }
 
 // Keys or values of an item: the cache's rows, then the new ones, then zeros up to `total`.
 template <typename T>
-void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width,
-               float* to, int64_t pad, int64_t total) {
-    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad);
+void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh,
+               int64_t width, float* to, int64_t pad, int64_t total) {
+    if (item.cached)
+        pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad);
     pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad);
     memset(to + item.keys * pad, 0, sizeof(float) * (total - item.keys) * pad);
 }
 
 template <typename T>
-void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
+void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad,
+                  int64_t total) {
     pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad);
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
 }
@@ -98,12 +101,13 @@ HEADRACE_INLINE void weigh_rows(const B& biases, const Group& group, float* scor
 
 // A group's scores → weights, in place.
 inline void weigh(const Item& item, const BiasTables& tables, const Group& group, float* scores, int64_t vectors) {
-    with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) { weigh_rows(biases, group, scores, vectors); });
+    with_biases(item, tables, group,
+                [&](const auto& biases) __attribute__((always_inline)) { weigh_rows(biases, group, scores, vectors); });
 }
 
 template <typename B>
-HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& group, float* weights, float* slopes, int64_t vectors,
-                                const BiasScratch& scratch) {
+HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& group, float* weights, float* slopes,
+                                int64_t vectors, const BiasScratch& scratch) {
     for (int r = 0; r < MR; ++r, weights += COLS, slopes += COLS) {
         if (r >= group.valid) {
             memset(weights, 0, sizeof(float) * vectors * W);
@@ -129,8 +133,8 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
 }
 
 // A group's scores and products of gradients → weights and slopes, in place.
-inline void weigh_backward(const Item& item, const BiasTables& tables, const Group& group, float* weights, float* slopes, int64_t vectors,
-                           const BiasScratch& scratch) {
+inline void weigh_backward(const Item& item, const BiasTables& tables, const Group& group, float* weights,
+                           float* slopes, int64_t vectors, const BiasScratch& scratch) {
     with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
         slope_rows(biases, item, group, weights, slopes, vectors, scratch);
     });
@@ -159,9 +163,11 @@ void forward_item(const HeadraceAttention& a, const Item& item, const BiasTables
                 prefetch_buckets(item, tables, i0 + g * MR, j0 + COLS, MR);
                 const int64_t vectors = (group.width + W - 1) / W;
                 float* scores = s.weight + g * MR * COLS;
-                gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
+                gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores,
+                          COLS, vectors, false);
                 weigh(item, tables, group, scores, vectors);
-                gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
+                gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad,
+                          v_pad / W, true);
             }
         }
         unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad, static_cast<float>(a.scale));
@@ -169,8 +175,8 @@ void forward_item(const HeadraceAttention& a, const Item& item, const BiasTables
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const BiasTables& tables, Scratch& s, BiasGrads& grads, const Through* through,
-                   Ahead& ahead) {
+void backward_item(const HeadraceAttention& a, const Item& item, const BiasTables& tables, Scratch& s, BiasGrads& grads,
+                   const Through* through, Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.dv, v_pad, cols);
@@ -202,13 +208,17 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
                 ahead.step();
                 prefetch_buckets(item, tables, i0 + ROWS + g * MR, j0, MR);
                 const int64_t i = i0 + g * MR;
-                gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
-                gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);
+                gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors,
+                          false);
+                gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors,
+                          false);
                 weigh_backward(item, tables, group, weight, slope, vectors, s.pairs);
-                gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W, true);
+                gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W,
+                          true);
             }
             if (!any) continue;
-            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(COLS, round_up(item.keys - j0, W)), s.slope, COLS, grads);
+            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0),
+                          min64(COLS, round_up(item.keys - j0, W)), s.slope, COLS, grads);
             const int64_t last = min64(COLS, item.keys - j0);
             for (int64_t c = 0; c < last; c += MR) {
                 // Rows above the diagonal see none of these keys.
@@ -216,17 +226,19 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
                 if (skip >= ROWS) continue;
                 const int64_t from = skip, count = min64(ROWS, item.queries - i0) - from;
                 if (count <= 0) continue;
-                gemm_rows(s.weight + from * COLS + c, 1, COLS, s.grad + (i0 + from) * v_pad, v_pad, count, s.dv + (j0 + c) * v_pad, v_pad,
-                          v_pad / W, true);
-                gemm_rows(s.slope + from * COLS + c, 1, COLS, s.q + (i0 + from) * qk_pad, qk_pad, count, s.dk + (j0 + c) * qk_pad, qk_pad,
-                          qk_pad / W, true);
+                gemm_rows(s.weight + from * COLS + c, 1, COLS, s.grad + (i0 + from) * v_pad, v_pad, count,
+                          s.dv + (j0 + c) * v_pad, v_pad, v_pad / W, true);
+                gemm_rows(s.slope + from * COLS + c, 1, COLS, s.q + (i0 + from) * qk_pad, qk_pad, count,
+                          s.dk + (j0 + c) * qk_pad, qk_pad, qk_pad / W, true);
             }
         }
     grads.close(s.pairs, item);
     unpack_grad<T>(a, a.dq, through ? &through->q : nullptr, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
     const int64_t first = a.cache_grad ? 0 : item.cached;
-    unpack_grad<T>(a, a.dk, through ? &through->k : nullptr, item, first - item.cached, item.keys - first, a.qk_dim, s.dk + first * qk_pad, qk_pad);
-    unpack_grad<T>(a, a.dv, through ? &through->v : nullptr, item, first - item.cached, item.keys - first, a.v_dim, s.dv + first * v_pad, v_pad);
+    unpack_grad<T>(a, a.dk, through ? &through->k : nullptr, item, first - item.cached, item.keys - first, a.qk_dim,
+                   s.dk + first * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, through ? &through->v : nullptr, item, first - item.cached, item.keys - first, a.v_dim,
+                   s.dv + first * v_pad, v_pad);
 }
 
 Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {

@@ -19,13 +19,13 @@ struct HeadraceAttention {
     const int64_t *num_context, *num_targets;  // (B,) or null
     const float *pos_bias, *time_bias;         // (pos_heads, num_pos), (time_heads, num_buckets) or null
     int64_t num_pos, pos_heads, num_buckets, time_heads;
-    // For each user, space for (queries, round_up(keys, 64)) of uint8 or uint16, filled from its start; then one byte per
-    // user, 1 = monotone; then, from `bucket_index_at` on, one int32 per query: its row in its user's space.
+    // For each user, space for (queries, round_up(keys, 64)) of uint8 or uint16, filled from its start; then one byte
+    // per user, 1 = monotone; then, from `bucket_index_at` on, one int32 per query: its row in its user's space.
     const void* buckets;
     int64_t bucket_bytes;
     HeadraceTensor grad, dq, dk, dv;  // backward
-    int64_t cache_grad;               // 1: also gradients of the cached keys, in the rows of dk and dv before those of the new ones
-    float *dpos, *dtime;              // of the shapes of the biases, written
+    int64_t cache_grad;   // 1: also gradients of the cached keys, in the rows of dk and dv before those of the new ones
+    float *dpos, *dtime;  // of the shapes of the biases, written
 };
 
 struct HeadraceBuckets {
@@ -38,4 +38,6 @@ struct HeadraceBuckets {
     void* buckets;
 };
 
-static inline int64_t bucket_index_at(int64_t rows_end, int64_t bucket_bytes, int64_t num_users) { return (rows_end * bucket_bytes + num_users + 3) / 4 * 4; }
+static inline int64_t bucket_index_at(int64_t rows_end, int64_t bucket_bytes, int64_t num_users) {
+    return (rows_end * bucket_bytes + num_users + 3) / 4 * 4;
+}

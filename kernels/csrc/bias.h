@@ -1,11 +1,12 @@
-// What is added to a score: the biases for the distance in position and in time between two tokens.
+// The biases added to a score, for the distance between two tokens in position and in time.
 #pragma once
 
 #include "plan.h"
 
 HEADRACE_BEGIN
 
-// Bias tables in the form the inner loop wants: positions reversed and extended (one load for W neighbours), times padded.
+// Bias tables in the form the inner loop wants: positions reversed and extended (one load for W neighbours), times
+// padded.
 struct BiasTables {
     float *pos = nullptr, *time = nullptr;
     int64_t pos_size = 0, time_size = 0, pos_heads = 1, time_heads = 1, num_buckets = 0, last = 0, bucket_bytes = 1;
@@ -28,7 +29,8 @@ struct BiasTables {
             time_size = round_up(a.num_buckets, 16) + 144;  // windows may extend past the end
             time = static_cast<float*>(calloc(static_cast<size_t>(time_size * time_heads), sizeof(float)));
             if (!time) return false;
-            for (int64_t g = 0; g < time_heads; ++g) memcpy(time + g * time_size, a.time_bias + g * a.num_buckets, sizeof(float) * a.num_buckets);
+            for (int64_t g = 0; g < time_heads; ++g)
+                memcpy(time + g * time_size, a.time_bias + g * a.num_buckets, sizeof(float) * a.num_buckets);
         }
         return true;
     }
@@ -78,12 +80,17 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
 inline void prefetch_buckets(const Item& item, const BiasTables& tables, int64_t i0, int64_t j0, int64_t rows) {
     if (!tables.time || j0 >= item.keys || j0 > item.position(i0 + rows - 1)) return;
     for (int64_t r = i0; r < min64(i0 + rows, item.queries); ++r)
-        __builtin_prefetch(static_cast<const char*>(item.buckets) + (item.bucket_row[r] * item.bucket_stride + j0) * tables.bucket_bytes);
+        __builtin_prefetch(static_cast<const char*>(item.buckets) +
+                           (item.bucket_row[r] * item.bucket_stride + j0) * tables.bucket_bytes);
 }
 
 #if defined(__AVX512F__)
-HEADRACE_INLINE __m512i widen_buckets(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-HEADRACE_INLINE __m512i widen_buckets(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+HEADRACE_INLINE __m512i widen_buckets(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+HEADRACE_INLINE __m512i widen_buckets(const uint16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 #endif
 
 template <int MODE>
@@ -95,11 +102,13 @@ struct TimeTable {
     const float* all;
     int32_t num_buckets;
 
-    HEADRACE_INLINE TimeTable(const float* table, int32_t from, int64_t count) : all(table), num_buckets(static_cast<int32_t>(count)) {
+    HEADRACE_INLINE TimeTable(const float* table, int32_t from, int64_t count)
+        : all(table), num_buckets(static_cast<int32_t>(count)) {
 #if defined(__AVX512F__)
         low = _mm512_set1_epi32(from);
         if (MODE != ANY && MODE != NO_TIME)
-            for (int i = 0; i < (MODE == TABLE_128 ? 8 : MODE == TABLE_64 ? 4 : 2); ++i) part[i] = _mm512_loadu_ps(table + from + 16 * i);
+            for (int i = 0; i < (MODE == TABLE_128 ? 8 : MODE == TABLE_64 ? 4 : 2); ++i)
+                part[i] = _mm512_loadu_ps(table + from + 16 * i);
 #else
         (void)from;
 #endif
@@ -116,7 +125,8 @@ struct TimeTable {
             if constexpr (MODE == TABLE_64)
                 return (vf)_mm512_mask_blend_ps(upper, first, _mm512_permutex2var_ps(part[2], index, part[3]));
             if constexpr (MODE == TABLE_128) {
-                const __m512 low64 = _mm512_mask_blend_ps(upper, first, _mm512_permutex2var_ps(part[2], index, part[3]));
+                const __m512 low64 =
+                    _mm512_mask_blend_ps(upper, first, _mm512_permutex2var_ps(part[2], index, part[3]));
                 const __m512 third = _mm512_permutex2var_ps(part[4], index, part[5]);
                 const __m512 fourth = _mm512_permutex2var_ps(part[6], index, part[7]);
                 const __mmask16 top = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
@@ -127,7 +137,8 @@ struct TimeTable {
         return (vf)_mm512_i32gather_ps(index, all, 4);
 #else
         vf x;
-        for (int l = 0; l < W; ++l) x[l] = all[buckets[l] < num_buckets ? buckets[l] : 0];  // columns never seen hold arbitrary values
+        for (int l = 0; l < W; ++l)
+            x[l] = all[buckets[l] < num_buckets ? buckets[l] : 0];  // columns never seen hold arbitrary values
         return x;
 #endif
     }
@@ -147,10 +158,16 @@ struct Biases {
     static constexpr bool HAS_POS = POS, HAS_TIME = MODE != NO_TIME;
 
     HEADRACE_INLINE Biases(const Item& i, const BiasTables& t, const Group& g, const TimeView<B>& v)
-        : item(i), tables(t), group(g), view(v), table(MODE != NO_TIME ? t.time_row(i) : nullptr, v.low, t.num_buckets) {}
+        : item(i),
+          tables(t),
+          group(g),
+          view(v),
+          table(MODE != NO_TIME ? t.time_row(i) : nullptr, v.low, t.num_buckets) {}
 
     HEADRACE_INLINE int64_t row(int r) const { return r < group.valid ? r : group.valid - 1; }
-    HEADRACE_INLINE const float* pos(int r) const { return POS ? tables.pos_row(item, group.query + row(r), group.j0) : nullptr; }
+    HEADRACE_INLINE const float* pos(int r) const {
+        return POS ? tables.pos_row(item, group.query + row(r), group.j0) : nullptr;
+    }
     HEADRACE_INLINE const B* buckets(int r) const { return MODE != NO_TIME ? view.row[row(r)] : nullptr; }
     HEADRACE_INLINE vf added(vf s, const float* pos_row, const B* bucket_row, int64_t column) const {
         if (POS) s += load(pos_row + column);

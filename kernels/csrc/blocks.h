@@ -7,7 +7,7 @@
 HEADRACE_BEGIN
 
 constexpr int64_t DEPTHS = 32;  // columns that a product may begin and end at: a step of AMX, whole vectors elsewhere
-constexpr int64_t BLOCK = 96;  // tokens that the layer's products process together
+constexpr int64_t BLOCK = 96;   // tokens that the layer's products process together
 #if defined(HEADRACE_LEVEL_AMX)
 constexpr int64_t PAD = 32;  // of widths: two tiles
 #else
@@ -23,17 +23,20 @@ inline word* operand_room(int64_t size) {
     return room;
 }
 
-inline TensorRows<float> matrix(const float* x, int64_t stride, int64_t rows, int64_t width) { return {nullptr, x, 0, stride, 0, rows, width}; }
+inline TensorRows<float> matrix(const float* x, int64_t stride, int64_t rows, int64_t width) {
+    return {nullptr, x, 0, stride, 0, rows, width};
+}
 
-// C[rows, n] = or += A[rows, k] B[k, n], where A's element (r, p) is at a[r * a_row + p * a_step] and one of the two is 1. Both
-// sides are packed here (B perhaps earlier: `ready`); C has room for whole tiles.
+// C[rows, n] = or += A[rows, k] B[k, n], where A's element (r, p) is at a[r * a_row + p * a_step] and one of the two is
+// 1. Both sides are packed here (B perhaps earlier: `ready`); C has room for whole tiles.
 template <int TERMS>
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add, const Operand* ready) {
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb,
+                     int64_t k, float* c, int64_t ldc, int64_t n, bool add, const Operand* ready) {
     const int64_t m_pad = round_up(rows, DEPTH), k_pad = round_up(k, DEPTH), n_pad = round_up(n, DEPTH);
     const int64_t left_size = m_pad * k_pad / 2, right_size = k_pad * n_pad / 2, gap = 16;
     word* room = operand_room(TERMS * (left_size + right_size) + gap);
-    const Operand left = {room, k_pad / DEPTH * TILE, left_size}, own = {room + TERMS * left_size + gap, k_pad / DEPTH * TILE, right_size};
+    const Operand left = {room, k_pad / DEPTH * TILE, left_size},
+                  own = {room + TERMS * left_size + gap, k_pad / DEPTH * TILE, right_size};
     if (a_step == 1) pack<TERMS>(matrix(a, a_row, rows, k), m_pad, k_pad, LeftRows{left});
     else pack<TERMS>(matrix(a, a_step, k, rows), k_pad, m_pad, LeftTurned{left});
     if (!ready && a_step == 1) pack<TERMS>(matrix(b, ldb, k, n), k_pad, n_pad, RightRows<APART>{own});
@@ -61,38 +64,45 @@ inline Operand along(const Operand&, int64_t) { return {}; }
 
 // C[rows, n] = or += A[rows, k] B[k, n], panel by panel, so that B's panel stays in the L1 cache.
 template <int TERMS>
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add, const Operand*) {
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb,
+                     int64_t k, float* c, int64_t ldc, int64_t n, bool add, const Operand*) {
     for (int64_t column = 0; column < n; column += NV_MAX * W) {
         const int64_t vectors = min64(NV_MAX, (n - column + W - 1) / W);
-        for (int64_t r = 0; r < rows; r += MR) gemm_rows(a + r * a_row, a_row, a_step, b + column, ldb, k, c + r * ldc + column, ldc, vectors, add);
+        for (int64_t r = 0; r < rows; r += MR)
+            gemm_rows(a + r * a_row, a_row, a_step, b + column, ldb, k, c + r * ldc + column, ldc, vectors, add);
     }
 }
 
 template <int TERMS>
-inline Operand operand(Arena&, const float*, int64_t, int64_t, int64_t) { return {}; }  // vectors take rows as they are
+inline Operand operand(Arena&, const float*, int64_t, int64_t, int64_t) {
+    return {};
+}  // vectors take rows as they are
 #endif
 
 // A (rows, columns) matrix with padded columns; or its transpose.
 float* padded(Arena& arena, const float* from, int64_t rows, int64_t columns, bool transposed) {
-    const int64_t out_rows = transposed ? columns : rows, width = transposed ? rows : columns, pad = round_up(width, PAD);
+    const int64_t out_rows = transposed ? columns : rows, width = transposed ? rows : columns,
+                  pad = round_up(width, PAD);
     float* to = arena.get<float>(out_rows * pad);
     if (!arena.base) return to;
     for (int64_t r = 0; r < out_rows; ++r) {
-        for (int64_t c = 0; c < width; ++c) to[r * pad + c] = transposed ? from[c * columns + r] : from[r * columns + c];
+        for (int64_t c = 0; c < width; ++c)
+            to[r * pad + c] = transposed ? from[c * columns + r] : from[r * columns + c];
         for (int64_t c = width; c < pad; ++c) to[r * pad + c] = 0.0f;
     }
     return to;
 }
 
-float* padded_vector(Arena& arena, const float* from, int64_t count) { return padded(arena, from, from ? 1 : 0, count, false); }
+float* padded_vector(Arena& arena, const float* from, int64_t count) {
+    return padded(arena, from, from ? 1 : 0, count, false);
+}
 
 HEADRACE_INLINE vf inside(int64_t column, int64_t width, vf x) {  // zero past the width
     return column + W <= width ? x : keep(iota() + static_cast<int32_t>(column) < static_cast<int32_t>(width), x);
 }
 
-// The outputs of LayerNorm: (x - mean) / sqrt(variance + eps), that times the weight plus the bias, and 1 / sqrt(...). Each
-// may be null.
+// The outputs of LayerNorm: (x - mean) / sqrt(variance + eps), that times the weight plus the bias, and 1 / sqrt(...).
+// Each may be null.
 struct Normalized {
     float *normed, *affine, *inverse;
     const float *weight, *bias;
@@ -140,7 +150,8 @@ void normalize(const T* x, int64_t stride, int64_t count, int64_t width, float e
 }
 
 // Gradient through `normalize` in place: d -> (d - mean(d) - n mean(d n)) / sqrt(...).
-inline void normalize_backward(const float* normalized, const float* inverse, int64_t count, int64_t width, float* d, int64_t pad) {
+inline void normalize_backward(const float* normalized, const float* inverse, int64_t count, int64_t width, float* d,
+                               int64_t pad) {
     for (int64_t r = 0; r < count; ++r) {
         const float* n = normalized + r * pad;
         float* row = d + r * pad;
@@ -150,7 +161,8 @@ inline void normalize_backward(const float* normalized, const float* inverse, in
             along += load(row + c) * load(n + c);
         }
         const float mean = sum(plain) / static_cast<float>(width), slope = sum(along) / static_cast<float>(width);
-        for (int64_t c = 0; c < width; c += W) store(row + c, inside(c, width, (load(row + c) - mean - load(n + c) * slope) * inverse[r]));
+        for (int64_t c = 0; c < width; c += W)
+            store(row + c, inside(c, width, (load(row + c) - mean - load(n + c) * slope) * inverse[r]));
     }
 }
 
@@ -187,8 +199,8 @@ struct Sums {  // one chunk's gradients of the weights
     }
 };
 
-void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight, float* bias, float* norm_weight,
-            float* norm_bias) {
+inline void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight,
+                   float* bias, float* norm_weight, float* norm_bias) {
     const int64_t size = Sums::size(rows, columns, width), ld = round_up(columns, PAD);
     for (int64_t c = 1; c < num_chunks; ++c)  // in order, into the first
         for (int64_t at = 0; at < size; at += W) store(chunks + at, load(chunks + at) + load(chunks + c * size + at));

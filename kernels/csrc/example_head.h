@@ -1,9 +1,28 @@
-// What is known about a record of the sequences topic: the columns of `kernels.examples.HEAD`.
+// The columns of a decoded record of the sequences topic: `kernels.examples.HEAD`.
 #pragma once
 
 namespace headrace::head {
 
-enum Head { kStatus, kOffset, kValueAt, kValueLen, kFlags, kEpoch, kNumber, kSegment, kSegmentLen, kFirst, kNum, kRowsAt,
-            kUserAt, kUserLen, kEventMs, kUserFeaturesAt, kNumUserFeatures, kPartition, kNumHeads };
+enum Head {
+    STATUS,
+    OFFSET,
+    VALUE_AT,
+    VALUE_LEN,
+    FLAGS,
+    EPOCH,
+    NUMBER,
+    SEGMENT,
+    SEGMENT_LEN,
+    FIRST,
+    NUM,
+    ROWS_AT,
+    USER_AT,
+    USER_LEN,
+    EVENT_MS,
+    USER_FEATURES_AT,
+    NUM_USER_FEATURES,
+    PARTITION,
+    NUM_HEADS
+};
 
 }

@@ -1,5 +1,5 @@
-// Vectors of the level being compiled: `vf` of LANES floats, loads and stores of float and bfloat16 with tails, fma, exp.
-// Include inside no namespace; everything lands in the level's own (see export.h).
+// Vectors of the level being compiled: `vf` of LANES floats, loads and stores of float and bfloat16 with tails, fma,
+// exp. Include inside no namespace; everything lands in the level's own (see export.h).
 #pragma once
 
 #include <stdint.h>

@@ -16,7 +16,9 @@ inline uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
     return x ^ (x >> 31);
 }
-inline uint64_t random_bits(uint64_t mixed_seed, uint64_t index) { return mix(mixed_seed + (index + 1) * 0x9E3779B97F4A7C15ull); }
+inline uint64_t random_bits(uint64_t mixed_seed, uint64_t index) {
+    return mix(mixed_seed + (index + 1) * 0x9E3779B97F4A7C15ull);
+}
 
 // -log2 of (2 * high 32 bits + 1) / 2^33, with 16 fractional bits.
 inline uint64_t exponential(uint64_t bits) {
@@ -47,7 +49,8 @@ inline int64_t units_kept(const Rule& rule, uint64_t mixed_seed, int64_t num_uni
 }
 
 // Writes the tokens kept from a context that starts at `start`; returns how many.
-int64_t thin(const Rule& rule, uint64_t mixed_seed, int64_t start, int64_t num_units, std::vector<uint64_t>& keys, int64_t* kept) {
+int64_t thin(const Rule& rule, uint64_t mixed_seed, int64_t start, int64_t num_units, std::vector<uint64_t>& keys,
+             int64_t* kept) {
     keys.resize(num_units);
     for (int64_t index = 0; index < num_units; ++index) {
         const uint64_t bits = random_bits(mixed_seed, index), age = num_units - 1 - index;
@@ -67,9 +70,9 @@ int64_t thin(const Rule& rule, uint64_t mixed_seed, int64_t start, int64_t num_u
 }  // namespace
 
 // First call, with kept null: fills new_offsets. Second call: fills kept. Returns 1 if out of memory.
-HEADRACE_API int stochastic_length(const int64_t* offsets, const int64_t* seeds, const int64_t* must_keep_last, int64_t num_users,
-                                   int64_t max_kept, int64_t unit, int recency, int sometimes_whole, int64_t* new_offsets,
-                                   int64_t* kept, int num_threads) {
+HEADRACE_API int stochastic_length(const int64_t* offsets, const int64_t* seeds, const int64_t* must_keep_last,
+                                   int64_t num_users, int64_t max_kept, int64_t unit, int recency, int sometimes_whole,
+                                   int64_t* new_offsets, int64_t* kept, int num_threads) {
     const Rule rule = {max_kept / unit, unit, recency != 0, sometimes_whole != 0};
     if (!kept) {
         new_offsets[0] = 0;

@@ -1,4 +1,5 @@
-// Visibility and scheduling: one head of one user, groups of its queries against tiles of its keys, and the order of the work.
+// Visibility and scheduling: one head of one user, groups of its queries against tiles of its keys, and the order of
+// the work.
 #pragma once
 
 #include "attention.h"
@@ -6,7 +7,8 @@
 
 HEADRACE_BEGIN
 
-constexpr int64_t MAX_CHUNKS = 64;  // of items whose bias gradients are summed together; more threads than that have no work
+constexpr int64_t MAX_CHUNKS =
+    64;  // of items whose bias gradients are summed together; more threads than that have no work
 
 // One head of one user.
 struct Item {
@@ -18,11 +20,15 @@ struct Item {
 
     int64_t position(int64_t query) const { return cached + query; }
     template <typename T>
-    const T* buckets_of(int64_t query) const { return static_cast<const T*>(buckets) + bucket_row[query] * bucket_stride; }
+    const T* buckets_of(int64_t query) const {
+        return static_cast<const T*>(buckets) + bucket_row[query] * bucket_stride;
+    }
 };
 
-// Roughly how many groups of MR rows against tiles of so many columns an item has.
-inline int64_t num_groups(const Item& item, int64_t cols) { return item.queries * (item.keys + item.cached + 1) / (2 * MR * cols) + 1; }
+// An estimate of an item's work: its groups of MR rows against tiles of this many columns.
+inline int64_t num_groups(const Item& item, int64_t cols) {
+    return item.queries * (item.keys + item.cached + 1) / (2 * MR * cols) + 1;
+}
 
 // MR query rows against one tile of keys, in the tile's coordinates.
 struct Group {
@@ -33,7 +39,9 @@ struct Group {
 #if defined(__AVX512F__)
     uint64_t bits[MR];  // bit c is set for a column that the row sees
 
-    void set(int r, int64_t limit, int64_t self) { bits[r] = _bzhi_u64(~0ull, static_cast<uint32_t>(limit)) | (self >= 0 ? 1ull << self : 0); }
+    void set(int r, int64_t limit, int64_t self) {
+        bits[r] = _bzhi_u64(~0ull, static_cast<uint32_t>(limit)) | (self >= 0 ? 1ull << self : 0);
+    }
 #else
     int32_t limit[MR];  // a row sees columns below it ...
     int32_t self[MR];   // ... and this one (-1: not in this tile)
@@ -50,7 +58,8 @@ inline void see(const Item& item, int64_t query, int64_t j0, int64_t cols, Group
     group.j0 = j0;
     group.valid = static_cast<int32_t>(max64(0, min64(MR, item.queries - query)));
     const int64_t position = item.position(query), end = item.keys - item.targets;
-    if (group.valid == MR && item.context <= position && position + MR <= end) {  // every row sees what comes before it, and itself
+    if (group.valid == MR && item.context <= position &&
+        position + MR <= end) {  // every row sees what comes before it, and itself
         const auto seen = [&](int64_t r) { return max64(0, min64(cols, position + r + 1 - j0)); };
         group.width = seen(MR - 1);
         group.whole = static_cast<int32_t>(seen(0));
@@ -61,8 +70,10 @@ inline void see(const Item& item, int64_t query, int64_t j0, int64_t cols, Group
     group.width = 0;
     group.whole = group.valid == MR ? static_cast<int32_t>(cols) : 0;
     for (int r = 0; r < MR; ++r) {
-        const int64_t i = position + r, past = r < group.valid ? min64(i < item.context ? item.context : i + 1, end) : 0;
-        const int64_t limit = max64(0, min64(cols, past - j0)), self = r < group.valid && i >= j0 && i < j0 + cols ? i - j0 : -1;
+        const int64_t i = position + r,
+                      past = r < group.valid ? min64(i < item.context ? item.context : i + 1, end) : 0;
+        const int64_t limit = max64(0, min64(cols, past - j0)),
+                      self = r < group.valid && i >= j0 && i < j0 + cols ? i - j0 : -1;
         group.set(r, limit, self);
         group.width = max64(group.width, max64(limit, self + 1));
         group.whole = static_cast<int32_t>(min64(group.whole, limit));
@@ -80,9 +91,11 @@ HEADRACE_INLINE vf keep_seen(const Group& group, int r, int64_t column, vf x) {
 }
 
 struct Plan {
-    struct Entry { int64_t cost, item; };
-    Entry* entries = nullptr;       // items by descending cost
-    int64_t* chunked = nullptr;     // items, chunk by chunk
+    struct Entry {
+        int64_t cost, item;
+    };
+    Entry* entries = nullptr;    // items by descending cost
+    int64_t* chunked = nullptr;  // items, chunk by chunk
     int64_t* bucket_starts = nullptr;
     int64_t chunk_starts[MAX_CHUNKS + 1];
     int64_t limit = MAX_CHUNKS;
@@ -102,12 +115,14 @@ struct Plan {
         if (!entries || !chunked || !bucket_starts) return false;
         bucket_starts[0] = 0;
         for (int64_t b = 0; b < a.num_users; ++b) {
-            const int64_t queries = a.offsets[b + 1] - a.offsets[b], keys = queries + (a.cache_len ? a.cache_len[b] : 0);
+            const int64_t queries = a.offsets[b + 1] - a.offsets[b],
+                          keys = queries + (a.cache_len ? a.cache_len[b] : 0);
             bucket_starts[b + 1] = bucket_starts[b] + queries * round_up(keys, 64);
             most_queries = max64(most_queries, queries);
             most_keys = max64(most_keys, keys);
             if (queries)
-                for (int64_t h = 0; h < a.num_heads; ++h) entries[num_items++] = {queries * (2 * keys - queries + 1), b * a.num_heads + h};
+                for (int64_t h = 0; h < a.num_heads; ++h)
+                    entries[num_items++] = {queries * (2 * keys - queries + 1), b * a.num_heads + h};
         }
         bucket_rows_end = bucket_starts[a.num_users];
         qsort(entries, static_cast<size_t>(num_items), sizeof(Entry), compare);
@@ -154,7 +169,9 @@ struct Plan {
             const char* bytes = static_cast<const char*>(a.buckets);
             item.buckets = bytes + bucket_starts[item.user] * a.bucket_bytes;
             item.monotone = bytes[bucket_rows_end * a.bucket_bytes + item.user] != 0;
-            item.bucket_row = reinterpret_cast<const int32_t*>(bytes + bucket_index_at(bucket_rows_end, a.bucket_bytes, a.num_users)) + item.first;
+            item.bucket_row = reinterpret_cast<const int32_t*>(
+                                  bytes + bucket_index_at(bucket_rows_end, a.bucket_bytes, a.num_users)) +
+                              item.first;
         }
         return item;
     }

@@ -1,5 +1,5 @@
 // Rescores the best few rows of an event by a small network with one hidden layer (kernels/memory/shortlist.py is the
-// definition). Feature by feature, with a lane for each listed row. Included only by csrc/level/memory.cpp.
+// definition). Feature by feature, with a lane for each listed row.
 #pragma once
 
 #include <math.h>
@@ -44,8 +44,8 @@ inline void select_largest(uint64_t* key, int64_t num, int64_t kept) {
     }
 }
 
-// Takes NUM_SEEN features per row. Its weights, concatenated: NUM_SEEN of the linear part, HIDDEN x NUM_SEEN, HIDDEN biases,
-// HIDDEN of the output. `norm`: means, variances, and over how many lists they were taken.
+// Takes NUM_SEEN features per row. Its weights, concatenated: NUM_SEEN of the linear part, HIDDEN x NUM_SEEN, HIDDEN
+// biases, HIDDEN of the output. `norm`: means, variances, and over how many lists they were taken.
 template <int NUM_SEEN>
 struct Shortlist {
     static constexpr int IN = NUM_SEEN, BIAS = IN + HIDDEN * IN, OUT_OF = BIAS + HIDDEN, NUM_WEIGHTS = OUT_OF + HIDDEN;
@@ -107,10 +107,12 @@ struct Shortlist {
         }
     }
 
-    // The shift of every `out` with which the list keeps the share of the softmax that it had by `score`; `push`: its own softmax.
+    // The shift of every `out` that preserves the list's share of the softmax under `score`; `push` becomes the list's
+    // own softmax.
     float shift() {
         vf best = splat(UNLISTED), best_score = splat(UNLISTED);
-        for (int c = 0; c < LISTED; c += W) best = larger(best, load(out + c)), best_score = larger(best_score, load(score + c));
+        for (int c = 0; c < LISTED; c += W)
+            best = larger(best, load(out + c)), best_score = larger(best_score, load(score + c));
         best_out = largest(best);
         const float top = largest(best_score);
         vf mass = zero(), mass_out = zero();
@@ -155,7 +157,7 @@ struct Shortlist {
         }
     }
 
-    // Means and variances follow the lists: first an average of all, later of the last ones.
+    // Updates the inputs' means and variances: first an average over all lists, later over the most recent ones.
     void settle(float* norm) {
         const float lists = norm[2 * IN] + 1.0f;
         const float share = 1.0f / (lists < LISTS_REMEMBERED ? lists : LISTS_REMEMBERED), each = 1.0f / (float)num;

@@ -1,5 +1,5 @@
-// What attention and layer need beyond lanes.h: SiLU's gate, rows that are not whole vectors, register-blocked products,
-// scratch memory. Included only by csrc/level/*.cpp and csrc/amx/*.cpp (see export.h for the rules there).
+// What attention and layer need beyond lanes.h: SiLU's gate, rows that are not whole vectors, register-blocked
+// products, scratch memory. Included only by csrc/level/*.cpp and csrc/amx/*.cpp (see export.h for the rules there).
 #pragma once
 
 #include <stdint.h>
@@ -140,7 +140,8 @@ struct Arena {
     template <typename T>
     T* get(int64_t count) {
         T* piece = reinterpret_cast<T*>(base + used);
-        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;  // spaced, so that rows of equal size do not alias in L1
+        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64) +
+                64;  // spaced, so that rows of equal size do not alias in L1
         return piece;
     }
     bool allocate() {
@@ -151,10 +152,11 @@ struct Arena {
     }
 };
 
-// C[MR, NV*W] (+)= A[MR, k] B[k, NV*W]; A's element (m, p) is at a[m * a_row + p * a_step]: transposed or not costs the same.
+// C[MR, NV*W] (+)= A[MR, k] B[k, NV*W]; A's element (m, p) is at a[m * a_row + p * a_step]: transposed or not costs the
+// same.
 template <int NV>
-HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c,
-                                int64_t ldc, bool add) {
+HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k,
+                                float* c, int64_t ldc, bool add) {
     vf acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
@@ -178,15 +180,16 @@ HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, c
 }
 
 // The same for any number of vectors of columns.
-inline void gemm_rows(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                      int64_t num_vectors, bool add) {
+inline void gemm_rows(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c,
+                      int64_t ldc, int64_t num_vectors, bool add) {
     int64_t n = 0;
-    for (; n + NV_MAX <= num_vectors; n += NV_MAX) gemm_block<NV_MAX>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add);
+    for (; n + NV_MAX <= num_vectors; n += NV_MAX)
+        gemm_block<NV_MAX>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add);
     switch (num_vectors - n) {
         case 1: gemm_block<1>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
 #if defined(__AVX512F__)
         case 2: gemm_block<2>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
-        case 3: gemm_block<NV_MAX < 4 ? 1 : 3>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
+        case 3: gemm_block < NV_MAX<4 ? 1 : 3>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
 #endif
         default: break;
     }

@@ -1,5 +1,5 @@
-// The parts of the losses with shared negatives that do not depend on how products are computed: a block of queries, from unit
-// rows to losses and the queries' gradients, and the prepared negatives.
+// The parts of the losses with shared negatives that do not depend on how products are computed: a block of queries,
+// from unit rows to losses and the queries' gradients, and the prepared negatives.
 #pragma once
 
 #include <math.h>
@@ -17,21 +17,22 @@ struct Loss {
     Rows query, table;
     int64_t num_queries, num_negatives;
     const int64_t* target_R;
-    const int64_t* negative_S;   // null: all rows of the table, in order
-    const uint8_t* valid_V;      // with no negative_S: which rows compete; null: all
-    const float* log_q_target_R; // or null
-    const float* log_q_S;        // or null
-    const float* weight_R;       // of each query's loss in the gradients; null: 1
+    const int64_t* negative_S;    // null: all rows of the table, in order
+    const uint8_t* valid_V;       // with no negative_S: which rows compete; null: all
+    const float* log_q_target_R;  // or null
+    const float* log_q_S;         // or null
+    const float* weight_R;        // of each query's loss in the gradients; null: 1
     float inverse_temperature;
     int mask_hits;
     float* loss_R;
-    float* coefficient_R;        // (probability of the target - 1), for the target row's gradient; or null
-    float* log_sum_R;            // log of the sum over target and negatives of e^score; or null
-    float* grad_query_RD;        // or null
-    float* grad_negative_SD;     // small: or null
+    float* coefficient_R;     // (probability of the target - 1), for the target row's gradient; or null
+    float* log_sum_R;         // log of the sum over target and negatives of e^score; or null
+    float* grad_query_RD;     // or null
+    float* grad_negative_SD;  // small: or null
 };
 
-// Negatives prepared for products: unit rows, panels of them divided by the temperature, ids, and what is added to scores.
+// Negatives prepared for products: unit rows, panels of them divided by the temperature, ids, and what is added to
+// scores.
 struct Negatives {
     int64_t num, num_padded;
     float *unit, *panels, *bias;
@@ -50,10 +51,8 @@ inline void prepare_negatives(const Loss& loss, const Negatives& n, int64_t firs
         const int64_t row = s < n.num ? negative_at(loss, s) : -1;
         n.id[s] = (int32_t)row;
         n.bias[s] = row < 0 ? -INFINITY : loss.log_q_S ? -loss.log_q_S[s] : 0.0f;
-        if (row < 0)
-            memset(n.unit + s * stride, 0, stride * sizeof(float));
-        else
-            unit_row(loss.table, row, n.unit + s * stride);
+        if (row < 0) memset(n.unit + s * stride, 0, stride * sizeof(float));
+        else unit_row(loss.table, row, n.unit + s * stride);
     }
     pack_panels(n.unit + first * stride, num_padded, stride, loss.table.width, loss.inverse_temperature,
                 n.panels + first * loss.table.width);
@@ -62,10 +61,10 @@ inline void prepare_negatives(const Loss& loss, const Negatives& n, int64_t firs
 // A block of queries being processed.
 struct Block {
     int64_t first, num;
-    float* unit;     // (MAX_BLOCK, stride)
-    float* target;   // (MAX_BLOCK, stride) unit target rows
-    float* grad;     // (MAX_BLOCK, stride) sum over negatives of e^(score - largest) * unit row
-    float* score;    // (MAX_BLOCK, columns)
+    float* unit;    // (MAX_BLOCK, stride)
+    float* target;  // (MAX_BLOCK, stride) unit target rows
+    float* grad;    // (MAX_BLOCK, stride) sum over negatives of e^(score - largest) * unit row
+    float* score;   // (MAX_BLOCK, columns)
     Length length[MAX_BLOCK];
     float target_score[MAX_BLOCK], largest[MAX_BLOCK], total[MAX_BLOCK];
     int32_t target_id[MAX_BLOCK];
@@ -86,7 +85,8 @@ inline void begin_block(const Loss& loss, Block& b) {
 }
 
 // Adds the biases, drops hits; returns the maximum of the row and of the previous maximum.
-HEADRACE_INLINE float finish_scores(float* score, const float* bias, const int32_t* id, int64_t num, int32_t target, float before) {
+HEADRACE_INLINE float finish_scores(float* score, const float* bias, const int32_t* id, int64_t num, int32_t target,
+                                    float before) {
     const vi hit = splat(target);
     const vf dropped = splat(-INFINITY);
     vf most = splat(before);
@@ -122,7 +122,8 @@ inline void add_negatives(const Loss& loss, const Negatives& n, Block& b, int64_
             const float shrink = expf(b.largest[i] - most);
             b.total[i] *= shrink;
             if (b.grad)
-                for (int64_t d = 0; d < stride; d += LANES) store(b.grad + i * stride + d, load(b.grad + i * stride + d) * shrink);
+                for (int64_t d = 0; d < stride; d += LANES)
+                    store(b.grad + i * stride + d, load(b.grad + i * stride + d) * shrink);
             b.largest[i] = most;
         }
         b.total[i] += exponentials(score, num, b.largest[i]);
@@ -156,7 +157,8 @@ inline void end_block(const Loss& loss, Block& b) {
 inline void weigh_queries(const Loss& loss, const Block& b) {
     const int64_t stride = loss.query.stride;
     for (int64_t i = 0; i < b.num; ++i) {
-        const vf by = splat((loss.weight_R ? loss.weight_R[b.first + i] : 1.0f) * loss.inverse_temperature / b.total[i]);
+        const vf by =
+            splat((loss.weight_R ? loss.weight_R[b.first + i] : 1.0f) * loss.inverse_temperature / b.total[i]);
         for (int64_t d = 0; d < stride; d += LANES) store(b.unit + i * stride + d, load(b.unit + i * stride + d) * by);
     }
 }
@@ -165,8 +167,20 @@ inline Loss loss_of(const SoftmaxCall& c) {
     const int64_t stride = padded(c.width, LANES);
     return {{c.query_RD, c.type, c.width, stride, c.normalize, c.eps},
             {c.table_UD, c.type, c.width, stride, c.normalize, c.eps},
-            c.num_queries, c.num_negatives, c.target_R, c.negatives, c.valid_V, c.log_q_target_R, c.log_q_negatives,
-            c.weight_R, c.inverse_temperature, c.mask_hits, c.loss_R, c.coefficient_R, c.log_sum_R, c.grad_query_RD,
+            c.num_queries,
+            c.num_negatives,
+            c.target_R,
+            c.negatives,
+            c.valid_V,
+            c.log_q_target_R,
+            c.log_q_negatives,
+            c.weight_R,
+            c.inverse_temperature,
+            c.mask_hits,
+            c.loss_R,
+            c.coefficient_R,
+            c.log_sum_R,
+            c.grad_query_RD,
             c.grad_negative_SD};
 }
 

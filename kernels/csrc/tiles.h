@@ -1,7 +1,7 @@
 // What the softmax ops share: rows normalised to unit length, small matrix products of them, scratch memory.
 //
-// An element of a product is one chain of multiply-adds in the order of k, wherever it is in a tile: equal rows give equal
-// scores, bit for bit, which counting ties requires.
+// An element of a product is one chain of multiply-adds in the order of k, wherever it is in a tile: equal rows give
+// equal scores, bit for bit, which counting ties requires.
 #pragma once
 
 #include <stdlib.h>
@@ -35,7 +35,7 @@ struct Scratch {
 // Table or query rows of either type.
 struct Rows {
     const void* data;
-    int type;  // 0 float, 1 bfloat16
+    int type;               // 0 float, 1 bfloat16
     int64_t width, stride;  // stride: width rounded up to whole vectors, of unpacked copies
     int normalize;
     float eps;
@@ -55,10 +55,8 @@ HEADRACE_INLINE void widen(const T* x, int64_t width, float* out) {
 
 // Row `index` as floats, zero-padded to the stride, divided by max(length, eps) if requested.
 inline Length unit_row(const Rows& rows, int64_t index, float* out) {
-    if (rows.type == 0)
-        widen((const float*)rows.data + index * rows.width, rows.width, out);
-    else
-        widen((const bf16*)rows.data + index * rows.width, rows.width, out);
+    if (rows.type == 0) widen((const float*)rows.data + index * rows.width, rows.width, out);
+    else widen((const bf16*)rows.data + index * rows.width, rows.width, out);
     if (!rows.normalize) return {1.0f, true};
     vf squares = {};
     for (int64_t d = 0; d < rows.stride; d += LANES) squares = fma(load(out + d), load(out + d), squares);
@@ -117,7 +115,8 @@ inline void pack_panels(const float* unit, int64_t num, int64_t stride, int64_t 
 
 // C[m][v] (+)= sum over k of A[m * am + k * ak] * B[k * ldb + v], for M rows and NV vectors of columns.
 template <int M, int NV, bool ADD>
-HEADRACE_INLINE void tile(const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, int64_t K, float* C, int64_t ldc) {
+HEADRACE_INLINE void tile(const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, int64_t K, float* C,
+                          int64_t ldc) {
     vf c[M][NV];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
@@ -141,10 +140,11 @@ HEADRACE_INLINE void tile(const float* A, int64_t am, int64_t ak, const float* B
 }
 
 template <int NV, bool ADD>
-HEADRACE_INLINE void column_of_tiles(int64_t M, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, int64_t K,
-                                     float* C, int64_t ldc) {
+HEADRACE_INLINE void column_of_tiles(int64_t M, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb,
+                                     int64_t K, float* C, int64_t ldc) {
     int64_t m = 0;
-    for (; m + TILE_ROWS <= M; m += TILE_ROWS) tile<TILE_ROWS, NV, ADD>(A + m * am, am, ak, B, ldb, K, C + m * ldc, ldc);
+    for (; m + TILE_ROWS <= M; m += TILE_ROWS)
+        tile<TILE_ROWS, NV, ADD>(A + m * am, am, ak, B, ldb, K, C + m * ldc, ldc);
     for (; m < M; ++m) tile<1, NV, ADD>(A + m * am, am, ak, B, ldb, K, C + m * ldc, ldc);
 }
 
@@ -158,8 +158,8 @@ inline void multiply(int64_t M, int64_t num_columns, int64_t K, const float* A, 
 }
 
 // C (M, num_panels * PANEL) = A (row-major, lda) times packed panels.
-inline void multiply_panels(int64_t M, int64_t num_panels, int64_t K, const float* A, int64_t lda, const float* panels, float* C,
-                            int64_t ldc) {
+inline void multiply_panels(int64_t M, int64_t num_panels, int64_t K, const float* A, int64_t lda, const float* panels,
+                            float* C, int64_t ldc) {
     for (int64_t p = 0; p < num_panels; ++p)
         column_of_tiles<2, false>(M, A, lda, 1, panels + p * PANEL * K, PANEL, K, C + p * PANEL, ldc);
 }

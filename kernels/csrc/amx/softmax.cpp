@@ -1,6 +1,6 @@
 // Cross entropy against up to a few thousand shared negatives, with all three products on AMX tiles: the counterpart of
-// `shared_small` in level/softmax.cpp. Everything but products is computed in float32. The negatives' gradient is summed
-// transposed, so that the exponentials can be a right operand without being rearranged.
+// `shared_small` in level/softmax.cpp. Everything but products is computed in float32. The negatives' gradient is
+// summed transposed, so that the exponentials can be a right operand without being rearranged.
 #include <omp.h>
 
 #include "amx_tiles.h"
@@ -28,7 +28,8 @@ inline void pack_negatives(const Loss& loss, const NegativeTiles& n, int64_t fir
     }
     const PaddedRows rows = {unit, n.stride};
     pack<TERMS>(rows, DEPTH, n.stride, RightRows<APART>{n.summed.at(0, first / DEPTH)});
-    for (int64_t at = 0; at < DEPTH * n.stride; at += LANES) store(unit + at, load(unit + at) * loss.inverse_temperature);
+    for (int64_t at = 0; at < DEPTH * n.stride; at += LANES)
+        store(unit + at, load(unit + at) * loss.inverse_temperature);
     pack<TERMS>(rows, DEPTH, n.stride, RightTurned{n.scored.at(first / 16, 0)});
 }
 
@@ -41,7 +42,8 @@ struct BlockTiles {
 
 // Two rows of scores → e^(score - shift), as operands; adds their sums to `total`.
 template <int TERMS>
-inline void exponentials_to_tiles(const float* score, int64_t ldc, int64_t num, const float* shift, int64_t row, const BlockTiles& t, float* total) {
+inline void exponentials_to_tiles(const float* score, int64_t ldc, int64_t num, const float* shift, int64_t row,
+                                  const BlockTiles& t, float* total) {
     const vf by0 = splat(shift[0]), by1 = splat(shift[1]);
     word* rows = t.score_rows.at(row / 16, 0).tiles + row % 16 * 16;
     word* pairs = t.score_pairs.at(0, row / DEPTH).tiles + row % DEPTH / 2 * 16;
@@ -66,14 +68,17 @@ inline void score_block(const NegativeTiles& n, Block& b, const BlockTiles& t) {
     multiply_rows<TERMS, false>(t.rows / 16, n.num_padded / 16, n.stride / DEPTH, t.query, n.scored, b.score, t.ldc);
     for (int64_t i = 0; i < b.num; ++i)
         b.largest[i] = finish_scores(b.score + i * t.ldc, n.bias, n.id, n.num_padded, b.target_id[i], b.largest[i]);
-    for (int64_t i = b.num; i < t.rows; ++i) b.largest[i] = INFINITY, b.target_score[i] = 0.0f;  // no query: exponentials of 0
-    for (int64_t i = 0; i < t.rows; i += LANES) store(b.total + i, exp_negative(load(b.target_score + i) - load(b.largest + i)));
+    for (int64_t i = b.num; i < t.rows; ++i)
+        b.largest[i] = INFINITY, b.target_score[i] = 0.0f;  // no query: exponentials of 0
+    for (int64_t i = 0; i < t.rows; i += LANES)
+        store(b.total + i, exp_negative(load(b.target_score + i) - load(b.largest + i)));
     for (int64_t i = 0; i < t.rows; i += 2)
         exponentials_to_tiles<TERMS>(b.score + i * t.ldc, t.ldc, n.num_padded, b.largest + i, i, t, b.total + i);
 }
 
 // (dimension, negative) tiles of all groups, summed in order, to rows of negatives [first, first + 16).
-inline void write_negatives(const Loss& loss, const NegativeTiles& n, float* partial, int64_t num_groups, int64_t first, float* rows) {
+inline void write_negatives(const Loss& loss, const NegativeTiles& n, float* partial, int64_t num_groups, int64_t first,
+                            float* rows) {
     const int64_t columns = n.num_padded / 16, size = n.num_padded * n.stride;
     for (int64_t d = 0; d < n.stride; d += 16) {
         float* total = partial + (d / 16 * columns + first / 16) * TILE;
@@ -88,7 +93,8 @@ inline void write_negatives(const Loss& loss, const NegativeTiles& n, float* par
 template <int TERMS>
 inline int shared_small(const Loss& loss, int num_threads) {
     const int64_t stride = loss.query.stride, num_padded = padded(loss.num_negatives, DEPTH);
-    const int64_t size = num_padded <= 512 ? MAX_BLOCK : MAX_BLOCK / 2, num_blocks = (loss.num_queries + size - 1) / size;
+    const int64_t size = num_padded <= 512 ? MAX_BLOCK : MAX_BLOCK / 2,
+                  num_blocks = (loss.num_queries + size - 1) / size;
     int64_t num_groups = (4 << 20) / (num_padded * stride + 1);
     num_groups = num_groups < 4 ? 4 : num_groups > 16 ? 16 : num_groups;
     if (num_groups > num_blocks) num_groups = num_blocks > 0 ? num_blocks : 1;
@@ -141,12 +147,14 @@ inline int shared_small(const Loss& loss, int num_threads) {
                 begin_block(loss, b);
                 score_block<TERMS>(n, b, t);
                 if (b.grad)
-                    multiply_rows<TERMS, false>(t.rows / 16, stride / 16, num_padded / DEPTH, t.score_rows, n.summed, b.grad, stride);
+                    multiply_rows<TERMS, false>(t.rows / 16, stride / 16, num_padded / DEPTH, t.score_rows, n.summed,
+                                                b.grad, stride);
                 end_block(loss, b);
                 if (!loss.grad_negative_SD) continue;
                 weigh_queries(loss, b);
                 pack<TERMS>(PaddedRows{b.unit, stride}, t.rows, stride, LeftTurned{t.across});
-                multiply_whole<TERMS, true>(stride / 16, num_padded / 16, t.rows / DEPTH, t.across, t.score_pairs, sums);
+                multiply_whole<TERMS, true>(stride / 16, num_padded / 16, t.rows / DEPTH, t.across, t.score_pairs,
+                                            sums);
             }
         }
         if (loss.grad_negative_SD) {

@@ -1,9 +1,10 @@
-// Row-wise Adagrad on rows that are sorted and grouped (see ../adagrad.cpp): one pass over gradients, state and weights.
+// Row-wise Adagrad on rows that are sorted and grouped (see ../adagrad.cpp): one pass over gradients, state and
+// weights.
 #include "lanes.h"
 
 HEADRACE_BEGIN
 
-constexpr int AHEAD = 8;      // rows to prefetch ahead: roughly memory latency divided by the time per row
+constexpr int AHEAD = 8;  // rows to prefetch ahead: roughly memory latency divided by the time per row
 
 struct Rates {
     float lr, eps, weight_decay;
@@ -16,8 +17,8 @@ HEADRACE_INLINE void prefetch_row(const void* row, int64_t num_bytes) {
 
 // g = sum of the group's gradient rows in order (+ decay * w), in `sum_D`; returns the sum of g squared.
 template <class W, class G>
-HEADRACE_INLINE float add_gradients(float* sum_D, const W* weight_D, const G* grad_ND, const uint64_t* group, int64_t size,
-                                    int64_t width, float weight_decay) {
+HEADRACE_INLINE float add_gradients(float* sum_D, const W* weight_D, const G* grad_ND, const uint64_t* group,
+                                    int64_t size, int64_t width, float weight_decay) {
     vf squares = {};
     for (int64_t d = 0; d < width; d += LANES) {
         const bool whole = d + LANES <= width;
@@ -28,7 +29,8 @@ HEADRACE_INLINE float add_gradients(float* sum_D, const W* weight_D, const G* gr
             const G* next = grad_ND + (group[i] & 0xffffffffu) * width + d;
             g += whole ? load(next) : load_first(next, n);
         }
-        if (weight_decay != 0.0f) g = fma(splat(weight_decay), whole ? load(weight_D + d) : load_first(weight_D + d, n), g);
+        if (weight_decay != 0.0f)
+            g = fma(splat(weight_decay), whole ? load(weight_D + d) : load_first(weight_D + d, n), g);
         store(sum_D + d, g);
         squares = fma(g, g, squares);
     }
@@ -79,8 +81,8 @@ HEADRACE_END
 
 // sum_D: scratch of width + 16 floats. Types: 0 float, 1 bfloat16.
 HEADRACE_LEVEL_API(adagrad_update)
-(void* weight_VD, int weight_type, float* state_V, const uint64_t* order, int64_t num, const void* grad_ND, int grad_type,
- int64_t width, float* sum_D, float lr, float eps, float weight_decay) {
+(void* weight_VD, int weight_type, float* state_V, const uint64_t* order, int64_t num, const void* grad_ND,
+ int grad_type, int64_t width, float* sum_D, float lr, float eps, float weight_decay) {
     using namespace headrace::HEADRACE_LEVEL;
     const Rates rates = {lr, eps, weight_decay};
     if (weight_type == 0 && grad_type == 0)
@@ -89,7 +91,6 @@ HEADRACE_LEVEL_API(adagrad_update)
         update_groups((float*)weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates);
     else if (grad_type == 0)
         update_groups((bf16*)weight_VD, state_V, order, num, (const float*)grad_ND, width, sum_D, rates);
-    else
-        update_groups((bf16*)weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates);
+    else update_groups((bf16*)weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates);
     return 0;
 }

@@ -1,5 +1,5 @@
-// AdamW on one vector, with its gradient clipped and cleared (kernels/adamw/reference.py is the definition): one pass for the
-// gradient's length, one for all the rest.
+// AdamW on one vector, with its gradient clipped and cleared (kernels/adamw/reference.py is the definition): one pass
+// for the gradient's length, one for all the rest.
 #include <math.h>
 
 #include "lanes.h"
@@ -8,7 +8,7 @@
 struct AdamWCall {
     float *weight, *gradient, *mean, *square;
     int64_t num;
-    double clip_norm;  // 0: none
+    double clip_norm;                                       // 0: none
     double mean_share, square_share, mean_fix, square_fix;  // 1 - beta; 1 - beta^steps
     double lr, eps, weight_decay;
 };
@@ -45,14 +45,17 @@ inline void adamw(const AdamWCall& c) {
         clip = (float)(share < 1.0 ? share : 1.0);
         if (squares != squares) clip = NAN;
     }
-    const float mean_share = (float)c.mean_share, square_share = (float)c.square_share, kept = (float)(1.0 - c.square_share);
-    const float decay = (float)(1.0 - c.lr * c.weight_decay), by = (float)(-c.lr / c.mean_fix), root = (float)(1.0 / sqrt(c.square_fix)), eps = (float)c.eps;
+    const float mean_share = (float)c.mean_share, square_share = (float)c.square_share,
+                kept = (float)(1.0 - c.square_share);
+    const float decay = (float)(1.0 - c.lr * c.weight_decay), by = (float)(-c.lr / c.mean_fix),
+                root = (float)(1.0 / sqrt(c.square_fix)), eps = (float)c.eps;
     for (int64_t i = 0; i < c.num; i += LANES) {
         const int n = c.num - i < LANES ? (int)(c.num - i) : LANES;
         const auto get = [&](const float* p) { return n == LANES ? load(p + i) : load_first(p + i, n); };
         const auto put = [&](float* p, vf x) { n == LANES ? store(p + i, x) : store_first(p + i, x, n); };
         const vf g = get(c.gradient) * clip;
-        const vf before = get(c.mean), mean = fma(g - before, splat(mean_share), before), square = fma(g * g, splat(square_share), get(c.square) * kept);
+        const vf before = get(c.mean), mean = fma(g - before, splat(mean_share), before),
+                 square = fma(g * g, splat(square_share), get(c.square) * kept);
         put(c.weight, fma(mean / fma(root_of(square), splat(root), splat(eps)), splat(by), get(c.weight) * decay));
         put(c.mean, mean);
         put(c.square, square);

@@ -1,8 +1,8 @@
-// HSTU attention, forward and backward: in float32 arithmetic (bfloat16 tensors are widened while packing), or on AMX tiles
-// as one bfloat16 term (bfloat16 tensors) or two (float32 tensors).
+// HSTU attention, forward and backward: in float32 arithmetic (bfloat16 tensors are widened while packing), or on AMX
+// tiles as one bfloat16 term (bfloat16 tensors) or two (float32 tensors).
 //
-// No result depends on the number of threads: each (user, head) is computed by one thread, and the biases' gradients are
-// summed per chunk of them, and the chunks in order.
+// No result depends on the number of threads: each (user, head) is computed by one thread, and the biases' gradients
+// are summed per chunk of them, and the chunks in order.
 #include <omp.h>
 
 #if defined(HEADRACE_LEVEL_AMX)
@@ -48,7 +48,8 @@ int forward(const HeadraceAttention& a) {
                 continue;
             }
 #endif
-            Ahead ahead = ahead_of_forward<T>(a, item, plan.item(a, min64(index + omp_get_num_threads(), plan.num_items - 1)));
+            Ahead ahead =
+                ahead_of_forward<T>(a, item, plan.item(a, min64(index + omp_get_num_threads(), plan.num_items - 1)));
             forward_item<T, TERMS>(a, item, tables, scratch, ahead);
         }
     }

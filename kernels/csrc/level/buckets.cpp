@@ -1,13 +1,15 @@
 // Time buckets of every visible pair, once per batch for all layers: exact integer thresholds and a monotone walk.
 //
-// For sorted times, the keys with dt >= threshold[k] are a prefix of the user's keys, and the prefix only grows from one
-// query to the next: cut[k] walks forward once over the user. A row is then filled run by run.
+// For sorted times, the keys with dt >= threshold[k] are a prefix of the user's keys, and the prefix only grows from
+// one query to the next: cut[k] walks forward once over the user. A row is then filled run by run.
 #include "attention.h"
 #include "simd.h"
 
 HEADRACE_BEGIN
 
-inline int64_t wrapped(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b)); }
+inline int64_t wrapped(int64_t a, int64_t b) {
+    return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
+}
 
 bool ascending(const int64_t* x, int64_t n) {
     for (int64_t i = 1; i < n; ++i)
@@ -19,7 +21,8 @@ int64_t bucket_of(int64_t dt, const int64_t* thresholds, int64_t count) {
     int64_t low = 0, high = count;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (thresholds[middle] <= dt) low = middle + 1; else high = middle;
+        if (thresholds[middle] <= dt) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
@@ -61,10 +64,11 @@ struct User {
                !__builtin_sub_overflow(query_time[0], key_time[num_keys - 1], &unused);
     }
 
-    // Rows of sorted times; keys past the row's visible end are never examined. `due[k]` is the query time at which cut[k] moves
-    // on: one comparison shows that a threshold has nothing to do.
+    // Rows of sorted times; keys past the row's visible end are never examined. `due[k]` is the query time at which
+    // cut[k] moves on: one comparison shows that a threshold has nothing to do.
     void walk(int64_t first_position, int64_t num_context, int64_t* cut, int64_t* due, int64_t* next) const {
-        for (int64_t j = num_keys - 1; j >= 0; --j) next[j] = j + 1 < num_keys && key_time[j + 1] == key_time[j] ? next[j + 1] : j + 1;
+        for (int64_t j = num_keys - 1; j >= 0; --j)
+            next[j] = j + 1 < num_keys && key_time[j + 1] == key_time[j] ? next[j + 1] : j + 1;
         int64_t active = 0;  // thresholds below it have been reached by some key
         for (int64_t k = 0; k < num_thresholds; ++k) {
             cut[k] = 0;
@@ -76,7 +80,8 @@ struct User {
             const int64_t now = query_time[i], end = max64(first_position + i + 1, num_context);
             if (i > 0 && now == query_time[i - 1]) {  // the row before, and what it did not see yet
                 row_of[i] = row_of[i - 1];
-                for (; done < end; ++done) row[done] = static_cast<T>(bucket_of(now - key_time[done], thresholds, num_thresholds));
+                for (; done < end; ++done)
+                    row[done] = static_cast<T>(bucket_of(now - key_time[done], thresholds, num_thresholds));
                 finish(row, end);
                 continue;
             }
@@ -122,7 +127,8 @@ struct User {
     int64_t first_later(int64_t time, int64_t from, int64_t to) const {
         while (from < to) {
             const int64_t middle = (from + to) / 2;
-            if (key_time[middle] <= time) from = middle + 1; else to = middle;
+            if (key_time[middle] <= time) from = middle + 1;
+            else to = middle;
         }
         return from;
     }
@@ -144,12 +150,13 @@ struct User {
                     due[k] = due_time(cut[k], k);
                     continue;
                 }
-                if (k > 0 && cut[k - 1] > cut[k] + FAR) {  // many keys, but no further than the previous one
+                if (k > 0 && cut[k - 1] > cut[k] + FAR) {  // far, but no further than the previous threshold
                     cut[k] = first_later(now - thresholds[k], cut[k], cut[k - 1]);
                     due[k] = due_time(cut[k], k);
                     continue;
                 }
-                do cut[k] = next[cut[k]]; while ((due[k] = due_time(cut[k], k)) <= now);
+                do cut[k] = next[cut[k]];
+                while ((due[k] = due_time(cut[k], k)) <= now);
             }
         }
     }
@@ -159,7 +166,8 @@ struct User {
             const int64_t end = max64(first_position + i + 1, num_context);
             row_of[i] = static_cast<int32_t>(i);
             for (int64_t j = 0; j < end; ++j)
-                rows[i * stride + j] = static_cast<T>(bucket_of(wrapped(query_time[i], key_time[j]), thresholds, num_thresholds));
+                rows[i * stride + j] =
+                    static_cast<T>(bucket_of(wrapped(query_time[i], key_time[j]), thresholds, num_thresholds));
             finish(rows + i * stride, end);
         }
     }
@@ -172,19 +180,22 @@ int build(const HeadraceBuckets& args) {
     starts[0] = 0;
     int64_t most_keys = 0;
     for (int64_t b = 0; b < args.num_users; ++b) {
-        const int64_t queries = args.offsets[b + 1] - args.offsets[b], keys = queries + (args.cache_len ? args.cache_len[b] : 0);
+        const int64_t queries = args.offsets[b + 1] - args.offsets[b],
+                      keys = queries + (args.cache_len ? args.cache_len[b] : 0);
         starts[b + 1] = starts[b] + queries * round_up(keys, 64);
         most_keys = max64(most_keys, keys);
     }
     T* buckets = static_cast<T*>(args.buckets);
     uint8_t* flags = reinterpret_cast<uint8_t*>(buckets + starts[args.num_users]);
-    int32_t* row_of = reinterpret_cast<int32_t*>(static_cast<char*>(args.buckets) + bucket_index_at(starts[args.num_users], args.bucket_bytes, args.num_users));
+    int32_t* row_of = reinterpret_cast<int32_t*>(
+        static_cast<char*>(args.buckets) + bucket_index_at(starts[args.num_users], args.bucket_bytes, args.num_users));
     bool failed = false;
 #pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
     {
-        int64_t* room = static_cast<int64_t*>(malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 2)));
-        int64_t* cut = room + 1;  // read eight at a time, with the one before
-        int64_t* due = cut + round_up(args.num_thresholds + 8, 8);  // read eight at a time too
+        int64_t* room = static_cast<int64_t*>(
+            malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 2)));
+        int64_t* cut = room + 1;  // read eight at a time, together with the entry before
+        int64_t* due = cut + round_up(args.num_thresholds + 8, 8);   // read eight at a time too
         int64_t* next = due + round_up(args.num_thresholds + 8, 8);  // the first key with a later time
         int64_t* joined = next + most_keys;
         failed = !room;
@@ -192,18 +203,23 @@ int build(const HeadraceBuckets& args) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t b = 0; b < args.num_users; ++b) {
             if (!room) continue;
-            const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first, cached = args.cache_len ? args.cache_len[b] : 0;
+            const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first,
+                          cached = args.cache_len ? args.cache_len[b] : 0;
             const int64_t* key_time = args.key_time + first;
             if (cached) {  // cached and new keys, concatenated
                 memcpy(joined, args.cache_time + args.cache_start[b], sizeof(int64_t) * cached);
                 memcpy(joined + cached, key_time, sizeof(int64_t) * queries);
                 key_time = joined;
             }
-            const User<T> user{args.query_time + first, key_time, args.thresholds, queries, cached + queries,
-                               round_up(cached + queries, 64), args.num_thresholds, buckets + starts[b], row_of + first};
+            const User<T> user{args.query_time + first, key_time,
+                               args.thresholds,         queries,
+                               cached + queries,        round_up(cached + queries, 64),
+                               args.num_thresholds,     buckets + starts[b],
+                               row_of + first};
             const int64_t context = args.num_context ? args.num_context[b] : 0;
             flags[b] = user.monotone();
-            if (flags[b]) user.walk(cached, context, cut, due, next); else user.look_up(cached, context);
+            if (flags[b]) user.walk(cached, context, cut, due, next);
+            else user.look_up(cached, context);
         }
         free(room);
     }

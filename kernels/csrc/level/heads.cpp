@@ -1,9 +1,9 @@
-// What stands behind the layers of a training step, forward and backward at once: the logits of what is done with each target and
-// of which item comes next, both losses, and their gradients (kernels/heads/reference.py is the definition).
+// The output heads of a training step, forward and backward in one call: logits of the kinds of action on each target
+// and of the next item, both losses, and their gradients (kernels/heads/reference.py is the definition).
 //
-// The catalogue goes by twice: its rows at unit length against all queries, and each row's gradient, back through its length. What
-// lies between, a row of logits a query, is kept: the caller wants it. Threads share rows, panels and queries; no sum depends on
-// how many there are.
+// There are two passes over the catalogue: its rows at unit length against all queries, and each row's gradient, back
+// through its length. The logits in between, one row per query, are kept for the caller. Threads share rows, panels and
+// queries; no sum depends on how many there are.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -12,21 +12,24 @@
 
 // The argument, as the caller lays it out (kernels/heads/cpp.py).
 struct HeadsCall {
-    int64_t num_outputs, model, width, num_rows, num_kinds, num_priors, num_targets, num_queries, logit_stride, num_threads;
+    int64_t num_outputs, model, width, num_rows, num_kinds, num_priors, num_targets, num_queries, logit_stride,
+        num_threads;
     const float* y_SM;
-    const int64_t *output_R, *output_Q;  // rows of y; of a query also -1: the learnt start
+    const int64_t *output_R, *output_Q;  // rows of y; -1 in output_Q: the learnt start
     const float* table_VD;
-    const uint8_t* valid_V;              // which rows compete; a target always does
-    const int64_t* target_Q;             // 0: not learned
+    const uint8_t* valid_V;   // which rows compete; a target always does
+    const int64_t* target_Q;  // 0: not learned
     const float *prior_RPK, *learned_RK;
     const uint8_t* is_new_R;
-    const float *start_M, *query_weight, *query_bias, *rank_weight, *rank_bias_K, *rank_prior_PK, *norm_weight_M, *norm_bias_M;
+    const float *start_M, *query_weight, *query_bias, *rank_weight, *rank_bias_K, *rank_prior_PK, *norm_weight_M,
+        *norm_bias_M;
     float *logit_QV, *logit_RK, *query_QD;
-    float* loss;                         // retrieval and ranking: two means
-    float *d_y_SM, *d_table_VD;          // null: no gradients are wanted
-    float *d_start_M, *d_query_weight, *d_query_bias, *d_rank_weight, *d_rank_bias_K, *d_rank_prior_PK, *d_norm_weight_M, *d_norm_bias_M;
+    float* loss;                 // mean losses of retrieval and ranking
+    float *d_y_SM, *d_table_VD;  // null: no gradients
+    float *d_start_M, *d_query_weight, *d_query_bias, *d_rank_weight, *d_rank_bias_K, *d_rank_prior_PK,
+        *d_norm_weight_M, *d_norm_bias_M;
     double norm_eps, unit_eps, temperature, bias_scale, rank_share;  // rank_share: what ranking's loss is weighed by
-    int64_t feedback;                    // 0 reversal, 1 vanilla, 2 fnw
+    int64_t feedback;                                                // 0 reversal, 1 vanilla, 2 fnw
 };
 
 HEADRACE_BEGIN
@@ -34,12 +37,13 @@ HEADRACE_BEGIN
 constexpr int MOST_KINDS = 32;
 constexpr int64_t TABLE_BLOCK = 64;
 
-// ---- what is done with a target ----
+// ---- ranking: the kinds of action on a target ----
 
-// Loss of one target's kind by its logit, and the slope.
+// Loss of one kind of one target, and its derivative with respect to the logit.
 inline float rank_loss(float logit, float kind, bool is_new, int64_t feedback, float* slope) {
     const float small = expf(-fabsf(logit)), p = (logit >= 0 ? 1.0f : small) / (1.0f + small);
-    const float positive = log1pf(small) + (logit < 0 ? -logit : 0.0f), negative = positive + logit;  // -log p, -log(1 - p)
+    const float positive = log1pf(small) + (logit < 0 ? -logit : 0.0f),
+                negative = positive + logit;  // -log p, -log(1 - p)
     const bool is_done = kind > 0;
     float loss = is_done ? positive : negative, by = p - (is_done ? 1.0f : 0.0f);
     if (!is_new) {
@@ -58,13 +62,15 @@ inline void turn(const float* from, int64_t rows, int64_t columns, int64_t strid
         for (int64_t c = 0; c < columns; ++c) to[c * stride + r] = from[r * columns + c];
 }
 
-// One target after the other: few, and each a few dot products. Adds to d_y_SM.
+// Targets one by one: there are few, each a few dot products. Adds to d_y_SM.
 inline int rank_targets(const HeadsCall& c) {
     const int64_t stride = padded(c.model, LANES), kinds = c.num_kinds;
     Scratch<float> room((6 + 2 * kinds) * stride);
     if (!room.p || kinds > MOST_KINDS) return 1;
-    float *normed = room.p, *affine = normed + stride, *d = affine + stride, *weight = d + stride, *d_weight = weight + kinds * stride;
-    float *norm_weight = d_weight + kinds * stride, *d_norm_weight = norm_weight + stride, *d_norm_bias = d_norm_weight + stride;
+    float *normed = room.p, *affine = normed + stride, *d = affine + stride, *weight = d + stride,
+          *d_weight = weight + kinds * stride;
+    float *norm_weight = d_weight + kinds * stride, *d_norm_weight = norm_weight + stride,
+          *d_norm_bias = d_norm_weight + stride;
     const bool learns = c.d_y_SM != nullptr;
     turn(c.rank_weight, c.model, kinds, stride, weight);
     widen(c.norm_weight_M, c.model, norm_weight);
@@ -73,7 +79,8 @@ inline int rank_targets(const HeadsCall& c) {
     double loss = 0;
     float d_bias[MOST_KINDS] = {};
     if (learns) memset(c.d_rank_prior_PK, 0, c.num_priors * kinds * sizeof(float));
-    const float scale = (float)(c.rank_share / (double)(c.num_targets > 0 ? c.num_targets : 1)), of_width = 1.0f / (float)c.model;
+    const float scale = (float)(c.rank_share / (double)(c.num_targets > 0 ? c.num_targets : 1)),
+                of_width = 1.0f / (float)c.model;
     for (int64_t r = 0; r < c.num_targets; ++r) {
         widen(c.y_SM + c.output_R[r] * c.model, c.model, normed);
         vf total = {};
@@ -83,18 +90,21 @@ inline int rank_targets(const HeadsCall& c) {
         const float inverse = 1.0f / __builtin_sqrtf(dot(normed, normed, stride) * of_width + (float)c.norm_eps);
         for (int64_t m = 0; m < stride; m += LANES) store(normed + m, load(normed + m) * inverse);
         widen(c.norm_bias_M, c.model, affine);
-        for (int64_t m = 0; m < stride; m += LANES) store(affine + m, fma(load(normed + m), load(norm_weight + m), load(affine + m)));
+        for (int64_t m = 0; m < stride; m += LANES)
+            store(affine + m, fma(load(normed + m), load(norm_weight + m), load(affine + m)));
         memset(d, 0, stride * sizeof(float));
         for (int64_t k = 0; k < kinds; ++k) {
             float logit = dot(affine, weight + k * stride, stride) + c.rank_bias_K[k];
-            for (int64_t p = 0; p < c.num_priors; ++p) logit += c.prior_RPK[(r * c.num_priors + p) * kinds + k] * c.rank_prior_PK[p * kinds + k];
+            for (int64_t p = 0; p < c.num_priors; ++p)
+                logit += c.prior_RPK[(r * c.num_priors + p) * kinds + k] * c.rank_prior_PK[p * kinds + k];
             c.logit_RK[r * kinds + k] = logit;
             float slope;
             loss += rank_loss(logit, c.learned_RK[r * kinds + k], c.is_new_R[r] != 0, c.feedback, &slope);
             if (!learns) continue;
             slope *= scale;
             d_bias[k] += slope;
-            for (int64_t p = 0; p < c.num_priors; ++p) c.d_rank_prior_PK[p * kinds + k] += slope * c.prior_RPK[(r * c.num_priors + p) * kinds + k];
+            for (int64_t p = 0; p < c.num_priors; ++p)
+                c.d_rank_prior_PK[p * kinds + k] += slope * c.prior_RPK[(r * c.num_priors + p) * kinds + k];
             add_scaled(d_weight + k * stride, affine, slope, stride);
             add_scaled(d, weight + k * stride, slope, stride);
         }
@@ -109,7 +119,8 @@ inline int rank_targets(const HeadsCall& c) {
             along = fma(dn, n, along);
         }
         const float middle = sum(plain) * of_width, slope = sum(along) * of_width;
-        for (int64_t m = 0; m < stride; m += LANES) store(d + m, (load(d + m) - middle - load(normed + m) * slope) * inverse);
+        for (int64_t m = 0; m < stride; m += LANES)
+            store(d + m, (load(d + m) - middle - load(normed + m) * slope) * inverse);
         add_scaled_row(c.d_y_SM + c.output_R[r] * c.model, d, 1.0f, c.model);
     }
     c.loss[1] = (float)(loss / (double)(c.num_targets > 0 ? c.num_targets : 1));
@@ -122,9 +133,9 @@ inline int rank_targets(const HeadsCall& c) {
     return 0;
 }
 
-// ---- which item comes next ----
+// ---- retrieval: the next item ----
 
-// A row whose first `direction` columns are brought to unit length; the next is left, and what follows it is zero.
+// Scales the first `direction` columns of a row to unit length, keeps the next one, and pads with zeros.
 inline Length unit_direction(float* row, int64_t direction, int64_t stride, float eps) {
     const float last = row[direction];
     row[direction] = 0.0f;
@@ -136,7 +147,7 @@ inline Length unit_direction(float* row, int64_t direction, int64_t stride, floa
     return found;
 }
 
-// Its gradient, in place: that of the next column stays as it is.
+// The gradient of that, in place; the kept column's stays as it is.
 inline void through_direction(float* g, float* unit, Length length, int64_t direction, int64_t stride) {
     const float last = g[direction], kept = unit[direction];
     g[direction] = unit[direction] = 0.0f;
@@ -145,7 +156,8 @@ inline void through_direction(float* g, float* unit, Length length, int64_t dire
 }
 
 struct Retrieval {
-    int64_t direction, model, item, columns;  // columns of a query's direction; the model's, a row's and the catalogue's padded
+    int64_t direction, model, item,
+        columns;  // columns of a query's direction; the model's, a row's and the catalogue's padded
     float *x_QM, *raw, *query, *d_query, *weight, *weight_turned, *unit, *panels, *bias, *push, *inverse_Q;
     Length* length;
     double* loss_Q;
@@ -185,11 +197,13 @@ inline void score_panel(const HeadsCall& c, const Retrieval& t, int64_t first) {
         t.bias[row] = is_row && c.valid_V[row] ? 0.0f : -INFINITY;
     }
     for (int64_t k = 0; k < t.item; k += LANES)
-        for (int64_t v = 0; v < PANEL; v += LANES) transpose_block(unit + v * t.item + k, t.item, panel + k * PANEL + v, PANEL);
-    column_of_tiles<2, false>(c.num_queries, t.query, t.item, 1, panel, PANEL, c.width, c.logit_QV + first, c.logit_stride);
+        for (int64_t v = 0; v < PANEL; v += LANES)
+            transpose_block(unit + v * t.item + k, t.item, panel + k * PANEL + v, PANEL);
+    column_of_tiles<2, false>(c.num_queries, t.query, t.item, 1, panel, PANEL, c.width, c.logit_QV + first,
+                              c.logit_stride);
 }
 
-// The loss of one query, and its slope by each logit.
+// The loss of one query, and its derivative with respect to each logit.
 inline void push_query(const HeadsCall& c, const Retrieval& t, int64_t q, float scale) {
     const int64_t target = c.target_Q[q];
     float* push = t.push + q * t.columns;
@@ -244,21 +258,24 @@ inline void pull_queries(const HeadsCall& c, const Retrieval& t) {
     multiply<false>(c.num_queries, t.model, t.item, t.d_query, t.item, 1, t.weight_turned, t.model, t.x_QM, t.model);
     memset(c.d_start_M, 0, c.model * sizeof(float));
     for (int64_t q = 0; q < c.num_queries; ++q)
-        add_scaled_row(c.output_Q[q] < 0 ? c.d_start_M : c.d_y_SM + c.output_Q[q] * c.model, t.x_QM + q * t.model, 1.0f, c.model);
+        add_scaled_row(c.output_Q[q] < 0 ? c.d_start_M : c.d_y_SM + c.output_Q[q] * c.model, t.x_QM + q * t.model, 1.0f,
+                       c.model);
 }
 
 inline int retrieve(const HeadsCall& c) {
     Retrieval t;
     t.direction = c.width - 1;
     t.model = padded(c.model, LANES), t.item = padded(c.width, LANES), t.columns = padded(c.num_rows, PANEL);
-    const int64_t num = c.num_queries, panels = t.columns * t.item > (c.model + 1) * t.item ? t.columns * t.item : (c.model + 1) * t.item;
+    const int64_t num = c.num_queries,
+                  panels = t.columns * t.item > (c.model + 1) * t.item ? t.columns * t.item : (c.model + 1) * t.item;
     Scratch<float> room(num * (t.model + 3 * t.item + 1) + 64 + c.model * t.item + t.item * t.model);
     Scratch<float> rows(t.columns * (t.item + 1) + panels), push(num * t.columns);
     Scratch<Length> length(t.columns);
     Scratch<double> losses(num);
     if (!room.p || !rows.p || !push.p || !length.p || !losses.p) return 1;
     t.x_QM = room.p, t.raw = t.x_QM + num * t.model, t.query = t.raw + num * t.item, t.d_query = t.query + num * t.item;
-    t.weight = t.d_query + num * t.item, t.weight_turned = t.weight + c.model * t.item, t.inverse_Q = t.weight_turned + t.item * t.model;
+    t.weight = t.d_query + num * t.item, t.weight_turned = t.weight + c.model * t.item,
+    t.inverse_Q = t.weight_turned + t.item * t.model;
     t.unit = rows.p, t.panels = t.unit + t.columns * t.item, t.bias = t.panels + panels;
     t.push = push.p, t.length = length.p, t.loss_Q = losses.p;
     int64_t num_learned = 0;
@@ -278,7 +295,8 @@ inline int retrieve(const HeadsCall& c) {
 #pragma omp for schedule(static)
             for (int64_t q = 0; q < num; q += TILE_ROWS) {
                 const int64_t count = num - q < TILE_ROWS ? num - q : TILE_ROWS;
-                multiply<false>(count, t.item, c.num_rows, t.push + q * t.columns, t.columns, 1, t.unit, t.item, t.d_query + q * t.item, t.item);
+                multiply<false>(count, t.item, c.num_rows, t.push + q * t.columns, t.columns, 1, t.unit, t.item,
+                                t.d_query + q * t.item, t.item);
             }
 #pragma omp for schedule(static)
             for (int64_t first = 0; first < c.num_rows; first += TABLE_BLOCK)
@@ -295,7 +313,7 @@ inline int retrieve(const HeadsCall& c) {
 
 HEADRACE_END
 
-// Returns 1 when memory ran out.
+// Returns 1 if out of memory.
 HEADRACE_LEVEL_API(heads)(const HeadsCall* c) {
     using namespace headrace::HEADRACE_LEVEL;
     if (c->d_y_SM) memset(c->d_y_SM, 0, c->num_outputs * c->model * sizeof(float));

@@ -1,5 +1,5 @@
-// The odds' events, in order: predict, learn, count (kernels/odds/reference.py is the definition). One thread: each event is
-// predicted by what the one before it left behind.
+// The odds' events, in order: predict, learn, count (kernels/odds/reference.py is the definition). Single-threaded:
+// each event is predicted from the state that the previous one left.
 #include <math.h>
 #include <string.h>
 
@@ -15,11 +15,11 @@ struct OddsCall {
     float *gain, *gain_square, *hidden, *hidden_square, *out, *out_square, *norm;
     double* clock;
     uint8_t *item_dirty, *domain_dirty, *feature_dirty;
-    // The newest interactions, as they were seen when they were new: a ring of rows of num_logs + NUM_CONFIDENCES, and the
-    // num_kinds probabilities that the weights had for them when they learned of them.
+    // The newest interactions, as they were seen when they were new: a ring of rows of num_logs + NUM_CONFIDENCES, and
+    // the num_kinds probabilities that the weights had for them when they learned of them.
     float* kept_log;
     uint32_t* kept_bits;
-    int64_t* kept_count;          // how many there were, and how many of them the weights have learned
+    int64_t* kept_count;  // interactions so far, and how many of them the weights have learned
     uint8_t* kept_dirty;
     // The events.
     const int32_t* row_R;
@@ -34,17 +34,20 @@ struct OddsCall {
     const int32_t* kept_R;
     float* logit_RK;
     float rate, hidden_rate, decay;
-    int32_t learn;                // 0: predict alone, in any order
-    int64_t horizon;              // how many interactions later the weights learn of one
+    int32_t learn;    // 0: only predict, in any order
+    int64_t horizon;  // the weights learn an interaction this many interactions later
 };
 
 HEADRACE_BEGIN
 
-constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_ALIKE = 3, NUM_COUNTED = 9, HIDDEN = 16, NUM_CONFIDENCES = 3;
+constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_ALIKE = 3, NUM_COUNTED = 9, HIDDEN = 16,
+              NUM_CONFIDENCES = 3;
 constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS = MOST_VECTORS * W;
-constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f, LATE_STRENGTH = 2.f;
+constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f,
+                LATE_STRENGTH = 2.f;
 constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f;
-constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f}, ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
+constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f},
+                ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f, KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;
 constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
 
@@ -52,7 +55,7 @@ constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
 struct Past {
     int64_t begin = -1, end = -1;
     float all[MOST_COLUMNS], late[NUM_LATE][MOST_COLUMNS], own[MOST_COLUMNS];
-    float* alike;                 // (num_alike, NUM_ALIKE, MOST_COLUMNS)
+    float* alike;  // (num_alike, NUM_ALIKE, MOST_COLUMNS)
 };
 
 struct Scratch {
@@ -85,7 +88,7 @@ HEADRACE_INLINE vf columns_of(uint32_t bits, int g) {
     return __builtin_convertvector((shifted >> lane) & 1, vf);
 }
 
-// One user's candidates share what he did; what he did with the item, and with those like it, is each one's own.
+// Candidates of one user share the user's counts; counts with the item, and with items like it, differ.
 inline void recall(const OddsCall& c, Past& past, int64_t r) {
     const int64_t begin = c.past_begin_R[r], end = c.past_end_R[r], item = c.item_R[r];
     const int num_vectors = (int)((c.num_kinds + W) / W);
@@ -109,7 +112,8 @@ inline void recall(const OddsCall& c, Past& past, int64_t r) {
     memset(past.own, 0, sizeof past.own);
     for (int64_t i = begin; i < end; ++i) {
         if (c.past_item[i] != item) continue;
-        for (int g = 0; g < num_vectors; ++g) store(past.own + g * W, load(past.own + g * W) + columns_of(c.past_bits[i], g));
+        for (int g = 0; g < num_vectors; ++g)
+            store(past.own + g * W, load(past.own + g * W) + columns_of(c.past_bits[i], g));
     }
     memset(past.alike, 0, c.num_alike * NUM_ALIKE * MOST_COLUMNS * sizeof(float));
     for (int64_t a = 0; a < c.num_alike; ++a) {
@@ -128,19 +132,19 @@ inline void recall(const OddsCall& c, Past& past, int64_t r) {
     }
 }
 
-// A rate, and what is missing to 1, which a float near 1 would lose.
+// A rate and its complement, which 1 - rate would lose for a rate near 1.
 struct Rate {
     float rate, rest;
 };
 HEADRACE_INLINE Rate rate_of(float odds) { return {odds / (1.0f + odds), 1.0f / (1.0f + odds)}; }
 
-// The odds of a rate that `strength` sightings of another are added to.
+// The odds of a rate, smoothed by `strength` sightings of another.
 HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float strength) {
     const float done = count[1 + k], left = count[0] - done;
     return (done + strength * to.rate) / ((left > 0 ? left : 0.0f) + strength * to.rest);
 }
 
-// The log-odds of event r, and how much is known.
+// The log-odds of event r, and its confidences.
 inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K;
     const float* block = c.item + c.row_R[r] * NUM_BLOCKS * columns;
@@ -155,7 +159,8 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
         int f = 0;
         to[f++ * K + k] = item;
         to[f++ * K + k] = odds_of(block, k, rate, BOLD_STRENGTH) * inverse;
-        for (int b = 1; b < NUM_BLOCKS; ++b) to[f++ * K + k] = odds_of(block + b * columns, k, rate_of(item), RECENT_STRENGTH) / item;
+        for (int b = 1; b < NUM_BLOCKS; ++b)
+            to[f++ * K + k] = odds_of(block + b * columns, k, rate_of(item), RECENT_STRENGTH) / item;
         to[f++ * K + k] = user * inverse;
         for (int l = 0; l < NUM_LATE; ++l) to[f++ * K + k] = odds_of(s.past.late[l], k, rate, LATE_STRENGTH) * inverse;
         to[f++ * K + k] = odds_of(s.past.own, k, rate_of(user), OWN_STRENGTH) / user;
@@ -163,11 +168,14 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
             to[f++ * K + k] = odds_of(s.past.alike + l * MOST_COLUMNS, k, rate_of(user), ALIKE_STRENGTH) / user;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const float* table = a < c.num_domains ? c.domain : c.feature;
-            to[f++ * K + k] = odds_of(table + c.attribute_RA[r * c.num_attributes + a] * columns, k, rate, ATTRIBUTE_STRENGTH) * inverse;
+            to[f++ * K + k] =
+                odds_of(table + c.attribute_RA[r * c.num_attributes + a] * columns, k, rate, ATTRIBUTE_STRENGTH) *
+                inverse;
         }
     }
     const int64_t num_counted = s.num_logs - K;
-    for (int64_t i = 0; i < num_counted; i += W) store_some(to + i, log_of<vf, vi>(load_some(to + i, num_counted - i)), num_counted - i);
+    for (int64_t i = 0; i < num_counted; i += W)
+        store_some(to + i, log_of<vf, vi>(load_some(to + i, num_counted - i)), num_counted - i);
     memcpy(to + num_counted, c.network_RK + r * K, K * sizeof(float));
     float* known = to + s.num_logs;
     known[0] = KNOWN_SCALE * log1pf(block[0]) + KNOWN_OFFSET;
@@ -177,7 +185,7 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
 
 HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
 
-// What is made of an event's log-odds, now.
+// Predicts from an event's log-odds with the current weights.
 inline void predict(const OddsCall& c, Scratch& s, const float* log, float* logit) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
     for (int64_t i = 0; i < s.num_logs; ++i) {
@@ -204,7 +212,7 @@ HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, i
     }
 }
 
-// The gradient of the loss by the logits that `predict` has just given.
+// The gradient of the loss with respect to the logits that `predict` has just computed.
 inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* slope) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
     float back[HIDDEN];
@@ -228,7 +236,7 @@ inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* 
     }
 }
 
-// Means and variances of what is seen of new interactions.
+// Updates means and variances of the inputs of new interactions.
 inline void gauge(const OddsCall& c, const Scratch& s, const float* log) {
     *c.clock += 1.0;
     const float share = (float)(1.0 / (*c.clock + 1.0 < EVENTS_REMEMBERED ? *c.clock + 1.0 : EVENTS_REMEMBERED));
@@ -243,7 +251,7 @@ HEADRACE_INLINE float* kept_row(const OddsCall& c, const Scratch& s, int64_t pla
     return c.kept_log + place * (s.num_logs + NUM_CONFIDENCES + c.num_kinds);
 }
 
-// An interaction has the kinds that have come by now.
+// Learns an interaction with the kinds that have arrived by now.
 inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
     float *log = kept_row(c, s, place), *taught = log + s.num_logs + NUM_CONFIDENCES, slope[MOST_KINDS];
     predict(c, s, log, slope);
@@ -255,7 +263,7 @@ inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
     c.kept_dirty[place] = 0xFF;
 }
 
-// A new interaction is kept, and those that are old enough are learned.
+// Keeps a new interaction, and learns those that are old enough.
 inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t place = c.kept_count[0]++ % c.num_kept;
     memcpy(kept_row(c, s, place), s.log, (s.num_logs + NUM_CONFIDENCES) * sizeof(float));
@@ -265,8 +273,8 @@ inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
     gauge(c, s, s.log);
 }
 
-// Kinds that came to an interaction. If the weights have learned their absence, that is taken back: they had the slope
-// `taught` of it, and should have that of a 1 now.
+// Kinds that arrived for an earlier interaction. If the weights have learned their absence, that is reversed: they were
+// moved by the slope `taught`, and should have been moved by that of a 1.
 inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t place = c.kept_R[r], newer = (c.kept_count[0] - 1 - place) % c.num_kept;
     const uint32_t more = c.bits_R[r] & ~c.kept_bits[place];
@@ -281,7 +289,7 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     learn(c, s, log, slope);
 }
 
-// One more interaction, or kinds that came to an earlier one.
+// Counts one more interaction, or kinds that arrived for an earlier one.
 HEADRACE_INLINE void come(float* count, uint32_t bits, bool is_new) {
     count[0] += is_new;
     for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
@@ -311,9 +319,12 @@ HEADRACE_INLINE bool is_within(int64_t from, int64_t to, int64_t num) { return f
 
 inline bool fits(const OddsCall& c) {
     for (int64_t r = 0; r < c.num_events; ++r) {
-        if (!is_within(c.order_R[r], c.order_R[r] + 1, c.num_events) || !is_within(c.row_R[r], c.row_R[r] + 1, c.num_items)) return false;
+        if (!is_within(c.order_R[r], c.order_R[r] + 1, c.num_events) ||
+            !is_within(c.row_R[r], c.row_R[r] + 1, c.num_items))
+            return false;
         if (!is_within(c.past_begin_R[r], c.past_end_R[r], c.num_past)) return false;
-        if (c.learn && !c.is_new_R[r] && !is_within(c.kept_R[r], c.kept_R[r], c.num_kept - 1) && c.kept_R[r] != -1) return false;
+        if (c.learn && !c.is_new_R[r] && !is_within(c.kept_R[r], c.kept_R[r], c.num_kept - 1) && c.kept_R[r] != -1)
+            return false;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const int64_t at = c.attribute_RA[r * c.num_attributes + a];
             if (!is_within(at, at + 1, a < c.num_domains ? c.num_domain_rows : c.num_feature_rows)) return false;
@@ -324,7 +335,7 @@ inline bool fits(const OddsCall& c) {
 
 HEADRACE_END
 
-// Returns 1 when memory ran out, 2 for an index out of range (nothing is done then).
+// Returns 1 if out of memory, 2 for an index out of range (then nothing is changed).
 HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
     using namespace headrace::HEADRACE_LEVEL;
     const OddsCall& c = *call;

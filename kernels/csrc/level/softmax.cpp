@@ -1,9 +1,9 @@
 // Cross entropy of queries against a target each and negatives shared by all (sampled, or the whole table).
 //
-// With few negatives one pass does everything (`shared_small`): the scores of a block of queries stay in the cache, and the
-// negatives' gradient is summed over a fixed number of groups of queries, then over the groups in order. With many
-// (`shared_large`) scores are computed in chunks with a running maximum, as in flash attention, and the negatives' gradient
-// in a second pass over chunks of negatives. Neither depends on the number of threads.
+// With few negatives one pass does everything (`shared_small`): the scores of a block of queries stay in the cache, and
+// the negatives' gradient is summed over a fixed number of groups of queries, then over the groups in order. With many
+// (`shared_large`) scores are computed in chunks with a running maximum, as in flash attention, and the negatives'
+// gradient in a second pass over chunks of negatives. Neither depends on the number of threads.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -47,7 +47,8 @@ inline int shared_small(const Loss& loss, int num_threads) {
                 begin_block(loss, b);
                 if (b.grad) memset(b.grad, 0, b.num * stride * sizeof(float));
                 add_negatives(loss, n, b, 0, num_padded, num_padded);
-                if (b.grad) multiply<false>(b.num, stride, num_padded, b.score, num_padded, 1, n.unit, stride, b.grad, stride);
+                if (b.grad)
+                    multiply<false>(b.num, stride, num_padded, b.score, num_padded, 1, n.unit, stride, b.grad, stride);
                 end_block(loss, b);
                 if (!loss.grad_negative_SD) continue;
                 weigh_queries(loss, b);
@@ -58,7 +59,8 @@ inline int shared_small(const Loss& loss, int num_threads) {
 #pragma omp for schedule(static)
             for (int64_t s = 0; s < num; ++s) {
                 float* total = partial.p + s * stride;
-                for (int64_t g = 1; g < num_groups; ++g) add_scaled(total, partial.p + (g * num_padded + s) * stride, 1.0f, stride);
+                for (int64_t g = 1; g < num_groups; ++g)
+                    add_scaled(total, partial.p + (g * num_padded + s) * stride, 1.0f, stride);
                 store_row(loss.grad_negative_SD + s * width, total, width);
             }
         }
@@ -96,7 +98,9 @@ inline int shared_large(const Loss& loss, int num_threads) {
             for (int64_t first = 0; first < num_padded; first += CHUNK) {
                 const int64_t some = num_padded - first < CHUNK ? num_padded - first : CHUNK;
                 add_negatives(loss, n, b, first, some, CHUNK);
-                if (b.grad) multiply<true>(b.num, stride, some, b.score, CHUNK, 1, n.unit + first * stride, stride, b.grad, stride);
+                if (b.grad)
+                    multiply<true>(b.num, stride, some, b.score, CHUNK, 1, n.unit + first * stride, stride, b.grad,
+                                   stride);
             }
             end_block(loss, b);
         }
@@ -130,7 +134,8 @@ inline int shared_large_gradient(const Loss& loss, int num_threads) {
             if (!scratch.p || !id.p) continue;
             const int64_t first = chunk * CHUNK, some = num_padded - first < CHUNK ? num_padded - first : CHUNK;
             // Pointers as if the arrays began `first` negatives earlier.
-            const Negatives n = {num, num_padded, unit - first * stride, panels - first * width, bias - first, id.p - first};
+            const Negatives n = {num,          num_padded,  unit - first * stride, panels - first * width,
+                                 bias - first, id.p - first};
             prepare_negatives(loss, n, first, some);
             memset(sums, 0, some * stride * sizeof(float));
             for (int64_t start = 0; start < loss.num_queries; start += MAX_BLOCK) {
@@ -141,7 +146,8 @@ inline int shared_large_gradient(const Loss& loss, int num_threads) {
                     finish_scores(score + i * CHUNK, bias, id.p, some, hit, 0.0f);
                     exponentials(score + i * CHUNK, some, loss.log_sum_R[start + i]);
                 }
-                multiply<true>(some, stride, rows, score, 1, CHUNK, weighed_RD.p + start * stride, stride, sums, stride);
+                multiply<true>(some, stride, rows, score, 1, CHUNK, weighed_RD.p + start * stride, stride, sums,
+                               stride);
             }
             for (int64_t s = first; s < first + some && s < num; ++s)
                 store_row(loss.grad_negative_SD + s * width, sums + (s - first) * stride, width);
@@ -179,7 +185,8 @@ inline int scatter(const Loss& loss, int64_t num_rows, float* grad_UD, int throu
                 if (!mine(row, me, team)) continue;
                 touched.p[row] = 1;
                 unit_row(loss.query, r, unit);
-                const float by = loss.coefficient_R[r] * (loss.weight_R ? loss.weight_R[r] : 1.0f) * loss.inverse_temperature;
+                const float by =
+                    loss.coefficient_R[r] * (loss.weight_R ? loss.weight_R[r] : 1.0f) * loss.inverse_temperature;
                 add_scaled_row(grad_UD + row * width, unit, by, width);
             }
             for (int64_t row = 0; through_length && row < num_rows; ++row) {

@@ -1,6 +1,6 @@
-// Cross entropy of queries, each against a target and its own list of negatives. A chunk of queries at a time: first their
-// probabilities (queries in parallel), then the table's gradient (every thread adds to its own rows, in the order of queries
-// and lists, so that the result does not depend on the number of threads).
+// Cross entropy of queries, each against a target and its own list of negatives. A chunk of queries at a time: first
+// their probabilities (queries in parallel), then the table's gradient (every thread adds to its own rows, in the order
+// of queries and lists, so that the result does not depend on the number of threads).
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -61,8 +61,8 @@ HEADRACE_INLINE vf dots(const float* query, const float* unit_UD, const int32_t*
 
 // out = sum over s of weight[s] * row of id[s], `vectors` vectors of it from column d on
 template <int VECTORS>
-HEADRACE_INLINE void weighted_rows(const float* unit_UD, const int32_t* id, const float* weight, int64_t num, int64_t stride,
-                                   int64_t d, float* out) {
+HEADRACE_INLINE void weighted_rows(const float* unit_UD, const int32_t* id, const float* weight, int64_t num,
+                                   int64_t stride, int64_t d, float* out) {
     vf total[VECTORS] = {};
     for (int64_t s = 0; s < num; ++s) {
         if (weight[s] == 0.0f) continue;
@@ -80,15 +80,15 @@ struct PerRow {
     Rows query, table;
     int64_t stride, num_padded;
     float* unit_UD;
-    float* sum_UD;       // the unit rows' gradient; or null
-    float* unit_QD;      // of a chunk of queries
-    float* weight_QS;    // e^(score - largest), later what multiplies the unit query in the rows' gradient
-    float* target_Q;     // the same of the target
+    float* sum_UD;     // the unit rows' gradient; or null
+    float* unit_QD;    // of a chunk of queries
+    float* weight_QS;  // e^(score - largest), later what multiplies the unit query in the rows' gradient
+    float* target_Q;   // the same of the target
     int32_t* id_QS;
 };
 
-// Ids of a query's list, and what is added to its scores: -infinity for slots that do not compete. Returns whether all are rows
-// of the table or -1; other ids are never dereferenced.
+// Ids of a query's list, and what is added to its scores: -infinity for slots that do not compete. Returns whether all
+// are rows of the table or -1; other ids are never dereferenced.
 inline bool load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
     const SoftmaxCall& c = p.call;
     const int64_t* negatives = c.negatives + r * c.num_negatives;
@@ -171,10 +171,11 @@ HEADRACE_INLINE bool owns(int64_t row, uint32_t me, uint32_t team) {
     return team == 1 || (uint32_t)((((uint64_t)row * 0x9E3779B97F4A7C15ull >> 32) * team) >> 32) == me;
 }
 
-// sum rows += weight * unit, for those of a query's negatives that belong to the thread; VECTORS per row (0: any number).
+// sum rows += weight * unit, for those of a query's negatives that belong to the thread; VECTORS per row (0: any
+// number).
 template <int VECTORS>
-HEADRACE_INLINE void add_to_negatives(const PerRow& p, const float* unit, const float* weight, const int32_t* id, uint32_t me,
-                                      uint32_t team) {
+HEADRACE_INLINE void add_to_negatives(const PerRow& p, const float* unit, const float* weight, const int32_t* id,
+                                      uint32_t me, uint32_t team) {
     const int64_t num = p.call.num_negatives, stride = VECTORS ? VECTORS * LANES : p.stride;
     vf held[VECTORS ? VECTORS : 1];
     for (int v = 0; v < VECTORS; ++v) held[v] = load(unit + v * LANES);
@@ -212,8 +213,9 @@ inline int per_row(const SoftmaxCall& c) {
     if (!unit_UD.p || !sum_UD.p || !unit_QD.p || !weight_QS.p || !target_Q.p || !id_QS.p || !length_U.p) return 1;
     const Rows table = {c.table_UD, c.type, c.width, stride, c.normalize, c.eps};
     const Rows query = {c.query_RD, c.type, c.width, stride, c.normalize, c.eps};
-    const PerRow p = {c, query, table, stride, num_padded, unit_UD.p, c.grad_table_UD ? sum_UD.p : nullptr,
-                      unit_QD.p, weight_QS.p, target_Q.p, id_QS.p};
+    const PerRow p = {
+        c,         query,       table,      stride, num_padded, unit_UD.p, c.grad_table_UD ? sum_UD.p : nullptr,
+        unit_QD.p, weight_QS.p, target_Q.p, id_QS.p};
     int outside = 0;
 #pragma omp parallel num_threads(c.num_threads) reduction(| : outside)
     {
@@ -239,7 +241,7 @@ inline int per_row(const SoftmaxCall& c) {
             }
         }
     }
-    return outside ? 2 : 0;  // the caller says which
+    return outside ? 2 : 0;  // the caller finds out which
 }
 
 HEADRACE_END

@@ -1,6 +1,7 @@
-// Ranks of targets and best rows over a whole table, chunk by chunk, without storing logits or sorting the catalogue. A row
-// that does not compete for a query gets the score NaN, which is neither above, nor equal to, nor below anything. Threads own
-// chunks of the table; counts are integers and the order of rows is total, so the number of threads changes nothing.
+// Ranks of targets and best rows over a whole table, chunk by chunk, without storing logits or sorting the catalogue. A
+// row that does not compete for a query gets the score NaN, which is neither above, nor equal to, nor below anything.
+// Threads own chunks of the table; counts are integers and the order of rows is total, so the number of threads changes
+// nothing.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -12,8 +13,8 @@ struct RankCall {
     const void *query_RD, *table_VD;
     int64_t num_queries, num_rows, width, k;
     const int64_t* target_R;
-    const uint8_t* valid_V;                             // or null
-    const int64_t *exclude_rows, *exclude_offsets_R1;   // sorted within each query; or null
+    const uint8_t* valid_V;                            // or null
+    const int64_t *exclude_rows, *exclude_offsets_R1;  // sorted within each query; or null
     int64_t *rank_R, *row_Rk;
     float* score_Rk;
     float eps;
@@ -44,8 +45,7 @@ inline void load_chunk(const Catalogue& c, Chunk& chunk) {
     for (int64_t i = 0; i < chunk.num_padded; ++i) {
         float* unit = chunk.unit + i * c.stride;
         const int64_t row = chunk.first + i;
-        if (i < chunk.num && (!c.call.valid_V || c.call.valid_V[row]))
-            unit_row(c.table, row, unit);
+        if (i < chunk.num && (!c.call.valid_V || c.call.valid_V[row])) unit_row(c.table, row, unit);
         else
             for (int64_t d = 0; d < c.stride; ++d) unit[d] = NAN;
     }
@@ -57,18 +57,16 @@ inline int64_t first_excluded(const RankCall& call, int64_t r, int64_t row) {
     int64_t low = call.exclude_offsets_R1[r], high = call.exclude_offsets_R1[r + 1];
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (call.exclude_rows[middle] < row)
-            low = middle + 1;
-        else
-            high = middle;
+        if (call.exclude_rows[middle] < row) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
 
 inline void score_block(const Catalogue& c, const Chunk& chunk, int64_t first, int64_t num) {
     const RankCall& call = c.call;
-    multiply_panels(num, chunk.num_padded / PANEL, call.width, c.unit_RD + first * c.stride, c.stride, chunk.panels, chunk.score,
-                    CHUNK);
+    multiply_panels(num, chunk.num_padded / PANEL, call.width, c.unit_RD + first * c.stride, c.stride, chunk.panels,
+                    chunk.score, CHUNK);
     for (int64_t i = 0; i < num; ++i) {
         float* score = chunk.score + i * CHUNK - chunk.first;
         const int64_t r = first + i;
@@ -127,8 +125,11 @@ inline void count_scores(const float* score, int64_t num, float target, Counts& 
 
 inline Catalogue catalogue(const RankCall& call, float* unit_RD) {
     const int64_t stride = padded(call.width, LANES);
-    return {call, {call.query_RD, call.type, call.width, stride, call.normalize, call.eps},
-            {call.table_VD, call.type, call.width, stride, call.normalize, call.eps}, stride, unit_RD};
+    return {call,
+            {call.query_RD, call.type, call.width, stride, call.normalize, call.eps},
+            {call.table_VD, call.type, call.width, stride, call.normalize, call.eps},
+            stride,
+            unit_RD};
 }
 
 inline int rank(const RankCall& call) {
@@ -157,7 +158,9 @@ inline int rank(const RankCall& call) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_chunks; ++i) {
             if (!scratch.p || !mine.p) continue;
-            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK, 0, scratch.p, nullptr, nullptr};
+            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK,
+                           0,         scratch.p,
+                           nullptr,   nullptr};
             chunk.num_padded = padded(chunk.num, PANEL);
             chunk.panels = chunk.unit + CHUNK * stride;
             chunk.score = chunk.panels + CHUNK * call.width;
@@ -166,7 +169,8 @@ inline int rank(const RankCall& call) {
                 const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
                 score_block(c, chunk, first, num);
                 for (int64_t r = 0; r < num; ++r)
-                    count_scores(chunk.score + r * CHUNK, chunk.num_padded, target_score_R.p[first + r], mine.p[first + r]);
+                    count_scores(chunk.score + r * CHUNK, chunk.num_padded, target_score_R.p[first + r],
+                                 mine.p[first + r]);
             }
         }
         if (mine.p) {
@@ -253,7 +257,9 @@ inline int best(const RankCall& call) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_chunks; ++i) {
             if (!scratch.p || !mine.p) continue;
-            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK, 0, scratch.p, nullptr, nullptr};
+            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK,
+                           0,         scratch.p,
+                           nullptr,   nullptr};
             chunk.num_padded = padded(chunk.num, PANEL);
             chunk.panels = chunk.unit + CHUNK * stride;
             chunk.score = chunk.panels + CHUNK * call.width;

@@ -1,7 +1,7 @@
-// The tokens of interactions, and the gradients of what they are made of (kernels/tokens/reference.py is the definition).
+// The tokens of interactions, and the gradients of their inputs (kernels/tokens/reference.py is the definition).
 //
-// Blocks of interactions go through the products one by one, so that their rows stay in the first caches. Gradients of weights
-// are summed per chunk of blocks, the chunks in their order: the same bits for any number of threads.
+// Blocks of interactions go through the products one by one, so that their rows stay in the first caches. Gradients of
+// weights are summed per chunk of blocks, the chunks in their order: the same bits for any number of threads.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -13,7 +13,7 @@ struct TokensCall {
     int64_t num, width, model, kinds, num_threads;
     const float* table_VD;
     const int64_t* place_n;
-    const float *kinds_nK, *value_n, *side_nM;  // the last two or null
+    const float *kinds_nK, *value_n, *side_nM;                                     // the last two or null
     const float *item_weight, *action_M, *kind_KM, *action_item_weight, *value_M;  // the last or null
     float* tokens_TM;  // written by `tokens_forward`, read by `tokens_backward`
     // Of `tokens_backward` alone: d_table_VD is added to, the others are written.
@@ -38,7 +38,7 @@ inline void pad_matrix(const float* from, int64_t rows, int64_t columns, bool tu
     }
 }
 
-// A value as the action's token gets it: whether there is one, and its signed logarithm.
+// A value as an input of the action's token: whether there is one, and its signed logarithm.
 HEADRACE_INLINE void parts_of(float value, float* present, float* scaled) {
     const bool is_there = isfinite(value);
     *present = is_there ? 1.0f : 0.0f;
@@ -66,7 +66,8 @@ inline int tokens_forward(const TokensCall& c) {
     {
         Scratch<float> scratch(ROWS * (w.item + 2 * w.model) + w.model);
         failed |= !scratch.p;
-        float *rows = scratch.p, *item = rows + ROWS * w.item, *action = item + ROWS * w.model, *wide = action + ROWS * w.model;
+        float *rows = scratch.p, *item = rows + ROWS * w.item, *action = item + ROWS * w.model,
+              *wide = action + ROWS * w.model;
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < c.num; first += ROWS) {
             if (!scratch.p) continue;
@@ -107,7 +108,9 @@ inline int tokens_forward(const TokensCall& c) {
 // One chunk's sums of the weights' gradients.
 struct TokenSums {
     float *item_weight, *action_item, *action, *kinds, *value;
-    static int64_t size(const TokensCall& c, const Widths& w) { return (c.width + c.model + 1 + c.kinds + 2) * w.model; }
+    static int64_t size(const TokensCall& c, const Widths& w) {
+        return (c.width + c.model + 1 + c.kinds + 2) * w.model;
+    }
     TokenSums(float* base, const TokensCall& c, const Widths& w) {
         item_weight = base;
         action_item = item_weight + c.width * w.model;
@@ -130,8 +133,9 @@ struct TokenScratch {
 };
 
 // The gradients of a block of interactions; those of their rows go to `d_row_nD`.
-inline void backward_block(const TokensCall& c, const Widths& w, const float* item_turned, const float* action_turned, int64_t first, int64_t count,
-                           const TokenScratch& s, const TokenSums& sums, float* d_row_nD) {
+inline void backward_block(const TokensCall& c, const Widths& w, const float* item_turned, const float* action_turned,
+                           int64_t first, int64_t count, const TokenScratch& s, const TokenSums& sums,
+                           float* d_row_nD) {
     gather_rows(c, first, count, w.item, s.rows);
     for (int64_t r = 0; r < count; ++r) {
         const int64_t n = first + r;
@@ -141,7 +145,8 @@ inline void backward_block(const TokensCall& c, const Widths& w, const float* it
         const float* d = s.action + r * w.model;
         add_scaled(sums.action, d, 1.0f, w.model);
         for (int64_t k = 0; k < c.kinds; ++k)
-            if (c.kinds_nK[n * c.kinds + k] != 0.0f) add_scaled(sums.kinds + k * w.model, d, c.kinds_nK[n * c.kinds + k], w.model);
+            if (c.kinds_nK[n * c.kinds + k] != 0.0f)
+                add_scaled(sums.kinds + k * w.model, d, c.kinds_nK[n * c.kinds + k], w.model);
         if (c.value_n) {
             float parts[2];
             parts_of(c.value_n[n], parts, parts + 1);
@@ -151,9 +156,11 @@ inline void backward_block(const TokensCall& c, const Widths& w, const float* it
     multiply<true>(c.model, w.model, count, s.item, 1, w.model, s.action, w.model, sums.action_item, w.model);
     multiply<true>(count, w.model, c.model, s.action, w.model, 1, action_turned, w.model, s.d_item, w.model);
     multiply<true>(c.width, w.model, count, s.rows, 1, w.item, s.d_item, w.model, sums.item_weight, w.model);
-    multiply<false>(count, w.item, c.model, s.d_item, w.model, 1, item_turned, w.item, d_row_nD + first * w.item, w.item);
+    multiply<false>(count, w.item, c.model, s.d_item, w.model, 1, item_turned, w.item, d_row_nD + first * w.item,
+                    w.item);
     if (c.d_side_nM)
-        for (int64_t r = 0; r < count; ++r) store_row(c.d_side_nM + (first + r) * c.model, s.d_item + r * w.model, c.model);
+        for (int64_t r = 0; r < count; ++r)
+            store_row(c.d_side_nM + (first + r) * c.model, s.d_item + r * w.model, c.model);
 }
 
 inline int tokens_backward(const TokensCall& c) {
@@ -177,7 +184,8 @@ inline int tokens_backward(const TokensCall& c) {
         for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
             if (!room.p) continue;
             const TokenSums into(sums.p + chunk * size, c, w);
-            for (int64_t block = num_blocks * chunk / num_chunks; block < num_blocks * (chunk + 1) / num_chunks; ++block) {
+            for (int64_t block = num_blocks * chunk / num_chunks; block < num_blocks * (chunk + 1) / num_chunks;
+                 ++block) {
                 const int64_t first = block * ROWS, count = c.num - first < ROWS ? c.num - first : ROWS;
                 backward_block(c, w, item_turned, action_turned, first, count, scratch, into, d_row_nD.p);
             }
@@ -186,12 +194,19 @@ inline int tokens_backward(const TokensCall& c) {
     if (failed) return failed;
     for (int64_t chunk = 1; chunk < num_chunks; ++chunk) add_scaled(sums.p, sums.p + chunk * size, 1.0f, size);
     const TokenSums all(sums.p, c, w);
-    const struct { float *to, *from; int64_t rows; } parts[] = {
-        {c.d_item_weight, all.item_weight, c.width}, {c.d_action_item_weight, all.action_item, c.model}, {c.d_action_M, all.action, 1},
-        {c.d_kind_KM, all.kinds, c.kinds}, {c.d_value_M, all.value, 2}};
+    const struct {
+        float *to, *from;
+        int64_t rows;
+    } parts[] = {{c.d_item_weight, all.item_weight, c.width},
+                 {c.d_action_item_weight, all.action_item, c.model},
+                 {c.d_action_M, all.action, 1},
+                 {c.d_kind_KM, all.kinds, c.kinds},
+                 {c.d_value_M, all.value, 2}};
     for (const auto& part : parts)
-        for (int64_t r = 0; part.to && r < part.rows; ++r) store_row(part.to + r * c.model, part.from + r * w.model, c.model);
-    for (int64_t n = 0; n < c.num; ++n) add_scaled_row(c.d_table_VD + c.place_n[n] * c.width, d_row_nD.p + n * w.item, 1.0f, c.width);
+        for (int64_t r = 0; part.to && r < part.rows; ++r)
+            store_row(part.to + r * c.model, part.from + r * w.model, c.model);
+    for (int64_t n = 0; n < c.num; ++n)
+        add_scaled_row(c.d_table_VD + c.place_n[n] * c.width, d_row_nD.p + n * w.item, 1.0f, c.width);
     return 0;
 }
 
