@@ -52,6 +52,8 @@ class EmbeddingTable:
         self._num_live_B = np.zeros(1, np.int64)
         """How many rows of each block have a key, for `live_at`."""
         self.tombstones: list[int] = []
+        self.num_dropped = 0
+        """Keys that lost their rows since this process began."""
         self.renewed: list[tuple[Int64, Tensor | None]] | None = None
         """Rows that a key has got, with their weights, or lost (None), since whoever copies the table last looked; None
         if nobody does."""
@@ -180,6 +182,7 @@ class EmbeddingTable:
         if self.renewed is not None:
             self.renewed.append((rows, None))
         self.tombstones.extend(keys.tolist())
+        self.num_dropped += len(keys)
         return rows
 
     def gather(self, rows_U: Int64) -> Tensor:
