@@ -1,12 +1,12 @@
-"""Interactions that are learned once, when their window is over, with all kinds that have come by then.
+"""Interactions that are learned once, when their window is over, with all kinds that have arrived by then.
 
-With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but teaches the interactions
+With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but learns the interactions
 whose window has passed. A later kind is a piece of its own only if its interaction was learned before.
 
-The clock is the broker's: the newest record time of the examples that steps have taken. Of two times, everything
-follows: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
-teaches is a function of the steps, and who resumes finds what waits by reading the topic again, as it must for the
-histories. While no examples come, the clock stands still.
+The clock is the broker's: the newest record time of the examples that steps have taken. Two times determine
+everything: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
+learns depends on the steps alone, and a trainer that resumes finds what waits by reading the topic again, as it must
+for the histories. While no examples arrive, the clock stands still.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from wire.example import Example
 from wire.history import Histories, History
 
 MOST_AT_ONCE = 256
-"""How many interactions whose window is over a step teaches, or those of one millisecond if they are more: after a
-silence, all that waited are due."""
+"""The most interactions whose window is over that one step learns (more only if they share a millisecond): after a
+silence, all that have waited are due at once."""
 
 
 class _Entry(NamedTuple):
@@ -36,7 +36,8 @@ class _Entry(NamedTuple):
 
 
 class Waiting:
-    """What waits. ``max_context``: a user's interaction is learned at the latest when so many have followed it."""
+    """The interactions that wait. ``max_context``: an interaction is learned at the latest when that many of the user's
+    have followed it."""
 
     def __init__(self, window_ms: int, max_context: int) -> None:
         self._window_ms, self._max_context = window_ms, max_context
@@ -81,7 +82,7 @@ class Waiting:
         self._waits.pop(user, None)
 
     def _take(self, example: Example) -> Iterator[_Entry]:
-        """Let the example's new interactions wait; those that do not, and those that have waited too long."""
+        """Let the example's new interactions wait; yields those that need not, and those that have waited too long."""
         record_ms, first = example.newest_record_ms, example.first_new_index
         self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
         if not example.num_new:
@@ -124,7 +125,7 @@ class Waiting:
 
 
 def _known(entry: _Entry, history: History) -> Taught:
-    """An interaction with all kinds that it has by now; nothing if examples were lost and with them its place."""
+    """An interaction with all kinds that it has by now; empty if its place was lost with missing examples."""
     _, rows = history.window(entry.place, entry.place + 1)
     num = len(rows)
     return Taught(
@@ -138,7 +139,7 @@ def _known(entry: _Entry, history: History) -> Taught:
 
 
 def _late(example: Example, history: History, waits: dict[int, _Entry]) -> Taught:
-    """Kinds that come to interactions which are learned already."""
+    """Kinds of interactions that have been learned already."""
     places = (example.first_index + example.feedback_index).tolist()
     pieces = [
         (place, bits) for place, bits in zip(places, example.feedback_bits.tolist(), strict=True) if place not in waits
