@@ -23,6 +23,7 @@ def events_of(
     config: ModelConfig,
     *,
     is_chosen_R: NDArray[np.bool_] | None,
+    weight_R: NDArray[np.float32] | None = None,
 ) -> MemoryEvents:
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
@@ -45,6 +46,7 @@ def events_of(
         met_end_R=met[1],
         past_ms=time_ms_n[chosen_n & known_n],
         now_ms_R=now_ms_R,
+        weight_R=weight_R,
     )
 
 

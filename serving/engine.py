@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
+from model.hstu import from_log_value
 from model.rates import alike_of, attributes_of, probability
 from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
@@ -205,19 +206,20 @@ class Engine:
             done.past if done.fresh is None else KeysValues.cat([part for part in (done.past, done.fresh) if len(part)])
         )
         step = self._candidates_per_pass
-        logits = [
-            self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
-        ]
-        probabilities = self._odds(version, done, torch.cat(logits))
+        y_CM = torch.cat([
+            self._outputs(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
+        ])  # fmt: skip
+        probabilities = self._odds(version, done, self._logits(version, done, y_CM))
         known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self.histories.is_removed(candidates)
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
-        return Result(candidates, probabilities, known)
+        values = from_log_value(network.model.values(y_CM)).cpu().numpy() if network.config.predict_value else None
+        return Result(candidates, probabilities, known, values)
 
     def _odds(self, version: HeldVersion, done: _Progress, logit_CK: Tensor) -> NDArray[np.float32]:
         """(C, K) what the network's logits and the counts together say of the candidates."""
         assert done.ask.candidates is not None
         assert version.tables.rates is not None
-        candidates, config, columns = done.ask.candidates, version.network.config, done.columns
+        candidates, config, columns = done.ask.candidates, version.network.config, done.columns.told
         num, num_past = len(candidates), len(columns)
         asked = self._asked(done, config, candidates)
         features_CF = np.concatenate([asked.features, asked.user_features], axis=1)
@@ -249,15 +251,22 @@ class Engine:
         user_features = user_feature_rows(ask.user_features, config, num)
         return Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
 
-    def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
-        """One pass over some candidates: one past, one position, one moment, and none sees another."""
-        network, ask, num = version.network, done.ask, len(candidates)
-        x_CM = network.item_tokens(version.tables, self._asked(done, network.config, candidates))
-        y_CM = network.score_candidates(x_CM, ask.now_ms, past)
+    def _outputs(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
+        """(C, M) from one pass over some candidates: one past, one position, one moment, and none sees another."""
+        network = version.network
+        asked = self._asked(done, network.config, candidates)
+        if network.config.user_tokens:  # the features are tokens of the past
+            asked = replace(asked, user_features=np.zeros_like(asked.user_features))
+        return network.score_candidates(network.item_tokens(version.tables, asked), done.ask.now_ms, past)
+
+    def _logits(self, version: HeldVersion, done: _Progress, y_CM: Tensor) -> Tensor:
+        """(C, K) the network's logits of the candidates."""
+        assert done.ask.candidates is not None
         assert version.tables.rates is not None
-        rows_C, done_K = version.tables[ITEMS].lookup(candidates), done.columns.num_by_kind(len(network.config.kinds))
+        network, told, candidates, num = version.network, done.columns.told, done.ask.candidates, len(y_CM)
+        rows_C, done_K = version.tables[ITEMS].lookup(candidates), told.num_by_kind(len(network.config.kinds))
         prior_CPK = version.tables.rates.prior(
-            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
+            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(told)))
         )
         return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
 
@@ -288,14 +297,14 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
 
 def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
     """Which rows of the table may be recommended."""
-    ask, table = done.ask, version.tables[ITEMS]
-    past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
+    ask, told, table = done.ask, done.columns.told, version.tables[ITEMS]
+    past_n = table.lookup(np.ascontiguousarray(told.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
     denied = [each for each in (ask.deny, removed) if each is not None and len(each)]
     allowed = None if ask.allow is None else table.lookup(ask.allow)
     denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
     k = pool_size(ask.k) if ask.diversity else ask.k
-    return Wanted(k, past_n, done.columns.bits_n, done.columns.time_ms_n, ask.now_ms, leaves_out, denied_rows, allowed)
+    return Wanted(k, past_n, told.bits_n, told.time_ms_n, ask.now_ms, leaves_out, denied_rows, allowed)
 
 
 def _chosen(

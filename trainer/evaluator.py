@@ -62,6 +62,8 @@ class Forward:
     """Of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
     """Whether weights and leaves have theirs already."""
+    value_R: Tensor | None = None
+    """What is expected of each target's value, if the model predicts them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

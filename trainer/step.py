@@ -25,7 +25,7 @@ from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.hstu import HSTU
+from model.hstu import HSTU, log_value
 from model.memory import Memory
 from model.rates import Rates, alike_of, attributes_of, probability
 from model.tokens import DOMAINS, FEATURES, ITEMS
@@ -94,7 +94,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.recall = Recall(self.memory, self.items, self.model)
+        self.recall = Recall(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -106,7 +106,7 @@ class Learner:
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
-        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_columns)
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
         self.num_interactions = 0
@@ -155,6 +155,8 @@ class Learner:
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         loss = retrieval + self.config.rank_weight * ranking
+        if forward.value_R is not None:
+            loss = loss + self.config.value_weight * self._value_loss(batch, forward.value_R)
         if self._is_memory_there:
             launched = self.recall.launch(whole, forward, seen_rows_n)
             self._learn(forward, loss)
@@ -264,6 +266,16 @@ class Learner:
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
+
+    def _value_loss(self, batch: JaggedBatch, value_R: Tensor) -> Tensor:
+        """The mean squared error of the values that are known by now; counts them, as predicted before."""
+        given_R = self._tensor(batch.value_n[batch.target_R])
+        known = torch.isfinite(given_R)
+        expected, given = value_R[known], log_value(given_R[known])
+        self.metrics.values.add(expected.detach().cpu().numpy(), given.cpu().numpy())
+        with torch.no_grad():
+            self.model.value_mean.fill_(self.metrics.values.mean)
+        return mean_or_zero((expected - given).square())
 
     def _learn(self, forward: Forward, loss: Tensor) -> None:
         if not forward.has_gradients:

@@ -22,8 +22,9 @@ constexpr int64_t NUM_OPEN = 2;
 constexpr size_t MAX_NAMES_BYTES = 60'000;
 
 struct SequenceRules {
-    int64_t partition, segment_len, num_slots, window_ms, num_features, num_user_features;
-    bool deduplicate;
+    int64_t partition, segment_len, num_slots, window_ms;
+    int64_t num_columns, num_item_columns, num_user_features;  // `num_columns`: of an interaction
+    bool deduplicate, user_tokens;
 };
 
 // Where the partition stands: the fields of `state.meta.Position`, and the offset at which the batch begins.
@@ -224,7 +225,7 @@ public:
 
     // Takes a user from the store, without the segments before the last one. False for damaged bytes.
     bool load(std::string_view name, std::string_view stored) {
-        auto made = std::make_unique<User>(name, rules_.num_features);
+        auto made = std::make_unique<User>(name, rules_.num_columns);
         if (!made->decode(stored)) return false;
         own(std::move(made));
         return true;
@@ -329,7 +330,7 @@ private:
 
     Segment blank(int64_t index) const {
         Segment made;
-        made.index = index, made.num_features = rules_.num_features;
+        made.index = index, made.num_features = rules_.num_columns;
         return made;
     }
 
@@ -355,7 +356,7 @@ private:
     User& reach(std::string_view name) {
         const auto found = users_.find(name);
         if (found != users_.end()) return *found->second;
-        auto made = std::make_unique<User>(name, rules_.num_features);
+        auto made = std::make_unique<User>(name, rules_.num_columns);
         made->features.assign(rules_.num_user_features, 0);
         return own(std::move(made));
     }
@@ -385,7 +386,7 @@ private:
             segment->remember(place, id);
             changed = true;
         }
-        changed |= user.replace_features(features + rules_.num_features);
+        changed |= user.replace_features(features + rules_.num_item_columns);
         if (!changed) return;
         if (!known_.count(action.item_hash)) name(user, action);
         if (segment != &user.tail) user.close_older(*segment);
@@ -435,14 +436,25 @@ private:
         }
         if (user.run != user.tail.index) begin_run(user, user.tail, at);
         user.run_end = static_cast<int64_t>(user.tail.size()) + 1;
-        user.tail.append(action, features, std::max(action.timestamp_ms, last_ms));
+        user.tail.append(action, columns_of(user, features), std::max(action.timestamp_ms, last_ms));
         return action.timestamp_ms < last_ms;
+    }
+
+    // Those of an interaction that begins with an action: with `user_tokens` the user's features as they are now, too.
+    const int64_t* columns_of(const User& user, const int64_t* given) {
+        if (!rules_.user_tokens) return given;
+        columns_.assign(given, given + rules_.num_columns);
+        for (int64_t i = 0; i < rules_.num_user_features; ++i) {
+            int64_t& now = columns_[rules_.num_item_columns + i];
+            if (!now) now = user.features[i];
+        }
+        return columns_.data();
     }
 
     bool join(User& user, Segment& segment, int64_t place, const Action& action, const int64_t* features,
               Position& at) {
         if (user.run != segment.index) begin_run(user, segment, at);
-        const auto [new_bits, changed] = segment.join(place, action, features);
+        const auto [new_bits, changed] = segment.join(place, action, features, rules_.num_item_columns);
         if (place < user.run_start) {
             user.run_first = std::min(user.run_first, place);
             user.run_end = std::max(user.run_end, place + 1);
@@ -545,7 +557,7 @@ private:
 
     void header(std::string& out, const Draft& draft, const Position& at, int64_t counted, int64_t replay_from) const {
         out.append("\xdc\0\x19", 3);
-        for (const int64_t each : {rules_.partition, at.writer_epoch, rules_.segment_len, rules_.num_features,
+        for (const int64_t each : {rules_.partition, at.writer_epoch, rules_.segment_len, rules_.num_columns,
                                    rules_.num_user_features, at.applied_offset, replay_from, counted}) {
             integer(out, each);
         }
@@ -647,6 +659,7 @@ private:
     std::unordered_set<int64_t> known_;  // items that have been named
     std::vector<int64_t> fresh_;         // those named since `settle`
     std::vector<User*> running_, changed_;
+    std::vector<int64_t> columns_;
     std::vector<Draft> drafts_;
     User ends_{"", 0};
 };

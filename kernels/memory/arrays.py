@@ -163,6 +163,7 @@ class MemoryEvents:
     int32: what users had chosen, oldest first; for event r it is ``past_rows[past_begin_R[r]:past_end_R[r]]``.
     ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. Rows are above
     0. ``past_ms`` (as many as ``past_rows``) and ``now_ms_R`` (R,) int64: when each was chosen, and when event r is.
+    ``weight_R`` (R,) float32: how much a choice counts and teaches; None: 1 each.
     """
 
     target_R: Int32
@@ -175,6 +176,7 @@ class MemoryEvents:
     met_end_R: Int64
     past_ms: Int64
     now_ms_R: Int64
+    weight_R: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.target_R)
@@ -182,9 +184,14 @@ class MemoryEvents:
     def __getitem__(self, part: slice) -> MemoryEvents:
         """Some of the events; the rows are shared."""
         shared = ("past_rows", "past_ms", "met_rows")
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return MemoryEvents(
-            **{each.name: getattr(self, each.name)[() if each.name in shared else part] for each in fields(self)}
+            **{name: column if name in shared or column is None else column[part] for name, column in columns.items()}
         )
+
+    def weight(self, r: int) -> float:
+        """Of event r."""
+        return 1.0 if self.weight_R is None else float(self.weight_R[r])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,8 +61,8 @@ def memory_learn(
         if asked_R[r] and memory.first[target] >= 0:
             found = predict(memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules)
             rank_3R[:, r], loss_R[r] = found.ranks, found.loss
-            learn(memory, found, rules)
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+            learn(memory, found, rules, events.weight(r))
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
         fresh = _standing(memory, num_rows)
         if int(memory.clock[_EVENTS]) % REFRESH_EVENTS == 0:
             standing_FV = fresh
@@ -294,11 +294,12 @@ def predict(
     return Found((ranks[0], ranks[1], ranks[2]), loss, done, shortlist, push_V, target, past, target in met)
 
 
-def learn(memory: MemoryArrays, found: Found, rules: MemoryRules) -> None:
+def learn(memory: MemoryArrays, found: Found, rules: MemoryRules, weight: float = 1.0) -> None:
     """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
-    learn_weights(memory, found.past.row_P, found.push_V, found.done.gain_F, rules)
-    learn_gains(memory, found.done.feature_FV @ found.push_V, found.done.bucket, rules)
-    found.shortlist.learn(memory, found.target, rules)
+    push_V = weight * found.push_V
+    learn_weights(memory, found.past.row_P, push_V, found.done.gain_F, rules)
+    learn_gains(memory, found.done.feature_FV @ push_V, found.done.bucket, rules)
+    found.shortlist.learn(memory, found.target, rules, weight)
     count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
 
 
@@ -334,7 +335,9 @@ def learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Fl
         memory.dirty[row] = CHANGED
 
 
-def meet(memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules) -> None:
+def meet(
+    memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules, weight: float = 1.0
+) -> None:
     """Count one more event: a choice after ``past``, or (None) one that was only met."""
     now = int(memory.clock[_EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
@@ -344,14 +347,16 @@ def meet(memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: i
         memory.recent[now % RECENT] = target
     memory.dirty[target] = CHANGED
     if past is not None:
-        _count(memory, target, past, num_rows, rules)
+        _count(memory, target, past, num_rows, rules, weight)
     memory.clock[_EVENTS] += 1
 
 
-def _count(memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules) -> None:
+def _count(
+    memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules, weight: float
+) -> None:
     _rescale(memory, num_rows)
     lags, decay = COUNTED
-    unit = float(np.float32(memory.clock[_SEEN]))
+    unit = weight * float(np.float32(memory.clock[_SEEN]))
     for lag, row in enumerate(past.row_P[::-1][:lags].tolist()):
         if row != target:
             direct = unit * DIRECT_COUNT_DECAY**lag * _share(past, lag)
@@ -360,7 +365,7 @@ def _count(memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, r
     memory.seen[target] += unit
     memory.clock[_SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
-        memory.heat[heat, target] += memory.clock[_HEAT + heat]
+        memory.heat[heat, target] += weight * memory.clock[_HEAT + heat]
         memory.clock[_HEAT + heat] *= 2.0 ** (1.0 / half_life)
 
 

@@ -30,6 +30,7 @@ struct MemoryCall {
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: a target without a row
     const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const float* weight_R;    // how much each choice counts and teaches; null: 1 each
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
     float* logit_AV;  // a row for each event that is asked
@@ -366,17 +367,19 @@ inline void rescore(Scratch& s, float shift) {
     for (int64_t c = 0; c < s.shortlist->num; ++c) s.score[s.shortlist->row[c]] = s.shortlist->out[c] + shift;
 }
 
-// push = probability - [is the target]; returns the log of the sum of e^score.
-inline float push_of(Scratch& s, float best, int64_t target) {
+inline float weight_of(const MemoryCall& m, int64_t r) { return m.weight_R ? m.weight_R[r] : 1.0f; }
+
+// push = weight * (probability - [is the target]); returns the log of the sum of e^score.
+inline float push_of(Scratch& s, float best, int64_t target, float weight) {
     vf total = zero();
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf p = exp_negative(load(s.score + i) - best);
         store(s.push + i, p);
         total += p;
     }
-    const float all = sum(total), inverse = 1.0f / all;
-    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
-    s.push[target] -= 1.0f;
+    const float all = sum(total), share = weight / all;
+    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * share);
+    s.push[target] -= weight;
     return best + logf(all);
 }
 
@@ -515,7 +518,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     const int32_t target = m.target_R[r];
     const int64_t end = m.past_end_R[r], num = end - m.past_begin_R[r], visit = visit_of(m, r);
     const bool is_rescaled = rescale(m);
-    const float unit = (float)m.clock[SEEN_SCALE];
+    const float weight = weight_of(m, r), unit = weight * (float)m.clock[SEEN_SCALE];
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
         const int32_t row = m.past_rows[end - 1 - lag];
@@ -527,7 +530,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
-        m.heat_HV[h * m.stride + target] += (float)m.clock[HEAT_SCALE + h];
+        m.heat_HV[h * m.stride + target] += weight * (float)m.clock[HEAT_SCALE + h];
         m.clock[HEAT_SCALE + h] *= m.heat_growth[h];
     }
     return is_rescaled;
@@ -567,7 +570,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
         s.score[target] = own;
         best = own > best ? own : best;
     }
-    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target);
+    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target, weight_of(m, r));
     rescore(s, shift);
     m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
@@ -575,7 +578,8 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
-    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
+                       weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
     count_repeat(m, is_repeat);
