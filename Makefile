@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 sum_of = $(shell cat $(1) 2>/dev/null | cksum | tr -d ' ')
 PACKAGES := $(VENV)/.packages-$(call sum_of,constraints.txt)
 PROJECT := $(VENV)/.project-$(call sum_of,pyproject.toml)-$(shell printf %s '$(CURDIR)' | cksum | tr -d ' ')
-KERNELS := kernels/build/.sources-$(call sum_of,kernels/build.py $(sort $(shell find kernels/csrc -type f)))
+CXX_FILES := $(sort $(shell find kernels/csrc -type f))
+KERNELS := kernels/build/.sources-$(call sum_of,kernels/build.py $(CXX_FILES))
 SETUP := $(PACKAGES) $(PROJECT) $(KERNELS)
 
 .DEFAULT_GOAL := help
@@ -42,15 +43,18 @@ $(KERNELS): | $(PACKAGES)
 	$(BIN)/python -m kernels.build
 	@rm -f kernels/build/.sources-* && touch $@
 
-lint: $(SETUP) ## ruff, mypy and the import contracts
+lint: $(SETUP) ## ruff, mypy, the import contracts and the layout table against them, and clang-format on the C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python -m pytest -q tests/test_layout.py -k layout_table
 
-format: $(SETUP) ## let ruff put the code in order
+format: $(SETUP) ## let ruff and clang-format put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)

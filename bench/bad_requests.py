@@ -14,7 +14,7 @@ def post(path: str, body: bytes, declared: int | None = None) -> bytes:
 
 
 def bad_requests() -> dict[str, bytes]:
-    """By name. The last ones are valid for a model of the default kinds, and as long as the default limits allow."""
+    """Requests by name. The last ones are valid for a model of the default kinds, and as long as the limits allow."""
     candidates = list(range(10_000))
     history = [{"item": n, "action": "rate", "timestamp": n} for n in range(1000)]
     unknown = [{**each, "action": "no such kind"} for each in history]

@@ -1,5 +1,5 @@
-"""A picture of records, as SVG that needs no library: for each stream, a bar per recommender, and HR@10 over the
-course of the stream."""
+"""Draws records as SVG, without a library: for each stream, a bar per recommender, and HR@10 in the course of the
+stream."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _panel(stream: str, num: int, task: str, records: Sequence[Record], y: int) 
     sign = BETTER[task][1]
     everybody = [best(records, who) for who in dict.fromkeys(record["who"] for record in records)]
     everybody.sort(key=lambda each: -sign * each["value"])
-    measured = "HR@10 (more is better)" if task == "retrieval" else "normalised entropy (less is better)"
+    measured = "HR@10 (higher is better)" if task == "retrieval" else "normalised entropy (lower is better)"
     parts = [text(16, y - 12, f"{stream}, {num:,} actions: {measured}", weight="bold")]
     lowest = 0.0 if task == "retrieval" else min(each["value"] for each in everybody) - 0.05
     most = max(each["value"] + each["half_width"] for each in everybody)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.judging import LATELY
+from bench.evaluation import LATELY
 from bench.records import BETTER, Record, best_setting, interval, measure
 from bench.single_pass import OURS
 
 MARGIN = 1.1
-"""By how much Headrace should beat the best rival's HR@10."""
+"""The factor by which Headrace should beat the best rival's HR@10."""
 NE_MARGIN = 0.995
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def _comparison(stream: str, records: Sequence[Record]) -> list[Row]:
 
 
 def best(records: Sequence[Record], who: str) -> dict[str, Any]:
-    """One recommender on one stream: its best setting's mean over seeds, and its other measures."""
+    """One recommender on one stream: its best setting's mean over seeds, and its other metrics."""
     mine = [record for record in records if record["who"] == who]
     setting = best_setting(mine)
     runs = [record for record in mine if record["setting"] == setting]

@@ -1,4 +1,4 @@
-"""The picture of `bench.freshness`: HR@10 by how often weights are renewed, relative to fresh ones."""
+"""The chart of `bench.freshness`: HR@10 by how often weights are renewed, relative to fresh ones."""
 
 from __future__ import annotations
 

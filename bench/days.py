@@ -1,8 +1,8 @@
 """`python -m bench days [STREAM] [--data FOLDER] [--limit N] [--windows N] [--quick]`: a fixed future day.
 
-The last whole day of a stream is predicted, and not learned, by copies of one learner: as it was after the first days
-of one pass, after more of them, up to the day before. So all are measured on the same choices, and the curve says what
-another day of data is worth (the protocol of MLPerf's DLRMv4 and of Yambda). Users' histories are up to date.
+Copies of one learner, taken after the first days of its pass, after more days, and so on up to the day before, predict
+the last whole day of a stream without learning it. All are measured on the same choices, so the curve shows what
+another day of data is worth (the protocol of MLPerf's DLRMv4 and of Yambda). Users' histories are always up to date.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import structlog
 from numpy.typing import NDArray
 
 from bench.__main__ import report
+from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
 from bench.frozen import Frozen
-from bench.judging import LATELY, kinds_alone, ranking, retrieval
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
@@ -39,7 +39,7 @@ WINDOWS, QUICK_ACTIONS = 6, 4_000
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """The learner after this many whole days, and what it says of the future day."""
+    """The learner after this many whole days, and its predictions for the future day."""
 
     num_days: int
     num_learned: int
@@ -61,10 +61,10 @@ def days_of(actions: Sequence[dict[str, Any]]) -> tuple[int, int]:
 
 
 def measure(settings: Settings, actions: list[dict[str, Any]], num_windows: int, seed: int = 1) -> list[Copy]:
-    """Copies after up to ``num_windows`` numbers of days. Raises ValueError if the stream has fewer than two days."""
+    """Copies at up to ``num_windows`` ages in days. Raises ValueError if the stream has fewer than two days."""
     begin_ms, num_days = days_of(actions)
     if num_days < 2:
-        raise ValueError(f"expected a stream of two whole days or more, got {num_days}; take more of it")
+        raise ValueError(f"expected a stream of at least two whole days, got {num_days}; take more of it")
     ends = {int(end) for end in np.linspace(1, num_days - 1, min(num_windows, num_days - 1)).round()}
     model = file_configs(settings, actions[0])[2]
     learner = Learner(model, dataclasses.replace(settings.trainer, seed=seed, metric_window=LATELY))

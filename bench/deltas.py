@@ -1,8 +1,9 @@
-"""`python -m bench deltas [--quick]`: what deltas weigh, carried to a billion items and a hundred GPUs.
+"""`python -m bench deltas [--quick]`: the size of deltas, extrapolated to a billion items and a hundred GPUs.
 
-Measured: steps of 512 users on a catalogue of 200,000 items, and the delta that they leave, rounded and compressed as
-published. Predicted: how many rows change: targets and the contexts before them, by the popularity that `bench scale`
-draws items by, and negatives. The first row says how well that holds. Then both are carried to larger deployments.
+Measured: steps of 512 users on a catalogue of 200,000 items, and the resulting delta, rounded and compressed as it is
+published. Predicted: how many rows change, from targets and the contexts before them (with the popularity from which
+`bench scale` draws items) and from negatives. The first row says how accurate that is. Then both are extrapolated to
+larger deployments.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from numpy.typing import NDArray
 from bench.growth import grown
 from bench.scale import CONFIG, NUM_USERS, Traffic
 from bench.timing import Row, row
-from model.marks import UNPUBLISHED, is_marked
+from model.dirty import UNPUBLISHED, is_dirty
 from trainer.collection import Collection
 from trainer.rounding import Rounding
 from trainer.step import Learner
 
 NUM_ITEMS, USERS_A_STEP, NUM_STEPS = 200_000, 512, 40
 POPULARITY = 1 / 3
-"""Of the V items the share i / V is chosen with probability (i / V) ** POPULARITY."""
+"""One of the i most popular of V items is chosen with probability (i / V) ** POPULARITY."""
 GAP_S = 5.0
-"""Between a user's actions; of a user who acts several times in a version's interval, the context counts once."""
+"""Time between a user's actions. If a user acts several times in a version's interval, the context counts once."""
 LINK_MB_S, PARTITION_MB_S = 100.0, 20.0
-"""What a server's link and one partition of a topic are taken to carry, for versions."""
+"""The assumed capacity, for versions, of a server's link and of one partition of a topic."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """``num_gpus`` ranks share each step. A version covers ``version_s``."""
+    """A deployment in which ``num_gpus`` ranks share each step. A version covers ``version_s``."""
 
     num_items: float
     actions_s: float
@@ -53,8 +54,8 @@ DEPLOYMENTS = (
 
 
 def distinct_rows(num_items: float, chosen: float, drawn: float) -> float:
-    """How many rows are met by ``chosen`` choices by popularity and ``drawn`` uniform ones: the sum over items of the
-    probability that at least one falls on it, over bins of items of about the same popularity."""
+    """How many rows are touched by ``chosen`` choices by popularity and ``drawn`` uniform ones: the sum over items of
+    the probability of at least one, in bins of items of about the same popularity."""
     edges: NDArray[np.float64] = np.unique(np.floor(np.geomspace(1, num_items + 1, 4000))) - 1
     num_B, share_B = np.diff(edges), np.diff((edges / num_items) ** POPULARITY)
     expected_B = chosen * share_B / num_B + drawn / num_items
@@ -62,14 +63,14 @@ def distinct_rows(num_items: float, chosen: float, drawn: float) -> float:
 
 
 def measured(num_items: int, num_steps: int) -> tuple[int, float]:
-    """How many rows of the table some steps change, and the bytes of their delta a row."""
+    """How many rows of the table some steps change, and the bytes of their delta per row."""
     learner, _ = grown(num_items)
     rounding, traffic = Rounding(), Traffic(num_items, USERS_A_STEP)
     traffic.restore(learner.histories)
     published(learner, rounding, whole=True)
     for _ in range(num_steps):
         learner.step(traffic.poll(0.0))
-    num_rows = int(np.count_nonzero(is_marked(learner.items.dirty[: learner.items.num_rows], UNPUBLISHED)))
+    num_rows = int(np.count_nonzero(is_dirty(learner.items.dirty[: learner.items.num_rows], UNPUBLISHED)))
     return num_rows, published(learner, rounding, whole=False) / num_rows
 
 
@@ -82,8 +83,8 @@ def published(learner: Learner, rounding: Rounding, *, whole: bool) -> int:
     return sum(len(zstandard.compress(bytes(chunk))) for chunk in chunks)
 
 
-def carried(to: Deployment, row_bytes: float) -> list[Row]:
-    """The delta topic of a deployment."""
+def extrapolated(to: Deployment, row_bytes: float) -> list[Row]:
+    """The rows about a larger deployment's deltas."""
     targets = to.actions_s * to.version_s
     users = targets / max(1.0, to.version_s / GAP_S)
     drawn = targets / to.users_a_step * CONFIG.num_negatives
@@ -96,11 +97,11 @@ def carried(to: Deployment, row_bytes: float) -> list[Row]:
         row(f"{label}: a delta", version_mb, "MB", note=f"{num_rows:,.0f} rows, {version_mb / 0.9:,.0f} chunks"),
         row(f"{label}: the weights topic", topic_mb_s, "MB/s",
             note=f"{topic_mb_s / PARTITION_MB_S:.1f} partitions of {PARTITION_MB_S:g} MB/s"),
-        row(f"{label}: a server's time to receive it, of the interval", 100 * topic_mb_s / LINK_MB_S, "%", 100.0,
+        row(f"{label}: share of the interval to receive it", 100 * topic_mb_s / LINK_MB_S, "%", 100.0,
             f"at {LINK_MB_S:g} MB/s", most=True),
-        row(f"{label}: time for a step", rank_ms, "ms",
+        row(f"{label}: time available for a step", rank_ms, "ms",
             note=f"{to.users_a_step:,} users, {to.users_a_step / to.num_gpus:,.0f} on each of {to.num_gpus} GPUs; "
-            f"{to.actions_s / to.partitions:,.0f} actions/s a partition"),
+            f"{to.actions_s / to.partitions:,.0f} actions/s per partition"),
     ]  # fmt: skip
 
 
@@ -118,5 +119,5 @@ def run(quick: bool = False) -> list[Row]:
         row("bytes on the broker for each changed row", row_bytes, "B", note="its memory, names and weights included"),
     ]
     for each in DEPLOYMENTS:
-        rows += carried(each, row_bytes)
+        rows += extrapolated(each, row_bytes)
     return rows

@@ -1,9 +1,9 @@
 """`python -m bench domains [--data FOLDER] [--limit N] [--quick]`: one model of all domains, or one for each?
 
-Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices among its own items, by a
-model that learns this domain alone, by one that learns both in order of time at a constant rate, and by one whose rate
-warms up, stays and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn. Which domain a
-choice is of is known, as it is where each domain has pages of its own: the other one's items do not compete.
+Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices among its own items, for
+a model that learns this domain alone, one that learns both in order of time at a constant rate, and one whose rate
+warms up, stays and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn. The domain of a
+choice is known, as it is if each domain has its own pages: the other domain's items do not compete.
 
 CPRec's own order as well: what comes before the rate anneals one domain after the other, then both mixed. Then only the
 choices of the mixed part are counted, for all ways (the rows "at the end").
@@ -24,7 +24,7 @@ import structlog
 from numpy.typing import NDArray
 
 from bench.__main__ import report
-from bench.judging import LATELY
+from bench.evaluation import LATELY
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import open_stream
 from headrace.config import Settings, load_settings
@@ -34,12 +34,12 @@ from wire.hashing import key_hash
 
 Action = dict[str, Any]
 WARMED, STABLE, FINAL_RATIO = 0.01, 0.7, 0.1
-"""Shares of the steps after which the rate is whole, and after which it anneals; and what it anneals to."""
+"""Shares of the steps after which the rate is at its full value, and after which it anneals; and its final ratio."""
 QUICK_ACTIONS = 3_000
 
 
 def annealed(settings: Settings, num_actions: int) -> Settings:
-    """The same with a schedule for this many actions."""
+    """The same settings with a schedule for this many actions."""
     num_steps = num_actions // settings.trainer.max_step_targets
     trainer = dataclasses.replace(
         settings.trainer, schedule="wsa", warmup_steps=round(WARMED * num_steps),
@@ -58,7 +58,7 @@ class OwnDomain:
         self._domain_V = np.zeros(0, np.int64)
 
     def __call__(self, learner: Learner, events: MemoryEvents) -> MemoryEvents:
-        """The events, with the other domains' rows among what was met."""
+        """The events, with the other domains' rows among those already met."""
         self._follow(learner)
         num = len(events)
         begins, rows = np.zeros(num, np.int64), list[NDArray[np.int32]]()
@@ -90,8 +90,8 @@ class OwnDomain:
 
 
 def hits(settings: Settings, actions: list[Action], seed: int) -> dict[str, NDArray[np.bool_]]:
-    """For each domain, whether each of its choices was among the first ten of the domain's items. All actions are
-    choices."""
+    """For each domain, whether each of its choices was among the first ten of the domain's items. Every action is a
+    choice."""
     limit = OwnDomain(actions)
     done = headrace(settings, actions, seed, limit=limit)
     rank_A, domain_A = done.ranks[OURS[0]], limit.of(done.item_A)

@@ -1,8 +1,8 @@
 """`python -m bench drift [--hours H …] [--per-hour N] [--seeds N] [--rows RULE …] [--quick]`: recovery, by age.
 
-After 1, 5 and 20 hours of a simulated world (`stream.simulate`), all items change places at once: what is now called by
-an item's name is another item. What was learned of each is wrong, and users' histories name what they did not mean. A
-learner whose rates fall with age would recover more slowly, the older it is.
+After 1, 5 and 20 hours of a simulated world (`stream.simulate`), all items swap their ids at once. What was learned
+about each id is then wrong, and users' histories refer to items that they never met. A learner whose rates fall with
+age would recover more slowly the older it is.
 
 ``--rows`` compares other ways for the tables' rows to learn (`bench.row_rules`).
 
@@ -35,11 +35,11 @@ HOURS, PER_HOUR, QUICK_PER_HOUR = (1.0, 5.0, 20.0), 4_000, 400
 NUM_ITEMS, NUM_USERS = 300, 300
 PLAIN = next(iter(RULES))
 TOLERANCE = 0.97
-"""Of the youngest model's HR@10 after the drift, what an older one should reach at least: the rest is noise."""
+"""The share of the youngest model's HR@10 after the drift that an older one should reach; the rest is noise."""
 
 
 def drifting(hours: float, per_hour: int, seed: int) -> Iterator[Action]:
-    """Actions of a world whose items change places after ``hours``, and an hour more."""
+    """The actions of a world whose items swap ids after ``hours``, and of one more hour."""
     config = WorldConfig(
         seed=seed, num_items=NUM_ITEMS, num_users=NUM_USERS, actions_per_s=per_hour / 3600, item_lifetime_s=9e8
     )

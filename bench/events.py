@@ -1,8 +1,8 @@
-"""A stream as all recommenders of a comparison see it: steps of events, in one order, each with what came before it.
+"""A stream as all recommenders in a comparison see it: steps of events, in one order, each with what came before it.
 
-The actions go through Headrace's own sequencer, scheduler and histories, so what is predicted, from what, and what is
-excluded is decided once, by no model. Rows number the items in the order of their first event: the items known before
-an event are rows 1 to ``num_known``.
+The actions go through Headrace's own sequencer, scheduler and histories. So the events to predict, their contexts and
+the excluded items are the same for all models. Rows number the items in the order of their first event: the items known
+before an event are rows 1 to ``num_known``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def asked(self) -> Int64:
-        """(A,) the events that are choices: those that are predicted."""
+        """(A,) the events that are choices, which are the ones to predict."""
         return np.flatnonzero(self.events.chosen_R == 1)
 
     @property

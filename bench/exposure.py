@@ -57,6 +57,7 @@ def settings_of(actions: list[Action], most: float) -> Settings:
     plain = settings_for(load_settings(), actions)
     return plain.model_copy(update={
         "action": dataclasses.replace(plain.action, propensity=True),
+        "sequence": dataclasses.replace(plain.sequence, join_window_s=0.0),  # every click is a choice
         "model": dataclasses.replace(plain.model, propensity=True),
         "trainer": dataclasses.replace(plain.trainer, max_exposure_weight=most, exclude_seen="never"),
     })  # fmt: skip

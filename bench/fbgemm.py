@@ -32,7 +32,7 @@ def _install() -> str:
 
 
 class FbgemmWorker:
-    """A context manager around the process; `available` says whether it runs, `why_not` why it does not."""
+    """A context manager around the process; `available` says whether it runs, and `why_not` why it does not."""
 
     def __init__(self, process: subprocess.Popen[str] | None, why_not: str) -> None:
         self._process = process

@@ -1,10 +1,10 @@
 """What late feedback costs, and how much of that each method of learning it recovers.
 
 A simulated world (`stream.simulate`) knows the final outcome of every impression. A model is trained up to some moment
-with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds by
-its own method. Each copy predicts every new interaction as it arrives, before learning anything of it, and is scored
-against the final outcome. 0% is the model that stops learning at that moment, 100% the one that learns all outcomes
-immediately.
+with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds
+with its own method. Each copy predicts every new interaction when it arrives, before learning anything from it, and is
+scored against the final outcome. 0% is the model that stops learning at that moment, 100% the one that learns all
+outcomes immediately.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
 learns an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weights by how much of
@@ -46,7 +46,7 @@ from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.history import Histories, History, interactions_of
 
-ACTION = ActionConfig(kinds=KINDS, features=("taste",))
+ACTION = ActionConfig(kinds=KINDS, features=("genre",))
 WORLDS = {
     "quick": (WorldConfig(num_users=100, num_items=100), SequenceConfig()),
     "late": (
@@ -61,7 +61,7 @@ WAIT_MS = 60_000
 MODEL = ModelConfig(kinds=KINDS, num_features=1)
 PER_STEP = 64
 LEARNED = ("vanilla", "fnw", "reversal")
-JUDGED = ("click", "like")
+MEASURED = ("click", "like")
 Floats = NDArray[np.float64]
 
 
@@ -79,7 +79,7 @@ def steps(num_actions: int, seed: int, world: str = "quick") -> Iterator[list[Ex
 
 
 @dataclass(slots=True)
-class Lives:
+class FullHistories:
     """The complete histories of users, as they are now."""
 
     users: dict[str, History] = field(default_factory=dict)
@@ -115,14 +115,14 @@ class Waiting:
     def __init__(self) -> None:
         self._queue: deque[tuple[int, Example]] = deque()
 
-    def feed(self, examples: list[Example], lives: Lives) -> list[Example]:
+    def feed(self, examples: list[Example], histories: FullHistories) -> list[Example]:
         """The interactions that are due, in their present state."""
         now_ms = max((each.newest_event_ms for each in examples), default=0)
         self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
         due = list[Example]()
         while self._queue and self._queue[0][0] + WAIT_MS <= now_ms:
             each = self._queue.popleft()[1]
-            due += lives.told(each, each.first_new_index, each.first_new_index + each.num_new)
+            due += histories.told(each, each.first_new_index, each.first_new_index + each.num_new)
         return due
 
 
@@ -133,13 +133,13 @@ class Importance(Learner):
     seen_twice = False
 
     def _direct_step(self) -> None:
-        """Its loss is not the one that is written out there."""
+        """None: this learner's loss is another one."""
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
         """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
         p_RK = torch.sigmoid(logits_RK.detach())
         late_RK = p_RK * torch.from_numpy(self.share_K).float()
-        if self.seen_twice:  # once at first, without late kinds, once when they are known
+        if self.seen_twice:  # first without late kinds, then with them
             one_RK = p_RK / (p_RK - late_RK / 2)
             zero_RK = (1 - p_RK) / (1 - p_RK + late_RK / 2)
         else:  # a late kind is first a 0, then a 1
@@ -185,9 +185,9 @@ def late_share(every: list[list[Example]]) -> Floats:
 
 
 def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict[str, float]]:
-    """By method: NE over all kinds, and AUC of `JUDGED`, over the last 70% of the stream."""
+    """By method: NE over all kinds, and AUC of `MEASURED`, over the last 70% of the stream."""
     every = list(steps(num_actions, seed, world))
-    final, now, waiting = Lives(), Lives(), Waiting()
+    final, now, waiting = FullHistories(), FullHistories(), Waiting()
     for examples in every:
         final.fold(examples)
     config = TrainerConfig(device="cpu", feedback="vanilla", metric_window=1)
@@ -226,10 +226,10 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
     probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
     biased = probabilities["vanilla"]
     probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
-    return {name: _judged(each, np.asarray(kinds_RK, np.uint32)) for name, each in probabilities.items()}
+    return {name: _metrics(each, np.asarray(kinds_RK, np.uint32)) for name, each in probabilities.items()}
 
 
-def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
+def _outcomes(examples: list[Example], final: FullHistories) -> list[Example]:
     """The new interactions with their final outcomes, and nothing later."""
     return [
         told for each in examples if each.num_new
@@ -246,7 +246,7 @@ def _by_user(examples: list[Example]) -> list[Example]:
     return [each for several in users.values() for each in sorted(several, key=lambda one: one.first_new_index)]
 
 
-def _judged(probability_RK: Floats, kinds_RK: NDArray[np.float32]) -> dict[str, float]:
+def _metrics(probability_RK: Floats, kinds_RK: NDArray[np.float32]) -> dict[str, float]:
     loss = entropy = 0.0
     found = {}
     for kind, name in enumerate(KINDS):
@@ -255,7 +255,7 @@ def _judged(probability_RK: Floats, kinds_RK: NDArray[np.float32]) -> dict[str, 
         if 0 < rate < 1:
             loss += float(binary_log_loss(chance, done).sum())
             entropy -= len(done) * (rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-        if name in JUDGED:
+        if name in MEASURED:
             found[f"AUC of {name}"] = _auc(chance, done)
             found[f"mean probability of {name} over its rate"] = float(chance.mean()) / rate
     return {"NE": loss / entropy, **found}

@@ -1,10 +1,10 @@
 """`python -m bench freshness [STREAM …] [--limit N] [--picture FILE] [--quick]`: what fresh weights are worth.
 
 One learner learns a stream. Copies of it, renewed every minute, hour, day and week of event time, predict the same
-choices from the same up-to-date histories. So the curve shows what a recommender loses that is retrained (and rolled
+choices from the same up-to-date histories. So the curve shows what a recommender loses by being retrained (and rolled
 out at once) that rarely, while its users' histories are always fresh.
 
-A probe of forgetting: in an old window, one step in ten is never learned. Its choices are predicted by the weights at
+A probe for forgetting: in an old window, one step in ten is never learned. Its choices are predicted by the weights at
 the window's end and by later ones, among the same items.
 """
 
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from bench.__main__ import commit, machine, show
 from bench.curve import draw_curves
+from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
 from bench.frozen import Frozen
-from bench.judging import LATELY, kinds_alone, ranking, retrieval
 from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
@@ -44,7 +44,7 @@ from wire.history import Histories
 
 EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}
 WINDOW, PROBE_EVERY = (0.2, 0.3), 10
-"""Shares of the stream where the probe's window begins and ends; every how many-th of its steps is held out."""
+"""Shares of the stream where the probe's window begins and ends; one in this many of its steps is held out."""
 AGES = (0.0, 0.1, 0.3, 0.7)
 """Shares of the stream after the window at which the probe is evaluated."""
 

@@ -1,4 +1,4 @@
-"""A learner as it was at some moment, which predicts what comes without learning it, like a server that gets no newer
+"""A learner frozen at some moment: it predicts what follows without learning it, like a server that gets no newer
 version. Users' histories are up to date."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
 KNOWN = -1e29
-"""The score of an item that was never seen is below this (`kernels.memory.memory_scores`)."""
+"""Items that were never seen score below this (`kernels.memory.memory_scores`)."""
 
 
 class Frozen(Learner):
@@ -66,7 +66,7 @@ class Frozen(Learner):
 
 
 class LookupPass(ForwardPass):
-    """Gives no row to what is new."""
+    """A forward pass that gives no rows to new keys."""
 
     def target_rows(self, batch: JaggedBatch) -> Int64:
         """(R,) rows of the targets' items."""

@@ -138,7 +138,7 @@ def parts(case: Case, rab: bool, tiles: tuple[Any, Any, Any] = (None, None, None
 
 
 def dense_bias_ms(case: Case, clock: Clock) -> float:
-    """The cost of reading a bias for every pair (users x heads x N x N, bfloat16) once: the price without fusion."""
+    """The cost of reading a bias for every pair (users x heads x N x N, bfloat16) once: the price of not fusing it."""
     num_values = int((case.offsets.diff() ** 2).sum()) * case.q.shape[1]
     dense = torch.zeros((num_values + 1) // 2, dtype=torch.float32, device=clock.device)
     return clock.median_ms(dense.sum)

@@ -26,7 +26,7 @@ PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FlashAttention": SDPBackend.FLASH
 
 
 def by_length(clock: Clock) -> Iterator[Row]:
-    """The total number of tokens at each length."""
+    """Rows for each length, all with the same total number of tokens."""
     for length in (12, 20) if clock.rehearsal else LENGTHS:
         users, heads, width = (2, 1, 16) if clock.rehearsal else (TOKENS // length, HEADS, WIDTH)
         case = make_case(clock, users, length, heads, width)

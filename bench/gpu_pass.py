@@ -19,13 +19,26 @@ from bench.gpu_step import described, shares
 
 SEGMENT_LEN = 16
 GROUP = 128
-"""Events that the memory predicts together where it is on the GPU."""
+"""How many events the memory predicts together if it is on the GPU."""
+
+WAYS = ((2, GROUP), (2, 1), (1, GROUP), (0, 1))
+"""How a trainer computes a step: the number of CUDA graphs (one for both passes, two, or none), the memory's group."""
 
 
-def described_way(graphs: bool, group: int) -> str:
-    """How a trainer's step is computed, for a row's name."""
+def config_of(device: str, graphs: int, group: int) -> Any:
+    """A trainer's configuration for one of `WAYS`."""
+    from trainer.config import TrainerConfig
+
+    return TrainerConfig(
+        device=device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs > 0, graph_gradients=graphs == 1,
+        memory_group=group,
+    )  # fmt: skip
+
+
+def described_way(graphs: int, group: int) -> str:
+    """The same for a row's name."""
     there = f", memory on the GPU in groups of {group}" if group > 1 else ""
-    return f"{', CUDA graphs' if graphs else ''}{there}"
+    return f"{('', ', one CUDA graph', ', CUDA graphs')[graphs]}{there}"
 
 
 def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
@@ -63,7 +76,7 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                     segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
                     num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
                     session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
-                    user_offset=number, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+                    user_offset=number, user_index=0, applied_offset=number, resume_from_offset=number + 1,
                     newest_event_ms=newest, newest_record_ms=newest,
                 )  # fmt: skip
                 number += 1
@@ -80,7 +93,7 @@ def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> 
 
 
 def build_library() -> None:
-    """Replaces the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
+    """Replace the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
     subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
 
 
@@ -88,7 +101,6 @@ def single_pass(clock: Clock) -> Iterator[Row]:
     """The trainer's own step over MovieLens-sized and over long synthetic users."""
     build_library()
     from model.config import ModelConfig
-    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     plans = {
@@ -107,10 +119,8 @@ def single_pass(clock: Clock) -> Iterator[Row]:
         plans = dict.fromkeys(plans, ((3, 20, 8, 4, 12), tiny, 2, 2))
     for name, (world, model, batch, most) in plans.items():
         most = 2 if clock.compiles_only else most
-        for graphs, group in ((True, GROUP), (True, 1), (False, 1)):
-            config = TrainerConfig(
-                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs, memory_group=group
-            )
+        for graphs, group in WAYS:
+            config = config_of(clock.device, graphs, group)
             torch.set_float32_matmul_precision("high")  # as `trainer.device` does
             how = f"{name}{described_way(graphs, group)}"
             learner = Learner(model, config, clock.device)
@@ -156,7 +166,6 @@ def live_steps(clock: Clock) -> Iterator[Row]:
     """Steps of live traffic: one target each of few users, predicted, counted and learned."""
     build_library()
     from model.config import ModelConfig
-    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     model, before = ModelConfig(), 200
@@ -165,10 +174,8 @@ def live_steps(clock: Clock) -> Iterator[Row]:
                                     item_width=16, num_positions=32, num_time_buckets=8, max_context=8), 2  # fmt: skip
     torch.set_float32_matmul_precision("high")
     for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
-        for graphs, group in ((True, GROUP), (True, 1), (False, 1)):
-            config = TrainerConfig(
-                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs, memory_group=group
-            )
+        for graphs, group in WAYS:
+            config = config_of(clock.device, graphs, group)
             learner = Learner(model, config, clock.device)
             examples = live_examples(learner, users, 3706, before)
             batches = [

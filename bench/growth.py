@@ -1,8 +1,8 @@
 """`python -m bench growth [--quick]`: a catalogue that grows to ten million items (a million with ``--quick``).
 
-Items arrive in blocks of 100,000: first in the table alone, then everything that a trainer keeps of an item gets its
-row. Pauses are those of the longest block, bytes those that the process has become larger. Then live steps (`bench
-scale`) on the full catalogue take turns with steps on one of 10,000 items; every item has a full neighbourhood.
+Items arrive in blocks of 100,000: first in the table alone, then everything else that a trainer keeps about an item
+gets its row. A pause is the time of the longest block; bytes are the growth of the process. Then live steps
+(`bench scale`) on the full catalogue take turns with steps on one of 10,000 items; every item has a full neighbourhood.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PAUSE_MS, ROW_BYTES, SPEED = 150.0, 330.0, 0.8
 
 
 def resident_bytes() -> int:
-    """Memory of this process."""
+    """The resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def in_blocks(num_items: int, work: Callable[[int, int], None]) -> tuple[list[float], float]:
-    """The milliseconds of each block, and the bytes an item."""
+    """The milliseconds of each block, and the bytes per item."""
     gc.collect()
     before, took_ms = resident_bytes(), list[float]()
     for start in range(0, num_items, BLOCK):
@@ -43,7 +43,7 @@ def in_blocks(num_items: int, work: Callable[[int, int], None]) -> tuple[list[fl
 
 
 def grown(num_items: int) -> tuple[Learner, list[Row]]:
-    """A learner of so many items, and what it took."""
+    """A learner with this many items, and the rows about its growth."""
     learner = Learner(MODEL, CONFIG)
 
     def insert(start: int, stop: int) -> None:
@@ -62,16 +62,16 @@ def grown(num_items: int) -> tuple[Learner, list[Row]]:
         label = f"{num_items:,} items: {name}"
         rows += [
             row(f"{label}: longest block of {BLOCK:,}", max(took_ms), "ms", PAUSE_MS, note, most=True),
-            row(f"{label}: bytes an item", item_bytes, "B", most, most=True),
+            row(f"{label}: bytes per item", item_bytes, "B", most, most=True),
         ]
     before = resident_bytes()
     fill_memory(learner, num_items)
-    name = f"{num_items:,} items: memory and counts, in use: bytes an item"
+    name = f"{num_items:,} items: memory and counts, in use: bytes per item"
     return learner, [*rows, row(name, (resident_bytes() - before) / num_items, "B", note="beside the table's")]
 
 
 def stepping(learner: Learner, num_items: int) -> Callable[[], object]:
-    """Some live steps."""
+    """A function that runs some live steps."""
     traffic = Traffic(num_items)
     traffic.restore(learner.histories)
 
@@ -90,6 +90,6 @@ def run(quick: bool = False) -> list[Row]:
     small, _ = grown(FEW_ITEMS)
     contenders = {"large": stepping(large, num_items), "small": stepping(small, FEW_ITEMS)}
     took_s = take_turns(contenders, ROUNDS)
-    note = " and ".join(f"{1000 * took_s[name] / STEPS_A_ROUND:.1f} ms a step" for name in contenders)
+    note = " and ".join(f"{1000 * took_s[name] / STEPS_A_ROUND:.1f} ms per step" for name in contenders)
     name = f"{num_items:,} items: speed of live steps over that at {FEW_ITEMS:,}"
     return [*rows, row(name, took_s["small"] / took_s["large"], "x", SPEED, f"{note}, of processor time")]

@@ -1,9 +1,9 @@
 """`python -m bench hard [STREAM] [--data FOLDER] [--limit N] [--quick]`: LSRM's five hard tasks.
 
-HR@10 of one pass, of network and memory together, of the network alone, and of a larger network alone: by the item's
-popularity (four groups of equally many choices), by how many choices of the user are known (the first few; a hundred
-and more), in each domain, and with noise: actions on random items that are in all histories and are learned, but are
-not counted here. Source: "Scaling law of large sequential recommendation models" (Zhang et al., RecSys 2024).
+HR@10 of one pass for network and memory together, for the network alone, and for a larger network alone: by the item's
+popularity (four groups with equally many choices), by how many of the user's choices are known (the first few; a
+hundred or more), in each domain, and with noise: actions on random items, which are in the histories and are learned,
+but not counted here. Source: "Scaling law of large sequential recommendation models" (Zhang et al., RecSys 2024).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Bools = NDArray[np.bool_]
 QUICK_ACTIONS = 4_000
 LARGER: dict[str, Any] = {"model_width": 128, "num_heads": 4, "num_layers": 4}
 PASTS = ((0, 5), (5, 20), (20, 100), (100, 1 << 30))
-"""Of cold users, and of long trajectories: from, and below."""
+"""How many choices are known of cold users, and in long trajectories: at least, and fewer than."""
 NOISE_SHARE = 0.2
 NOISE = "noise:"
 
 
 def popularity_groups(item_A: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(A,) 0 for choices of the least popular items, to 3 for those of the most popular: each a quarter of all."""
+    """(A,) from 0 for choices of the least popular items to 3 for those of the most popular, a quarter of all each."""
     counts = Counter(item_A.tolist())
     order = sorted(counts, key=lambda item: (counts[item], item))
     ends = np.cumsum([counts[item] for item in order])
@@ -48,8 +48,8 @@ def popularity_groups(item_A: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def with_noise(actions: list[Action], share: float, seed: int = 1) -> list[Action]:
-    """The stream with actions on random items between: this share of as many, each by the user and at the time of the
-    action that follows it. The items are copies of the stream's own, known by their names."""
+    """The stream with actions on random items in between: ``share`` times as many, each by the user and at the time of
+    the action that follows it. The items are copies of the stream's own under other names."""
     rng, made = np.random.default_rng(seed), list[Action]()
     items = [action["item"] for action in actions]
     for action in actions:
@@ -66,7 +66,7 @@ def slices(done: Pass, actions: list[Action]) -> Iterator[tuple[str, Bools]]:
     for group in range(4):
         yield f"popularity {group + 1} of 4", group_A == group
     for least, below in PASTS:
-        name = f"{least} to {below - 1} choices known" if below < 1 << 30 else f"{least} choices known and more"
+        name = f"{least} to {below - 1} choices known" if below < 1 << 30 else f"{least} or more choices known"
         yield name, (done.num_past_A >= least) & (done.num_past_A < below)
     domain_of = {key_hash(action["item"]): action.get("domain") for action in actions}
     domain_A = np.array([str(domain_of.get(item)) for item in done.item_A.tolist()])

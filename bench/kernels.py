@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench import kernels_attention, kernels_losses, kernels_step
-from bench.timing import Row, copy_rate, gemm_rate, row
+from bench.timing import Row, copy_rate, gemm_rate, one_thread, row
 
 
 def limits() -> list[Row]:
@@ -19,15 +19,10 @@ def limits() -> list[Row]:
 
 def run(quick: bool = False) -> list[Row]:
     """All rows, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    try:
+    with one_thread():
         return [
             *limits(),
             *kernels_attention.rows(quick),
             *kernels_step.rows(quick),
             *kernels_losses.run(quick),
         ]
-    finally:
-        torch.set_num_threads(before)

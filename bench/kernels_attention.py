@@ -84,7 +84,7 @@ def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | No
             )
         )
         extra = seconds[name] - at_hand
-        note = f"{no_rab * 1e3:.2f} ms without; buckets, made once a batch, cost {extra * 1e3:.2f} ms more"
+        note = f"{no_rab * 1e3:.2f} ms without; buckets, made once per batch, cost {extra * 1e3:.2f} ms more"
         rows.append(row(f"cost of rab, {label}, {name}", at_hand / no_rab - 1, "of no rab", 0.10, note, most=True))
     return rows
 

@@ -19,7 +19,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.fbgemm import FbgemmWorker
-from bench.timing import ARITHMETIC, Row, Work, at_precision, copy_rate, gemm_rate, kernel_share, row, take_turns
+from bench.timing import (
+    ARITHMETIC,
+    Row,
+    Work,
+    at_precision,
+    copy_rate,
+    gemm_rate,
+    kernel_share,
+    one_thread,
+    row,
+    take_turns,
+)
 from kernels import IdMap, full_softmax, rank_of_target, rowwise_adagrad_, sampled_softmax, stochastic_length, top_k
 
 TEMPERATURE = 0.05
@@ -202,10 +213,7 @@ def length_rows() -> list[Row]:
 
 def run(quick: bool = False) -> list[Row]:
     """All rows, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    try:
+    with one_thread():
         return [
             *sampled_rows(quick, gemm_rate(torch.float32)),
             *full_rows(quick),
@@ -213,5 +221,3 @@ def run(quick: bool = False) -> list[Row]:
             *id_map_rows(quick),
             *length_rows(),
         ]
-    finally:
-        torch.set_num_threads(before)

@@ -139,7 +139,7 @@ def rows(quick: bool) -> list[Row]:
         target = 60.0 if name.startswith("bf16") else 35.0
         events = users.num_tokens / own_s
         note = (
-            f"{peer_s * 1e3:.0f} ms / {own_s * 1e3:.1f} ms; {events:,.0f} events/s a core; {in_kernel:.0%} of the "
+            f"{peer_s * 1e3:.0f} ms / {own_s * 1e3:.1f} ms; {events:,.0f} events/s per core; {in_kernel:.0%} of the "
             f"peer's time is the operating system's, {peer_s * (1 - in_kernel) / own_s:.1f}x without it"
         )
         result.append(row(f"training step, {name}, over padded eager", peer_s / own_s, "x", target, note))

@@ -1,9 +1,9 @@
-"""The whole loop on live traffic: how soon an action is seen and learned, what it costs, and what rate is too high.
+"""The whole loop on live traffic: how soon an action is seen and learned, what it costs, and which rate is too high.
 
-Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
-them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
-until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing; ``--part hold`` and
-``--part rise`` do one of the two. ``--picture FILE`` draws the hold, ``--folder PATH`` keeps everybody's logs.
+Real Apache Kafka; one worker, trainer and server with default settings; and a simulated world's live traffic, all on
+this machine. A rate is held for minutes while probes are timed (`bench.live_probe`); then it is raised until something
+falls behind. ``--quick`` holds the first rate for half a minute and does not raise it; ``--part hold`` and
+``--part rise`` do one of the two. ``--picture FILE`` draws the hold, ``--folder PATH`` keeps all logs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Held:
 
     @property
     def behind(self) -> list[str]:
-        """Stages that fall behind; ``traffic``, if not even the sender keeps the rate."""
+        """Stages that fall behind; ``traffic`` if even the sender does not keep the rate."""
         stages = [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
         return stages if stages or self.actions_per_s > self.rate * (1 - 2 * GROWS) else ["traffic"]
 
@@ -115,13 +115,13 @@ def rows_of(held: Held, num_interactions: int) -> list[Row]:
             row(f"{name}: backlog of {stage}", held.slope(stage), "records/s", GROWS * held.rate, note, most=True)
         )
     for process, seconds in sorted(held.cpu_s.items()):
-        rate = f"{held.num_actions / seconds:,.0f} actions a processor second" if seconds > 0 else ""
+        rate = f"{held.num_actions / seconds:,.0f} actions per processor second" if seconds > 0 else ""
         rows.append(row(f"{name}: {process}", seconds / held.seconds, "cores", note=rate))
     for topic, num_bytes in held.topic_bytes.items():
         per = num_bytes / max(1, held.num_actions)
         rows.append(row(f"{name}: {topic} on the broker", per, "MB per million actions"))
     per = held.topic_bytes["sequences"] / max(1, num_interactions or learned)
-    rows.append(row(f"{name}: sequences", per, "bytes an interaction", 300.0, most=True))
+    rows.append(row(f"{name}: sequences", per, "bytes per interaction", 300.0, most=True))
     return rows
 
 
@@ -133,15 +133,15 @@ def measure(
     parts: tuple[str, ...] = PARTS,
     folder: Path | None = None,
 ) -> tuple[list[Row], list[dict[str, float]]]:
-    """Hold ``rate``, then raise it by half until something falls behind; or one of the two ``parts``.
+    """Hold ``rate``, then raise it by half until something falls behind; or do one of the two ``parts``.
 
-    The rows, and the hold's `timeline`. ``folder``: a new one, which is kept, for everybody's files.
+    Returns the rows, and the hold's `timeline`. ``folder``: a new folder for all files, which is kept.
     """
     with tempfile.TemporaryDirectory() as name, running(folder or Path(name), sections) as stack:
         began_s = time.monotonic()
         stack.send(rate)
         stack.group.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
-        rows = [row("from the start of all to a first answer", time.monotonic() - began_s, "s")]
+        rows = [row("from the start of all processes to the first answer", time.monotonic() - began_s, "s")]
         if quick or "hold" in parts:
             held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
             rows += rows_of(held, 0)
@@ -155,7 +155,7 @@ def measure(
 
 
 def rise(stack: Stack, rate: float, sustained: float) -> list[Row]:
-    """A minute at each rate, every one higher by half, until something falls behind; and where that was."""
+    """A minute at each rate, each half as high again as the last, until something falls behind; and where that was."""
     rows = list[Row]()
     for _ in range(MOST_RISES):
         held = hold(stack, rate, STEP_S, probe_every_s=1.0)

@@ -1,4 +1,4 @@
-"""The picture of `bench.live`: how long actions took to be seen and to be learned, over the minutes that a rate was
+"""The chart of `bench.live`: how long actions took to be seen and to be learned, over the minutes that a rate was
 held."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUANTILES = (50, 99)
 def timeline(probes: Sequence[Probe], ended_s: float) -> list[dict[str, float]]:
     """Quantiles of both latencies, in seconds, of the probes sent in each window of 10 s.
 
-    A probe that had not arrived at ``ended_s`` counts with the time that it had waited.
+    A probe that had not arrived by ``ended_s`` counts with the time that it had waited until then.
     """
     if not probes:
         return []
@@ -40,13 +40,13 @@ def timeline(probes: Sequence[Probe], ended_s: float) -> list[dict[str, float]]:
 
 
 def draw_timeline(points: Sequence[dict[str, float]], rate: float, cores: str) -> str:
-    """SVG of `timeline`; ``cores`` says on what it was measured."""
+    """SVG of `timeline`; ``cores`` describes the machine."""
     last_s = max((point["at_s"] for point in points), default=0.0) or 1.0
     top = _round_up(max((value for point in points for name, value in point.items() if name != "at_s"), default=1.0))
     parts = [
         head(WIDTH, HEIGHT),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        text(LEFT, 24, f"{rate:,.0f} live actions/s: seconds until one is seen, and is learned", weight="bold"),
+        text(LEFT, 24, f"{rate:,.0f} live actions/s: seconds until each is seen, and learned", weight="bold"),
         text(LEFT, 42, f"Apache Kafka, worker, trainer, server and traffic together on {cores}"),
     ]  # fmt: skip
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -1,9 +1,9 @@
 """Timing a running deployment: from an action to the history that a server uses, and to an answer by weights that have
 learned it.
 
-A probe is an action of a new user, sent alone. The history is served when the server answers with one interaction for
+A probe is an action of a new user, sent alone. Its history is served once the server answers with one interaction for
 that user. The action is learned by the first version whose manifest covers its offset, and used in the first answer
-that names that version or a newer one. The server is asked every 20 ms, which is how precise the times are.
+that names that version or a newer one. The server is queried every 20 ms, which limits the precision of the times.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How well live traffic is ranked: 1,000 actions/s of the simulated world, whose feedback comes late.
+"""How well live traffic is ranked: 1,000 actions/s of the simulated world, whose feedback arrives late.
 
-Everything is predicted once, when it is new, and scored by what became of it in the end. Beside the model: the rate of
-each kind in hindsight, the item's smoothed rate so far, an online logistic regression that learns of an interaction
-when the odds do (`model.kept`), and the world's own chances, which nobody can beat. Normalised entropy over click,
-like, share and hide (impressions come at once), of each part of the stream and of its second half; predicted over
-observed.
+Every interaction is predicted once, when it is new, and scored against its final outcome. Beside the model: the rate of
+each kind in hindsight, the item's smoothed rate so far, an online logistic regression that learns an interaction when
+the odds do (`model.kept`), and the world's own probabilities, which nothing can beat. Reported: normalised entropy over
+click, like, share and hide (impressions arrive at once), for each part of the stream and for its second half; and
+predicted over observed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HASHED, LEARNING_RATE = 1 << 18, 0.05
 
 
 class KnownWorld(World):
-    """A world that says how likely each kind was: by user and item, the time of each impression and its chances."""
+    """A world that reveals its probabilities: by user and item, the time of each impression and its probabilities."""
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__(config)
@@ -50,7 +50,7 @@ class KnownWorld(World):
     def _impression(
         self, made: list[tuple[float, Any]], shared: dict[str, Any], slot: int, interest: Floats, now_s: float
     ) -> bool:
-        liking = float(self._catalogue.taste[slot] @ interest)
+        liking = float(self._catalogue.genres[slot] @ interest)
         click = 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
         like, hide = np.clip(0.3 + 0.4 * liking, 0, 1), np.clip(0.05 - 0.2 * liking, 0, 1)
         chance_K = np.array([1.0, click, click * like, click * 0.05, (1 - click) * hide])
@@ -59,12 +59,12 @@ class KnownWorld(World):
         return super()._impression(made, shared, slot, interest, now_s)
 
     def chance_of(self, user: str, item: int, time_ms: int) -> Floats:
-        """(K,) of the impression of an item that is nearest in time."""
+        """(K,) the probabilities at the impression of an item that is nearest in time."""
         return min(self.chances[user, item], key=lambda each: abs(each[0] - time_ms))[1]
 
 
 def steps(num_actions: int, seed: int) -> Iterator[tuple[list[Example], list[Floats]]]:
-    """Examples as they arrive, and the chances of their new interactions."""
+    """Examples as they arrive, and the probabilities of their new interactions."""
     world, sequencer = KnownWorld(WorldConfig(seed=seed, actions_per_s=RATE)), Sequencer(ACTION, SequenceConfig())
     for offset, action in enumerate(islice(world.actions(), num_actions)):
         for decoded in decode_record(msgspec.json.encode(action), action["timestamp"] + 10**9, ACTION):
@@ -103,7 +103,7 @@ class LogisticRegression:
 
 @dataclass
 class Told:
-    """What each said of the interactions, in the order in which they were new, and what came to them."""
+    """Each model's predictions for the interactions, in the order in which they were new, and their outcomes."""
 
     keys: list[int] = field(default_factory=list)
     bits: dict[int, int] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Told:
 
 
 class Watched(Learner):
-    """A learner beside which others predict."""
+    """A learner beside which other models predict."""
 
     def __init__(self) -> None:
         super().__init__(MODEL, TrainerConfig(device="cpu", metric_window=1))
@@ -120,7 +120,7 @@ class Watched(Learner):
         self.by_regression: list[Floats] = []
 
     def odds_events(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: torch.Tensor) -> OddsEvents:
-        """What the regression sees is noted here."""
+        """As `Learner.odds_events`; also notes the regression's inputs."""
         target_R = batch.target_R
         user_R, item_R = batch.user_key_B[batch.owner_n[target_R]], batch.item_n[target_R]
         rest_RA = np.concatenate([batch.domain_n[target_R][:, None], batch.feature_nF[target_R]], axis=1)
@@ -140,7 +140,7 @@ class Watched(Learner):
         return ranked
 
     def regress(self, first: int) -> int:
-        """The regression learns of the interactions from ``first`` on that are old enough; returns the next."""
+        """Have the regression learn the interactions from ``first`` on that are old enough; returns the next one."""
         last = int(self.rates.kept.rows.count_2[1])
         for nth in range(first, last):
             bits = int(self.told.bits[self.told.keys[nth]])
@@ -163,12 +163,12 @@ def measure(num_actions: int, seed: int) -> list[Row]:
         "the rate in hindsight": np.tile(did_RK.mean(axis=0), (len(did_RK), 1)),
         "the world's own chances": np.array(chances),
     }
-    num = int(len(did_RK) * 0.9)  # what came last has not got all of its kinds
+    num = int(len(did_RK) * 0.9)  # the last interactions have not received all of their kinds
     return [each for name, chance in said.items() for each in _rows_of(name, chance[:num], did_RK[:num] > 0)]
 
 
 def _by_key(examples: list[Example], known: list[Floats]) -> list[Floats]:
-    """Chances in the order of a batch's targets: by user as first met, then by place."""
+    """Probabilities in the order of a batch's targets: by user in order of appearance, then by place."""
     users: dict[str, list[tuple[int, Floats]]] = {}
     rest = iter(known)
     for each in examples:
@@ -199,6 +199,6 @@ def _bits(rate_K: Floats) -> float:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report: two minutes of traffic, or half a one."""
+    """The rows of the report: two minutes of traffic, or half a minute."""
     torch.set_num_threads(1)
     return measure(30_000 if quick else 120_000, seed=1000)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
@@ -40,21 +40,26 @@ class Backlog:
 
 
 class Stack:
-    """A running deployment. It has the defaults except for what a shared machine requires (ports, paths) and the kinds
-    of the simulated world."""
+    """A running deployment, made by `start`. It has the defaults except for what a shared machine requires (ports,
+    paths) and the kinds of the simulated world."""
 
-    def __init__(self, folder: Path, broker: Broker, group: ProcessGroup, sections: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, broker: Broker, group: ProcessGroup) -> None:
         self.folder, self.broker, self.group = folder, broker, group
-        port = free_port()
+        self.path = folder / "headrace.toml"
+        self.traffic: Child | None = None
+        self._last_lag: dict[str, Any] = {}
+
+    def start(self, sections: dict[str, dict[str, Any]]) -> Self:
+        """Start everything but the traffic; ``sections``: settings other than the defaults."""
+        folder, broker, group, port = self.folder, self.broker, self.group, free_port()
         ours: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": broker.bootstrap, "prefix": f"live{uuid.uuid4().hex[:6]}"},
-            "action": {"kinds": list(KINDS), "features": ["taste"]},
+            "action": {"kinds": list(KINDS), "features": ["genre"]},
             "store": {"path": str(folder / "store")},
             "stream": {"metrics_port": 0},
             "trainer": {"checkpoint_dir": str(folder / "checkpoints")},
             "serving": {"port": port},
         }
-        self.path = folder / "headrace.toml"
         self.path.write_text(
             _toml({name: {**ours.get(name, {}), **sections.get(name, {})} for name in ours | sections})
         )
@@ -66,9 +71,8 @@ class Stack:
         self.worker = group.start("worker", "-m", "stream", "worker", *config)
         self.trainer = group.start("trainer", "-m", "trainer", *config)
         self.server = group.start("server", "-m", "serving", *config)
-        self.traffic: Child | None = None
         self._lag: KafkaConsumer = make_consumer(self.settings.kafka)
-        self._last_lag: dict[str, Any] = {}
+        return self
 
     def close(self) -> None:
         """Close the connection."""
@@ -154,6 +158,6 @@ def running(folder: Path, sections: dict[str, dict[str, Any]] | None = None) -> 
         if broker.kind != "apache":
             raise RuntimeError(f"expected real Kafka, got {broker_in_use()}; install java 17 and mvn")
         group = stack.enter_context(ProcessGroup(folder, {}))
-        made = Stack(folder, broker, group, sections or {})
+        made = Stack(folder, broker, group).start(sections or {})
         stack.callback(made.close)
         yield made

@@ -1,9 +1,9 @@
 """How much live traffic a trainer learns per processor second: one new interaction of a user with 200 earlier ones.
 
 Steps of a given number of users, each with one new interaction, by how much context is computed
-(`trainer.max_train_context`: all 200 with gradients through all of it, less as the trainer does by default); and what
-that context is worth: prequential HR@10 and NE on a simulated world's traffic. Contenders take turns, so ratios mean
-something on a shared machine.
+(`trainer.max_train_context`: all 200 interactions with gradients through all of them, or fewer, as the trainer does by
+default); and what that context is worth: prequential HR@10 and NE on a simulated world's traffic. Contenders take
+turns, so ratios are meaningful on a shared machine.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ CONFIG = TrainerConfig(device="cpu")
 
 
 def config_of(max_context: int) -> TrainerConfig:
-    """Gradients through the whole context if all of it is computed, otherwise the default."""
+    """The configuration: gradients through the whole context if all of it is computed, otherwise the default."""
     return replace(CONFIG, max_train_context=max_context, context_gradient=max_context == CONTEXTS[0])
 
 
-class Crowd:
+class Users:
     """Users with `NUM_BEFORE` interactions each, who continue one at a time, and a learner that knows them."""
 
     def __init__(self, max_context: int, num_users: int) -> None:
@@ -72,29 +72,31 @@ class Crowd:
             segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
             interactions=Interactions(*(getattr(life, name)[first:stop] for name in Interactions.__slots__)),
             session_hash=np.zeros(stop - first, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
-            user_index=0, applied_offset=0, replay_from_offset=0, newest_event_ms=0, newest_record_ms=0,
+            user_index=0, applied_offset=0, resume_from_offset=0, newest_event_ms=0, newest_record_ms=0,
         )  # fmt: skip
 
 
 def speeds(quick: bool) -> list[Row]:
     """Interactions per processor second."""
     sizes = SIZES[:1] if quick else SIZES
-    crowds = {(context, size): Crowd(context, size) for context in CONTEXTS for size in sizes}
+    groups = {(context, size): Users(context, size) for context in CONTEXTS for size in sizes}
     spare_the_collector()
-    seconds = take_turns({str(key): crowd.step for key, crowd in crowds.items()}, ROUNDS if quick else 3 * ROUNDS)
+    seconds = take_turns({str(key): group.step for key, group in groups.items()}, ROUNDS if quick else 3 * ROUNDS)
     rows = []
-    for context, size in crowds:
+    for context, size in groups:
         took_s = seconds[str((context, size))]
         name = f"steps of {size}, one new with {NUM_BEFORE} before it, {context} computed"
         target = TARGET if (context, size) == (CONFIG.max_train_context, 32) else None
-        rows.append(row(name, size / took_s, "interactions/s", target, f"{1000 * took_s:.1f} ms of processor a step"))
+        rows.append(
+            row(name, size / took_s, "interactions/s", target, f"{1000 * took_s:.1f} ms of processor time per step")
+        )
     return rows
 
 
 def metrics_cost(quick: bool) -> Row:
     """What the metrics and their baselines take of a default step of 32, in processor time."""
-    crowd, spent_s = Crowd(CONFIG.max_train_context, SIZES[0]), [0.0]
-    learner = crowd.learner
+    users, spent_s = Users(CONFIG.max_train_context, SIZES[0]), [0.0]
+    learner = users.learner
 
     def timed(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -108,9 +110,9 @@ def metrics_cost(quick: bool) -> Row:
     learner.evaluator.count = timed(learner.evaluator.count)  # type: ignore[method-assign]
     learner.popularity.learn = timed(learner.popularity.learn)  # type: ignore[method-assign]
     learner.rates.predict = timed(learner.rates.predict)  # type: ignore[method-assign]
-    crowd.step()
+    users.step()
     spent_s[0] = 0.0
-    took_s = sum(crowd.step() for _ in range(ROUNDS * (4 if quick else 16)))
+    took_s = sum(users.step() for _ in range(ROUNDS * (4 if quick else 16)))
     note = f"{1000 * spent_s[0] / (ROUNDS * (4 if quick else 16)):.2f} ms a step: ranks, slices, baselines, NE, AUC"
     return row("the metrics' share of that step", spent_s[0] / took_s, "of its time", METRICS_SHARE, note, most=True)
 

@@ -1,9 +1,9 @@
-"""Made streams of shapes that the other ones do not have: order, replays, very many new users, a long tail, tied times.
+"""Made streams with properties that the others lack: order, repetition, very many new users, a long tail, tied times.
 
-``portal``: short visits, half of them by new people, to articles that live for hours and lead to each other.
+``portal``: short visits, half of them by new users, to articles that are read for hours and link to each other.
 ``series``: episodes in order, several series at a time. ``music``: albums in order, and favourites again at the same
-time of day. ``bazaar``: 200,000 products, people who come once or twice, views that return to what was seen.
-``reviews``: a handful for each user, stamped with the day, in two domains.
+time of day. ``bazaar``: 200,000 products, users who come once or twice, views that return to what was seen.
+``reviews``: a handful for each user, dated by the day, in two domains.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ Action = dict[str, Any]
 START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Judge = Callable[[int, int, Ints, Floats], None]
-"""Told of each action: its user and item, and the items that it could have been about with their chances (not scaled),
-given all that the generator knows just before it draws. An item may be given twice."""
+OnChoice = Callable[[int, int, Ints, Floats], None]
+"""Called with each action's user and item, and with the items that it could have been about and their probabilities
+(unscaled), given all that the generator knows just before it draws. An item may be listed twice."""
 
 
 def act(user: int, item: int, kinds: str | list[str], hour: float, **more: Any) -> Action:
-    """An action, some hours after the stream's beginning."""
+    """An action, ``hour`` hours after the stream's beginning."""
     time_ms = START_MS + int(hour * HOUR_MS)
     return {"user": int(user), "item": int(item), "action": kinds, "timestamp": time_ms, **more}
 
 
 def draw(rng: np.random.Generator, weight: Floats) -> int:
-    """An index, with chances in proportion to the weights."""
+    """An index, drawn in proportion to the weights."""
     chances = np.cumsum(weight)
     return int(np.searchsorted(chances, rng.random() * chances[-1], side="right"))
 
 
 class Visitors:
-    """Who comes next: somebody new, or one of the last visitors."""
+    """Draws the next visitor: a new user, or one of the last visitors."""
 
     def __init__(self, rng: np.random.Generator, share_new: float, remembered: int) -> None:
         self._rng, self._share_new, self._remembered = rng, share_new, remembered
@@ -64,20 +64,20 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
     section = rng.integers(12, size=num_items)
     links = [rng.choice(np.arange(max(0, item - 60), item + 1), 4).tolist() for item in range(num_items)]
     visitors = Visitors(rng, 0.45, 3_000)
-    taste, read = dict[int, Floats](), dict[int, list[int]]()
+    preference, read = dict[int, Floats](), dict[int, list[int]]()
     hour, done = 0.0, 0
     while done < num:
         hour += rng.exponential(1 / 170)
         user, now, item = visitors.next(), hour, -1
-        if user not in taste:
-            taste[user], read[user] = rng.dirichlet(np.full(12, 0.4)), []
+        if user not in preference:
+            preference[user], read[user] = rng.dirichlet(np.full(12, 0.4)), []
         first, last = np.searchsorted(born, [now - 36, now])
         pull = appeal[first:last] * np.exp(-(now - born[first:last]) / life[first:last])
         for _ in range(rng.geometric(0.35)):
             if item >= 0 and rng.random() < 0.5:
                 found = links[item][min(3, int(rng.geometric(0.5)) - 1)]
             else:
-                found = int(first) + draw(rng, pull * (taste[user][section[first:last]] + 0.05))
+                found = int(first) + draw(rng, pull * (preference[user][section[first:last]] + 0.05))
             if found in read[user][-30:]:
                 continue
             item, done = found, done + 1
@@ -87,15 +87,15 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
 
 
 def series(
-    num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, judge: Judge | None = None
+    num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
-    """Half of the series come later; a user goes on with one, leaves some, and now and then skips an episode."""
+    """Half of the series are released later. Users continue one, abandon some, and now and then skip an episode."""
     rng = np.random.default_rng(seed)
     length = rng.integers(4, 25, num_series)
     start = np.concatenate([[0], np.cumsum(length)])
     born = np.where(np.arange(num_series) < num_series // 2, 0.0, rng.uniform(0, num / 400, num_series))
     appeal, genre = rng.lognormal(0, 1.2, num_series), rng.integers(8, size=num_series)
-    taste, activity = rng.dirichlet(np.full(8, 0.4), num_users), rng.lognormal(0, 1, num_users)
+    preference, activity = rng.dirichlet(np.full(8, 0.4), num_users), rng.lognormal(0, 1, num_users)
     under_way: list[dict[int, int]] = [{} for _ in range(num_users)]
     begun: list[list[int]] = [[] for _ in range(num_users)]
     hour, done = 0.0, 0
@@ -106,7 +106,7 @@ def series(
         for _ in range(rng.geometric(0.28)):
             going_on, pull = ([at] if at in mine else list(mine)), np.zeros(num_series)
             if at not in mine:
-                pull = appeal * (born <= hour) * (taste[user][genre] + 0.02)
+                pull = appeal * (born <= hour) * (preference[user][genre] + 0.02)
                 pull[begun[user]] = 0
             could_be = [start[each] + mine[each] for each in going_on]
             if at not in mine:
@@ -118,10 +118,11 @@ def series(
                     at = draw(rng, pull)
                     mine[at] = 0
                     begun[user].append(at)
-            if judge:
+            if on_choice:
                 share = pull.sum() and (0.25 if going_on else 1.0) / pull.sum()
                 chances = np.concatenate([np.full(len(going_on), 0.75 / max(1, len(going_on))), share * pull])
-                judge(user, int(start[at]) + mine[at], np.concatenate([could_be, start[:-1]]).astype(np.int64), chances)
+                items = np.concatenate([could_be, start[:-1]]).astype(np.int64)
+                on_choice(user, int(start[at]) + mine[at], items, chances)
             yield act(user, int(start[at]) + mine[at], "watch", now)
             done += 1
             now += 0.4 + rng.exponential(0.05)
@@ -133,10 +134,10 @@ def series(
 
 
 def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: int = 0) -> Iterator[Action]:
-    """Albums of ten tracks in order, or in any order some of the user's last favourites of this third of the day."""
+    """Albums of ten tracks in order, or some of the user's recent favourites from this third of the day, shuffled."""
     rng, tracks = np.random.default_rng(seed), 10
     appeal, genre = rng.lognormal(0, 1.3, num_albums), rng.integers(10, size=num_albums)
-    taste, activity = rng.dirichlet(np.full(10, 0.3), num_users), rng.lognormal(0, 0.8, num_users)
+    preference, activity = rng.dirichlet(np.full(10, 0.3), num_users), rng.lognormal(0, 0.8, num_users)
     favourites: list[list[tuple[int, int]]] = [[] for _ in range(num_users)]
     hour, done = 0.0, 0
     while done < num:
@@ -144,7 +145,7 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
         user, now, part = draw(rng, activity), hour, int(hour / 8) % 3
         mine, wanted = favourites[user], int(rng.geometric(0.12))
         if len(mine) < 5 or rng.random() < 0.45:
-            album = draw(rng, appeal * (taste[user][genre] + 0.01))
+            album = draw(rng, appeal * (preference[user][genre] + 0.01))
             first = 0 if rng.random() < 0.7 else int(rng.integers(tracks))
             played = [album * tracks + track for track in range(first, min(tracks, first + wanted))]
             mine += [(track, part) for track in played if rng.random() < 0.25]
@@ -157,8 +158,10 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
         done += len(played)
 
 
-def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0, judge: Judge | None = None) -> Iterator[Action]:
-    """Within a visit: the same product again, one seen before, one beside the last, or any of its category."""
+def bazaar(
+    num: int = 60_000, num_items: int = 200_000, seed: int = 0, on_choice: OnChoice | None = None
+) -> Iterator[Action]:
+    """Within a visit: the same product again, one seen before, a neighbour of the last, or any of its category."""
     rng, num_categories = np.random.default_rng(seed), 400
     appeal = (1 / np.arange(1, num_items + 1) ** 0.8)[rng.permutation(num_items)]
     category = rng.integers(num_categories, size=num_items)
@@ -182,8 +185,8 @@ def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0, judge: Ju
                 item = int(members[here][place % len(members[here])])
             else:
                 item = int(members[here][np.searchsorted(chances[here], rng.random() * chances[here][-1])])
-            if judge:
-                judge(user, item, *_bazaar_chances(members[here], appeal, visit, before))
+            if on_choice:
+                on_choice(user, item, *_bazaar_chances(members[here], appeal, visit, before))
             visit.append(item)
             before.append(item)
             kinds = ["view", *(kind for kind, share in (("cart", 0.08), ("buy", 0.03)) if rng.random() < share)]
@@ -197,7 +200,7 @@ def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: lis
     chances[0] *= 0.4 if visit else 0.7 if before else 1.0
     if visit:
         place = int(np.searchsorted(members, visit[-1])) + np.arange(-12, 13)
-        away = np.abs(np.arange(-12, 13))  # steps are cut off towards zero, so zero is twice as wide
+        away = np.abs(np.arange(-12, 13))  # steps are rounded towards zero, so zero is twice as wide
         bell = np.where(away, 1.0, 2.0) * np.exp(-(((away + 0.5) / 3) ** 2) / 2)
         items += [np.array(visit), members[place % len(members)]]
         chances += [np.full(len(visit), 0.2 / len(visit)), 0.3 * bell / bell.sum()]
@@ -209,9 +212,9 @@ def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: lis
 
 
 def reviews(
-    num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, judge: Judge | None = None
+    num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, on_choice: OnChoice | None = None
 ) -> Iterator[Action]:
-    """Users join over years and review about five items, of their four circles or any; items fade with age."""
+    """Users join over the years and review about five items, from their four circles or any; items fade with age."""
     rng, days, num_circles = np.random.default_rng(seed), 800, 300
     circle, born = rng.integers(num_circles, size=num_items), rng.uniform(-days, days, num_items)
     appeal, life = rng.lognormal(0, 1.2, num_items), rng.lognormal(np.log(300), 0.6, num_items)
@@ -233,11 +236,11 @@ def reviews(
                 seen.add(item)
                 written.append((int(day), user, item, mine))
     for day, user, item, mine in sorted(written, key=lambda each: each[0]):
-        if judge:
+        if on_choice:
             pull = appeal * np.where(born <= day, np.exp(-np.maximum(day - born, 0.0) / life), 0.0)
             chances = 0.55 * pull / pull.sum()
             for each in mine:
                 total = pull[members[each]].sum()
                 chances[members[each]] += (total and 0.45 / 4 / total) * pull[members[each]]
-            judge(user, item, np.arange(num_items), chances)
+            on_choice(user, item, np.arange(num_items), chances)
         yield act(user, item, "review", (day - days) * 24.0, domain="ab"[domain[circle[item]]])

@@ -1,8 +1,8 @@
-"""What the made streams' own chances would hit: a bound for every recommender.
+"""HR@10 of the made streams' own probabilities: an upper bound for every recommender.
 
-Each choice is ranked by the chances with which the generator draws it, tastes and appeals that nobody knows among them,
-among the items seen so far, by the rules of `bench.quality`. No recommender can be expected above that, and the
-distance from the best simple rival to it says what there is to gain at most.
+Each choice is ranked among the items seen so far, under the rules of `bench.quality`, by the probabilities from which
+the generator draws it. These include preferences and appeals that no recommender can see. So none can be expected to do
+better, and the distance from the best simple rival is the most that can be gained.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from bench.streams import STREAMS
 from bench.timing import row
 from trainer.metrics import rank_gains
 
-JUDGED = ("news", "shop", "series", "bazaar", "reviews")
+STREAMS_MEASURED = ("news", "shop", "series", "bazaar", "reviews")
 QUICK_ACTIONS = 6_000
 
 
 @dataclass(slots=True, eq=False)
 class Oracle:
-    """Ranks of choices by the chances that a generator tells: 1 is best, 0 for an item that was not known."""
+    """Ranks choices by the generator's probabilities: 1 is best, 0 for an item that was not known."""
 
     ranks: list[int] = field(default_factory=list)
     catalogue: Catalogue = field(default_factory=Catalogue)
     met: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def __call__(self, user: int, item: int, items: Ints, chances: Floats) -> None:
-        """Judge one choice, then note it."""
+        """Rank one choice, then note it."""
         rank, met = 0, self.met[user]
         if item in self.catalogue.row_of:
             rank = self._rank(item, items, chances, met - {item} if self.catalogue.leaves_out else set())
@@ -53,10 +53,10 @@ class Oracle:
         return 1 + better + equal // 2
 
 
-def judge(stream: str, limit: int | None = None) -> tuple[float, float]:
-    """HR@10 of a stream's own chances, and the share of choices of items that nobody has seen."""
+def measure(stream: str, limit: int | None = None) -> tuple[float, float]:
+    """HR@10 of a stream's own probabilities, and the share of its choices that are of unseen items."""
     oracle = Oracle()
-    for _ in islice(STREAMS[stream].open(judge=oracle), limit):
+    for _ in islice(STREAMS[stream].open(on_choice=oracle), limit):
         pass
     ranks = np.array(oracle.ranks)
     return float(rank_gains(ranks)[2].mean()), float((ranks == 0).mean())
@@ -64,7 +64,7 @@ def judge(stream: str, limit: int | None = None) -> tuple[float, float]:
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """The rows of the report."""
-    found = {name: judge(name, QUICK_ACTIONS if quick else None) for name in JUDGED}
+    found = {name: measure(name, QUICK_ACTIONS if quick else None) for name in STREAMS_MEASURED}
     return [
         row(f"{name}: HR@10 of its own chances", hits, "", note=f"{unseen:.1%} of its choices are of unseen items")
         for name, (hits, unseen) in found.items()

@@ -1,4 +1,4 @@
-"""HSTU as it is published for research, padded and eager, written here from its formulas (Zhai et al., ICML 2024).
+"""HSTU as published for research, padded and eager, written here from its formulas (Zhai et al., ICML 2024).
 
 Scores of every pair of a padded batch; the time bias is a gather of floor(ln(max(1, |dt|)) / 0.301), the position bias
 a table of 2N - 1 distances laid out as a Toeplitz matrix; the loss gathers each position's own negatives.

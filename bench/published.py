@@ -30,12 +30,12 @@ Int64 = NDArray[np.int64]
 LENGTH, WIDTH, BATCH, NEGATIVES, TEMPERATURE, EPOCHS = 200, 50, 128, 128, 0.05, 101
 NORM_LEN, DROPOUT, LR, BETAS, EPS = 211.0, 0.2, 1e-3, (0.9, 0.98), 1e-6
 TARGETS = {"base": (0.3097, 0.1720), "large": (0.3294, 0.1893)}
-"""HR@10 and NDCG@10 as published."""
+"""The published HR@10 and NDCG@10."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Users:
-    """Concatenated sequences, each in time order: user u's is ``starts[u]:starts[u + 1]``. Items from 1."""
+    """Concatenated sequences, each in time order: user u's is ``starts[u]:starts[u + 1]``. Items count from 1."""
 
     starts: Int64
     item: Int64
@@ -47,8 +47,8 @@ class Users:
         return int(self.item.max())
 
     def batch(self, users: Int64, *, last: int) -> Batch:
-        """For each user, the ``LENGTH`` interactions before the ``last`` ones, which are never read. The target of each
-        is the one that follows it."""
+        """For each user, the ``LENGTH`` interactions before the ``last`` ones, which are never read. The target of an
+        interaction is the one that follows it."""
         ends = self.starts[users + 1] - last
         firsts = np.maximum(self.starts[users], ends - 1 - LENGTH)
         lengths = np.maximum(ends - 1 - firsts, 0)
@@ -96,7 +96,7 @@ class Published(nn.Module):
             nn.init.xavier_uniform_(layer.out_weight)
             for fixed in (layer.uvqk_bias, layer.norm_in_weight_M, layer.norm_in_bias_M, layer.norm_out_weight,
                           layer.norm_out_bias):  # fmt: skip
-                fixed.requires_grad_(False)  # the published layer has none of these
+                fixed.requires_grad_(False)  # the published layer does not have these
 
     def forward(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """(T, WIDTH) the query after each interaction; ``seed`` above 0: with dropout."""
@@ -230,7 +230,7 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--evaluate-every", type=int, default=10, metavar="N")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no epoch after this long")
-    parser.add_argument("--state", type=Path, help="written after each epoch, and gone on from")
+    parser.add_argument("--state", type=Path, help="written after each epoch, and resumed from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the report here")
     parser.add_argument("--quick", action="store_true", help="two epochs")

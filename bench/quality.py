@@ -1,13 +1,14 @@
 """`python -m bench quality [STREAM …] [--file F …] [--data FOLDER] [--only WHO …] [--steps] [--seeds N] [--quick]`.
 
-Headrace and every rival (`bench.rivals`) on the same events in the same order, each choice and each kind predicted
-before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items seen so far
-(without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over the
-last 10,000.
+Headrace and every rival (`bench.rivals`) on the same events in the same order; each choice and each kind is predicted
+before it is learned. The metric code is the same for all: HR@10, NDCG@10 and MRR of the choices, over all items seen so
+far (without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over
+the last 10,000.
 
-Each rival is run in every setting with the first seed, and in the best one with all seeds. ``--out FILE`` appends each
-pass as it ends, and what FILE has is not run again: a long comparison can be made in pieces, stopped and resumed.
-``--from FILE`` shows what files hold. ``--steps`` runs Headrace alone, by targets per step.
+Each rival is run in every setting with the first seed, and in its best setting with all seeds. ``--out FILE`` appends
+each pass as it ends, and passes that FILE has already are not run again: a long comparison can be made in pieces,
+stopped and resumed. ``--from FILE`` shows the contents of such files. ``--steps`` runs Headrace alone, by targets per
+step.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import structlog
 from bench.__main__ import commit, machine, show
 from bench.chart import draw
 from bench.comparison import rows_of
+from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import num_items, steps
-from bench.judging import judge_ranker, judge_retriever, retrieval
 from bench.records import Record, append, best_setting, key, measure, read, spoken
-from bench.rivals import Setting, Stage, rankers, retrievers
+from bench.rivals import Setting, StreamInfo, rankers, retrievers
 from bench.single_pass import headrace, settings_for, with_size
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
@@ -57,7 +58,7 @@ class Job:
 
 
 @dataclass(slots=True, eq=False)
-class Arena:
+class Comparison:
     """One stream, and the passes that have been made over it."""
 
     stream: str
@@ -101,12 +102,12 @@ class Arena:
 
     def _rival(self, job: Job, setting: Setting, say: Callable[[int], None]) -> list[Record]:
         model = file_configs(self.settings, self.actions[0])[2]
-        rival = setting.make(Stage(num_items(self.actions), model), job.seed)
+        rival = setting.make(StreamInfo(num_items(self.actions), model), job.seed)
         stream = steps(self.settings, self.actions, setting.size)
         if job.task == "retrieval":
-            found = retrieval(judge_retriever(rival, stream, say))
+            found = retrieval(evaluate_retriever(rival, stream, say))
         else:
-            found = judge_ranker(rival, stream, model.kinds, say)
+            found = evaluate_ranker(rival, stream, model.kinds, say)
         return [self._record(job, job.task, job.who, found)]
 
     def compare(self, only: list[str], num_seeds: int, *, first_settings: bool) -> None:
@@ -160,7 +161,7 @@ class Line:
             print(f"{self._what}: {done / max(1, self._num):.0%}", end=end, file=sys.stderr, flush=True)
 
     def end(self, result: str) -> None:
-        """The results of a pass."""
+        """Show the result of a pass."""
         print(f"{self._what}: {result}", file=sys.stderr, flush=True)
 
 
@@ -177,9 +178,9 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--share", type=float, metavar="S", help="use only the first share S of the actions")
     parser.add_argument("--first-settings", action="store_true", help="each rival in its usual setting alone")
-    parser.add_argument("--out", type=Path, help="append each pass to this file; what it has is not run again")
+    parser.add_argument("--out", type=Path, help="append each pass to this file; those that it has are not run again")
     parser.add_argument("--from", action="append", default=[], type=Path, dest="sources",
-                        help="show what this file has, and run nothing")  # fmt: skip
+                        help="show the passes in this file, and run nothing")  # fmt: skip
     parser.add_argument("--picture", type=Path, help="write an SVG")
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ACTIONS:,} actions, within a minute")
     options = parser.parse_args(arguments)
@@ -217,12 +218,14 @@ def _measure(options: argparse.Namespace, words: str) -> list[Record]:
     records: list[Record] = []
     for name, actions in _streams(options):
         settings = settings_for(load_settings(), actions)
-        arena = Arena(name, actions, settings, kept, options.out, words)
+        comparison = Comparison(name, actions, settings, kept, options.out, words)
         if options.steps:
-            arena.frontier(options.seeds)
+            comparison.frontier(options.seeds)
         else:
-            arena.compare(options.only, options.seeds, first_settings=options.first_settings or options.quick)
-        records += [each for each in arena.records if (each["stream"], each["num_actions"]) == (name, len(actions))]
+            comparison.compare(options.only, options.seeds, first_settings=options.first_settings or options.quick)
+        records += [
+            each for each in comparison.records if (each["stream"], each["num_actions"]) == (name, len(actions))
+        ]
     return records
 
 

@@ -1,7 +1,7 @@
-"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on one and two threads.
+"""The cost of ranking many candidates after a long history: the engine's time, without HTTP, on one and two threads.
 
-The model is the one that the targets are stated for: 4 layers of width 64 with 4 heads, and a history of 512
-interactions (1,024 tokens), whose keys and values are cached.
+The model is the one for which the targets are stated: 4 layers of width 64 with 4 heads, and a history of 512
+interactions (1,024 tokens) whose keys and values are cached.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from bench.timing import Row, row
 from model.config import ModelConfig
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request
+from serving.weights_manager import HeldVersion, WeightsManager
 from wire.example import Interactions
 from wire.hashing import item_hash
 
@@ -29,10 +29,10 @@ MODEL = ModelConfig(num_layers=4, num_heads=4, qk_width=16, value_width=16, max_
 
 def run(quick: bool) -> list[Row]:
     """The rows of the report."""
-    holder, rounds = WeightsManager(), 15 if quick else 60
-    holder.stage(next(versions(NUM_ITEMS, model=MODEL)))
-    holder.swap()
-    held = holder.current
+    manager, rounds = WeightsManager(), 15 if quick else 60
+    manager.stage(next(versions(NUM_ITEMS, model=MODEL)))
+    manager.swap()
+    held = manager.current
     assert held is not None
     engine, rows = Engine(Histories(10**9)), []
     for num_threads in (1, 2):
@@ -57,12 +57,12 @@ def _request(num: int) -> Request:
     return Request("u", past, np.zeros(0, np.int64), NOW_MS, candidates=hashes[:num])
 
 
-def _measure(engine: Engine, held: HeldVersion, ask: Request, rounds: int) -> tuple[float, float]:
-    """Median milliseconds of an answer: wall clock, processor."""
+def _measure(engine: Engine, held: HeldVersion, request: Request, rounds: int) -> tuple[float, float]:
+    """Median milliseconds of an answer: wall clock, and processor time."""
     wall_s, processor_s = [], []
     for turn in range(rounds + 2):
         began, used = time.perf_counter(), time.process_time()
-        engine.answer(held, [ask])
+        engine.answer(held, [request])
         if turn > 1:
             wall_s.append(time.perf_counter() - began)
             processor_s.append(time.process_time() - used)

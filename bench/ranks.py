@@ -1,10 +1,10 @@
-"""`python -m bench ranks [--quick]`: what one process with two threads learns in a second, and two with one each.
+"""`python -m bench ranks [--quick]`: how much one process with two threads learns per second, and two with one each.
 
 Live steps (32 users with a new interaction each, 16 before it, the softmax over 3,000 items), full ones (64 users, with
 gradients through the 64 interactions before) and large ones (512 users, 1,024 negatives from 100,000 items). Each
-contender is started as torchrun starts processes, with the real ranks; there is no source, no checkpoint and no
-publication. The best round of each counts, by the clock, since processes that wait for each other is what is measured.
-Bytes are those that rank 0 sends in one step.
+contender is started as torchrun starts processes, with the real ranks, but without source, checkpoints and publication.
+The best round of each counts, by wall-clock time, because waiting for each other is part of what is measured. Bytes are
+those that rank 0 sends in one step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.replica import Replica
 from trainer.step import Learner
 
 KINDS = {"live steps": (32, 3_000, 0), "full steps": (64, 3_000, 64), "large steps": (512, 100_000, 0)}
-"""Users of a step, items, and the interactions before that get gradients (0: the default)."""
+"""Users per step, items, and how many earlier interactions get gradients (0: the default)."""
 CONTENDERS = {
     "one process, 2 threads": (1, 2, 1), "one process, 2 threads, 2 shards": (1, 2, 2),
     "one process, 2 threads, 8 shards": (1, 2, 8), "two processes": (2, 1, 2),
@@ -44,7 +44,7 @@ EFFICIENCY, OVERHEAD = 0.9, 1.2
 def learn(
     users: int, num_items: int, context: int, num_steps: int, shards: int, ranks: Ranks | None
 ) -> dict[str, float]:
-    """A learner's steps: their median, and what they sent."""
+    """Run a learner's steps; returns their median time, and the bytes that they sent."""
     config = TrainerConfig(device="cpu", shards=shards)
     if context:
         config = replace(config, max_train_context=context, context_gradient=True)
@@ -52,33 +52,26 @@ def learn(
     for start in range(0, num_items, 10_000):
         learner.items.insert(np.arange(start + 1, min(num_items, start + 10_000) + 1) * 7919, 10**12, 0)
     traffic.restore(learner.histories)
-    took_s, sent, vectors = list[float](), dict[str, int](), list[int]()
-    if ranks is not None:
-        summed = ranks.summed
-
-        def noted(flat: torch.Tensor) -> torch.Tensor:
-            vectors.append(flat.nbytes)
-            return summed(flat)
-
-        ranks.summed = noted  # type: ignore[method-assign]
+    took_s, sent, distinct = list[float](), dict[str, int](), 0
+    sharding = learner.forward_pass.sharding
     for step in range(num_steps + 3):
         examples = traffic.poll(0.0)
-        if step == 3 and ranks is not None:
-            sent = dict(ranks.num_bytes)
+        if step == 3 and ranks is not None and sharding is not None:
+            sent, distinct = dict(ranks.num_bytes), sharding.num_row_bytes
         began_s = time.perf_counter()
         learner.step(examples)
         took_s.append(time.perf_counter() - began_s)
     found = {"step_s": median(took_s[3:]), "first_s": took_s[0]}
-    if ranks is not None:
+    if ranks is not None and sharding is not None:
         found |= {name: (num - sent[name]) / num_steps for name, num in ranks.num_bytes.items()}
-        found["vector"] = sum(vectors[3:]) / num_steps
-        found["rows"] = found["vector"] - 4.0 * len(learner.optimiser.flat)
-        ranks.summed = summed  # type: ignore[method-assign]
+        found["distinct"] = (sharding.num_row_bytes - distinct) / num_steps
+        if not found["rows"]:  # they are sent with the sums
+            found["rows"] = found["sums"] - 4.0 * len(learner.optimiser.flat)
     return found
 
 
 def compute(num_threads: int, shards: int, num_steps: int) -> None:
-    """One rank of a contender; rank 0 prints what it found."""
+    """Run one rank of a contender; rank 0 prints the results."""
     torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision("high")
     ranks = join(60.0)
@@ -96,7 +89,7 @@ def compute(num_threads: int, shards: int, num_steps: int) -> None:
 
 
 def measure(size: int, num_threads: int, shards: int, num_steps: int) -> dict[str, dict[str, float]]:
-    """Start a contender's processes; what rank 0 found."""
+    """Start a contender's processes; returns rank 0's results."""
     where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
@@ -123,17 +116,17 @@ def run(quick: bool = False) -> list[Row]:
         alone_s = best["one process, 2 threads"]
         for name, took_s in best.items():
             users = KINDS[kind][0]
-            note = f"{1000 * took_s:.2f} ms a step, {users / took_s:,.0f} interactions/s"
+            note = f"{1000 * took_s:.2f} ms per step, {users / took_s:,.0f} interactions/s"
             target = EFFICIENCY if name == "two processes" else None
             rows.append(row(f"{kind}: {name}", alone_s / took_s, "x", target, note))
         sent = rounds[0]["two processes"][kind]
-        note = f"a vector has {sent['vector'] / 1e3:,.0f} kB, of which {sent['rows'] / 1e3:,.0f} kB are distinct rows"
+        note = f"{sent['distinct'] / 1e3:,.0f} kB are distinct rows; in sums {sent['sums'] / 1e3:,.0f} kB in all"
         rows += [
             row(
-                f"{kind}: rows sent in sums, over the distinct rows' bytes", sent["sums"] / sent["vector"], "x",
+                f"{kind}: bytes of rows sent, over the distinct rows' bytes", sent["rows"] / sent["distinct"], "x",
                 OVERHEAD, note, most=True,
             ),
-            row(f"{kind}: messages of a step", sent["messages"] / 1e3, "kB", note="shards, and rows that came or went"),
+            row(f"{kind}: messages of a step", sent["messages"] / 1e3, "kB", note="shards, and changed rows"),
             row(f"{kind}: the first step, which sends the whole network", sent["first_s"], "s"),
         ]  # fmt: skip
     return rows

@@ -1,7 +1,7 @@
 """Measurements, one JSON object per line, so that a comparison can be made in pieces and put together.
 
 A record is one pass of one recommender: ``stream``, ``num_actions``, ``task`` (retrieval or ranking), ``who``,
-``setting``, ``seed``, its numbers (`bench.judging`), ``seconds``, and how it was measured: ``command``, ``commit``,
+``setting``, ``seed``, its numbers (`bench.evaluation`), ``seconds``, and how it was measured: ``command``, ``commit``,
 ``machine``.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 Record = dict[str, Any]
 BETTER = {"retrieval": ("hr10", 1), "ranking": ("ne", -1)}
-"""For each task, the deciding metric and its sign."""
+"""The deciding metric of each task, and its sign."""
 # Student's t, two-sided 95%, by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -28,7 +28,7 @@ def spoken(name: str, arguments: Iterable[str]) -> str:
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
-    """All records of some files; if a pass occurs twice, the later record."""
+    """All records in some files; if a pass occurs twice, the later record."""
     found: dict[tuple[Any, ...], Record] = {}
     for path in paths:
         if path.exists():
@@ -39,7 +39,7 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def append(path: Path | None, record: Record) -> None:
-    """Append a line; to no file if None."""
+    """Append a line to the file, if there is one."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

@@ -1,9 +1,9 @@
 """How long a server takes to be ready again after a day: it reads the sequences topic from its start.
 
-A share of a day's live traffic goes through the sequencer into a real broker, batched as a worker batches it at that
-rate; then a `serving.follower.HistoryFollower` reads it all. Its time grows with the records, so a whole day takes as
-many times longer as it has more of them. Nothing of the last day is compacted (`kafka.min_compaction_lag_s`); of the
-days before, each key's newest record is left, which is read as well, and reported beside: that is what a user costs.
+A share of a day's live traffic goes through the sequencer into a real broker, batched as a worker would batch it at
+that rate; then a `serving.follower.HistoryFollower` reads it all. The time is proportional to the number of records, so
+a whole day is extrapolated. The last day is not compacted (`kafka.min_compaction_lag_s`). Of the days before it, only
+each key's newest record is left. Reading those is reported separately: it is the cost per user.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from wire.partitioner import partition_of
 from wire.topics import Topics, example_key
 
 RATE, DAY_S, WINDOW_MS = 300, 86_400, 100
-"""Actions per second; and how much of the traffic a worker writes at a time."""
+"""Actions per second, and the span of traffic that a worker writes at a time."""
 USERS_A_DAY = 100_000
-ACTION, SEQUENCE = ActionConfig(kinds=KINDS, features=("taste",)), SequenceConfig()
+ACTION, SEQUENCE = ActionConfig(kinds=KINDS, features=("genre",)), SequenceConfig()
 QUICK_SHARE, SHARE = 1 / 200, 1 / 24
 TIMEOUT_S = 120.0
 TARGET_S = 60.0
@@ -50,7 +50,7 @@ Told = tuple[int, bytes, bytes]
 
 
 def told(num_actions: int, num_users: int, partitions: int) -> Iterator[list[Told]]:
-    """What the workers write, window by window."""
+    """The records that the workers write, window by window."""
     sequencers = [Sequencer(ACTION, SEQUENCE, partition) for partition in range(partitions)]
     config = WorldConfig(num_users=num_users, actions_per_s=RATE)
     end_ms = config.start_ms + WINDOW_MS
@@ -73,7 +73,7 @@ def _drained(sequencers: list[Sequencer]) -> list[Told]:
 
 
 async def write(kafka: KafkaConfig, windows: Iterator[list[Told]]) -> tuple[int, list[Told]]:
-    """Produce them; returns their number, and what compaction would leave of them: the newest of each key."""
+    """Produce the records; returns their number, and those that compaction would leave: the newest of each key."""
     topic, producer, num, newest = Topics.under(kafka.prefix).sequences, Producer(kafka), 0, dict[bytes, Told]()
     await producer.start()
     sent: list[Any] = []
@@ -96,7 +96,7 @@ async def write(kafka: KafkaConfig, windows: Iterator[list[Told]]) -> tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What reading took: wall-clock and processor seconds, and the memory of the histories."""
+    """The cost of reading: wall-clock and processor seconds, and the memory of the histories."""
 
     wall_s: float
     cpu_s: float
@@ -143,8 +143,8 @@ def measure(share: float) -> list[Row]:
         row("a day at 300 actions/s, processor", a_day_s[1], "s"),
         row("compacted: records read", len(newest) / compacted.wall_s, "records/s", note=f"{len(newest):,} keys"),
         row("compacted: a million users of earlier days", 1e6 * compacted.wall_s / compacted.num_users, "s",
-            note=f"{len(newest) / compacted.num_users:.1f} records a user"),
-        row("histories", day.num_bytes / day.num_users, "bytes a user"),
+            note=f"{len(newest) / compacted.num_users:.1f} records per user"),
+        row("histories", day.num_bytes / day.num_users, "bytes per user"),
     ]  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def command(arguments: list[str]) -> int:
     """``python -m bench restart [--quick] [--share S]``."""
     parser = argparse.ArgumentParser(prog="python -m bench restart")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--share", type=float, help=f"of a day; default: 1/24, with --quick {QUICK_SHARE:g}")
+    parser.add_argument("--share", type=float, help=f"share of a day; default: 1/24, with --quick {QUICK_SHARE:g}")
     options = parser.parse_args(arguments)
     rows = measure(options.share or (QUICK_SHARE if options.quick else SHARE))
     show(rows, f"restart on {machine()}, commit {commit()}")

@@ -1,8 +1,8 @@
 """What cached keys and values of earlier versions are worth: how far answers are from exact ones, by their age.
 
-A learner passes over the simulated live world in steps of 32, and its weights come into service every so many
-interactions. Those who act next are asked for, just before they act: exactly, with states computed under the version
-1, 2, 4 … before, and, to compare with, by the whole version before.
+A learner passes over the simulated live world in steps of 32, and its weights come into service at fixed intervals.
+Just before users act, recommendations for them are computed exactly, with states computed under the version 1, 2, 4 …
+before, and, for comparison, by the whole version before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from headrace.config import Settings
 from headrace.file_source import FileSource
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request, Result
 from serving.reuse import ReuseProbe
+from serving.weights_manager import HeldVersion, WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -34,11 +34,11 @@ from wire.weights import Manifest, Version
 AGES, SIZES, STEP = (1, 2, 4, 8), (500, 2000), 32
 MOST_ASKED, K = 24, 10
 FIRST = 10_000
-"""The interactions before any answer is compared."""
+"""How many interactions pass before any answer is compared."""
 
 
 class Always(ReuseProbe):
-    """Entries of any age may be used, and nothing is measured."""
+    """Allows entries of any age, and measures nothing."""
 
     def __init__(self) -> None:
         super().__init__(10**9, float("inf"))
@@ -55,7 +55,7 @@ class Always(ReuseProbe):
 
 @dataclass
 class Compared:
-    """What was seen at one age: the largest difference of scores of each answer, and the share of items that differ."""
+    """The results at one age: the largest difference of scores of each answer, and the share of items that differ."""
 
     errors: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -75,29 +75,29 @@ def run(quick: bool) -> list[Row]:
             states = f"states {age} version{'s' * (age > 1)} old" if age else "the version before, whole"
             note = (f"median {np.median(seen.errors):.3f}, p95 {np.quantile(seen.errors, 0.95):.3f}, largest "
                     f"{max(seen.errors):.2f} of scores; {len(seen.errors)} answers")  # fmt: skip
-            rows.append(row(f"{size:,} interactions a version, {states}", 100 * float(np.mean(seen.others)),
+            rows.append(row(f"{size:,} interactions per version, {states}", 100 * float(np.mean(seen.others)),
                             "% other items", note=note))  # fmt: skip
     return rows
 
 
 def measure(size: int, num: int) -> dict[int, Compared]:
-    """Age (0: the whole version before) → what was seen in the first ``num`` actions."""
+    """Age (0: the whole version before) → the results over the first ``num`` actions."""
     actions = list(itertools.islice(world(), num))
     settings = settings_for(Settings(), actions)
     model, sequence = settings.model, settings.sequence
     learner = Learner(model, TrainerConfig(device="cpu"))
     parts = _parts(FileSource(iter(actions), settings.action, sequence, STEP), size)
-    kept, holder = Histories(10**9, sequence.max_context), WeightsManager()
+    kept, manager = Histories(10**9, sequence.max_context), WeightsManager()
     found = {age: Compared() for age in (0, *AGES)}
     engines = {age: Engine(kept, reuse=Always()) for age in AGES}
     exact, coming, told = Engine(kept, cache_bytes=0), _versions(learner, model.as_dict()), list[list[Example]]()
     ahead = list(itertools.islice(parts, max(AGES) + 1))
     while ahead:
         if learner.num_interactions > FIRST:
-            before = holder.current
-            holder.stage(next(coming))
-            holder.swap()
-            _compare(holder.current, before, kept, engines, exact, ahead, found)
+            before = manager.current
+            manager.stage(next(coming))
+            manager.swap()
+            _compare(manager.current, before, kept, engines, exact, ahead, found)
         for step in ahead.pop(0):
             learner.step(step)
             told.append(step)
@@ -128,7 +128,7 @@ def _versions(learner: Learner, model: dict[str, Any]) -> Iterator[Version]:
 
 
 def _next(part: list[list[Example]]) -> dict[str, Example]:
-    """Users who act in a part, and the example with what each does first."""
+    """Users who act in a part, each with the example of the first action."""
     found: dict[str, Example] = {}
     for example in itertools.chain.from_iterable(part):
         if example.num_new and len(found) < MOST_ASKED:
@@ -142,23 +142,29 @@ def _compare(
 ) -> None:  # fmt: skip
     assert held is not None
     coming = _next(ahead[0])
-    asks = {user: ask for user, example in coming.items() if (ask := _ask(kept, user, example)) is not None}
-    wanted = dict(zip(asks, exact.answer(held, list(asks.values())), strict=True))
+    requests = {
+        user: request for user, example in coming.items() if (request := _request_for(kept, user, example)) is not None
+    }
+    wanted = dict(zip(requests, exact.answer(held, list(requests.values())), strict=True))
     if before is not None:  # its tables are still as they were: the next version is not staged yet
-        for user, got in zip(asks, exact.answer(before, list(asks.values())), strict=True):
+        for user, got in zip(requests, exact.answer(before, list(requests.values())), strict=True):
             found[0].note(wanted[user], got)
     for age, engine in engines.items():
-        known = [user for user in asks if (entry := engine.cache.get(user)) and entry.born.age(held.born) == age]
-        for user, got in zip(known, engine.answer(held, [asks[user] for user in known]) if known else [], strict=True):
+        known = [user for user in requests if (entry := engine.cache.get(user)) and entry.born.age(held.born) == age]
+        for user, got in zip(
+            known, engine.answer(held, [requests[user] for user in known]) if known else [], strict=True
+        ):
             found[age].note(wanted[user], got)
         for user in coming:
             engine.cache.drop(user)
         if len(ahead) > age:  # states for those who act this many versions later
-            later = [_ask(kept, user, each) for user, each in _next(ahead[age]).items() if not engine.cache.get(user)]
+            later = [
+                _request_for(kept, user, each) for user, each in _next(ahead[age]).items() if not engine.cache.get(user)
+            ]
             engine.answer(held, [each for each in later if each is not None])
 
 
-def _ask(kept: Histories, user: str, example: Example) -> Request | None:
+def _request_for(kept: Histories, user: str, example: Example) -> Request | None:
     past = kept.get(user)
     if past is None:
         return None

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.dirty import CHANGED
 from model.embedding import EmbeddingTable
-from model.marks import CHANGED
 from trainer.step import Learner
 
 Learn = Callable[[NDArray[np.int64], Tensor, float], None]

@@ -1,10 +1,10 @@
-"""`python -m bench scale [--quick]`: what a large catalogue costs a training step while it is kept and published.
+"""`python -m bench scale [--quick]`: what storing and publishing a large catalogue costs a training step.
 
 A trainer of a million items (100,000 with ``--quick``) makes live steps (32 users, one new interaction each), first
 undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
-Measured is the turn: a step with everything else that the training thread does. The publisher is real except for the
-broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied and
-written in one go on the training thread, as earlier builds did.
+What is measured is a turn: a step with everything else that the training thread does. The publisher is real except for
+the broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied
+and written at once on the training thread, as earlier builds did.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Traffic:
 
     def poll(self, timeout_s: float) -> list[Example]:
         """One step's examples."""
-        del timeout_s  # there is always something
+        del timeout_s  # there are always examples
         users = self._rng.choice(NUM_USERS, self._users_a_step, replace=False)
         self._places[users] += 1
         return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
@@ -75,7 +75,7 @@ class Traffic:
     def _example(self, user: int, first: int, num: int, num_new: int) -> Example:
         rng, none = self._rng, np.empty(0, np.int64)
         self._number += 1
-        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, of which every item occurs
+        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, in which every item occurs
         return Example(
             user=str(user), partition=0, writer_epoch=1, number=self._number, segment=int(first) // SEGMENT_LEN,
             first=int(first) % SEGMENT_LEN, segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none,
@@ -86,15 +86,15 @@ class Traffic:
                 np.zeros(num, np.int64), np.full(num, np.nan, np.float32), np.zeros((num, 1), np.int64),
             ),
             session_hash=np.zeros(num, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
-            user_index=0, applied_offset=0, replay_from_offset=0, newest_event_ms=0, newest_record_ms=0,
+            user_index=0, applied_offset=0, resume_from_offset=0, newest_event_ms=0, newest_record_ms=0,
         )  # fmt: skip
 
 
-class Nowhere(WeightsWriter):
-    """Leads epoch 0, and drops what it should send."""
+class DiscardingWriter(WeightsWriter):
+    """Leads epoch 0, and discards what it should send."""
 
     num_bytes = 0
-    """Of the last version."""
+    """The number of the last version."""
 
     def check_fence(self) -> None:
         """There is no other trainer."""
@@ -103,7 +103,7 @@ class Nowhere(WeightsWriter):
         """Nobody asks."""
 
     def send_chunks(self, number: int, blob: Tensors) -> int:
-        """Make the chunks, which takes time, and drop them."""
+        """Make the chunks, which takes time, and discard them."""
         del number
         self.num_bytes = sum(len(chunk) for chunk in blob.chunks(CONFIG.chunk_bytes))
         return 0
@@ -188,15 +188,15 @@ def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
         began_s = time.perf_counter()
         work()
         took_ms = 1000 * (time.perf_counter() - began_s)
-        rows.append(row(f"a {name} at once on the training thread", took_ms / alone_ms, "x", note=f"{took_ms:.0f} ms"))
+        rows.append(row(f"a {name}, at once on the training thread", took_ms / alone_ms, "x", note=f"{took_ms:.0f} ms"))
     return rows
 
 
 def measure(num_items: int, folder: Path) -> list[Row]:
     """The rows for one catalogue size."""
     kafka = KafkaConfig()
-    nowhere = Nowhere(kafka, CONFIG.chunk_bytes)
-    publisher = Leader(kafka, CONFIG, threading.Event(), writer=nowhere)
+    writer = DiscardingWriter(kafka, CONFIG.chunk_bytes)
+    publisher = Leader(kafka, CONFIG, threading.Event(), writer=writer)
     traffic = Traffic(num_items)
     trainer = Trainer(MODEL, CONFIG, lambda _: traffic, checkpoint_dir=folder / "kept", publisher=publisher)
     trainer.start()
@@ -234,7 +234,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
             publication.collect(trainer.learner, 0)
             rows.extend(waits(f"{label}: {name}", turns(trainer, is_published), alone_ms))
             note = f"{time.perf_counter() - began_s:.1f} s from its first slice to the last chunk"
-            rows.append(row(f"{label}: {name}, size", nowhere.num_bytes / 1e6, "MB", note=note))
+            rows.append(row(f"{label}: {name}, size", writer.num_bytes / 1e6, "MB", note=note))
 
         kept("a whole checkpoint")
         kept("an increment")

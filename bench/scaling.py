@@ -1,4 +1,4 @@
-"""`python -m bench scaling [STREAM] [--limit N] [--quick]`: what a larger model, and more data, is worth.
+"""`python -m bench scaling [STREAM] [--limit N] [--quick]`: what a larger model and more data are worth.
 
 Five sizes of the network learn one stream in one pass. A law like LSRM's, L(N) = E + (N0 / N)^α, is fitted to their
 losses on its last third, and predicts the loss of a larger size that was not part of the fit. The same over data: the

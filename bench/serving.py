@@ -30,13 +30,13 @@ from model.config import ModelConfig
 from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.process import tune_interpreter
 from serving.request import Request
 from serving.service import Service
 from serving.tables import TableSet
+from serving.weights_manager import WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -58,7 +58,7 @@ SERVERS = {
     "uncached": {"cache_bytes": 0},
     "one by one": {"max_batch": 1, "cache_versions": 0},
 }
-"""What each configuration may reuse. Versions change little here, so entries of earlier ones are good if allowed."""
+"""What each configuration may reuse. Versions differ little here, so entries of earlier ones are good if allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
             user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
             interactions=rows, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
             session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
-            user_index=0, applied_offset=0, replay_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
+            user_index=0, applied_offset=0, resume_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
         )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def versions(num_items: int, *, taught: bool = False, model: ModelConfig | None 
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
         yield Version(manifest, weights_snapshot(learner, everything=number == 0))
-        for parameter in learner.model.parameters():  # as training steps would, so that nothing old can be reused
+        for parameter in learner.model.parameters():  # as training steps would do, so that nothing old can be reused
             parameter.data += 0.01 * parameter.data.std(correction=0) * torch.randn(parameter.shape)
         learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
 
@@ -137,10 +137,10 @@ def run(quick: bool) -> list[Row]:
 
 def _engine(num_items: int, rounds: int) -> list[Row]:
     """The processor time of one request, without HTTP."""
-    kept, holder = histories(num_items), WeightsManager()
-    holder.stage(next(versions(num_items, taught=True)))
-    holder.swap()
-    held = holder.current
+    kept, manager = histories(num_items), WeightsManager()
+    manager.stage(next(versions(num_items, taught=True)))
+    manager.swap()
+    held = manager.current
     assert held is not None
     engines = {"cached": Engine(kept), "uncached": Engine(kept, cache_bytes=0)}
     candidates = np.array([item_hash(item) for item in range(1000)], np.int64)
@@ -159,7 +159,7 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
     contenders["recommend, cached, 16 at once"] = lambda: engines["cached"].answer(held, together)
     seconds = take_turns(contenders, rounds, dict.fromkeys(contenders, 3))
     seconds["recommend, cached, 16 at once"] /= 16
-    rows = [row(f"engine: {name}", 1000 * value, "ms a request") for name, value in seconds.items()]
+    rows = [row(f"engine: {name}", 1000 * value, "ms per request") for name, value in seconds.items()]
     for what in asked:
         gain = seconds[f"{what}, uncached"] / seconds[f"{what}, cached"]
         rows.append(row(f"engine: {what}, cached over uncached", gain, "times"))
@@ -168,15 +168,15 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
 
 def _swaps(num_items: int) -> list[Row]:
     """Putting a delta of 1,000 rows into service, beside copying the table that it changes."""
-    holder, coming = WeightsManager(), versions(num_items)
-    holder.stage(next(coming))
-    holder.swap()
+    manager, coming = WeightsManager(), versions(num_items)
+    manager.stage(next(coming))
+    manager.swap()
     deltas = [next(coming) for _ in range(12)]
-    source = holder.current.tables if holder.current is not None else TableSet(torch.device("cpu"), "auto")
+    source = manager.current.tables if manager.current is not None else TableSet(torch.device("cpu"), "auto")
 
     def swap() -> None:
-        holder.stage(deltas.pop())
-        holder.swap()
+        manager.stage(deltas.pop())
+        manager.swap()
 
     def copy() -> None:
         table = source["items"]
@@ -186,7 +186,7 @@ def _swaps(num_items: int) -> list[Row]:
     swap()
     seconds = take_turns({"swap": swap, "copy": copy}, 9)
     name = f"{NUM_DIRTY:,} of {num_items:,} rows"
-    return [row(f"swap: {name}", 1000 * seconds["swap"], "ms", note="off the requests' way"),
+    return [row(f"swap: {name}", 1000 * seconds["swap"], "ms", note="outside of requests"),
             row(f"swap: copying the table instead, {name}", 1000 * seconds["copy"], "ms")]  # fmt: skip
 
 
@@ -245,7 +245,7 @@ async def _load(
     port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
 ) -> tuple[list[float], int, float]:
     """`CONCURRENCY` clients, each sending its next request as soon as it has an answer: seconds per answer, failures,
-    wall seconds. ``bad``: the request that two more clients send all the while.
+    wall seconds. ``bad``: the request that two more clients keep sending.
     """
     taken: list[float] = []
     wrong, over = 0, asyncio.Event()
@@ -291,13 +291,13 @@ def _as_published(num_items: int) -> tuple[Version, Iterator[Version]]:
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener per configuration; swaps on request."""
     torch.set_num_threads(1)
-    kept, holder = histories(num_items), WeightsManager()
+    kept, manager = histories(num_items), WeightsManager()
     base, coming = _as_published(num_items)
-    holder.stage(base)
-    holder.swap()
+    manager.stage(base)
+    manager.swap()
     ports = {}
     for name, options in SERVERS.items():
-        service = Service(ServingConfig(**options), holder, kept)  # type: ignore[arg-type]
+        service = Service(ServingConfig(**options), manager, kept)  # type: ignore[arg-type]
         service.histories_ready.set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports[name] = listener.getsockname()[1]
@@ -311,6 +311,6 @@ def _serve(pipe: Connection, num_items: int) -> None:
             swaps_per_s = pipe.recv()
             pipe.send("done")
         if swaps_per_s:
-            holder.stage(next(coming))
-            holder.swap()
-            holder.settle()
+            manager.stage(next(coming))
+            manager.swap()
+            manager.settle()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.judging import LATELY, Progress, ranking
+from bench.evaluation import LATELY, Progress, ranking
 from headrace.config import Settings
 from headrace.file_source import FileSource
 from headrace.file_training import file_configs
@@ -21,21 +21,21 @@ from kernels.memory.reference import rank
 from model.memory import Memory
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
-from trainer.recall import Recall
+from trainer.memory_pass import MemoryPass
 from trainer.step import Learner
 
 ANY_NUMBER = 1 << 40
 OURS = ("Headrace", "its network alone", "its counts alone")
 OUT = -1e29
-"""Scores below are of rows that do not compete."""
+"""Rows that do not compete score below this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``ranks``: of every choice, by each ranker of `OURS` (but not by counts alone, if some choices are learned from a
-    sample of the rows); ``item_A``, ``num_past_A``: each choice's item (hash), and how many choices of its user were
-    known before it. Choices are in the order in which they are learned, which among actions of one time is not that of
-    the stream. ``ranking``: see `bench.judging.ranking`."""
+    """The results of a pass. ``ranks``: of every choice, by each ranker of `OURS` (but not by counts alone, if some
+    choices are learned from a sample of the rows); ``item_A``, ``num_past_A``: each choice's item (hash), and how many
+    choices of its user were known before it. Choices are in the order in which they are learned, which among actions at
+    the same time is not that of the stream. ``ranking``: see `bench.evaluation.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
     item_A: NDArray[np.int64]
@@ -69,7 +69,7 @@ def headrace(
     learner = trainer.learner
     prepare(learner)
     if limit is not None:
-        learner.recall = Recall(
+        learner.memory_pass = MemoryPass(
             learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER, max_weight=config.max_exposure_weight
         )
     outcomes, learn = list[MemoryOutcome](), learner.memory.learn
@@ -143,7 +143,7 @@ class RankedFirst:
         return MemoryOutcome.join(outcomes)
 
     def _ranks(self, event: MemoryEvents, logit_AV: NDArray[np.float32]) -> tuple[int, int] | None:
-        """By the whole score and by the network alone; 0 for an item that was not known, None if nothing is asked."""
+        """By the whole score and by the network alone; 0 for an item that was not known, None without a choice."""
         if not len(logit_AV):
             return None
         memory, target = self._memory, int(event.target_R[0])
@@ -169,7 +169,7 @@ def with_size(settings: Settings, size: int) -> Settings:
 
 
 def settings_for(settings: Settings, actions: list[dict[str, Any]]) -> Settings:
-    """The configuration with the kinds and features of a stream; a file's interactions are complete on arrival."""
+    """The configuration with the kinds and features of a stream. A file's interactions are complete on arrival."""
     kinds, features = dict[str, None](), dict[str, None]()
     for action in actions:
         met = action["action"]

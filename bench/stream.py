@@ -1,8 +1,8 @@
 """How fast a worker turns a backlog of actions on a local broker into examples, and how much space they take there.
 
 Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
-worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts.
-Beside it, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
+worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts. For
+comparison, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
 the same records.
 """
 
@@ -32,7 +32,7 @@ from state.config import StoreConfig
 from state.store import PartitionStore
 from stream.config import StreamConfig
 from stream.producer import BatchConfig
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import KINDS, World, WorldConfig
 from stream.worker import Worker
 from tests.brokers import start_broker
@@ -48,7 +48,7 @@ MAX_TABLE_ACTIONS = 5_000
 def _deployment(bootstrap: str, folder: Path) -> Iterator[Any]:
     prefix = f"bench{uuid.uuid4().hex[:8]}"
     yield SimpleNamespace(
-        action=ActionConfig(kinds=KINDS, features=("taste",)),
+        action=ActionConfig(kinds=KINDS, features=("genre",)),
         sequence=SequenceConfig(join_window_s=60.0),
         store=StoreConfig(path=folder / prefix),
         kafka=KafkaConfig(bootstrap=bootstrap, prefix=prefix, partitions=NUM_PARTITIONS),
@@ -96,7 +96,7 @@ def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> 
 
 def store_alone(folder: Path, num_actions: int, per_record: int) -> float:
     """Actions per processor second of one store: apply, write, read the outbox, delete; without Kafka and Faust."""
-    action = ActionConfig(kinds=KINDS, features=("taste",))
+    action = ActionConfig(kinds=KINDS, features=("genre",))
     actions = [msgspec.json.encode(one) for one in islice(World(WorldConfig(num_users=2_000)).actions(), num_actions)]
     values = [b"[" + b",".join(actions[at : at + per_record]) + b"]" for at in range(0, num_actions, per_record)]
     records = [(offset, 1_800_000_000_000, b"", value) for offset, value in enumerate(values)]

@@ -1,8 +1,8 @@
-"""Streams to compare recommenders on: one is downloaded, some are generated, and some are read from the user's folder.
+"""Streams for comparing recommenders: one is downloaded, some are generated, and some are read from the user's folder.
 Each gives actions in time order.
 
 ``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
-favourites again, in baskets whose next product depends on the last. ``synthetic``: records of a Dirichlet process.
+favourites again, in baskets whose next product depends on the last one. ``synthetic``: records of a Dirichlet process.
 ``world``: `stream.simulate`. Others: `bench.made_streams`.
 """
 
@@ -45,14 +45,14 @@ def news(
     num_users: int = 4_000,
     born_an_hour: float = 40.0,
     seed: int = 0,
-    judge: made_streams.Judge | None = None,
+    on_choice: made_streams.OnChoice | None = None,
 ) -> Iterator[Action]:
-    """Clicks on articles: users read what is new, currently popular, and close to their taste and their last click."""
+    """Clicks on articles: users read what is new, popular, and close to their preferences and their last click."""
     rng, width = np.random.default_rng(seed), 12
     hours = num / 600
     num_items = int((hours + 24) * born_an_hour)
     born = np.sort(rng.uniform(-24, hours, num_items))
-    topic, taste = _directions(rng, num_items, width), _directions(rng, num_users, width)
+    topic, preference = _directions(rng, num_items, width), _directions(rng, num_users, width)
     appeal, life = rng.normal(0, 1.3, num_items), rng.lognormal(np.log(4), 0.6, num_items)
     activity = rng.lognormal(0, 1.2, num_users)
     read: list[set[int]] = [set() for _ in range(num_users)]
@@ -62,16 +62,16 @@ def news(
         user, now = _draw(rng, activity), hour
         first, last = np.searchsorted(born, [now - 48, now])
         pull = appeal[first:last] - (now - born[first:last]) / life[first:last]
-        interest = taste[user].copy()
+        interest = preference[user].copy()
         for _ in range(rng.geometric(0.25)):
             mean = pull + 2 * topic[first:last] @ interest
             score = mean + rng.gumbel(size=last - first)
             item = next((int(first + each) for each in np.argsort(-score)[:60] if first + each not in read[user]), -1)
             if item < 0:
                 break
-            if judge:
+            if on_choice:
                 mean[[each - first for each in read[user] if first <= each < last]] = -np.inf
-                judge(user, item, np.arange(first, last), np.exp(mean - mean.max()))
+                on_choice(user, item, np.arange(first, last), np.exp(mean - mean.max()))
             read[user].add(item)
             interest = 0.7 * interest + 0.5 * topic[item]
             done += 1
@@ -84,12 +84,12 @@ def shop(
     num_users: int = 1_500,
     num_items: int = 3_000,
     seed: int = 0,
-    judge: made_streams.Judge | None = None,
+    on_choice: made_streams.OnChoice | None = None,
 ) -> Iterator[Action]:
     """Purchases in baskets, more than half of them repeats."""
     rng, width = np.random.default_rng(seed), 10
-    taste, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
-    liking = rng.normal(0, 1.3, num_items) + taste @ kind.T + rng.gumbel(size=(num_users, num_items))
+    preference, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
+    liking = rng.normal(0, 1.3, num_items) + preference @ kind.T + rng.gumbel(size=(num_users, num_items))
     shelf, category = np.argsort(-liking, axis=1)[:, :400], np.argmax(kind, axis=1)
     activity = rng.lognormal(0, 1, num_users)
     bought: list[dict[int, int]] = [{} for _ in range(num_users)]
@@ -101,8 +101,8 @@ def shop(
             item = _product(rng, shelf[user], category, bought[user], basket)
             if item in basket:
                 continue
-            if judge:
-                judge(user, item, *_product_chances(shelf[user], category, bought[user], basket))
+            if on_choice:
+                on_choice(user, item, *_product_chances(shelf[user], category, bought[user], basket))
             basket.append(item)
             bought[user][item] = bought[user].get(item, 0) + 1
             done += 1
@@ -154,7 +154,7 @@ def _falling(num: int, mean: float) -> NDArray[np.float64]:
 def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
     """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as it is described there.
 
-    20,000 items in 100 categories; two fifths are there at first, the others are released evenly as the stream goes on.
+    20,000 items in 100 categories; two fifths exist at first, the others are released evenly during the stream.
     A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
     the record as often as it came before, or takes a new one with weight α, uniform in (1, 500).
     """
@@ -224,10 +224,10 @@ LISTENED_PCT = 50
 
 
 def yambda(path: Path) -> Iterator[Action]:
-    """Yambda's events of music (Yandex, 2025) as published, ``flat/50m/multi_event.parquet``: columns uid, item_id,
-    timestamp (s, in units of 5), is_organic, played_ratio_pct, event_type. A listen is ``shown``, one of half the
-    track or more also a ``play``, which is a choice; what takes a like or a dislike back is left out. The file is by
-    user; ties keep its order.
+    """Yambda's music events (Yandex, 2025) as published, ``flat/50m/multi_event.parquet``: columns uid, item_id,
+    timestamp (s, in units of 5), is_organic, played_ratio_pct, event_type. A listen is ``shown``, and from half of the
+    track on also a ``play``, which is a choice; revoked likes and dislikes are left out. The file is sorted by user;
+    ties keep its order.
     """
     import pyarrow.parquet as parquet
 

@@ -1,8 +1,8 @@
 """`python -m bench systems [STREAM] [--data FOLDER] [--limit N] [--only NAME …] [--seeds N] [--quick]`.
 
-The published systems that Headrace can be configured as, each in one pass over a stream, predicted before it is
-learned: HR@10 of its network alone, which is what they change, and of network and memory together; NE; interactions per
-second. All share seed, stream, step size and memory.
+The published systems that Headrace can be configured as, each in one pass over a stream that predicts before it learns:
+HR@10 of the network alone, which is what they change, and of network and memory together; NE; interactions per second.
+All share seed, stream, step size and memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import structlog
 
 from bench.__main__ import report
 from bench.domains import annealed
-from bench.judging import retrieval
+from bench.evaluation import retrieval
 from bench.records import interval
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import STREAMS, open_stream

@@ -1,10 +1,11 @@
-"""Measuring on a shared machine: contenders take turns in one process, and processor time counts, not the clock."""
+"""Measuring on a shared machine: contenders take turns in one process, and processor time counts."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -29,6 +30,18 @@ def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int]
                 if turn:
                     seconds[name].append(elapsed)
     return {name: median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block, torch computes on one thread, from a fixed seed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def kernel_share(work: Work) -> float:

@@ -22,7 +22,7 @@ from headrace.evidence import Evidence
 from headrace.ledger import SequenceLedger
 from headrace.recount import Recount
 from headrace.report import Report, print_report
-from stream.handover import handover_to
+from stream.migration import migration_to
 from wire.assembler import VersionAssembler
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
@@ -98,8 +98,8 @@ class Reader:
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)
         self._found.ends = {number: span.end for number, span in held.items()}
-        # What was carried over cannot be followed once compaction has removed some of it.
-        is_continued = handover_to(self._settings.kafka) is not None
+        # Migrated users cannot be followed once compaction has removed some of their records.
+        is_continued = migration_to(self._settings.kafka) is not None
         self._found.whole = {
             number
             for number, span in held.items()
@@ -114,7 +114,7 @@ class Reader:
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()
             recount.watch_users = {name: user.upto for name, user in self._found.ledgers[number].users.items()}
-            recount.carry(self._found.ledgers[number].carried)
+            recount.start_from(self._found.ledgers[number].migrated)
             self._found.recounts[number] = recount
         for record in read(
             self._consumer, self._topics.actions, {number: held[number] for number in self._found.whole}

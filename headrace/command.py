@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from headrace.commands.handover import repartition
+from headrace.commands.migration import repartition
 from headrace.commands.observation import audit, dead_letters, doctor, lag, top, topics, versions
 from headrace.commands.processes import broker, demo, replay, serve, train, worker
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
-from headrace.shortage import described, open_more_files
+from headrace.system_limits import raise_file_limit, system_error
 
 _LISTED = (
     demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, switch, replay,
@@ -43,7 +43,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         app.command(name)(COMMANDS[name])
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
-    if too_few := open_more_files():
+    if too_few := raise_file_limit():
         print(f"headrace {command}: {too_few}", file=sys.stderr)
         return 1
     try:
@@ -57,7 +57,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        told = (_refused(error) or error) if _is_user_facing(error) else described(error)
+        told = (_refused(error) or error) if _is_user_facing(error) else system_error(error)
         if not told:
             raise
         print(f"headrace {command}: {told}", file=sys.stderr)
@@ -66,7 +66,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
 
 
 def _refused(error: Exception) -> Exception | None:
-    """The error to show for one of Kafka's that a person can fix; None for any other."""
+    """The error to show for a Kafka error whose cause a person can fix; None for any other."""
     from wire.errors import HeadraceError
     from wire.kafka.refusal import refusal
 
@@ -74,7 +74,7 @@ def _refused(error: Exception) -> Exception | None:
 
 
 def _is_user_facing(error: Exception) -> bool:
-    """Whether the message says what to do. (The modules of such errors are loaded by then.)"""
+    """Whether the message says what to do. (By then, the modules that define such errors are loaded.)"""
     known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
     return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
 

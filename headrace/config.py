@@ -229,7 +229,7 @@ def _scalar(text: Any) -> Any:
 
 
 def _refuse_other_spellings(table: Mapping[str, Any]) -> None:
-    """Refuse [Kafka] for [kafka]: pydantic would take either, and of both the last. Raises `ConfigError`."""
+    """Refuse [Kafka] for [kafka]: pydantic accepts either, and the last one if both are given. Raises `ConfigError`."""
     for section in table.keys() - Settings.model_fields.keys():
         meant = section.lower()
         if meant in Settings.model_fields:
@@ -237,7 +237,7 @@ def _refuse_other_spellings(table: Mapping[str, Any]) -> None:
 
 
 def _refuse_switches(table: Mapping[str, Any]) -> None:
-    """Refuse true or false for a number: pydantic would take it for 1 or 0. Raises `ConfigError`."""
+    """Refuse true or false for a number, which pydantic would read as 1 or 0. Raises `ConfigError`."""
     for section, owner in _section_types().items():
         entries, types = table.get(section), _field_types(owner)
         for key, value in entries.items() if isinstance(entries, Mapping) else ():

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from wire.checks import shown
 
 PREFIX = "HEADRACE_"
-"""Of environment variables."""
+"""The prefix of environment variables."""
 # pydantic's names for wrong types, and what to tell the user.
 EXPECTED = {
     "bool_parsing": "true or false",

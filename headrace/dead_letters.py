@@ -45,10 +45,10 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
     return 0
 
 
-def replay(settings: Settings, *, first: int | None = None) -> int:
+def resend(settings: Settings, *, first: int | None = None) -> int:
     """Send again what the configuration now accepts; exit status 1 if any of it is still refused.
 
-    Begins after the last replay, which a consumer group's committed offset remembers, or at offset ``first`` of the
+    Begins after the last time, which a consumer group's committed offset remembers, or at offset ``first`` of the
     dead letters' topic. An action without an ``id`` gets one from its letter, so workers recognise what is sent twice.
     """
     topics, sent, still = Topics.under(settings.kafka.prefix), 0, Counter[str]()
@@ -76,12 +76,12 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
     )
     if still:
         reasons = ", ".join(f"{name} {num:,}" for name, num in still.most_common())
-        print(f"still refused: {reasons}; afterwards: headrace dead-letters --replay --from {first_refused}")
+        print(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {first_refused}")
     return 1 if still else 0
 
 
 def _bookmark(consumer: KafkaConsumer, where: TopicPartition) -> int:
-    """The offset after the last replay; 0 if the topic ends before it, having been deleted and created again."""
+    """The offset after the last time; 0 if the topic ends before it, having been deleted and created again."""
     known = consumer.committed(where) or 0
     return known if known <= ends(consumer, [where])[where] else 0
 
@@ -133,4 +133,4 @@ def _print(settings: Settings, num_of: Counter[str], last: list[dict[str, Any]])
     for letter in last:
         table.add_row(*(foreign(str(letter[name])) for name in ("offset", "reason", "from", "message", "value")))
     console.print(table)
-    console.print("once the cause is fixed, or the configuration: headrace dead-letters --replay")
+    console.print("once the cause is fixed, or the configuration: headrace dead-letters --resend")

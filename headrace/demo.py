@@ -1,7 +1,7 @@
 """The whole loop on one machine, on real ratings: broker, worker, trainer and server as separate processes.
 
-The replay runs at the highest rate that the loop can sustain: it pauses while too many actions wait to be learned, so
-the freshness shown is that of a loop that keeps up.
+Actions are sent at the highest rate that the loop can sustain: sending pauses while too many of them wait to be
+learned, so the freshness shown is that of a loop that keeps up.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from headrace.screen import Screen, open_screen
 from headrace.summary import print_summary, summarise
 from stream.files import read_actions
 from stream.producer import BatchConfig
-from stream.replay import ReplayReport, send_actions
+from stream.sender import SendReport, send_actions
 from wire.kafka.admin import delete_topics, ensure_topics
 
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
 LEARN_TIMEOUT_S = 90.0
 MIN_AHEAD, AHEAD_S = 1_000, 2.0
-"""The replay pauses while more actions than this, and more than the trainer learns in that time, are waiting."""
+"""Sending pauses while more actions than this, and more than the trainer learns in that time, are waiting."""
 FRAME_S = 0.25
 
 
@@ -116,7 +116,7 @@ class Demo:
         self.profile = DatasetProfile()
         self.group = ProcessGroup(folder, {})
         self._bootstrap, self._port = bootstrap, port
-        self.sent: ReplayReport | None = None
+        self.sent: SendReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
 
@@ -170,7 +170,7 @@ class Demo:
         self.stack.callback(follower.stop)
         with screen:
             self._until(lambda: bool(view.lag), START_TIMEOUT_S, "starting", "a first message of the lag topic")
-            self._replay()
+            self._send_all()
             self._until(
                 lambda: view.is_drained,
                 DRAIN_TIMEOUT_S,
@@ -213,10 +213,10 @@ class Demo:
         self.view.served = self.server.version() or self.view.served
         self.screen.show()
 
-    # Replaying
+    # Sending
 
-    def _replay(self) -> None:
-        thread = threading.Thread(target=self._send, name="replay", daemon=True)
+    def _send_all(self) -> None:
+        thread = threading.Thread(target=self._send, name="send", daemon=True)
         self.stack.callback(self._stopping.set)
         thread.start()
         next_s = 0.0
@@ -229,7 +229,7 @@ class Demo:
                 self.view.freshness_s.append(float(fresh))
             return not thread.is_alive()
 
-        self._until(is_over, self.duration_s + 60 if self.duration_s else 3600.0, "replaying", "the replay to end")
+        self._until(is_over, self.duration_s + 60 if self.duration_s else 3600.0, "sending", "sending to end")
         if self._failure is not None:
             raise self._failure
 

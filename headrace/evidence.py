@@ -43,11 +43,11 @@ class Evidence:
     dead: set[tuple[int, int, int]] = field(default_factory=set)
     """The dead letters: (partition, offset, index) of each refused action."""
     refused_before: set[tuple[int, int, int]] = field(default_factory=set)
-    """Those among them that an earlier configuration may have refused (`reasons_before`)."""
+    """The dead letters that an earlier configuration may have caused (`reasons_before`)."""
     shapes: list[Shape] = field(default_factory=list)
     """The configurations stated in the workers' fences."""
     now: Shape | None = None
-    """The configuration that the audit counts with."""
+    """The configuration that the audit uses."""
     dead_before: int = 0
     """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)
@@ -85,7 +85,7 @@ class Evidence:
         return f"; {', '.join(sorted(rules))}: audit with the workers' former settings" if rules else ""
 
     def _num_actions(self) -> tuple[int, int]:
-        """How many offsets of the actions topic could be replayed, and how many there ever were."""
+        """How many offsets of the actions topic could be recounted, and how many there ever were."""
         return sum(self.ends[number] for number in self.whole), sum(self.ends.values())
 
     def nothing_lost(self) -> Check:
@@ -102,7 +102,7 @@ class Evidence:
             if status is not None and expected is not None:
                 reported = (status.num_accepted, status.num_duplicate, status.num_dead)
                 wanted = (expected.num_accepted, expected.num_duplicate, expected.num_dead)
-                # A store that is being restored adopts counts that its replay has yet to catch up with.
+                # A store that is being restored adopts counts that its applied offset has not reached yet.
                 restoring = sum(reported) > sum(wanted) and not self._settled(number)
                 if reported != wanted and not restoring:
                     violations.add(
@@ -136,7 +136,7 @@ class Evidence:
                 violations.add(f"partition {number}, offset {offset}, index {index}: is a dead letter, should not be")
         found = f"{len(self.dead):,} dead letters" + (f", {late:,} on their way" if late else "")
         if before := sum(recount.num_refused_before for recount in self.recounts.values()):
-            found += f", {before:,} of them by an earlier configuration: headrace dead-letters --replay"
+            found += f", {before:,} of them by an earlier configuration: headrace dead-letters --resend"
         share = 0 if self.dead_before else len(wanted)
         return Check("dead letters are complete", found, share, len(wanted), violations)
 
@@ -161,7 +161,7 @@ class Evidence:
         for ledger in self.ledgers.values():
             _take(violations, ledger.not_once)
         num = sum(user.num for user in users) + sum(ledger.num_forgotten for ledger in self.ledgers.values())
-        num -= sum(recount.num_carried for recount in self.recounts.values())
+        num -= sum(recount.num_migrated for recount in self.recounts.values())
         seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
         later = sum(ledger.num_feedback for ledger in self.ledgers.values())
         found = f"{num:,} interactions of {len(users):,} users, and later kinds to {later:,} of them"
@@ -174,7 +174,7 @@ class Evidence:
         for number, recount in self.recounts.items():
             ledger, settled = self.ledgers[number], self._settled(number)
             total += recount.num_interactions - recount.num_forgotten
-            # The order may not have reached the topic yet.
+            # The mark may not have reached the topic yet.
             unsure = set() if settled else recount.forgotten
             for name, expected in recount.users.items():
                 if name in unsure:

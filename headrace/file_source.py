@@ -14,7 +14,7 @@ import msgspec
 
 from state.sequencer import Sequencer
 from trainer.histories import TrainedHistories
-from trainer.source import Marks, Position
+from trainer.source import Position, PositionTracker
 from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
@@ -40,7 +40,7 @@ class FileSource:
     ) -> None:
         self._chunks = _decoded(actions, action, take, on_rejection)
         self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
-        self._marks = Marks(dict(positions or {}))
+        self._tracker = PositionTracker(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
         self._histories: TrainedHistories | None = None
         self._offset, self._ended = 0, False
@@ -48,7 +48,7 @@ class FileSource:
     @property
     def positions(self) -> dict[int, Position]:
         """Just after the last trained example."""
-        return self._marks.positions
+        return self._tracker.positions
 
     @property
     def exhausted(self) -> bool:
@@ -75,7 +75,7 @@ class FileSource:
         examples = []
         for example in self._sequencer.drain():
             if example.number >= self._skip_below:
-                self._marks.add(example, example.number)
+                self._tracker.add(example, example.number)
                 examples.append(example)
             elif self._histories is not None:
                 self._histories.restore(example)
@@ -83,7 +83,7 @@ class FileSource:
 
     def trained(self, step: PlanStep) -> None:
         """Move the position past a step's examples."""
-        self._marks.trained(step)
+        self._tracker.trained(step)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -1,4 +1,4 @@
-"""Text that others wrote (ids, dead letters, names of processes), for a terminal: shown as it is, never obeyed."""
+"""Text that others wrote (ids, dead letters, names of processes), made safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from rich.text import Text
 
 
 def foreign(text: str, style: str = "") -> Text:
-    """The text without rich's markup and emoji codes; control characters, which a terminal would obey, as U+FFFD."""
+    """The text without rich's markup and emoji codes, and with U+FFFD for control characters."""
     shown = "".join(each if each.isprintable() or each in " \n\t" else "\ufffd" for each in text)
     return Text(shown, style=style)

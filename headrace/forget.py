@@ -1,6 +1,6 @@
-"""`headrace forget`: make the deployment forget a user or an item, by an order in the actions topic.
+"""`headrace forget`: make the deployment forget a user or an item, by a request in the actions topic.
 
-An order travels like any action, and the partition's worker carries it out at its offset. So the result is the same
+A request travels like any action, and the partition's worker carries it out at its offset. So the result is the same
 whatever is killed, restored or replayed. `docs/operations.md` lists what remains of a user, where and for how long.
 """
 
@@ -9,57 +9,41 @@ from __future__ import annotations
 import time
 
 import msgspec
-from kafka.errors import KafkaError
 
 from headrace.config import Settings
-from wire.action_json import Order, Refused, order_of
+from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.cluster import ClusterState
 from wire.errors import HeadraceError
 from wire.hashing import canonical
-from wire.kafka.consumer import connect, partitions_of, read, spans
-from wire.kafka.producer import make_producer
-from wire.kafka.refusal import refusal
-from wire.partitioner import partition_of
+from wire.kafka.consumer import connect, read, spans
+from wire.kafka.producer import send_one
 from wire.topics import Topics
 
-SEND_S, LOOK_S = 20.0, 0.2
+LOOK_S = 0.2
 
 
 def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
-    """Send the order and wait until the worker has carried it out. Status 1 if that takes longer than ``wait_s``."""
+    """Send the request and wait until a worker has carried it out. Status 1 if that takes longer than ``wait_s``."""
     try:
-        order = order_of({"forget": not is_back, what: name})
+        request = forget_request_of({"forget": not is_back, what: name})
     except Refused as error:
         raise HeadraceError(str(error)) from None
-    assert order is not None
-    partition, offset = _send(settings, order, {"forget": not is_back, what: name})
+    assert request is not None
+    partition, offset = _send(settings, request, {"forget": not is_back, what: name})
     if not _is_carried_out(settings, partition, offset, wait_s):
         print(
             f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will "
             "do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1
-    print(_told(settings, order))
+    print(_told(settings, request))
     return 0
 
 
-def _send(settings: Settings, order: Order, content: dict[str, str | bool]) -> tuple[int, int]:
-    topic, key = Topics.under(settings.kafka.prefix).actions, canonical(order.user or order.item).encode()
-    consumer = connect(settings.kafka)
-    try:
-        num_partitions = len(partitions_of(consumer, topic))  # raises `TopicMissing`, with its remedy
-    finally:
-        consumer.close()
-    producer, partition = make_producer(settings.kafka), partition_of(key, num_partitions)
-    try:
-        placed = producer.send(topic, key=key, value=msgspec.json.encode(content), partition=partition).get(SEND_S)
-    except KafkaError as error:
-        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
-            f"the broker did not accept the order ({error}); nothing has changed, try again"
-        ) from error
-    finally:
-        producer.close(timeout=2)
-    return partition, int(placed.offset)
+def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> tuple[int, int]:
+    topic, key = Topics.under(settings.kafka.prefix).actions, canonical(request.user or request.item).encode()
+    placed = send_one(settings.kafka, topic, key, msgspec.json.encode(content), "request")
+    return int(placed.partition), int(placed.offset)
 
 
 def _is_carried_out(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
@@ -80,18 +64,18 @@ def _is_carried_out(settings: Settings, partition: int, offset: int, wait_s: flo
     return False
 
 
-def _told(settings: Settings, order: Order) -> str:
+def _told(settings: Settings, request: ForgetRequest) -> str:
     days = settings.kafka.actions_retention_s / 86_400
-    if order.is_back:
-        return f"item {order.item}: no longer forgotten; from its next action on it is learned as a new item"
-    if not order.user:
+    if request.is_back:
+        return f"item {request.item}: no longer forgotten; from its next action on it is learned as a new item"
+    if not request.user:
         return (
-            f"item {order.item}: no longer recommended by any server that follows its topics; the trainer drops its "
+            f"item {request.item}: no longer recommended by any server that follows its topics; the trainer drops its "
             "row and its counts, and learns nothing about it until `headrace forget item ID --undo`"
         )
     return (
-        f"user {order.user}: removed from the worker's store and from the servers; the records in the sequences topic "
-        "have tombstones, and Kafka's compaction removes them. The user's actions remain in the actions topic until "
-        f"its retention ends ({days:g} days), and refused ones among the dead letters. The weights keep what they "
-        "learned from the user, without the name. docs/operations.md has the list"
+        f"user {request.user}: removed from the worker's store and from the servers. In the sequences topic the user's "
+        "records have tombstones, and Kafka's compaction will remove them. The actions remain in the actions topic "
+        f"until its retention ends ({days:g} days), and refused ones in the dead-letter topic. The weights keep what "
+        "they learned from the user, without the name. docs/operations.md has the full list"
     )

@@ -27,7 +27,7 @@ from wire.topics import Topics
 SILENT_AFTER_S = 10.0
 """A process, or the trainer itself, that says nothing for this long is reported as silent."""
 FIRST_WORD_S = 3.0
-"""How long to wait for a first message."""
+"""How long to wait for the first message."""
 
 
 def watch(

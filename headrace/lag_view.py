@@ -40,7 +40,7 @@ class LagView:
     lag: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
-    """The age of the newest action that the served weights have learned, sampled every second of the replay."""
+    """The age of the newest action that the served weights have learned; sampled every second while sending."""
     cluster: ClusterState = field(default_factory=ClusterState)
     """The worker's last report."""
     started_s: float = field(default_factory=time.monotonic)

@@ -72,8 +72,8 @@ class SequenceLedger:
         self.num_stale = 0
         self.num_forgotten = 0
         """Interactions of users who have been forgotten since."""
-        self.carried = list[Example]()
-        """Users as another deployment left them (`Example.is_carried`)."""
+        self.migrated = list[Example]()
+        """The users migrated from another deployment (`Example.is_migrated`)."""
         self.num_missing = 0
         """Numbers that compaction or retention has removed."""
         self.lost = Violations()
@@ -112,8 +112,8 @@ class SequenceLedger:
         self.pieces[example.number] = Pieces(example.num_new, example.num_feedback)
         self.num_interactions += example.num_new
         self.num_feedback += example.num_feedback
-        if example.is_carried:
-            self.carried.append(example)
+        if example.is_migrated:
+            self.migrated.append(example)
         if example.mark is not None:
             gone = self.users.pop(example.user, None)
             self.num_forgotten += gone.num if gone is not None else 0
@@ -121,7 +121,7 @@ class SequenceLedger:
         user = self.users.get(example.user)
         if user is None:
             user = self.users[example.user] = UserLedger(empty_history(example), 0)
-        if user.gaps == self._gaps and not example.is_carried:
+        if user.gaps == self._gaps and not example.is_migrated:
             self._check_once(user.history, example)
         user.history.fold(example)
         user.gaps, user.upto = self._gaps, (example.user_offset, example.user_index)

@@ -19,10 +19,11 @@ from wire.topics import Topics
 from wire.weights import Manifest, Quality
 
 LOOK_EVERY_S = 2.0
-ORDERS_S = 10.0
-"""How long to wait for the operator's orders to be read."""
+CONTROL_S = 10.0
+"""How long to wait for the control topic to be read."""
 CAUGHT_UP_MS = 60_000
-"""A line whose newest learned action is older by more is still catching up, and measured on other actions."""
+"""A line whose newest learned action is older by more than this is still catching up, so it was measured on other
+actions."""
 
 
 def on_line(settings: Settings, line: str) -> Settings:
@@ -31,8 +32,7 @@ def on_line(settings: Settings, line: str) -> Settings:
 
 
 def followed_line(settings: Settings) -> str:
-    """The line that the last order has servers follow, else the configured one. A deployment without the control topic
-    has no orders."""
+    """The line that servers follow: the last one in the control topic, or the configured one if there is none."""
     topic, line = Topics.under(settings.kafka.prefix).control, settings.kafka.line
     consumer = connect(settings.kafka)
     try:
@@ -51,25 +51,25 @@ def followed_line(settings: Settings) -> str:
 
 @contextlib.contextmanager
 def followed(settings: Settings, line: str | None) -> Iterator[Callable[[], str]]:
-    """A function that says which line to show: ``line``, or if that is None, the one that servers follow, as orders
-    change it."""
+    """A function that returns the line to show: ``line``, or if that is None, the one that servers follow at the
+    moment."""
     if line is not None:
         yield lambda: line
         return
     rollout = Rollout(own_line=settings.kafka.line)
-    orders = PinFollower(lambda: connect(settings.kafka), Topics.under(settings.kafka.prefix).control, rollout)
-    orders.start()
-    rollout.known.wait(ORDERS_S)
+    follower = PinFollower(lambda: connect(settings.kafka), Topics.under(settings.kafka.prefix).control, rollout)
+    follower.start()
+    rollout.known.wait(CONTROL_S)
     try:
         yield lambda: rollout.line
     finally:
-        orders.stop()
-        orders.join(ORDERS_S)
+        follower.stop()
+        follower.join(CONTROL_S)
 
 
 def wait_until_as_good(old: Settings, new: Settings, worse: float) -> None:
-    """Return once the newest version of ``new`` is as good as the newest of ``old``; says what is missing whenever that
-    changes."""
+    """Return once the newest version of ``new`` is as good as the newest of ``old``. Prints what is missing, whenever
+    that changes."""
     told = ""
     while missing := _missing(manifests(old), manifests(new), old.serving.guard_min_targets, worse):
         if missing != told:
@@ -85,8 +85,8 @@ def _missing(old: list[Manifest], new: list[Manifest], min_targets: int, worse: 
 
 
 def what_is_missing(old: Manifest, new: Manifest, min_targets: int, worse: float) -> str:
-    """Why ``new`` is not yet as good as ``old``; empty if it is. Both were measured before learning, by their trainers,
-    on what they learned last; so they are comparable once ``new`` has caught up, on ``min_targets`` targets."""
+    """Why ``new`` is not yet as good as ``old``; empty if it is. Each was measured by its trainer, before learning, on
+    the targets that it learned last. So they are comparable once ``new`` has caught up, and on ``min_targets``."""
     behind_s = (old.newest_record_ms - new.newest_record_ms) / 1000
     if behind_s > CAUGHT_UP_MS / 1000:
         return f"its newest learned action is {behind_s:,.0f} s older"

@@ -15,7 +15,7 @@ from state.segment import Segment
 from state.sequencer import Sequencer
 from state.user import User
 from wire.action import Rejection, decode_record
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Counts, Example
 from wire.history import History
@@ -34,9 +34,9 @@ class Recount:
         self.num_partitions = num_partitions
         self.sequencer = Sequencer(action, sequence, partition)
         self._num_slots = sequence.num_slots
-        self.num_records = self.num_forgotten = self.num_carried = 0
+        self.num_records = self.num_forgotten = self.num_migrated = 0
         self.forgotten: set[str] = set()
-        """Users who were forgotten, and whose interactions are ``num_forgotten``."""
+        """Users who were forgotten; ``num_forgotten`` is the number of their interactions."""
         self.num_produced = 0
         """Actions, and records that should have been one."""
         self.refused_before: set[tuple[int, int]] = set()
@@ -52,8 +52,8 @@ class Recount:
         self.users_at: dict[str, History] = {}
         """The users of ``watch_users``, as they were after that action."""
 
-    def carry(self, examples: Iterable[Example]) -> None:
-        """Begin with the users whom another deployment has left (`Example.is_carried`), before any record."""
+    def start_from(self, examples: Iterable[Example]) -> None:
+        """Begin with the users migrated from another deployment (`Example.is_migrated`), before any record."""
         users, num_slots = self.sequencer.users, self._num_slots
         for each in examples:
             if each.mark is not None:
@@ -66,7 +66,7 @@ class Recount:
             user.adopt(each, num_slots)
             user.user_features = array("q", each.user_feature_hash.tobytes())
             self.users[each.user].fold(each)
-        self.num_carried = sum(history.end for history in self.users.values())
+        self.num_migrated = sum(history.end for history in self.users.values())
         for name, history in self.users.items():
             if self.watch_users.get(name) == (-1, -1):
                 self.users_at[name] = copy.deepcopy(history)
@@ -75,7 +75,7 @@ class Recount:
         """Apply one Kafka record."""
         self.num_records += 1
         decoded = decode_record(record.value, record.timestamp, self.action)
-        if isinstance(decoded[0], Order):
+        if isinstance(decoded[0], ForgetRequest):
             self.drain()
         self.sequencer.advance(record.offset, record.timestamp)
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
@@ -91,11 +91,11 @@ class Recount:
                 continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
-            elif isinstance(each, Order) and not each.user:
-                self.sequencer.obey(each, record.timestamp)
+            elif isinstance(each, ForgetRequest) and not each.user:
+                self.sequencer.forget(each, record.timestamp)
             elif partition_of(each.user.encode(), self.num_partitions) != self.partition:
                 self._refuse(record.offset, index if listed else -1)
-            elif isinstance(each, Order):
+            elif isinstance(each, ForgetRequest):
                 self._forget(each, record.timestamp)
             else:
                 self.sequencer.apply(each, record.offset, record.timestamp, index)
@@ -107,11 +107,11 @@ class Recount:
         if record.offset in self.watch:
             self.counts_at[record.offset] = self.sequencer.counts
 
-    def _forget(self, order: Order, record_ms: int) -> None:
-        history = self.users.pop(order.user, None)
-        self.forgotten.add(order.user)
+    def _forget(self, request: ForgetRequest, record_ms: int) -> None:
+        history = self.users.pop(request.user, None)
+        self.forgotten.add(request.user)
         self.num_forgotten += history.end if history is not None else 0
-        self.sequencer.obey(order, record_ms)
+        self.sequencer.forget(request, record_ms)
 
     def _refuse(self, offset: int, index: int) -> None:
         self.sequencer.reject(offset)
@@ -130,4 +130,4 @@ class Recount:
     @property
     def num_interactions(self) -> int:
         """Interactions that the actions amount to."""
-        return self.num_forgotten + sum(history.end for history in self.users.values()) - self.num_carried
+        return self.num_forgotten + sum(history.end for history in self.users.values()) - self.num_migrated

@@ -1,8 +1,8 @@
 """`headrace repartition`: continue a deployment under another prefix, with another number of partitions.
 
-The old topics stay as they are. Everything in the new ones is a function of them, so the command may be killed at any
-point and run again: it goes on where it was, and before it says that it is done it has read back what it wrote. Until
-then no worker starts on the new topics (`stream.handover`).
+The old topics stay as they are. Everything in the new ones is derived from them, so the command may be killed at any
+point and run again: it resumes where it was. Before it reports success, it reads back everything that it wrote. Until
+then no worker starts on the new topics (`stream.migration`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from threading import Event
 import msgspec
 import structlog
 
-from headrace.carried import Source, restore
 from headrace.config import Settings
-from headrace.filling import fill, verify
-from headrace.rollout import send_order, who
-from stream.handover import handover_to
+from headrace.migration import Source, restore
+from headrace.migration_writer import fill, verify
+from headrace.rollout import send_decision, who
+from stream.migration import migration_to
 from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.journal import read_journal
 from trainer.positions import sequences_identity
 from trainer.source import Position
-from wire.control import HANDOVER_KEY, Handover
+from wire.control import MIGRATION_KEY, Migration
 from wire.errors import HeadraceError
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, spans
@@ -33,15 +33,15 @@ from wire.topics import Topics
 
 log = structlog.get_logger("headrace")
 KEPT = ("model", "trainer", "lineage", "parent", "num_set_aside_interactions")
-"""Of what a checkpoint says beside its arrays; the rest is about topics."""
+"""The fields of a checkpoint's metadata that are kept; the others are about topics."""
 
 
 def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) -> int:
-    """Carry the users and the trainer's checkpoint of ``old`` over to ``new``; or, once that is done, say whether
-    actions have arrived in the old topics since. Returns the exit status."""
+    """Migrate the users and the trainer's checkpoint of ``old`` to ``new``; or, if that is done, report whether actions
+    have arrived in the old topics since. Returns the exit status."""
     _check_pair(old, new)
     ensure_topics(new.kafka)
-    found = handover_to(new.kafka)
+    found = migration_to(new.kafka)
     if found is not None and found.source != old.kafka.prefix:
         raise HeadraceError(
             f"kafka.prefix {new.kafka.prefix!r}: expected to continue {old.kafka.prefix!r}, but it continues "
@@ -49,7 +49,7 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
         )
     if found is not None and found.is_done:
         return _compare_ends(old, new, found.ends)
-    _say(new, Handover(source=old.kafka.prefix, is_done=False, made_ms=_now_ms(), made_by=who()))
+    _say(new, Migration(source=old.kafka.prefix, is_done=False, made_ms=_now_ms(), made_by=who()))
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         source = restore(old, Path(folder))
         checkpoint = None if without_trainer else _last_checkpoint(old, source)
@@ -58,10 +58,10 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
     if checkpoint is not None:
         _keep(checkpoint, new, positions)
     if source.ends != (now := _ends(old)):
-        raise NotStill(old, source.ends, now)
+        raise StillWritten(old, source.ends, now)
     _say(
         new,
-        Handover(source=old.kafka.prefix, is_done=True, made_ms=_now_ms(), made_by=who(), ends=source.ends),
+        Migration(source=old.kafka.prefix, is_done=True, made_ms=_now_ms(), made_by=who(), ends=source.ends),
     )
     num = sum(each.num for each in tallies)
     step = "without a trainer" if checkpoint is None else f"the trainer goes on at step {checkpoint.step}"
@@ -72,15 +72,15 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
     return 0
 
 
-class NotStill(HeadraceError):
-    """Actions arrived in the old topic while its users were carried over."""
+class StillWritten(HeadraceError):
+    """Actions arrived in the old topic while its users were being migrated."""
 
     def __init__(self, old: Settings, before: dict[int, int], now: dict[int, int]) -> None:
         num = sum(now.values()) - sum(before.values())
         super().__init__(
-            f"{Topics.under(old.kafka.prefix).actions}: expected no action after the handover began, got {num} "
+            f"{Topics.under(old.kafka.prefix).actions}: expected no action after the migration began, got {num} "
             "records; find the producer that still writes there, let the old worker and trainer learn them and stop, "
-            "and hand over to another kafka.prefix"
+            "and migrate to another kafka.prefix"
         )
 
 
@@ -96,14 +96,14 @@ def _check_pair(old: Settings, new: Settings) -> None:
         )
     before, now = shape_of(old.action, old.sequence), shape_of(new.action, new.sequence)
     if otherwise := disagreement(encode_shape(before), now):
-        raise HeadraceError(f"{otherwise}: a handover changes the number of partitions and nothing else")
+        raise HeadraceError(f"{otherwise}: a migration changes the number of partitions and nothing else")
 
 
 def _compare_ends(old: Settings, new: Settings, ends: dict[int, int]) -> int:
     num = sum(_ends(old).values()) - sum(ends.values())
-    print(f"{new.kafka.prefix} continues {old.kafka.prefix}: done before; {num:,} records have arrived there since")
+    print(f"{new.kafka.prefix} continues {old.kafka.prefix}: done earlier; {num:,} records have arrived there since")
     if num:
-        print("find their producer: nothing reads them, and nothing that is in them is known here")
+        print("find their producer: nothing reads these records, and none of their actions is known here")
     return 1 if num else 0
 
 
@@ -116,8 +116,8 @@ def _ends(settings: Settings) -> dict[int, int]:
         consumer.close()
 
 
-def _say(new: Settings, handover: Handover) -> None:
-    send_order(new, HANDOVER_KEY, handover)
+def _say(new: Settings, migration: Migration) -> None:
+    send_decision(new, MIGRATION_KEY, migration)
 
 
 def _now_ms() -> int:
@@ -128,7 +128,7 @@ def _now_ms() -> int:
 
 
 def _last_checkpoint(old: Settings, source: Source) -> Checkpoint:
-    """The newest one, which must hold all that the topic has."""
+    """The newest checkpoint, which must cover everything in the topic."""
     path = Path(old.trainer.checkpoint_dir)
     folder = CheckpointFolder(path, lambda what: log.error("checkpoint damaged", what=what))
     found = folder.load()
@@ -142,14 +142,14 @@ def _last_checkpoint(old: Settings, source: Source) -> Checkpoint:
     if learned != source.numbers or read_journal(path, found.step).steps:
         missing = sum(source.numbers.values()) - sum(learned.values())
         raise HeadraceError(
-            f"checkpoint_dir {path}: expected a checkpoint of everything, but {max(0, missing)} examples come "
-            "after it; let the old trainer learn them and stop it by SIGTERM, which writes one"
+            f"checkpoint_dir {path}: expected a checkpoint that covers everything, but {max(0, missing)} examples come "
+            "after it; let the old trainer learn them, and stop it with SIGTERM, which writes one"
         )
     return found
 
 
 def _keep(checkpoint: Checkpoint, new: Settings, positions: dict[int, Position]) -> None:
-    """The checkpoint at its place in the new topics. The users that it knows begin with what was carried over."""
+    """Write the checkpoint with positions in the new topics. The users that it knows begin with what was migrated."""
     arrays = dict(checkpoint.arrays)
     arrays["histories.born"] = arrays["histories.born"] * 0
     meta = {name: checkpoint.meta[name] for name in KEPT if name in checkpoint.meta} | {

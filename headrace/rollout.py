@@ -6,24 +6,18 @@ import getpass
 import platform
 import time
 
-from kafka.errors import KafkaError
-
 from headrace.config import Settings
 from headrace.lines import followed_line, on_line, wait_until_as_good
 from headrace.versions import manifests
-from wire.control import LINE_KEY, PIN_KEY, Handover, Pin, Switch, Which, encode_order, parse_version
-from wire.errors import HeadraceError, VersionError
-from wire.kafka.consumer import connect, partitions_of
-from wire.kafka.producer import make_producer
-from wire.kafka.refusal import refusal
+from wire.control import LINE_KEY, PIN_KEY, Migration, Pin, Switch, Which, encode_decision, parse_version
+from wire.errors import VersionError
+from wire.kafka.producer import send_one
 from wire.topics import Topics
 from wire.weights import Manifest
 
-SEND_S = 20.0
-
 
 def pin(settings: Settings, version: str, reason: str = "") -> int:
-    """Pin a version, which may be one to come."""
+    """Pin a version, which need not be published yet."""
     which, settings = parse_version(version), on_line(settings, followed_line(settings))
     return _pin(settings, which, reason, _known(settings, which))
 
@@ -50,14 +44,14 @@ def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
 
 def unpin(settings: Settings) -> int:
     """Let servers follow the newest good version again."""
-    send_order(settings, PIN_KEY, None)
+    send_decision(settings, PIN_KEY, None)
     print("servers follow the newest good version again")
     return 0
 
 
 def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: bool, worse: float) -> int:
-    """Have all servers follow the versions of a line of training (empty: the main one): at once, or once the newest is
-    no worse than those that they follow now, by more than the fraction ``worse``."""
+    """Have all servers follow the versions of a line of training (empty: the main one): at once, or as soon as the
+    newest is not worse than theirs by more than the fraction ``worse``."""
     before = followed_line(settings)
     if not manifests(on_line(settings, line)):
         raise VersionError(
@@ -66,7 +60,7 @@ def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: boo
     if when_as_good and line != before:
         wait_until_as_good(on_line(settings, before), on_line(settings, line), worse)
     made_ms = int(time.time() * 1000)
-    send_order(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=who(), reason=reason))
+    send_decision(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=who(), reason=reason))
     print(
         f"servers follow the versions of {_line(line)}, and no longer those of {_line(before)}; /readyz of each says so"
     )
@@ -88,30 +82,17 @@ def _known(settings: Settings, which: Which) -> Manifest | None:
 
 def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) -> int:
     made_ms, line = int(time.time() * 1000), settings.kafka.line
-    order = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=who(), reason=reason, line=line)
-    send_order(settings, PIN_KEY, order)
+    decision = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=who(), reason=reason, line=line)
+    send_decision(settings, PIN_KEY, decision)
     age = "which is still to come" if found is None else f"of {found.num_interactions:,} interactions"
     print(f"servers answer from version {_name(which)} ({age}) until `headrace unpin`; /readyz of each says so")
     return 0
 
 
-def send_order(settings: Settings, key: bytes, order: Pin | Switch | Handover | None) -> None:
-    """Write an order (None: a tombstone) into the control topic."""
-    topic = Topics.under(settings.kafka.prefix).control
-    consumer = connect(settings.kafka)
-    try:
-        partitions_of(consumer, topic)  # raises `TopicMissing`, with its remedy
-    finally:
-        consumer.close()
-    producer = make_producer(settings.kafka)
-    try:
-        producer.send(topic, key=key, value=encode_order(order) if order is not None else None).get(SEND_S)
-    except KafkaError as error:
-        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
-            f"the broker did not take the order ({error}); nothing has changed, try again"
-        ) from error
-    finally:
-        producer.close(timeout=2)
+def send_decision(settings: Settings, key: bytes, decision: Pin | Switch | Migration | None) -> None:
+    """Write a decision (None: a tombstone) into the control topic."""
+    value = encode_decision(decision) if decision is not None else None
+    send_one(settings.kafka, Topics.under(settings.kafka.prefix).control, key, value, "decision")
 
 
 def _name(which: Which) -> str:

@@ -122,7 +122,7 @@ def _rate(view: LagView) -> str:
 
 
 def tables(view: LagView) -> Columns:
-    """Both tables; side by side if there is room."""
+    """Both tables, side by side if there is space."""
     return Columns([stage_table(view), quality_table(view)], padding=(0, 4))
 
 

@@ -13,11 +13,11 @@ from headrace.recommendation import RecommendationCheck
 from headrace.report import Report
 from headrace.screen import number
 from headrace.versions import manifests
-from stream.replay import ReplayReport
+from stream.sender import SendReport
 
 
 def summarise(
-    settings: Settings, dataset: Dataset, view: LagView, sent: ReplayReport, check: RecommendationCheck, report: Report
+    settings: Settings, dataset: Dataset, view: LagView, sent: SendReport, check: RecommendationCheck, report: Report
 ) -> dict[str, Any]:
     """The summary as data: the last line of ``--json``."""
     published = manifests(settings)
@@ -60,7 +60,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for line in (
         f"actions in {sign} interactions trained: {counted}; dead letters: {summary['dead_letters']:,}",
         f"each predicted before it is learned: {learned}; {ranked}",
-        f"{served}; freshness while replaying (median): {age} at {summary['actions_per_s']:,.0f} actions/s",
+        f"{served}; freshness while sending (median): {age} at {summary['actions_per_s']:,.0f} actions/s",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     if summary["new_actions"]:

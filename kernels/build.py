@@ -8,6 +8,9 @@ Sources and how often each is compiled:
 
 The library links to nothing of torch, so one build serves every torch and Python version; the choice among the
 instruction sets is made at run time (`kernels.library`).
+
+Objects are kept in ``$XDG_CACHE_HOME/headrace/objects`` (``~/.cache`` if unset) under a digest of what they are made
+of, so that only changed units are compiled, in any checkout. Those that no build has used for 30 days are removed.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.sources import SOURCES, digest
+from kernels.sources import SOURCES, digest, digest_of, included
 
 ROOT = Path(__file__).parent
 LIBRARY_PATH = ROOT / "build" / "libheadrace_kernels.so"
-
+OBJECT_AGE_S = 30 * 24 * 3600
 
 COMMON_FLAGS = [
     "-std=c++17",
@@ -71,9 +76,11 @@ class Unit:
     level: str
     flags: tuple[str, ...]
 
-    def object_name(self) -> str:
-        """Unique among the units."""
-        return f"{self.source.stem}.{self.level}.o"
+    def object_name(self, compiler_version: str, sources: Path) -> str:
+        """The source's name and a digest of everything that decides what it compiles to."""
+        settings = repr((compiler_version, COMMON_FLAGS, self.flags, self.level))
+        key = hashlib.sha256((settings + digest_of(included(self.source, sources), sources)).encode()).hexdigest()
+        return f"{self.source.stem}.{self.level}.{key[:32]}.o"
 
 
 def compiler() -> str:
@@ -85,7 +92,7 @@ def compiler() -> str:
 
 
 def accepts(cxx: str, flags: list[str]) -> bool:
-    """Whether the compiler knows these flags."""
+    """Whether the compiler accepts these flags."""
     run = subprocess.run([cxx, *flags, "-x", "c++", "-E", "/dev/null"], capture_output=True, check=False)
     return run.returncode == 0
 
@@ -113,64 +120,88 @@ def units(levels: dict[str, list[str]], sources: Path = SOURCES) -> list[Unit]:
             found += [Unit(source, name, tuple(levels[name])) for source in sorted((sources / "level").glob("*.cpp"))]
     built = ["portable", "avx2", "avx512", "amx"].index(list(levels)[-1])
     defined = (f"-DHEADRACE_BUILT_LEVEL={built}", f'-DHEADRACE_SOURCES="{digest(sources)}"')
-    return found + [Unit(source, "base", defined) for source in sorted(sources.glob("*.cpp"))]
-
-
-def compile_unit(cxx: str, unit: Unit, folder: Path, sources: Path = SOURCES) -> Path:
-    """Compile one source; raises `BuildError` with the compiler's output."""
-    target = folder / unit.object_name()
-    command = [
-        cxx,
-        *COMMON_FLAGS,
-        *unit.flags,
-        f"-DHEADRACE_LEVEL={unit.level}",
-        f"-DHEADRACE_LEVEL_{unit.level.upper()}=1",
-        f"-I{sources}",
-        "-c",
-        str(unit.source),
-        "-o",
-        str(target),
+    return found + [
+        Unit(source, "base", defined if source.name == "cpu.cpp" else ()) for source in sorted(sources.glob("*.cpp"))
     ]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        raise BuildError(f"{' '.join(command)}\n{run.stderr}")
-    if run.stderr:
-        print(run.stderr, file=sys.stderr)
-    return target
 
 
-def fingerprint(cxx: str, plan: list[Unit]) -> str:
-    """Changes whenever the code of a source, a flag or the compiler does: ``plan`` has the digest of the sources."""
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-    units_of = [(unit.source.name, unit.level, unit.flags) for unit in plan]
-    return hashlib.sha256(version.encode() + repr((COMMON_FLAGS, units_of)).encode()).hexdigest()
+def object_folder() -> Path:
+    """Where compiled units are kept, for all checkouts."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "headrace" / "objects"
 
 
-def build(*, force: bool = False, sources: Path = SOURCES, target: Path = LIBRARY_PATH) -> bool:
-    """Compile everything into ``target`` if anything changed since; whether it did. Replaced whole, or not at all."""
+def compile_unit(cxx: str, unit: Unit, target: Path, sources: Path = SOURCES) -> None:
+    """Compile one source into ``target``, whole or not at all; raises `BuildError` with the compiler's output."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [
+            cxx,
+            *COMMON_FLAGS,
+            *unit.flags,
+            f"-DHEADRACE_LEVEL={unit.level}",
+            f"-DHEADRACE_LEVEL_{unit.level.upper()}=1",
+            f"-I{sources}",
+            "-c",
+            str(unit.source),
+            "-o",
+            str(made),
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise BuildError(f"{' '.join(command)}\n{run.stderr}")
+        if run.stderr:
+            print(run.stderr, file=sys.stderr)
+        made.replace(target)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the objects that no build has used for `OBJECT_AGE_S`."""
+    oldest = time.time() - OBJECT_AGE_S
+    for path in folder.glob("*.o"):
+        with suppress(FileNotFoundError):  # another build may have removed it
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def build(
+    *, force: bool = False, sources: Path = SOURCES, target: Path = LIBRARY_PATH, objects: Path | None = None
+) -> bool:
+    """Link everything into ``target`` if anything changed since; whether it did. Replaced whole, or not at all.
+
+    Compiles the units that ``objects`` (`object_folder` if None) does not hold, or all if ``force``.
+    """
     cxx = compiler()
-    plan = units(level_flags(cxx), sources)
-    stamp, stamp_path = fingerprint(cxx, plan), target.with_name("stamp")
+    folder = objects or object_folder()
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    plan = {folder / unit.object_name(version, sources): unit for unit in units(level_flags(cxx), sources)}
+    stamp, stamp_path = " ".join(path.name for path in plan), target.with_name("stamp")
     if not force and target.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
         return False
+    missing = {path: unit for path, unit in plan.items() if force or not path.exists()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda path: compile_unit(cxx, missing[path], path, sources), missing))
+    for path in plan:
+        path.touch()
     target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda unit: str(compile_unit(cxx, unit, Path(name), sources)), plan))
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
         linked = Path(name) / target.name
         run = subprocess.run(
-            [cxx, "-shared", "-fopenmp", *objects, "-o", str(linked)], capture_output=True, text=True, check=False
+            [cxx, "-shared", "-fopenmp", *plan, "-o", str(linked)], capture_output=True, text=True, check=False
         )
         if run.returncode != 0:
             raise BuildError(run.stderr)
         linked.replace(target)
     stamp_path.write_text(stamp)
+    remove_unused(folder)
     return True
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compiles the C++ kernels.")
-    parser.add_argument("--force", action="store_true", help="build even if nothing changed")
+    parser.add_argument("--force", action="store_true", help="compile everything, even if nothing changed")
     try:
         done = build(force=parser.parse_args().force)
     except BuildError as error:

@@ -1,10 +1,10 @@
 """The compiled C++ kernels (`kernels.compiled`): choosing the instruction set at run time.
 
-Functions that are compiled once per
-instruction set have its name as a suffix (``attention_forward_avx512``); `function` picks the best one that this
-processor supports, or the one forced by ``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``. AMX only multiplies bfloat16:
-float32 is multiplied there as a sum of two bfloat16 terms if `torch.set_float32_matmul_precision` is "high" or
-"medium", and by AVX-512 at "highest", PyTorch's default.
+Functions that are compiled once per instruction set have its name as a suffix (``attention_forward_avx512``);
+`function` picks the best one that this processor supports, or the one forced by
+``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``. AMX only multiplies bfloat16: float32 is multiplied there as a sum of
+two bfloat16 terms if `torch.set_float32_matmul_precision` is "high" or "medium", and by AVX-512 at "highest", PyTorch's
+default.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def look_up(pointer):
 
 
 @triton.jit
-def put_down(pointer, value, wanted):
+def store_in_layout(pointer, value, wanted):
     """Store float32 from the layout that it has; threads that share a value all store it, to the same place.
 
     A plain store gets its own layout, and its tile goes through shared memory, with barriers.
@@ -130,7 +130,7 @@ def put_down(pointer, value, wanted):
 
 @triton.jit
 def add_to(pointer, value):
-    """Add float32 to memory from the layout that it has, like `put_down`; no two threads may share a value."""
+    """Add float32 to memory from the layout that it has, like `store_in_layout`; no two threads may share a value."""
     if DIRECT:
         tl.inline_asm_elementwise(
             "red.relaxed.gpu.global.add.f32 [$1], $2; mov.u32 $0, 0;", "=r,l,f",

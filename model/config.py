@@ -39,7 +39,7 @@ MODEL_LIMITS: dict[str, Limit] = {
 ADDED: dict[str, Any] = {
     "user_tokens": False, "propensity": False, "block": "hstu", "ffn_width": 0, "predict_value": False,
 }  # fmt: skip
-"""Settings that earlier builds do not know, with the values for which the model is the one that they know."""
+"""Settings that earlier builds do not know, each with the value that gives the model of those builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class ModelConfig:
         return self.num_features + self.propensity + self.num_user_features * self.user_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for manifests and checkpoints. `ADDED` is left out where it says nothing, so that builds
-        without it can read the rest."""
+        """Plain values, for manifests and checkpoints. Settings in `ADDED` are left out at their default, so that
+        builds without them can read the rest."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]}
 

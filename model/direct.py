@@ -1,8 +1,8 @@
-"""The model's forward and backward pass beside autograd, on the CPU: from the catalogue's rows to both losses and back.
+"""The model's forward and backward pass on the CPU without autograd: from the catalogue's rows to both losses and back.
 
-A live step is a few dozen targets: autograd's bookkeeping and a hundred small operations took more of it than the
+A live step has a few dozen targets: autograd's bookkeeping and a hundred small operations took longer than the
 arithmetic. Here a step is six calls of C++, each of which writes the gradients of its own weights where the optimiser
-reads them. What it computes is what `HSTU` and `trainer.losses` define, up to the order of sums.
+reads them. The results are those of `HSTU` and `trainer.losses`, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from model.layers import Layer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DirectInputs:
-    """A batch of n interactions: their rows of the catalogue, what was done with them, and times of their tokens; and
-    what is read of the layers' outputs (``tail``). ``head``: all but the outputs."""
+    """A batch of n interactions: their rows of the catalogue, their actions, and the times of their tokens; and which
+    of the layers' outputs are read (``tail``). ``head``: the heads' inputs except for these outputs."""
 
     table_VD: Tensor
     place_n: Tensor
@@ -37,21 +37,21 @@ class DirectInputs:
     tail: Tail
     seed: int
     head: Callable[[Tensor], HeadInputs]
-    """Outputs (S, M) → what the heads take."""
+    """Outputs (S, M) → the heads' inputs."""
     rank_factor: float = 1.0
-    """Of ranking's part in the gradients."""
+    """The weight of the ranking loss in the gradients."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DirectOutputs:
-    """``heads``: predictions, losses, and the catalogue's gradient, which is whole. ``d_side_nM``: the sides'."""
+    """``heads``: predictions, losses, and the catalogue's whole gradient. ``d_side_nM``: that of the side inputs."""
 
     heads: HeadOutputs
     d_side_nM: Tensor | None
 
 
 class DirectPass:
-    """Passes of one model, whose parameters have gradients to be written (``parameter.grad``)."""
+    """Passes of one model. All of its parameters must have gradients (``parameter.grad``), which are overwritten."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class DirectPass:
         self._heads, self._head_gradients = (_head_params(model, each) for each in (_values, _slopes))
 
     def __call__(self, inputs: DirectInputs, *, wants_gradients: bool) -> DirectOutputs:
-        """Predictions and losses; with gradients, those of all parameters are written."""
+        """Predictions and losses; with ``wants_gradients``, the gradients of all parameters are written too."""
         value_n = inputs.value_n if self._config.use_value else None
         given = inputs.table_VD, inputs.place_n, inputs.kinds_nK, value_n
         x_TM = tokens(*given, inputs.side_nM, self._tokens)
@@ -95,7 +95,7 @@ Back = Callable[[Tensor], Tensor]
 
 
 class _KernelLayers:
-    """HSTU's layers, a call of C++ each way."""
+    """HSTU's layers: one call of C++ each way."""
 
     def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
         self._config, self._thresholds = model.config, model.time_buckets
@@ -153,7 +153,7 @@ class _AutogradLayers:
 
         def back(d_SM: Tensor) -> Tensor:
             for gradient in self._gradients:
-                gradient.zero_()  # autograd adds to what is there
+                gradient.zero_()  # autograd adds to the gradients
             torch.autograd.backward(y_SM, d_SM)
             assert x_TM.grad is not None
             return x_TM.grad
@@ -166,7 +166,7 @@ def _values(parameter: Tensor) -> Tensor:
 
 
 def _slopes(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None, "the optimiser gives every parameter a gradient to be written"
+    assert parameter.grad is not None, "the optimiser gives every parameter a gradient"
     return parameter.grad
 
 

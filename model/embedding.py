@@ -1,11 +1,14 @@
-"""Embedding tables for a vocabulary that changes: 64-bit key → row; keys arrive, are evicted by age, learn row by row.
+"""Embedding tables for a changing vocabulary: 64-bit key → row. Keys arrive and are evicted by age; rows learn singly.
 
 Row 0 of every table is the cold row, which stands for every key without a row of its own (not admitted yet, evicted,
 never seen, or the absent key 0). No other row is shared. Rows that changed are ``dirty`` until a version carries them.
+
+Several processes may divide a table: one has all keys and marks, each has the weights of its share of the rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap, rowwise_adagrad_
+from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.growing import GrowingRows
-from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
+from model.share import WHOLE, Owners, Share
 
 Int64 = NDArray[np.int64]
 BLOCK_ROWS = 1 << 12
@@ -48,10 +52,14 @@ class EmbeddingTable:
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self._num_live_B = np.zeros(1, np.int64)
-        """How many rows of each block belong to a key, for `live_at`."""
+        """How many rows of each block have a key, for `live_at`."""
         self.tombstones: list[int] = []
-        self.renewed: list[Int64] | None = None
-        """Rows that a key has got or lost since whoever copies the table last looked; None if nobody does."""
+        self.renewed: list[tuple[Int64, Tensor | None]] | None = None
+        """Rows that a key has got, with their weights, or lost (None), since whoever copies the table last looked; None
+        if nobody does."""
+        self._share = WHOLE
+        self.owners: Owners | None = None
+        """Where to ask for rows that this process does not hold; None if it holds all."""
         self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
         self.live[0], self.dirty[0] = True, CHANGED
@@ -81,47 +89,73 @@ class EmbeddingTable:
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
-        self.dirty[rows] |= UNSAVED  # when it was seen
+        self.dirty[rows] |= UNSAVED  # the time of the last sighting
         arrived = rows[~self.live[rows]]
         if len(arrived):
-            if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
+            if not (arrived[1:] > arrived[:-1]).all():  # usually they are ascending already
                 arrived = np.unique(arrived)
             self.live[arrived], self.dirty[arrived] = True, CHANGED
             self._count_live(arrived, 1)
             self._initialise(arrived, step)
-            self._note_renewed(arrived)
         return rows
 
     def _initialise(self, rows_U: Int64, step: int) -> None:
         first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
-        if self.weight.device.type == "cpu" and stop - first == len(rows_U):  # all of them new: written where they stay
+        is_whole, all_new = self._share.size == 1, stop - first == len(rows_U)
+        if is_whole and all_new and self.weight.device.type == "cpu":  # written in place
             self._draw_rows(self.weight[first:stop].numpy(), step)
             self.state[first:stop] = 0.0
+            if self.renewed is not None:
+                self.renewed.append((rows_U, self.weight[first:stop].clone()))
             return
-        where = torch.from_numpy(rows_U).to(self.weight.device)
-        self.weight[where] = self._initial_rows(len(rows_U), step)
-        self.state[where] = 0.0
-
-    def _note_renewed(self, rows_U: Int64) -> None:
+        weight_UD = self._initial_rows(len(rows_U), step)
+        self._put_own(rows_U, weight_UD, None)
         if self.renewed is not None:
-            self.renewed.append(rows_U)
+            self.renewed.append((rows_U, weight_UD))
 
-    def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
-        """Take these rows over from another table, without their keys. ``state_U``: None if they are new."""
-        self._grow(int(rows_U.max(initial=-1)) + 1)
+    def _put_own(self, rows_U: Int64, weight_UD: Tensor, state_U: Tensor | None) -> None:
+        """Write those of these rows that this process holds."""
+        if self._share.size > 1:
+            own = np.flatnonzero(self._share.is_own(rows_U))
+            rows_U, at = self._share.places(rows_U[own]), torch.from_numpy(own)
+            weight_UD, state_U = weight_UD[at], None if state_U is None else state_U[at]
         where = torch.from_numpy(rows_U).to(self.weight.device)
-        self.live[rows_U] = live_U
         self.weight[where] = weight_UD.to(self.weight.device)
         self.state[where] = 0.0 if state_U is None else state_U.to(self.state.device)
 
+    def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
+        """Copy these rows from another table, without their keys. ``state_U``: None if they are new."""
+        self._grow(int(rows_U.max(initial=-1)) + 1)
+        self.live[rows_U] = live_U
+        self._put_own(rows_U, weight_UD, state_U)
+
+    def divide(self, share: Share, owners: Owners | None = None) -> None:
+        """Keep the weights of this share of the rows. ``owners``: where to ask for the others'."""
+        kept_U = share.rows(self.num_rows)
+        self._hold(share, owners, *self.read(kept_U))
+
+    def unite(self) -> None:
+        """Take the weights of all rows back from their owners."""
+        self._hold(WHOLE, None, *self.read(np.arange(self.num_rows)))
+
+    def _hold(self, share: Share, owners: Owners | None, weight_UD: NDArray[np.float32], state_U: Any) -> None:
+        assert self.weight.device.type == "cpu", "a table on a GPU is not divided"
+        self._share, self.owners = share, owners
+        self._rows |= {"weight": GrowingRows((self.width,), np.float32), "state": GrowingRows((), np.float32)}
+        for name, values in (("weight", weight_UD), ("state", state_U)):
+            self._rows[name].grow(len(values))
+            self._rows[name].array[: len(values)] = values
+        self._see_rows()
+
     def _grow(self, num_rows: int) -> None:
-        if num_rows > len(self.live):
-            for rows in self._rows.values():
-                rows.grow(num_rows)
+        size, is_longer = self._share.size, num_rows > len(self.live)
+        if is_longer or -(-num_rows // size) > len(self.state):
+            for name, rows in self._rows.items():
+                rows.grow(-(-num_rows // size) if name in ("weight", "state") else num_rows)
             self._see_rows()
 
     def _see_rows(self) -> None:
-        """Renew the views of the arrays after they have grown. On a GPU, which cannot grow memory, this is a copy."""
+        """Renew the views of the arrays after they have grown. On a GPU, where memory cannot grow, this copies."""
         self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
         if "weight" in self._rows:
             self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
@@ -150,13 +184,13 @@ class EmbeddingTable:
         return self._drop(*self.map.evict(before_ms))
 
     def block(self, keys_N: Int64) -> Int64:
-        """Drop these keys, as `evict` does, and let them have no row again until `unblock`; their rows."""
+        """Drop these keys as `evict` does, and give them no row again until `unblock`; returns their rows."""
         self._blocked |= set(keys_N.tolist())
         return self._drop(*self.map.remove(keys_N))
 
     @property
     def blocked(self) -> frozenset[int]:
-        """Keys that may have no row."""
+        """Keys that are blocked."""
         return frozenset(self._blocked)
 
     def unblock(self, keys_N: Int64) -> None:
@@ -165,12 +199,11 @@ class EmbeddingTable:
 
     def _drop(self, keys: Int64, rows: Int64) -> Int64:
         rows = rows + 1
-        where = torch.from_numpy(rows).to(self.weight.device)
         self.live[rows], self.dirty[rows] = False, CHANGED
         self._count_live(rows, -1)
-        self.weight[where] = 0.0
-        self.state[where] = 0.0
-        self._note_renewed(rows)
+        self._put_own(rows, torch.zeros((len(rows), self.width)), None)
+        if self.renewed is not None:
+            self.renewed.append((rows, None))
         self.tombstones.extend(keys.tolist())
         return rows
 
@@ -178,24 +211,54 @@ class EmbeddingTable:
         """(U, D) a copy of these rows, as an autograd leaf that collects their gradient."""
         return self.weight.index_select(0, torch.from_numpy(rows_U).to(self.weight.device)).requires_grad_()
 
+    def read(self, rows_U: Int64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(U, D) and (U,) copies of ascending rows' weights and optimiser states."""
+        if self.owners is not None:
+            return self.owners.read(rows_U)
+        return self.read_at(self._share.places(rows_U))
+
+    def read_at(self, place_U: Int64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same of rows that this process holds, by their places."""
+        if len(place_U) and place_U[-1] - place_U[0] == len(place_U) - 1:  # faster
+            part = slice(int(place_U[0]), int(place_U[-1]) + 1)
+            return self.weight[part].cpu().numpy().copy(), self.state[part].cpu().numpy().copy()
+        where = torch.from_numpy(place_U).to(self.weight.device)
+        return self.weight.index_select(0, where).cpu().numpy(), self.state.index_select(0, where).cpu().numpy()
+
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
-        """One row-wise Adagrad step on distinct rows."""
+        """One row-wise Adagrad step on distinct rows that this process holds."""
+        self.learn_at(self._share.places(rows_U), grad_UD, lr)
+        self.touch(rows_U)
+
+    def learn_at(self, place_U: Int64, grad_UD: Tensor, lr: float) -> None:
+        """The same, by the rows' places, without a mark."""
         rowwise_adagrad_(
             self.weight,
             self.state,
-            torch.from_numpy(rows_U).to(self.weight.device),
+            torch.from_numpy(place_U).to(self.weight.device),
             grad_UD,
             lr=lr,
+            distinct=True,
             backend=self._backend,
         )
+
+    def touch(self, rows_U: Int64) -> None:
+        """Mark rows that are changed, here or at their owners."""
         self.dirty[rows_U] = CHANGED
+
+    def is_finite(self) -> bool:
+        """Whether all weights and states are finite: by sums, which any NaN or infinity spoils."""
+        if self.owners is not None:
+            return self.owners.is_finite()
+        num = -(-self.num_rows // self._share.size)
+        return all(math.isfinite(float(column[:num].sum())) for column in (self.weight, self.state))
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""
         return np.flatnonzero(self.live[1 : self.num_rows]) + 1
 
     def live_at(self, place_N: Int64) -> Int64:
-        """(N,) the rows at these places in `live_rows`, without going through all rows."""
+        """(N,) the rows at these places in `live_rows`, without listing all rows."""
         if self.num_live == self.num_rows - 1:
             return place_N + 1
         end_B = np.cumsum(self._num_live_B)
@@ -209,7 +272,7 @@ class EmbeddingTable:
         return found_N
 
     def _count_live(self, rows_U: Int64, change: int) -> None:
-        """These rows, which are distinct, begin (1) or cease (-1) to belong to a key."""
+        """Count distinct rows that have got (1) or lost (-1) a key."""
         num_blocks = len(self.live) // BLOCK_ROWS + 1
         if num_blocks > len(self._num_live_B):
             more = np.zeros(max(num_blocks, 2 * len(self._num_live_B)) - len(self._num_live_B), np.int64)
@@ -228,9 +291,9 @@ class EmbeddingTable:
 
     def changes(self, *, everything: bool) -> tuple[Int64, Int64, NDArray[np.float32], Int64]:
         """(keys, rows, weights, tombstones) to publish: all live rows, or the dirty ones."""
-        chosen = (self.live if everything else self.live & is_marked(self.dirty, UNPUBLISHED))[: self.num_rows]
+        chosen = (self.live if everything else self.live & is_dirty(self.dirty, UNPUBLISHED))[: self.num_rows]
         rows = np.flatnonzero(chosen)
-        weights = self.weight[torch.from_numpy(rows).to(self.weight.device)].cpu().numpy()
+        weights, _ = self.read(rows)
         tombstones = np.zeros(0, np.int64) if everything else np.array(self.tombstones, np.int64)
         return self.keys_of(rows), rows, weights, tombstones
 
@@ -242,11 +305,12 @@ class EmbeddingTable:
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         rows = self.num_rows
+        weight, state = self.read(np.arange(rows))
         return {
-            "weight": self.weight[:rows].cpu().numpy(),
-            "state": self.state[:rows].cpu().numpy(),
+            "weight": weight,
+            "state": state,
             "live": self.live[:rows],
-            "dirty": self.live[:rows] & is_marked(self.dirty[:rows], UNPUBLISHED),
+            "dirty": self.live[:rows] & is_dirty(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
             "blocked": np.array(sorted(self._blocked), np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},

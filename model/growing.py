@@ -18,9 +18,9 @@ from numpy.typing import DTypeLike, NDArray
 RESERVED_ROWS = 1 << 27
 LEAST_ROWS = 64
 HUGE_BYTES = 64 << 20
-"""From this size on, huge pages: fewer page faults to fill it, fewer TLB misses to find its rows."""
+"""From this size on, huge pages are used: fewer page faults while it fills, fewer TLB misses when rows are read."""
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
-"""Keeps the system from counting the reservation as memory in use; Python has a name for the flag from 3.13 on."""
+"""Keeps the system from counting the reservation as memory in use. Python has a name for this flag from 3.13 on."""
 
 
 class GrowingRows:
@@ -73,15 +73,15 @@ class GrowingRows:
             self._is_huge = True
 
 
-class Room:
-    """Memory in which columns grow in place, by name."""
+class GrowingColumns:
+    """Columns, by name, that grow in place."""
 
     def __init__(self) -> None:
         self._rows = dict[str, GrowingRows]()
 
     def longer(self, name: str, column: NDArray[Any], num_rows: int) -> NDArray[Any]:
-        """``column`` with ``num_rows`` rows, zeros at the end: a longer view of the same memory if it was made here,
-        else a copy."""
+        """``column`` with ``num_rows`` rows, zeros at the end: a longer view of the same memory if it came from here,
+        otherwise a copy."""
         rows = self._rows.get(name)
         if rows is None or rows.array.ctypes.data != column.ctypes.data:
             rows = self._rows[name] = GrowingRows(column.shape[1:], column.dtype)

@@ -63,7 +63,7 @@ class HSTU(nn.Module):
         nn.init.normal_(self.kind_KM, std=0.02, generator=generator)
         nn.init.normal_(self.start_M, std=0.02, generator=generator)
         for layer in self.layers:
-            if isinstance(layer, FuxiLayer):  # these biases are weights, which must not all be zero
+            if isinstance(layer, FuxiLayer):  # its biases are weights, which must not all be zero
                 nn.init.normal_(layer.pos_bias_P, std=0.02, generator=generator)
                 nn.init.normal_(layer.time_bias_K, std=0.02, generator=generator)
 
@@ -183,7 +183,7 @@ def unit_rows(x_ND: Tensor, width: int, eps: float = 1e-6) -> Tensor:
 
 
 class _Tokens(torch.autograd.Function):
-    """`HSTU.tokens` without values, its gradient written out: in a small live step autograd took half of the time."""
+    """`HSTU.tokens` without values, with its gradient written out: in small live steps autograd took half the time."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -215,8 +215,8 @@ class _Tokens(torch.autograd.Function):
 
 
 class _UnitRows(torch.autograd.Function):
-    """`unit_rows`, with its gradient written out: every step puts the whole catalogue through it, forward and backward,
-    and autograd would make three times as many passes over it."""
+    """`unit_rows` with its gradient written out: every step puts the whole catalogue through it, forward and backward,
+    and autograd would pass over it three times as often."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:

@@ -1,8 +1,11 @@
-"""The inputs of the newest interactions' first predictions, kept until their outcomes are known.
+"""The inputs to the newest interactions' first predictions, kept until their outcomes are known.
 
-A click comes seconds after its impression, a like after the click. So the odds (`kernels.odds`) learn an interaction
-when almost all of its kinds have come: after as many interactions as `COME_BY_THEN` percent of the last late kinds
-took, or at once if kinds are hardly ever late. They learn it from the inputs that it was predicted from.
+A click arrives seconds after its impression, a like after the click. So the odds (`kernels.odds`) learn an interaction
+when almost all of its kinds have arrived: after as many interactions as `COME_BY_THEN` percent of the last late kinds
+took, or at once if kinds are hardly ever late. They learn it from the inputs to its first prediction.
+
+At the start of a stream only the quickest of the late kinds have arrived, and learning then would teach that nothing is
+ever done. So the odds wait until enough kinds have arrived, the slow ones among them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ KEPT_BYTES = 1 << 25
 MOST_LATE, DELAY_DECAY = 0.05, 0.9999
 """A kind counts as late if more than this share of it came late, in about the last ten thousand events."""
 NUM_LAGS, COME_BY_THEN = 1000, 95
+LEAST_OUTCOMES, LEAST_LAGS, SETTLED = 50, 100, 2
+"""Nothing is learned before so many outcomes have differed, and where kinds are late, before so many late ones have
+come and the stream is `SETTLED` times as long as they take: a shorter one has shown only the quickest of them."""
 
 
 class KeptInputs:
@@ -31,15 +37,25 @@ class KeptInputs:
         self.rows = OddsKept.empty(odds, most or max(2, KEPT_BYTES // row_bytes))
         self.key_P = np.zeros(len(self.rows.bits_P), np.int64)
         self.lags = np.zeros(0, np.int64)
-        """How many interactions after its own each of the last late kinds came."""
+        """For each of the last late kinds, how many interactions after its own it came."""
         self._place_of: dict[int, int] = {}
 
-    def horizon(self, late_K: NDArray[np.bool_]) -> int:
-        """After how many interactions the odds may learn one, given which kinds are often late."""
-        if not late_K.any() or not len(self.lags):
+    def horizon(self, late_K: NDArray[np.bool_], num_outcomes: float) -> int:
+        """After how many interactions the odds may learn one.
+
+        ``late_K``: which kinds are often late. ``num_outcomes``: how often a kind came to one interaction and not to
+        another.
+        """
+        most = len(self.key_P) // 2
+        if num_outcomes < LEAST_OUTCOMES:
+            return most
+        if not late_K.any():
             return 0
+        if len(self.lags) < LEAST_LAGS:
+            return most
         at = (len(self.lags) - 1) * COME_BY_THEN // 100
-        return min(int(np.partition(self.lags, at)[at]), len(self.key_P) // 2)
+        lag = int(np.partition(self.lags, at)[at])
+        return min(lag, most) if int(self.rows.count_2[0]) >= SETTLED * lag else most
 
     def place(self, events: OddsEvents, key_R: Int64) -> NDArray[np.int32]:
         """(R,) where the earlier interactions are; -1 for those that are not kept any more, and for new ones, which
@@ -66,18 +82,18 @@ class KeptInputs:
     def copy(self, odds: OddsArrays) -> KeptInputs:
         """The same, sharing nothing that changes."""
         other = KeptInputs(odds, len(self.key_P))
-        if self.rows.num_used:  # else its pages need not be touched
+        if self.rows.num_used:  # otherwise its pages need not be touched
             other.rows, other.key_P = self.rows.copy(), self.key_P.copy()
         other.lags, other._place_of = self.lags, dict(self._place_of)
         return other
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
-        """By place, what a checkpoint has of each."""
+        """What a checkpoint stores for each place."""
         return {"key": self.key_P, "log": self.rows.log_PI, "bits": self.rows.bits_P}
 
     def small(self) -> dict[str, NDArray[Any]]:
-        """What belongs to no place, for a checkpoint."""
+        """What a checkpoint stores besides."""
         return {"kept_count": self.rows.count_2, "kept_lags": self.lags}
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

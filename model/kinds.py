@@ -1,7 +1,7 @@
 """Which interactions were choices: what retrieval learns to predict, the memory counts, and HR@K measures.
 
 An interaction holds every kind of action that arrived for it. It is a choice if at least one of them is positive and
-none is negative: an item that was shown and left alone was not chosen, let alone one that was hidden.
+none is negative: an item that was only shown was not chosen, let alone one that was hidden.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.config import ModelConfig
 NEUTRAL = frozenset({"impression", "impressions", "exposure", "exposed", "show", "shown", "see", "seen", "display"})
 """Kinds that only say that the user was shown the item, by the names that producers give them."""
 NEGATIVE = frozenset({"hate", "dislike", "hide", "hidden", "skip", "block", "report", "not_interested", "downvote"})
-"""Kinds that say that the user did not want it."""
+"""Kinds that say that the user did not want the item."""
 
 
 @cache
@@ -44,7 +44,7 @@ def chosen(bits_n: NDArray[np.uint32], config: ModelConfig) -> NDArray[np.bool_]
 def becomes_chosen(
     previous_n: NDArray[np.uint32], added_n: NDArray[np.uint32], config: ModelConfig
 ) -> NDArray[np.bool_]:
-    """(n,) whether the added kinds make a choice of an interaction that had no positive kind before."""
+    """(n,) whether the added kinds turn an interaction without a positive kind into a choice."""
     was_positive = (previous_n & np.uint32(positive_bits(config))) != 0
     return np.asarray(chosen(previous_n | added_n, config) & ~was_positive)
 

@@ -1,5 +1,5 @@
-"""The layers that a network may be made of, each with the two ways through it: all tokens of a batch in training, new
-tokens after cached keys and values in serving."""
+"""The layers that a network may consist of, each with two ways through it: all tokens of a batch at once in training,
+and new tokens after cached keys and values in serving."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         return self.pos_bias_GP, self.time_bias_GK
 
     def project(self, x_SM: Tensor, backend: str) -> Projected:
-        """What attention takes of new tokens."""
+        """The inputs of attention for new tokens."""
         config = self.config
         return hstu_layer_project(
             x_SM, self.params(), num_heads=config.num_heads, eps=config.norm_eps, backend=backend
@@ -73,7 +73,7 @@ class Layer(nn.Module):
         return delta_attention(*inputs, norm_len=self.config.norm_len, backend=backend, **pairs)
 
     def output(self, x_SM: Tensor, attended: Tensor, u: Tensor, backend: str) -> Tensor:
-        """(S, M) what comes of new tokens."""
+        """(S, M) the layer's output for new tokens."""
         return hstu_layer_output(x_SM, attended, u, self.params(), eps=self.config.norm_eps, backend=backend)
 
 

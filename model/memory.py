@@ -23,15 +23,18 @@ from kernels.memory import (
     MemoryRules,
     MemoryStanding,
     memory_best,
+    memory_candidates,
     memory_learn,
+    memory_learn_given,
     memory_learn_sampled,
     memory_scores,
     memory_stand,
 )
 from model.config import ModelConfig
-from model.growing import Room
-from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
-from model.older import upgraded
+from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
+from model.growing import GrowingColumns
+from model.memory_version import COUNTS, LEARNED, ROWS, published_memory, take_over
+from model.upgrade import upgraded
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceMemory, DeviceOutcome
@@ -42,16 +45,13 @@ Arrays = dict[str, NDArray[Any]]
 NUM_BUCKETS = 8
 NEIGHBOUR_BYTES = 20
 FREE_BYTES = 80 << 20
-"""As long as all neighbours fit into this, each item may have as many as the configuration allows."""
+"""As long as all neighbours fit into this, each item may have as many as configured."""
 FEWEST_NEIGHBOURS = 23
-"""What each item of a larger catalogue may have at least: with its counts, 512 bytes."""
+"""Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
 MOST_LOGITS = 1 << 24
-_ROWS = ("num_neighbours", "seen", "first", "last")
-_LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
 _UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
-_COUNTS = ("neighbour_row", "after", "before", "direct")
-_NEIGHBOURS = (*_COUNTS, "weight")
+_NEIGHBOURS = (*COUNTS, "weight")
 _CHANGED = ("dirty", "moved")
 
 
@@ -81,11 +81,11 @@ class Memory:
         self._there: DeviceMemory | None = None
         self._here = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
         self.num_rows = 1
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     @property
     def arrays(self) -> MemoryArrays:
-        """The arrays, on the host: as they are, if they were on a GPU until now."""
+        """The arrays on the host, updated from the GPU if they are there."""
         if self._there is not None:
             self._there.fetch(self._here)
         return self._here
@@ -95,7 +95,7 @@ class Memory:
         self._here, self._there = arrays, None
 
     def _take_back(self) -> MemoryArrays:
-        """The arrays, to be changed on the host; on a GPU they are then copied anew."""
+        """The arrays, to be changed on the host; they are then copied to the GPU again."""
         self.arrays = self.arrays
         return self._here
 
@@ -116,21 +116,21 @@ class Memory:
         if width < old.width:
             _keep_strongest(old, width)
         num, kept = old.capacity, min(width, old.width)
-        for name in (*_ROWS, "dirty"):
+        for name in (*ROWS, "dirty"):
             getattr(new, name)[:num] = getattr(old, name)
         new.moved[:num] = 255
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        for name in (*_LEARNED, *_UNPUBLISHED):
+        for name in (*LEARNED, *_UNPUBLISHED):
             setattr(new, name, getattr(old, name))
         self.arrays = new
 
     def _lengthen(self, capacity: int) -> None:
-        """In place but for the heats, 12 bytes a row, whose layout is by heat."""
+        """Lengthen the columns in place; the heats (12 bytes a row) are copied, since their rows come second."""
         old = self.arrays
-        columns = (*_ROWS, *_NEIGHBOURS, *_CHANGED)
-        longer = {name: self._room.longer(name, getattr(old, name), capacity) for name in columns}
+        columns = (*ROWS, *_NEIGHBOURS, *_CHANGED)
+        longer = {name: self._columns.longer(name, getattr(old, name), capacity) for name in columns}
         for name in ("first", "last"):
             longer[name][old.capacity :] = -1
         heat = np.zeros((len(old.heat), capacity), np.float32)
@@ -154,8 +154,20 @@ class Memory:
             self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
         )
 
+    def candidates(self, events: MemoryEvents) -> tuple[NDArray[np.int32], Int64]:
+        """Which rows' logits `learn_sampled` may read: see `kernels.memory.memory_candidates`."""
+        return memory_candidates(self.arrays, self.num_rows, events, backend=self._backend)
+
+    def learn_given(
+        self, events: MemoryEvents, row: NDArray[np.int32], begin_A1: Int64, logit: NDArray[np.float32]
+    ) -> MemoryOutcome:
+        """`learn_sampled` with the logits of `candidates`."""
+        return memory_learn_given(
+            self.arrays, self.num_rows, events, row, begin_A1, logit, self._rules, backend=self._backend
+        )
+
     def learn_together(self, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
-        """The same on a GPU, up to ``group`` events from one state; ``logit_AV`` is there. Waits for nothing."""
+        """The same on a GPU, where ``logit_AV`` is: up to ``group`` events from one state. Does not wait for it."""
         from kernels.memory.device import DeviceMemory
 
         assert self._device is not None
@@ -210,12 +222,12 @@ class Memory:
         """
         arrays = self.arrays
         chosen_V = (
-            arrays.first[: self.num_rows] >= 0 if everything else is_marked(arrays.dirty[: self.num_rows], UNPUBLISHED)
+            arrays.first[: self.num_rows] >= 0 if everything else is_dirty(arrays.dirty[: self.num_rows], UNPUBLISHED)
         )
         rows = np.flatnonzero(chosen_V)
-        columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS, "moved")}
+        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *_NEIGHBOURS, "moved")}
         size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
-        learned = {name: getattr(arrays, name).copy() for name in _LEARNED}
+        learned = {name: getattr(arrays, name).copy() for name in LEARNED}
         columns["heat"] = arrays.heat[:, rows].T
         return published_memory(rows, columns, size, learned, everything=everything)
 
@@ -225,33 +237,19 @@ class Memory:
         self.arrays.moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """Take over what a version carries, which may be nothing; a base replaces everything."""
+        """Apply what a version carries, which may be nothing; a base replaces everything."""
         if not changes:
             return
         changes = upgraded(changes)
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, keep=not is_base)
-        arrays, rows = self._take_back(), changes["row_index"]
-        for name in _ROWS:
-            getattr(arrays, name)[rows] = changes[name]
-        arrays.heat[:, rows] = changes["heat"]
-        used = np.arange(width) < changes["num_neighbours"][:, None]
-        whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
-        moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
-        for name in set(_COUNTS) & changes.keys():  # older builds publish no direct counts
-            getattr(arrays, name)[moved] = changes[name]
-        if "weight_steps" in changes:
-            arrays.weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"])
-        else:
-            arrays.weight[whole] = changes["weight"]
-        for name in set(_LEARNED) & changes.keys():  # older builds publish no shortlist
-            setattr(arrays, name, changes[name].copy())
+        take_over(self._take_back(), changes)
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
-        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off.
-        Weights that come as steps then start from zero (`trainer.rounding`)."""
+        """When the width changes, every row is published again, so it does not matter what a narrower one cuts off.
+        Weights that are published as steps then start from zero (`trainer.rounding`)."""
         if keep:
             is_other = width != self.arrays.width
             self._reshape(capacity, width)
@@ -261,7 +259,7 @@ class Memory:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from what a reader holds: everything but the gains' Adagrad state and the last choices."""
+        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
         _clear_changed(self.arrays)
 
@@ -269,7 +267,7 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*_LEARNED, *_UNPUBLISHED))
+        learned = (getattr(arrays, name) for name in (*LEARNED, *_UNPUBLISHED))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
@@ -278,18 +276,18 @@ class Memory:
         other = object.__new__(Memory)
         other._most, other._rules, other._backend = self._most, self._rules, self._backend
         other._device, other._group = self._device, self._group
-        other.arrays, other.num_rows, other._room = self.arrays.copy(), self.num_rows, Room()
+        other.arrays, other.num_rows, other._columns = self.arrays.copy(), self.num_rows, GrowingColumns()
         return other
 
     def learned(self) -> Arrays:
-        """What belongs to no row, with its optimiser's state."""
-        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_UNPUBLISHED)}
+        """The arrays that belong to no row, with the optimiser's state."""
+        return {name: getattr(self.arrays, name) for name in (*LEARNED, *_UNPUBLISHED)}
 
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
-        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, *_CHANGED)}
+        cut = {name: state[name][:num] for name in (*ROWS, *_NEIGHBOURS, *_CHANGED)}
         return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -297,44 +295,12 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*_ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
+        for name in {*ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*_LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
+        for name in {*LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
-
-
-def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays, *, everything: bool) -> Arrays:
-    """What a version carries of these rows: see `Memory.changes`.
-
-    ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the memory; ``learned``: what is no row's.
-    """
-    width = int(size[2])
-    used = np.arange(width) < columns["num_neighbours"][:, None]
-    moved, slots = used, Arrays()
-    if not everything:
-        bits = np.unpackbits(columns["moved"], axis=1, count=width, bitorder="little")
-        moved = used & bits.view(np.bool_)
-        slots = {"num_moved": moved.sum(axis=1, dtype=np.int32), "slot": np.nonzero(moved)[1].astype(np.uint16)}
-    return {
-        **slots,
-        "row_index": rows_U,
-        "size": size,
-        "heat": np.ascontiguousarray(columns["heat"].T),
-        **{name: learned[name] for name in _LEARNED},
-        **{name: columns[name] for name in _ROWS},
-        **{name: columns[name][moved] for name in _COUNTS},
-        "weight": columns["weight"][used],
-    }
-
-
-def _numbers_of(planes_Pn: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(n,) whole numbers from (P, n) planes of their bytes, lowest first, with the sign in the lowest bit."""
-    coded = np.zeros(planes_Pn.shape[1], np.int64)
-    for plane, bytes_n in enumerate(planes_Pn):
-        coded |= bytes_n.astype(np.int64) << (8 * plane)
-    return ((coded >> 1) ^ -(coded & 1)).astype(np.float32)
 
 
 def _clear_changed(arrays: MemoryArrays) -> None:

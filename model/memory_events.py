@@ -1,4 +1,4 @@
-"""What the memory is asked and told: the events of a jagged batch."""
+"""The memory's input: a jagged batch as events to predict and to learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def events_of(
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
     Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
-    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come. ``now_ms_R``: when.
+    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, it is still to come. ``now_ms_R``: its time.
     """
     chosen_n = chosen(bits_n, config)
     known_n = rows_n > 0

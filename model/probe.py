@@ -1,6 +1,6 @@
-"""What the dense weights answer to inputs that never change.
+"""The dense weights' outputs for fixed inputs.
 
-A trainer publishes the answer with each version, and a server compares it with its own: this shows that the server has
+A trainer publishes them with each version, and a server compares them with its own. That shows that the server has
 these weights, and computes with them as the trainer does.
 """
 
@@ -16,7 +16,7 @@ NUM_ITEMS = 5
 
 @torch.no_grad()
 def probe_outputs(model: HSTU, backend: str = "auto") -> list[float]:
-    """The logits of the kinds at the last of a few made-up items, and the first numbers of the query after it."""
+    """The logits of the kinds at the last of a few invented items, and the first numbers of the query after it."""
     config, device = model.config, model.start_M.device
     waves = torch.arange(NUM_ITEMS * config.item_width, dtype=torch.float32, device=device)
     item_nM = model.item_inputs(torch.sin(waves).reshape(NUM_ITEMS, config.item_width), None)

@@ -1,8 +1,8 @@
-"""How often each kind is done with an item, by a user, in a domain and with a feature: what ranking starts from.
+"""How often each kind occurs with an item, a user, a domain and a feature: where ranking starts.
 
 An item's rate is known after a few sightings, long before gradients have found it. So its log-odds, smoothed towards
-those of all items, are a part of each of the network's logits, beside those of the user's own history. What is finally
-said of a kind rests on more counts, with the network's logit as one voice among them: `kernels.odds`.
+those of all items, are part of each of the network's logits, beside those of the user's own history. The final
+probability of a kind combines more counts, and the network's logit is one input among them: `kernels.odds`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
-from model.growing import Room
+from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
+from model.growing import GrowingColumns
 from model.kept import DELAY_DECAY, MOST_LATE, KeptInputs
-from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
 
@@ -27,7 +27,7 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
-"""How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
+"""How many sightings the rate over all items counts for when it smooths the rate of an item, or of a user."""
 NUM_PRIORS = 2
 TABLES = ("item", "domain", "feature")
 _WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
@@ -42,9 +42,9 @@ class Rows(Protocol):
 
 
 class Rates:
-    """Counts by row of the items', domains' and features' tables, and the weights of what is made of them.
+    """Counts by row of the tables of items, domains and features, and the learned weights of the odds.
 
-    Row 0 gathers what has no row. Deterministic in the order of calls; one writer.
+    Row 0 collects everything without a row. Deterministic in the order of calls; one writer.
     """
 
     def __init__(self, config: ModelConfig, rules: OddsRules | None = None, *, backend: str = "auto") -> None:
@@ -54,20 +54,10 @@ class Rates:
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
         self.kept = KeptInputs(self.arrays)
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     @property
-    def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
-        """(V,) interactions with each item."""
-        return self.arrays.item_VC[:, 0]
-
-    @property
-    def done_VK(self) -> Float32:  # noqa: N802
-        """(V, K) those that had each kind."""
-        return self.arrays.item_VC[:, 1 : 1 + self.arrays.num_kinds]
-
-    @property
-    def overall_K(self) -> Float64:  # noqa: N802
+    def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
         """(K,) rates over all items."""
         total_C = self.arrays.total_C
         return np.asarray((total_C[1:] + 1.0) / (total_C[0] + 2.0))
@@ -76,9 +66,9 @@ class Rates:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
         counts = getattr(self.arrays, f"{table}_VC")
         if num_rows > len(counts):
-            room = max(num_rows, 2 * len(counts))
+            capacity = max(num_rows, 2 * len(counts))
             for name in (f"{table}_VC", f"{table}_dirty_V"):
-                setattr(self.arrays, name, self._room.longer(name, getattr(self.arrays, name), room))
+                setattr(self.arrays, name, self._columns.longer(name, getattr(self.arrays, name), capacity))
 
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
@@ -93,26 +83,32 @@ class Rates:
         """
         overall_K = self.overall_K
         user_RK = (user_done_RK + USER_STRENGTH * overall_K) / (user_num_R + USER_STRENGTH)[:, None]
-        # A kind may come after its item's row was evicted and given again: then more were done than met.
+        # A kind may arrive after its item's row was evicted and reused: then it counts more kinds than interactions.
         item_RK = np.minimum(self.predict(rows_R), 1.0 - LEAST_RATE)
         odds = [log_odds(item_RK), log_odds(user_RK) - log_odds(overall_K)]
         return np.stack(odds, axis=1).astype(np.float32)
 
     def learn(self, events: OddsEvents, key_R: Int64) -> Float32:
-        """(R, K) logits: predict and count events, in their order, and learn of those whose outcomes are known.
+        """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
 
-        ``key_R`` identifies interactions; where they are kept is found here."""
+        ``key_R`` identifies interactions, whose inputs are kept until then."""
         self._make_room(events)
         events = replace(events, kept_R=self.kept.place(events, key_R))
-        rules = replace(self._rules, horizon=self.kept.horizon(self.late_kinds))
+        rules = replace(self._rules, horizon=self.horizon)
         logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)
         return logit_RK
 
     def score(self, events: OddsEvents) -> Float32:
-        """(R, K) logits of what may come; rows that nothing was counted of are as row 0 of an empty table."""
+        """(R, K) logits of possible interactions. A row without counts is like row 0 of an empty table."""
         self._make_room(events)
         return odds_predict(self.arrays, events, backend=self._backend)
+
+    @property
+    def horizon(self) -> int:
+        """After how many interactions the weights learn one (`model.kept`)."""
+        num, done_K = self.arrays.total_C[0], self.arrays.total_C[1:]
+        return self.kept.horizon(self.late_kinds, float(np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum()))
 
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
@@ -139,16 +135,16 @@ class Rates:
         arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, CHANGED
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
-        """What a version carries: all rows that were met, or those changed since `mark_published`; and all weights."""
+        """What a version carries: all rows with counts, or those changed since `mark_published`; and all weights."""
         found = self.weights()
         for table in TABLES:
-            counts, marks = getattr(self.arrays, f"{table}_VC"), getattr(self.arrays, f"{table}_dirty_V")
-            rows = np.flatnonzero(counts.any(axis=1) if everything else is_marked(marks, UNPUBLISHED))
+            counts, dirty = getattr(self.arrays, f"{table}_VC"), getattr(self.arrays, f"{table}_dirty_V")
+            rows = np.flatnonzero(counts.any(axis=1) if everything else is_dirty(dirty, UNPUBLISHED))
             found |= {f"{table}_index": rows, f"{table}_VC": counts[rows]}
         return found
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """A copy of what a version carries whatever has changed."""
+        """A copy of the arrays that every version carries whole."""
         return {name: getattr(self.arrays, name).copy() for name in _WEIGHTS}
 
     def small(self) -> dict[str, NDArray[Any]]:
@@ -158,13 +154,13 @@ class Rates:
         } | self.kept.small()
 
     def mark_published(self) -> None:
-        """What `changes` gave is on its way."""
+        """Start collecting the next changes: the caller delivers what `changes` returned."""
         for table in TABLES:
             clear(getattr(self.arrays, f"{table}_dirty_V"), UNPUBLISHED)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """What a version carries (which may be nothing), into a reader's; a base replaces everything. Raises
-        `VersionError` for what another build, or another model, has published."""
+        """Apply what a version carries, which may be nothing; a base replaces everything. Raises `VersionError` for
+        what another build, or another model, has published."""
         if is_base:
             for table in TABLES:
                 getattr(self.arrays, f"{table}_VC")[:] = 0.0
@@ -191,7 +187,7 @@ class Rates:
             )
 
     def adopt(self, published: Rates) -> None:
-        """Go on from what a reader holds: all of it, but how surely the weights are known."""
+        """Continue from a reader's rates: everything except the certainty of the weights."""
         own = {name: getattr(self.arrays, name) for name in _HOW_SURELY}
         self.arrays = replace(published.arrays.copy(), **own)
         self.mark_published()
@@ -205,14 +201,14 @@ class Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
         other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
-        other.kept, other._room = self.kept.copy(other.arrays), Room()
+        other.kept, other._columns = self.kept.copy(other.arrays), GrowingColumns()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
         state = {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
-        marks = {name: marks & UNPUBLISHED for name, marks in state.items() if name.endswith("_dirty_V")}
-        return state | marks | self.kept.state_dict()
+        dirty = {name: bits & UNPUBLISHED for name, bits in state.items() if name.endswith("_dirty_V")}
+        return state | dirty | self.kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
@@ -221,14 +217,14 @@ class Rates:
 
 
 def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:
-    """(n, L) keys of what may be shared with other items: the domain, and each feature of the item."""
+    """(n, L) keys that other items may share: the domain, and each feature of the item."""
     return np.concatenate([domain_n[:, None], feature_nF], axis=1) if config.use_domain else feature_nF
 
 
 def attributes_of(
     tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, config: ModelConfig
 ) -> NDArray[np.int32]:
-    """(R, A) rows of what interactions have besides their item: its domain, its features, the user's."""
+    """(R, A) rows of the interactions' attributes: the domain, the item's features, the user's features."""
     rows = [feature_RF[:, :0]]
     if config.use_domain:
         rows.append(_rows_of(tables, DOMAINS, domain_R[:, None]))
@@ -256,8 +252,8 @@ def log_odds(rate: Float64) -> Float64:
 def done_before(
     bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
 ) -> tuple[Float64, Float64]:
-    """Of the interactions before each target in its user's sequence: (R, K) how many had each kind, (R,) how many there
-    are."""
+    """For each target, of the interactions before it in its user's sequence: (R, K) how many had each kind; (R,) how
+    many there are."""
     first_R = starts_B1[owner_R]
     total_n1, done_RK = np.zeros(len(bits_n) + 1, np.int64), np.empty((len(target_R), num_kinds))
     for kind in range(num_kinds):

@@ -65,7 +65,7 @@ def query_times(time_ms_n: Int64, starts_B1: Int64, last_ms_B: Int64 | None = No
 
 
 def token_times(time_ms_n: Int64, query_ms_n: Int64) -> tuple[Int64, Int64]:
-    """(T,) key times, the tokens' own, and (T,) query times: an action token is asked what comes next."""
+    """(T,) key times, which are the tokens' own, and (T,) query times: an action token asks what comes next."""
     key_time_T = np.repeat(time_ms_n, 2)
     query_time_T = key_time_T.copy()
     query_time_T[1::2] = query_ms_n
@@ -81,8 +81,8 @@ def side_inputs(
     """(n, M) what is added to the item tokens: the rows of the domain and of all features. None if there are none.
 
     ``domain_n``: None for a model without domains. ``sum_rows``: a table's name and keys (n, F) → the sum of their rows
-    (n, M), or None for a table that has never had a row. That must depend on the table and never on the batch: what
-    other users in a batch have or lack must not change a user's prediction.
+    (n, M), or None for a table that has never had a row. That must depend on the table alone: what other users in a
+    batch have or lack must not change a user's prediction.
     """
     keys = [] if domain_n is None else [(DOMAINS, domain_n[:, None])]
     keys.append((FEATURES, np.concatenate([feature_nF, user_feature_nF], axis=1)))

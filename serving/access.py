@@ -1,6 +1,6 @@
 """Access control: bearer tokens from a file, each with a role. Without a file, anyone who reaches the port has access.
 
-    read = ["a long random string"]       # may ask and look
+    read = ["a long random string"]       # requests and state
     admin = ["another one"]               # may also send actions
 
 Tokens are compared by their SHA-256, so the time of a comparison reveals nothing about them. The file is read again
@@ -26,14 +26,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Access:
-    """Checks requests by their ``authorization`` header."""
+    """Checks requests by their ``authorization`` header; without a file of tokens (`read`), all are allowed."""
 
-    def __init__(self, tokens_file: str = "") -> None:
-        self._path = Path(tokens_file) if tokens_file else None
+    def __init__(self) -> None:
+        self._path: Path | None = None
         self._roles: dict[bytes, str] = {}
         self._looked = self._changed_ns = 0.0
-        if self._path is not None:
-            self._roles, self._changed_ns = _read(self._path), self._path.stat().st_mtime_ns
+
+    @classmethod
+    def read(cls, tokens_file: str) -> Access:
+        """The access that a file of tokens gives; to everyone if ``tokens_file`` is empty. Raises `StartError`."""
+        access = cls()
+        if tokens_file:
+            access._path = path = Path(tokens_file)
+            access._roles, access._changed_ns = _read(path), path.stat().st_mtime_ns
+        return access
 
     @property
     def is_open(self) -> bool:

@@ -140,8 +140,8 @@ class SentAction(Struct, frozen=True):
     record_ms: Annotated[int, Meta(description="the record's Kafka timestamp; compare `newest_record_ms` of /version")]
 
 
-class SentOrder(Struct, frozen=True):
-    """Where the broker stored the order; the worker carries it out when it reaches that offset."""
+class SentRequest(Struct, frozen=True):
+    """Where the broker stored the request; the worker carries it out when it reaches that offset."""
 
     partition: int
     offset: int

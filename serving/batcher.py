@@ -2,8 +2,8 @@
 
 No request waits for others to fill a batch: a lone one is taken at once. Requests that the event loop reads in one
 iteration are handed over together, so batches form without waiting. There are two lanes with their own threads, so that
-a long list of candidates does not delay short requests; and a lane refuses a request that it could not answer soon
-(`OverloadedError`), by what it has measured of itself.
+a long list of candidates does not delay short requests. From its own measurements, a lane knows which requests it could
+not answer soon, and refuses them (`OverloadedError`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import threading
 
 from serving.cost import CostModel
 from serving.engine import Engine
-from serving.holder import WeightsManager
 from serving.lane import Job, Lane, Waiting
+from serving.weights_manager import WeightsManager
 
 LONG_WEIGHT = 4.0
 """Jobs that weigh more go to the long lane."""
@@ -23,15 +23,15 @@ LONG_WEIGHT = 4.0
 class Batcher:
     """Takes jobs, returns the bytes of their answers. `close` answers those that are waiting.
 
-    ``cost``: what is already known about the cost of short requests.
+    ``cost``: the known cost of short requests, if any.
     """
 
     def __init__(
-        self, engine: Engine, holder: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
+        self, engine: Engine, manager: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
         max_wait_s: float = 1.0, cost: CostModel | None = None,
     ) -> None:  # fmt: skip
-        self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s, cost=cost)
-        self._long = Lane("long", engine, holder, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
+        self._short = Lane("short", engine, manager, num_workers, float(max_batch), max_waiting, max_wait_s, cost=cost)
+        self._long = Lane("long", engine, manager, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
         self._arriving = threading.local()
 
     async def answer(self, job: Job) -> bytes:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from serving.columns import Columns
 from serving.network import KeysValues
 
-MAX_ASKED = 4096
-"""How many of the users who asked most recently are remembered."""
+MAX_REQUESTED = 4096
+"""How many of the users with the most recent requests are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class HistoryCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._asked: OrderedDict[str, None] = OrderedDict()
+        self._requested: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
         self.num_bytes = 0
         self.num_hits = 0
@@ -68,16 +68,16 @@ class HistoryCache:
             entry = self._entries.get(user)
             if entry is not None:
                 self._entries.move_to_end(user)
-            self._asked[user] = None
-            self._asked.move_to_end(user)
-            if len(self._asked) > MAX_ASKED:
-                self._asked.popitem(last=False)
+            self._requested[user] = None
+            self._requested.move_to_end(user)
+            if len(self._requested) > MAX_REQUESTED:
+                self._requested.popitem(last=False)
             return entry
 
-    def asked(self) -> list[CacheEntry]:
-        """The entries asked for since the last call, the most recent first."""
+    def requested(self) -> list[CacheEntry]:
+        """The entries requested since the last call, the most recent first."""
         with self._lock:
-            users, self._asked = list(reversed(self._asked)), OrderedDict()
+            users, self._requested = list(reversed(self._requested)), OrderedDict()
             return [self._entries[user] for user in users if user in self._entries]
 
     def count(self, *, hit: bool, reused: bool = False) -> None:
@@ -105,7 +105,7 @@ class HistoryCache:
     def drop(self, user: str) -> None:
         """Forget a user."""
         with self._lock:
-            self._asked.pop(user, None)
+            self._requested.pop(user, None)
             self._drop(user)
 
     def _drop(self, user: str) -> None:

@@ -1,5 +1,5 @@
-"""What a server knows of items beside the weights: the domain and the features that each was last seen with, and when
-it was first seen, as far back as the histories that the sequences topic still has.
+"""What a server knows of items besides the weights: the domain and features that each was last seen with, and when it
+was first seen, as far back as the histories in the sequences topic reach.
 
 Kept in columns, so that a filter is a few comparisons over all items (`Conditions`). An item costs about 60 bytes, and
 8 for each feature.
@@ -23,8 +23,8 @@ FIRST_CAPACITY = 1024
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What an item must fulfil, all of it. ``domains``: hashes, of which it must have one (None: any domain);
-    ``features``: the same by column; ``first_from_ms`` and ``first_until_ms``: when it was first seen."""
+    """Conditions that an item must fulfil, all of them. ``domains``: hashes, of which it must have one (None: any
+    domain); ``features``: the same by column; ``first_from_ms`` and ``first_until_ms``: when it was first seen."""
 
     domains: tuple[int, ...] | None = None
     features: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -33,9 +33,9 @@ class Conditions:
 
 
 class Catalogue:
-    """Item → `Conditions` that it fulfils. Fed by one thread, read by any.
+    """Finds the items that fulfil `Conditions`. Fed by one thread, read by any.
 
-    Beyond ``max_items``, a quarter of the items is forgotten, those not seen for longest.
+    Beyond ``max_items``, the quarter of the items that has not been seen for longest is forgotten.
     """
 
     def __init__(self, max_items: int = 2_000_000, num_features: int | None = None) -> None:
@@ -50,7 +50,7 @@ class Catalogue:
         return len(self._place_of)
 
     def note(self, rows: Interactions) -> None:
-        """Note interactions in the order of the log; a domain or a feature of 0 says nothing."""
+        """Note interactions in the order of the log; a domain or feature of 0 means none."""
         step = max(1, self._max_items // 4)
         with self._lock:
             for at in range(0, len(rows), step):
@@ -106,7 +106,7 @@ class Catalogue:
         if conditions.domains is not None:
             kept &= np.isin(self._domain[place], conditions.domains)
         for column, hashes in conditions.features.items():
-            is_known = column < self._features.shape[1]  # else no item has had features yet
+            is_known = column < self._features.shape[1]  # otherwise no item has had features yet
             kept &= np.isin(self._features[place, column], hashes) if is_known else False
         return np.asarray(kept)
 

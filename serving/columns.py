@@ -37,7 +37,7 @@ class Columns:
 
     @staticmethod
     def of(past: Interactions, user_features: Int64, config: ModelConfig) -> Columns:
-        """A user's history; features that the model does not know in this form are left out."""
+        """A user's history; features are left out if the model has another number of them."""
         num = len(past)
         fits = past.feature_hash.shape == (num, config.num_columns)
         kept = past.feature_hash if fits else np.zeros((num, config.num_columns), np.int64)
@@ -65,7 +65,7 @@ class Columns:
 
     @staticmethod
     def of_candidates(item_C: Int64, now_ms: int, domain: int, features_CF: Int64, user_features_CF: Int64) -> Columns:
-        """Items that nothing was done with yet, all at one moment and in one domain."""
+        """Items as interactions without actions, all at the same time and in the same domain."""
         num = len(item_C)
         return Columns(item_C, np.zeros(num, np.uint32), np.full(num, now_ms), np.full(num, domain),
                        np.full(num, np.nan, np.float32), features_CF, user_features_CF)  # fmt: skip
@@ -98,7 +98,7 @@ class Columns:
             ours, theirs = getattr(self, name)[:num], getattr(other, name)[:num]
             if ours.shape != theirs.shape:
                 return 0
-            if name == "value_n":  # NaN, which equals nothing, means none
+            if name == "value_n":  # NaN, which means none, equals nothing
                 ours, theirs = ours.view(np.int32), theirs.view(np.int32)
             same_n &= ours == theirs if ours.ndim == 1 else (ours == theirs).all(axis=1)
         return num if same_n.all() else int(same_n.argmin())

@@ -22,7 +22,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "max_waiting": AT_LEAST_1,
     "max_wait_s": ABOVE_0,
     "clock": Word(CLOCKS, "use auto"),
-    "replay_after_s": ABOVE_0,
+    "historical_after_s": ABOVE_0,
     "max_k": AT_LEAST_1,
     "max_candidates": AT_LEAST_1,
     "max_history": AT_LEAST_1,
@@ -82,9 +82,9 @@ class ServingConfig:
     Retry-After."""
     clock: str = "auto"
     """What "now" means for a request without a timestamp. ``event``: the newest event time seen; ``wall``: this
-    machine's clock; ``auto``: wall, unless the newest event is older than `replay_after_s`, which means that old data
-    is being replayed."""
-    replay_after_s: float = 86_400.0
+    machine's clock; ``auto``: wall, unless the newest event is older than `historical_after_s`, which means that
+    historical data is being processed."""
+    historical_after_s: float = 86_400.0
     max_k: int = 1000
     max_candidates: int = 10_000
     max_history: int = 1000
@@ -105,8 +105,8 @@ class ServingConfig:
     cache_error: float = 0.05
     """In units of scores: 0.05 is a probability about 5% higher or lower than the exact one."""
     warm_s: float = 0.25
-    """How long a new version may be held up to recompute cache entries for it, for the users who asked since the last
-    swap, the most recent first; 0: requests compute them."""
+    """How long a new version may be held up to recompute cache entries for it, for the users with requests since the
+    last swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
     connect_timeout_s: float = 20.0
@@ -130,12 +130,12 @@ class ServingConfig:
     guard_calibration: float = 3.0
     """Predicting more than this many times what is observed, or less than its inverse."""
     guard_patience_s: float = 60.0
-    """After this long the newest version answers all the same, whatever is said of it: it may be the world that has
-    changed, and weights that learn nothing more only get worse. 0: never."""
+    """After this long, the newest version answers anyway, whatever its metrics: perhaps the world has changed, and
+    weights that learn nothing new only get worse. 0: never."""
     guard_new_line_s: float = 3600.0
-    """The same for a new line of training, which takes its time to become as good as the old one."""
+    """The same for a new line of training, which takes time to become as good as the old one."""
     guard_min_targets: int = 5000
-    """A version measured on fewer targets cannot be judged; it is held back only if its line of training is new."""
+    """A version measured on fewer targets is not judged; it is held back only if its line of training is new."""
     access_log: bool = False
     tokens_file: str = ""
     """A TOML file of bearer tokens, ``read = [...]`` and ``admin = [...]``; empty: the server is open to everyone."""

@@ -19,8 +19,8 @@ def diversified(score_P: NDArray[np.float32], unit_PD: NDArray[np.float32], k: i
     """(at most k,) places in the pool, in the order in which they are chosen.
 
     Each is the one with the highest ``(1 - diversity) * relevance - diversity * resemblance``: relevance is the score,
-    scaled to 0 (the pool's worst) to 1 (its best); resemblance the highest cosine of its direction (``unit_PD``, of
-    unit length) with those chosen before it, 0 for the first. Of equal ones, the better score comes first.
+    scaled from 0 (the pool's worst) to 1 (its best); resemblance is the highest cosine of its direction (``unit_PD``,
+    of unit length) with those chosen before it, 0 for the first. Among equals, the better score comes first.
     """
     if not len(score_P):
         return np.zeros(0, np.int64)

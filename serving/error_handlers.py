@@ -1,4 +1,4 @@
-"""Refusals: how the server says that it cannot answer, with the field, what was expected, what came, what to do."""
+"""Refusals: responses that say which field is wrong, what was expected, what came, and what to do."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     ServingError
     ├── StartError          the server cannot start (broker away, port in use); the process ends with 1
-    ├── NotReadyError       what it takes is not there (yet), such as a version or the broker: 503
+    ├── NotReadyError       something needed is not available (yet), such as a version or the broker: 503
     ├── OverloadedError     the answer would take longer than `serving.max_wait_s`, or too many wait: 503
     ├── UnauthorizedError   no token, an unknown one, or one whose role is not sufficient: 401, 403
     └── InvalidRequestError  the request cannot be answered as it is: 422
@@ -29,7 +29,7 @@ class StartError(ServingError):
 
 
 class NotReadyError(ServingError):
-    """What an answer takes is not there (yet); ``expected``: what that is."""
+    """Something that an answer needs is not available (yet); ``expected``: what it is."""
 
     def __init__(self, message: str, expected: str = "a version of the weights") -> None:
         super().__init__(message)

@@ -18,8 +18,8 @@ from kernels.memory import MemoryPast, MemoryShares, memory_shares
 from model.kinds import chosen
 from model.tokens import ITEMS
 from serving.engine import Engine
-from serving.holder import HeldVersion
 from serving.request import Request
+from serving.weights_manager import HeldVersion
 from wire.example import Interactions
 
 NUM_PROBED = 16
@@ -53,19 +53,21 @@ class Explanation:
 
 
 @torch.inference_mode()
-def explain(engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None, *, probes: bool) -> Explanation:
+def explain(
+    engine: Engine, version: HeldVersion, request: Request, items: Int64 | None, *, probes: bool
+) -> Explanation:
     """Explain ``items``, or (None) those that would be recommended. The caller holds ``version``."""
-    item_C, score_C, is_left_out_C = _scored(engine, version, ask, items)
+    item_C, score_C, is_left_out_C = _scored(engine, version, request, items)
     table = version.tables[ITEMS]
     row_C = np.where(engine.histories.is_removed(item_C), 0, table.lookup(item_C))
-    past_n = table.lookup(np.ascontiguousarray(ask.past.item_hash))
+    past_n = table.lookup(np.ascontiguousarray(request.past.item_hash))
     known = np.flatnonzero(row_C > 0)
-    counts_n = np.flatnonzero(chosen(ask.past.action_bits, version.network.config) & (past_n > 0))
-    probed = range(max(0, len(ask.past) - NUM_PROBED), len(ask.past)) if probes else range(0)
-    logit_RC = _logits(engine, version, [ask, *(_without(ask, place) for place in probed)], row_C[known])
-    past = MemoryPast.seen_at(ask.now_ms, past_n[counts_n].astype(np.int32), ask.past.timestamp_ms[counts_n])
+    counts_n = np.flatnonzero(chosen(request.past.action_bits, version.network.config) & (past_n > 0))
+    probed = range(max(0, len(request.past) - NUM_PROBED), len(request.past)) if probes else range(0)
+    logit_RC = _logits(engine, version, [request, *(_without(request, place) for place in probed)], row_C[known])
+    past = MemoryPast.seen_at(request.now_ms, past_n[counts_n].astype(np.int32), request.past.timestamp_ms[counts_n])
     shares = memory_shares(version.memory.arrays, past, row_C[known], logit_RC[0])
-    without_nC = np.full((len(ask.past), len(known)), np.nan)
+    without_nC = np.full((len(request.past), len(known)), np.nan)
     for place, logit_C in zip(probed, logit_RC[1:], strict=True):
         without_nC[place] = shares.model_gain * (logit_RC[0] - logit_C)
     return _spread(item_C, known, score_C, is_left_out_C, shares, counts_n, without_nC)
@@ -75,7 +77,7 @@ def _spread(
     item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
     counts_n: Int64, without_nC: Float64,
 ) -> Explanation:  # fmt: skip
-    """Put the results for known items and chosen interactions in the places of all items and the whole history."""
+    """Spread the results for known items and chosen interactions over all items and the whole history."""
     num, num_items = len(without_nC), len(item_C)
 
     def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:
@@ -98,30 +100,30 @@ def _spread(
 
 
 def _scored(
-    engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None
+    engine: Engine, version: HeldVersion, request: Request, items: Int64 | None
 ) -> tuple[Int64, Float64, NDArray[np.bool_]]:
     """The items, their scores, and which of them would not be recommended."""
     if items is None:
-        (found,) = engine.answer(version, [ask])
+        (found,) = engine.answer(version, [request])
         return found.items, found.scores.astype(float), np.zeros(len(found.items), np.bool_)
-    asked = replace(ask, k=len(items), allow=items)
-    allowed, whatever = engine.answer(version, [asked, replace(asked, exclude_seen=False, deny=None)])
-    score_of = dict(zip(whatever.items.tolist(), whatever.scores.tolist(), strict=True))
+    limited = replace(request, k=len(items), allow=items)
+    allowed, all_of_them = engine.answer(version, [limited, replace(limited, exclude_seen=False, deny=None)])
+    score_of = dict(zip(all_of_them.items.tolist(), all_of_them.scores.tolist(), strict=True))
     would = dict(zip(allowed.items.tolist(), allowed.scores.tolist(), strict=True))
     scores = [would.get(item, score_of.get(item, np.nan)) for item in items.tolist()]
     return items, np.array(scores, float), np.array([item not in would for item in items.tolist()], np.bool_)
 
 
-def _logits(engine: Engine, version: HeldVersion, asks: Sequence[Request], row_C: Int64) -> Float64:
+def _logits(engine: Engine, version: HeldVersion, requests: Sequence[Request], row_C: Int64) -> Float64:
     """(R, C) the network's logits of these rows, for each request."""
     network = version.network
-    query_RD = network.model.retrieval_query(engine.outputs(version, asks))
+    query_RD = network.model.retrieval_query(engine.outputs(version, requests))
     table_CD = version.tables[ITEMS].derived[network.tensor(row_C)]
     return (query_RD @ table_CD.T).cpu().numpy().astype(float)
 
 
-def _without(ask: Request, place: int) -> Request:
+def _without(request: Request, place: int) -> Request:
     """The same request with a history that lacks one interaction."""
-    past = ask.past
+    past = request.past
     rows = Interactions(*(np.delete(getattr(past, name), place, axis=0) for name in Interactions.__slots__))
-    return replace(ask, past=rows)
+    return replace(request, past=rows)

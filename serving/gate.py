@@ -23,7 +23,7 @@ from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
 
 LINGER_S, LINGER_BYTES = 2.0, 64_000_000
-"""For how long, and how much of, a refused body is read and discarded."""
+"""How long a refused body is read and discarded, and how much of it."""
 Headers = Sequence[tuple[bytes, bytes]]
 
 

@@ -52,8 +52,8 @@ class Guard:
     def problem(self, manifest: Manifest) -> str:
         """Why this version should be held back; empty if it is good, cannot be judged, or has been held for too long.
 
-        While versions are held back, what they are compared with stands still. So nobody waits for ever: after the
-        band's patience, the newest version is what later ones are compared with.
+        While versions are held back, what they are compared with does not move. So this ends after the band's
+        patience: then later versions are compared with the newest one.
         """
         found = self._judged(manifest)
         if not found:
@@ -64,8 +64,8 @@ class Guard:
         held_s, patience_s = (manifest.created_ms - since_ms) / 1000, self._patience_s(manifest)
         if not 0 < patience_s <= held_s:
             return found
-        logger.error("version %d/%d answers, although %s: versions have been held back for %.0f s, and what answers "
-                     "only gets older", *manifest.which, found, held_s)  # fmt: skip
+        logger.error("version %d/%d answers, although %s: versions have been held back for %.0f s, while the one that "
+                     "answers gets older", *manifest.which, found, held_s)  # fmt: skip
         self._good.clear()
         self._held_since_ms = None
         return ""
@@ -93,7 +93,7 @@ class Guard:
         return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
 
     def forget(self) -> None:
-        """Judge by nothing that came before: an operator has switched to another line of training."""
+        """Start over, because an operator has switched to another line of training."""
         self._good.clear()
         self._held_since_ms = None
 
@@ -103,7 +103,7 @@ class Guard:
 
 
 def _world(quality: Quality, before: Sequence[Quality]) -> float:
-    """How often the most popular items are hit, relative to before, at most 1: a fall that no model prevents."""
+    """How often the most popular items are hit, relative to before, at most 1: a drop that no model could prevent."""
     popular = [each.popular_hr10 for each in before if each.popular_hr10]
     if not popular or quality.popular_hr10 is None:
         return 1.0

@@ -11,8 +11,8 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.holder import WeightsManager
 from serving.rollout import Rollout
+from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
@@ -25,12 +25,12 @@ BRIEFLY: dict[str, Any] = {
 
 
 class Heartbeat(threading.Thread):
-    """A thread with its own producer. A report that the broker does not take is dropped: the next one has it all."""
+    """A thread with its own producer. A report that the broker does not accept is dropped: the next one replaces it."""
 
-    def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: WeightsManager,
+    def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
-        self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder
+        self._kafka, self._topic, self._component, self._manager = kafka, topic, name, manager
         self._num_requests, self._every_s = num_requests, every_s
         self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
@@ -42,7 +42,7 @@ class Heartbeat(threading.Thread):
 
     def status(self) -> ServerStatus:
         """The report as of now."""
-        current, now_ms, num = self._holder.current, int(time.time() * 1000), self._num_requests()
+        current, now_ms, num = self._manager.current, int(time.time() * 1000), self._num_requests()
         if current is None:
             return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
         return ServerStatus(
@@ -53,7 +53,7 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Report until stopped, whatever happens: a server that answers without reporting would be taken for dead."""
+        """Report until stopped, whatever happens: a server that answers without reporting would count as dead."""
         while not self._stopping.is_set():
             producer = self._connect()
             try:
@@ -75,7 +75,7 @@ class Heartbeat(threading.Thread):
             sent.add_errback(self._note)
 
     def _note(self, error: BaseException) -> None:
-        """Log once what only an operator can fix; anything else may be gone in a second."""
+        """Log once what only an operator can fix; anything else may be over in a second."""
         logger.debug("status: not sent (%s)", error)
         refused = refusal(error, self._kafka.bootstrap, "writing")
         if refused is not None and not self._is_refused:

@@ -80,11 +80,11 @@ class Histories:
         if example.mark is None:
             self._keep(example)
         else:
-            self._obey(example)
+            self._apply_mark(example)
 
-    def _obey(self, mark: Example) -> None:
+    def _apply_mark(self, mark: Example) -> None:
         if mark.mark is Mark.ITEM:
-            self.removed = self.removed | {mark.marked_item}  # whoever reads the other one may go on
+            self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
         elif mark.mark is Mark.ITEM_BACK:
             self.removed = self.removed - {mark.marked_item}
         elif mark.user:

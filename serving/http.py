@@ -31,7 +31,7 @@ from serving.validation import Decoder
 NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
 
 PENANCE, MOST_PENANCE_S = 50.0, 0.5
-"""The refusal of a body is delayed by this multiple of the time that it took to find; by at most `MOST_PENANCE_S`."""
+"""A refusal is delayed by this multiple of the time that it took to find the problem; at most `MOST_PENANCE_S`."""
 FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
@@ -41,7 +41,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     service.metrics = metrics
     config = service.config
     operations = operations_of(config)
-    gate = Middleware(Gate, metrics=metrics, access=access or Access(config.tokens_file),
+    gate = Middleware(Gate, metrics=metrics, access=access or Access.read(config.tokens_file),
                       max_body_bytes=config.max_body_bytes, read_timeout_s=config.read_timeout_s)  # fmt: skip
     answers: dict[str, Answer] = {
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
@@ -89,7 +89,7 @@ class Answering:
         try:
             request = self._decoder.decode(message["body"])
         except InvalidRequestError as error:
-            # A client that sends bodies that are expensive to refuse must wait itself, instead of slowing down others.
+            # A client that sends bodies that are expensive to refuse must wait, instead of slowing down others.
             await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * (time.perf_counter() - began)))
             await response_to(error)(scope, receive, send)
             return

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass, field
 
 from serving.guard import Guard
-from serving.holder import WeightsManager
 from serving.rollout import Rollout
+from serving.weights_manager import WeightsManager
 from wire.control import Which
 from wire.errors import HeadraceError
 from wire.thinned_log import is_told
@@ -30,7 +30,7 @@ class Counters:
 class VersionIntake:
     """Gives a `WeightsManager` complete versions, in the order in which they arrive. For the subscriber's thread."""
 
-    holder: WeightsManager
+    manager: WeightsManager
     rollout: Rollout = field(default_factory=Rollout)
     guard: Guard = field(default_factory=lambda: Guard(None))
     counters: Counters = field(default_factory=Counters)
@@ -38,7 +38,7 @@ class VersionIntake:
     def take(self, version: Version, *, is_pinned: bool) -> bool:
         """Stage a version, and judge it unless it is pinned; False if it does not build on what is held here."""
         manifest = version.manifest
-        if not self.holder.accepts(manifest):
+        if not self.manager.accepts(manifest):
             self.counters.num_unlinked += 1
             what = f"{manifest.kind} onto {manifest.onto_number}"
             logger.warning("version %s (%s) cannot be applied here; waiting for a base", name_of(manifest.which), what)
@@ -53,7 +53,7 @@ class VersionIntake:
     def put(self, version: Version) -> bool:
         """Stage a version; whether it fits this build."""
         try:
-            self.holder.stage(version)
+            self.manager.stage(version)
         except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
             self.counters.num_refused += 1
             name = name_of(version.manifest.which)
@@ -77,11 +77,11 @@ class VersionIntake:
 
     def swap(self) -> bool:
         """Let the staged version answer, unless it is held back; whether another one answers now."""
-        before, staged = self.holder.current, self.holder.staged
+        before, staged = self.manager.current, self.manager.staged
         if staged is not None and staged.which == self.rollout.held:
             return False
-        self.holder.swap()
-        current = self.holder.current
+        self.manager.swap()
+        current = self.manager.current
         if current is before or current is None:
             return False
         # A delta every other second is not news; the first version is, and so is a new epoch.

@@ -1,4 +1,4 @@
-"""What each kind of request asks of the engine, and how its answer is encoded."""
+"""Each kind of request: how it becomes requests to the engine, and how its answer is encoded."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from serving.answer_bodies import (
 from serving.engine import Engine
 from serving.explanation import NUM_PROBED, Explanation, explain
 from serving.histories import Histories
-from serving.holder import HeldVersion
 from serving.request import Request, Result
 from serving.request_bodies import ExplainRequest, ItemsRequest, RankRequest, RecommendRequest, SimilarRequest
 from serving.request_builder import RequestBuilder, hashes
 from serving.similar import similar_items
 from serving.titles import Titles
+from serving.weights_manager import HeldVersion
 from wire.hashing import canonical
 
 NUM_PAST = 50
@@ -75,22 +75,22 @@ class _ModelJob(Generic[R]):
     _prepared: list[Request] = field(default_factory=list)
 
     def prepare(self, version: HeldVersion) -> list[Request]:
-        """What to ask the engine: one for each of the requests."""
+        """A request to the engine for each of the client's."""
         self._prepared = [self._build(version, each) for each in self.requests]
         return self._prepared
 
     def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
         """The answer as JSON, or the batch of answers."""
         answers = [
-            encode(self._answer(version, request, ask, each))
-            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
+            encode(self._answer(version, request, query, each))
+            for request, query, each in zip(self.requests, self._prepared, found, strict=True)
         ]
         return _batch(answers) if self.is_batch else answers[0]
 
     def _build(self, version: HeldVersion, request: R) -> Request:
         raise NotImplementedError
 
-    def _answer(self, version: HeldVersion, request: R, ask: Request, found: Result) -> RecommendAnswer | RankAnswer:
+    def _answer(self, version: HeldVersion, request: R, query: Request, found: Result) -> RecommendAnswer | RankAnswer:
         raise NotImplementedError
 
 
@@ -111,12 +111,14 @@ class RecommendJob(_ModelJob[RecommendRequest]):
     def _build(self, version: HeldVersion, request: RecommendRequest) -> Request:
         return self.builder.recommend(version, request)
 
-    def _answer(self, version: HeldVersion, _request: RecommendRequest, ask: Request, found: Result) -> RecommendAnswer:
+    def _answer(
+        self, version: HeldVersion, _request: RecommendRequest, query: Request, found: Result
+    ) -> RecommendAnswer:
         names = version.names
         pairs = zip(found.items.tolist(), found.scores.tolist(), strict=True)
         items = [ScoredItem(names[key], score) for key, score in pairs if key in names]
-        return RecommendAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
-                               num_history=len(ask.past), items=items)  # fmt: skip
+        return RecommendAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(query.past),
+                               num_history=len(query.past), items=items)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +134,7 @@ class RankJob(_ModelJob[RankRequest]):
     def _build(self, version: HeldVersion, request: RankRequest) -> Request:
         return self.builder.rank(version, request)
 
-    def _answer(self, version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
+    def _answer(self, version: HeldVersion, request: RankRequest, query: Request, found: Result) -> RankAnswer:
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
@@ -142,8 +144,8 @@ class RankJob(_ModelJob[RankRequest]):
             weight_K = [request.weights.get(kind, 0.0) for kind in version.network.config.kinds]
             scores = (found.scores.astype(np.float64) @ np.array(weight_K)).tolist()
             items = [replace(each, score=score) for each, score in zip(items, scores, strict=True)]
-        return RankAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
-                          num_history=len(ask.past), items=items)  # fmt: skip
+        return RankAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(query.past),
+                          num_history=len(query.past), items=items)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -155,7 +157,7 @@ class SimilarJob:
     weight: float = 1.0
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """Nothing to ask the engine: the tables answer."""
+        """Nothing: the tables have the answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -185,22 +187,22 @@ class ExplainJob:
         return 5.0 + NUM_PROBED * self.request.network + num / CANDIDATES_OF_WEIGHT_1
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """Nothing to ask in advance: `explain` asks the engine itself."""
+        """Nothing in advance: `explain` calls the engine itself."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`ExplainAnswer`."""
-        ask, request = self.builder.explain(version, self.request), self.request
+        query, request = self.builder.explain(version, self.request), self.request
         keys = [*dict.fromkeys(hashes(request.items).tolist())] if request.items is not None else None
-        found = explain(self.engine, version, ask, None if keys is None else np.array(keys, np.int64),
+        found = explain(self.engine, version, query, None if keys is None else np.array(keys, np.int64),
                         probes=request.network)  # fmt: skip
         given = dict(zip(hashes(request.items or []).tolist(), request.items or [], strict=True))
-        items = [self._item(version, ask, found, place, given) for place in range(len(found.item_C))]
-        return encode(ExplainAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
-                                    num_history=len(ask.past), items=items))  # fmt: skip
+        items = [self._item(version, query, found, place, given) for place in range(len(found.item_C))]
+        return encode(ExplainAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(query.past),
+                                    num_history=len(query.past), items=items))  # fmt: skip
 
     def _item(
-        self, version: HeldVersion, ask: Request, found: Explanation, place: int, given: Mapping[int, int | str]
+        self, version: HeldVersion, query: Request, found: Explanation, place: int, given: Mapping[int, int | str]
     ) -> ExplainedItem:
         key = int(found.item_C[place])
         name, is_known = version.names.get(key, given.get(key, "?")), bool(found.is_known_C[place])
@@ -210,17 +212,17 @@ class ExplainJob:
             left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
             standing=_number(found.standing_C[place]), memory=_number(memory),
             network=_number(found.network_C[place]), reranking=_number(found.reranking_C[place]),
-            reasons=self._reasons(version, ask, found, place) if is_known else [],
+            reasons=self._reasons(version, query, found, place) if is_known else [],
         )  # fmt: skip
 
-    def _reasons(self, version: HeldVersion, ask: Request, found: Explanation, place: int) -> list[Reason]:
+    def _reasons(self, version: HeldVersion, query: Request, found: Explanation, place: int) -> list[Reason]:
         """The interactions with the largest contributions, positive or negative."""
         memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
         weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
         most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
-        names = [version.names.get(key, "?") for key in ask.past.item_hash[most].tolist()]
+        names = [version.names.get(key, "?") for key in query.past.item_hash[most].tolist()]
         return [
-            Reason(item=name, title=self.titles.get(canonical(name)), timestamp=int(ask.past.timestamp_ms[n]),
+            Reason(item=name, title=self.titles.get(canonical(name)), timestamp=int(query.past.timestamp_ms[n]),
                    memory=float(memory_n[n]), network=_number(without_n[n]), after=float(found.after_nC[n, place]),
                    before=float(found.before_nC[n, place]))
             for n, name in zip(most.tolist(), names, strict=True) if weight_n[n] > 0
@@ -234,7 +236,7 @@ def _number(value: float) -> float | None:
 
 @dataclass(slots=True, eq=False)
 class HistoryJob:
-    """What is known of a user."""
+    """What is known about a user."""
 
     builder: RequestBuilder
     titles: Titles
@@ -242,7 +244,7 @@ class HistoryJob:
     weight: float = 0.5
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """Nothing to ask the engine: the histories answer."""
+        """Nothing: the histories have the answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -264,7 +266,7 @@ class HistoryJob:
 
 @dataclass(slots=True, eq=False)
 class ItemsJob:
-    """What is known of some items."""
+    """What is known about some items."""
 
     titles: Titles
     request: ItemsRequest
@@ -276,7 +278,7 @@ class ItemsJob:
         return 0.1 + len(self.request.items) / IDS_OF_WEIGHT_1
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """Nothing to ask the engine: the tables answer."""
+        """Nothing: the tables have the answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:

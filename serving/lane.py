@@ -18,12 +18,12 @@ from typing import Protocol
 from serving.cost import CostModel
 from serving.engine import Engine
 from serving.errors import NotReadyError, OverloadedError, ServingError
-from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request, Result
+from serving.weights_manager import HeldVersion, WeightsManager
 
 logger = logging.getLogger(__name__)
 MOST_REST_S, RESTS = 0.05, 3.0
-"""A lane rests for another one after a batch: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
+"""After a batch, a lane pauses for another one: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
 Outcome = bytes | Exception
 
 
@@ -36,7 +36,7 @@ class Job(Protocol):
         ...
 
     def prepare(self, version: HeldVersion, /) -> list[Request]:
-        """What to ask the engine."""
+        """The requests to the engine."""
         ...
 
     def body(self, version: HeldVersion, found: Sequence[Result], /) -> bytes:
@@ -56,15 +56,15 @@ class Waiting:
 class Lane:
     """A queue and its threads. A request's weight counts from when it is admitted until it is answered.
 
-    ``after``: a lane that takes precedence. As long as that one has requests, this one rests after each batch: both
+    ``after``: a lane that takes precedence. As long as that one has requests, this one pauses after each batch: both
     compete for the interpreter and the processor, and the other's answers are due sooner.
     """
 
-    def __init__(self, name: str, engine: Engine, holder: WeightsManager, num_workers: int, max_batch_weight: float,
+    def __init__(self, name: str, engine: Engine, manager: WeightsManager, num_workers: int, max_batch_weight: float,
                  max_waiting: int, max_wait_s: float, *, after: Lane | None = None,
                  cost: CostModel | None = None) -> None:  # fmt: skip
         self._after = after
-        self.name, self.engine, self._holder = name, engine, holder
+        self.name, self.engine, self._manager = name, engine, manager
         self._max_batch_weight, self._max_waiting, self._max_wait_s = max_batch_weight, max_waiting, max_wait_s
         self._cost, self._num_workers = cost or CostModel(), num_workers
         self._changed = threading.Condition()
@@ -159,12 +159,12 @@ class Lane:
 
     def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
         """An answer or an error for each job, all from one version."""
-        with self._holder.hold() as version:
+        with self._manager.hold() as version:
             if version is None:
                 unready = NotReadyError("no version of the weights has arrived yet; wait until /readyz says so")
                 return [unready for _ in jobs]
-            asks = [_prepared(job, version) for job in jobs]
-            fine = [ask for each in asks if isinstance(each, list) for ask in each]
+            prepared = [_prepared(job, version) for job in jobs]
+            fine = [one for each in prepared if isinstance(each, list) for one in each]
             try:
                 found = iter(self.engine.answer(version, fine) if fine else [])
             except Exception as error:
@@ -175,7 +175,7 @@ class Lane:
                 return [outcome for job in jobs for outcome in self.outcomes([job])]
             return [
                 each if isinstance(each, Exception) else _body(job, version, [next(found) for _ in each])
-                for job, each in zip(jobs, asks, strict=True)
+                for job, each in zip(jobs, prepared, strict=True)
             ]
 
     @staticmethod

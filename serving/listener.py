@@ -63,8 +63,8 @@ def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
 class BoundedConnection(HttpToolsProtocol):
     """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`.
 
-    Uvicorn itself waits for ever and buffers everything: a client that sends a byte a second would hold a socket for
-    good.
+    Uvicorn itself waits for ever and buffers everything: a client that sends a byte per second would hold a socket
+    indefinitely.
     """
 
     read_timeout_s = 10.0

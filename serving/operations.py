@@ -20,7 +20,7 @@ from serving.answer_bodies import (
     RecommendAnswer,
     RecommendBatchAnswer,
     SentAction,
-    SentOrder,
+    SentRequest,
     SimilarAnswer,
     UsersAnswer,
     VersionAnswer,
@@ -111,9 +111,9 @@ ACTIONS = Operation(
     text="As your own producer would: the action takes the same path as any other. Only with `serving.allow_actions`.",
 )  # fmt: skip
 FORGET = Operation(
-    "POST", "/forget", "Administration", "Forget a user or an item", SentOrder, ForgetRequest, role="admin",
+    "POST", "/forget", "Administration", "Forget a user or an item", SentRequest, ForgetRequest, role="admin",
     statuses=(503,), example={"user": "u1"},
-    text="As `headrace forget`: an order in the actions topic. With `serving.allow_forget` alone.",
+    text="Like `headrace forget`: sends a request through the actions topic. Only with `serving.allow_forget`.",
 )  # fmt: skip
 PAGE = (
     Operation("GET", "/about", "Page", "What may the page show and do?", About),

@@ -22,7 +22,6 @@ from serving.follower import HistoryFollower
 from serving.guard import Band, Guard
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
-from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.intake import VersionIntake
 from serving.listener import bind, listen
@@ -32,6 +31,7 @@ from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
+from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable
 from wire.kafka.consumer import connect
@@ -63,7 +63,7 @@ def run_server(settings: Any) -> int:
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
     device = choose_device(config.device, "serving.device")
-    access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
+    access, titles = Access.read(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
         name = config.name or f"server@{platform.node()}:{port}"
@@ -77,7 +77,7 @@ def run_server(settings: Any) -> int:
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(
-                    f"a thread that follows the topics has failed ({failed}), and answers would only get older: start "
+                    f"a thread that follows the topics has failed ({failed}), so answers would only get older: start "
                     "the server again; the log lines before this one say where it happened"
                 ) from service.failure
     return 0
@@ -89,7 +89,7 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
     topics = Topics.under(kafka.prefix, kafka.line)
-    holder = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
+    manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
         sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
@@ -99,15 +99,15 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, topics.sequences, len(settings.action.features)
     )
-    service = Service(config, holder, histories, line=kafka.line, features=settings.action.features)
+    service = Service(config, manager, histories, line=kafka.line, features=settings.action.features)
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
-        weights, topics.weights, VersionIntake(holder, service.rollout, Guard(Band.of(config)), service.counters),
+        weights, topics.weights, VersionIntake(manager, service.rollout, Guard(Band.of(config)), service.counters),
         contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail
-    heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s,
+    heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
                           service.rollout)  # fmt: skip
     threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower] = [
         pins, subscriber, follower, heartbeat,

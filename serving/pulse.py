@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 NUM_KEPT = 900
 SILENT_S = 10.0
 MAX_REASONS = 50
-"""Reasons of dead letters that are counted separately: foreign writers may invent any number of them."""
+"""How many reasons of dead letters are counted separately: foreign writers may invent any number of them."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and its answer."""
+"""A request to the engine, and its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Request:
     """One request.
 
     ``user`` names the cache entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to
-    recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment asked about. ``allow``
+    recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment to answer for. ``allow``
     (A,) hashes: recommend only these; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
     history contains; None: only if the stream has no repeats. ``diversity``: see `serving.diversity`.
     """

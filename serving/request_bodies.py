@@ -78,9 +78,11 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
              extra={"expected": "an object: a list of values for each feature"}),
     ] = None  # fmt: skip
     min_age_s: Annotated[
-        Age | None, Meta(description="choose only among items that were first seen at least so long ago")
+        Age | None, Meta(description="choose only among items that were first seen at least this long ago")
     ] = None
-    max_age_s: Annotated[Age | None, Meta(description="choose only among items that were first seen since then")] = None
+    max_age_s: Annotated[
+        Age | None, Meta(description="choose only among items that were first seen at most this long ago")
+    ] = None
     diversity: Annotated[
         float,
         Meta(ge=0, le=1, description="0: the best scores; towards 1, no item that resembles those before it",
@@ -89,7 +91,7 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
 
     @property
     def is_filtered(self) -> bool:
-        """Whether it asks something of the items that the server has to look up."""
+        """Whether it has conditions on the items that the server has to look up."""
         return any(each is not None for each in (self.domains, self.features, self.min_age_s, self.max_age_s))
 
 
@@ -173,7 +175,7 @@ class ForgetRequest(_Request, frozen=True, kw_only=True):
 
     user: Annotated[Id | None, Meta(description="forget the user's history, everywhere")] = None
     item: Annotated[Id | None, Meta(description="stop recommending the item, and learn nothing about it")] = None
-    undo: Annotated[bool, Meta(description="of an item: undo an earlier order")] = False
+    undo: Annotated[bool, Meta(description="for an item: revoke an earlier request")] = False
 
     def __post_init__(self) -> None:
         if (self.user is None) == (self.item is None) or (self.undo and self.item is None):

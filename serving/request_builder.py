@@ -13,9 +13,9 @@ from serving.catalogue import Conditions
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.histories import Histories
-from serving.holder import HeldVersion
 from serving.request import Request
 from serving.request_bodies import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
+from serving.weights_manager import HeldVersion
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
 
@@ -34,14 +34,14 @@ class RequestBuilder:
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Request:
         """A request for ``k`` items. Raises `RequestError`."""
         allow = hashes(request.allow) if request.allow is not None else None
-        asked = self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
+        built = self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
                             deny=hashes(request.deny))  # fmt: skip
-        if (conditions := self._conditions(request, asked.now_ms)) is not None:
-            asked = replace(asked, allow=self.histories.items.fulfilling(conditions, among=allow))
-        return replace(asked, diversity=request.diversity) if request.diversity else asked
+        if (conditions := self._conditions(request, built.now_ms)) is not None:
+            built = replace(built, allow=self.histories.items.fulfilling(conditions, among=allow))
+        return replace(built, diversity=request.diversity) if request.diversity else built
 
     def _conditions(self, request: RecommendRequest, now_ms: int) -> Conditions | None:
-        """What items must fulfil; None if nothing is asked of them."""
+        """The conditions on the items; None if there are none."""
         if not request.is_filtered:
             return None
         columns = self.features
@@ -93,8 +93,8 @@ class RequestBuilder:
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
         if self.config.clock == "wall" or event_ms <= 0:
             return wall_ms
-        is_replay = wall_ms - event_ms > self.config.replay_after_s * 1000
-        return event_ms if self.config.clock == "event" or is_replay else wall_ms
+        is_historical = wall_ms - event_ms > self.config.historical_after_s * 1000
+        return event_ms if self.config.clock == "event" or is_historical else wall_ms
 
 
 def hashes(items: list[Key]) -> Int64:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.memory import MemoryAnswers, MemoryEvents
 from model.memory_events import events_of
 from model.tokens import ITEMS
-from serving.holder import HeldVersion
+from serving.weights_manager import HeldVersion
 
 Int64 = NDArray[np.int64]
 OUT = np.float32(-1e30)
@@ -28,8 +28,8 @@ OUT = np.float32(-1e30)
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
     """What to find for one user: ``k`` items. ``past_rows`` (n,), ``bits_n`` and ``time_ms_n``: rows, kinds and times
-    of the user's interactions, which are not recommended if ``leaves_out_past``; nor are ``denied_rows``.
-    ``allowed_rows``: the only ones to recommend (None: all)."""
+    of the user's interactions, which are not recommended if ``leaves_out_past``; neither are ``denied_rows``.
+    ``allowed_rows``: the only rows to recommend (None: all)."""
 
     k: int
     past_rows: Int64

@@ -1,5 +1,5 @@
-"""Which line of training and which version should answer, as an operator or this server's configuration has decided;
-and which is held back."""
+"""Which line of training and which version should answer, as decided by an operator or this server's configuration,
+and which version is held back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRY_S = 5.0
 
 class Rollout:
     """Shared by the threads that decide, follow and report. ``own``, ``own_line``: this server's configuration.
-    ``known``: the operator's orders have been read."""
+    ``known``: the control topic has been read."""
 
     def __init__(self, own: str = "", own_line: str = "") -> None:
         self.own: Which | None = parse_version(own, "serving.pin") if own else None
@@ -64,7 +64,7 @@ class Rollout:
 
 
 class PinFollower(threading.Thread):
-    """Keeps a `Rollout` up to date with the control topic. A deployment without that topic has no orders."""
+    """Keeps a `Rollout` up to date with the control topic. A deployment may lack that topic."""
 
     def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
         super().__init__(name="control", daemon=True)
@@ -88,10 +88,10 @@ class PinFollower(threading.Thread):
                 refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
                 level = logging.ERROR if refused and not is_told else logging.DEBUG
                 is_told = is_told or refused
-                logger.log(level, "control topic: orders cannot be read: %s", error)
+                logger.log(level, "control topic: it cannot be read: %s", error)
             except Exception:
                 logger.exception(
-                    "control topic: following it failed; starting again, and until then no new order is seen"
+                    "control topic: following it failed; starting again. Until then pins and switches are not seen"
                 )
             self._rollout.known.set()
             self._stopping.wait(RETRY_S)

@@ -10,7 +10,7 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.answer_bodies import SentAction, SentOrder
+from serving.answer_bodies import SentAction, SentRequest
 from serving.errors import NotReadyError
 from serving.request_bodies import ActionRequest, ForgetRequest
 from wire.config import KafkaConfig
@@ -41,15 +41,15 @@ class ActionSender:
         return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
                           record_ms=placed.timestamp)  # fmt: skip
 
-    def order(self, request: ForgetRequest) -> SentOrder:
-        """Send an order and wait for the broker. Raises `NotReadyError` when it does not answer."""
+    def forget(self, request: ForgetRequest) -> SentRequest:
+        """Send a request to forget and wait for the broker. Raises `NotReadyError` when it does not answer."""
         what, name = ("user", request.user) if request.item is None else ("item", request.item)
         assert name is not None
         placed = self._put(canonical(name).encode(), msgspec.json.encode({"forget": not request.undo, what: name}))
-        return SentOrder(partition=placed.partition, offset=placed.offset)
+        return SentRequest(partition=placed.partition, offset=placed.offset)
 
     def _put(self, key: bytes, value: bytes) -> Any:
-        """What the broker says of where it put the record."""
+        """The broker's metadata of the record."""
         with self._lock:
             try:
                 self._client = client = self._client or self._connect()
@@ -58,7 +58,7 @@ class ActionSender:
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__
-                message = f"the broker did not take it ({kind}); try again"
+                message = f"the broker did not accept it ({kind}); try again"
                 raise NotReadyError(message, "an answer of the broker") from error
 
     def close(self) -> None:

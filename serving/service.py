@@ -19,7 +19,6 @@ from serving.contact import Contact
 from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
-from serving.holder import HeldVersion, WeightsManager
 from serving.intake import Counters
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
@@ -41,6 +40,7 @@ from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
 from serving.titles import Titles
+from serving.weights_manager import HeldVersion, WeightsManager
 
 NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]
@@ -78,7 +78,7 @@ class Service:
     """All parts of a server, wired together. None of this needs a broker, so tests and benchmarks can do without."""
 
     config: ServingConfig
-    holder: WeightsManager
+    manager: WeightsManager
     histories: Histories
     line: str = ""
     """The line of training to follow unless an operator has switched to another."""
@@ -100,8 +100,8 @@ class Service:
         c = self.config
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass,
                              reuse=ReuseProbe(c.cache_versions, c.cache_error))  # fmt: skip
-        self.holder.before_swap.append(self._warm)
-        self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
+        self.manager.before_swap.append(self._warm)
+        self.batcher = Batcher(self.engine, self.manager, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
@@ -129,7 +129,7 @@ class Service:
 
     def version(self) -> HeldVersion:
         """The version in service. Raises `NotReadyError`."""
-        current = self.holder.current
+        current = self.manager.current
         if current is None:
             raise NotReadyError("no version of the weights has arrived yet; wait until /readyz says so")
         return current
@@ -141,7 +141,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether there is a version, the histories were read to the end of that time, and no follower has failed."""
-        return self.failure is None and self.holder.current is not None and self.histories_ready.is_set()
+        return self.failure is None and self.manager.current is not None and self.histories_ready.is_set()
 
     async def recommend(self, request: RecommendRequest) -> bytes:
         """`RecommendAnswer` as JSON."""
@@ -190,8 +190,8 @@ class Service:
         return msgspec.json.encode(await asyncio.to_thread(self._producing.send, request, timestamp_ms))
 
     async def forget(self, request: ForgetRequest) -> bytes:
-        """`SentOrder` as JSON. Raises `NotReadyError`."""
-        return msgspec.json.encode(await asyncio.to_thread(self._producing.order, request))
+        """`SentRequest` as JSON. Raises `NotReadyError`."""
+        return msgspec.json.encode(await asyncio.to_thread(self._producing.forget, request))
 
     @property
     def _producing(self) -> ActionSender:
@@ -205,15 +205,15 @@ class Service:
 
     def about(self) -> About:
         """What the page may show and do on this server."""
-        current = self.holder.current
+        current = self.manager.current
         kinds = list(current.network.config.kinds) if current else []
         return About(kinds=kinds, allow_actions=self.config.allow_actions,
                      objective_s=self.config.freshness_objective_s)  # fmt: skip
 
     def served(self) -> Served:
         """This server's state, for the pulse."""
-        current, broker = self.holder.current, self.contact.is_up
-        swaps, requests = self.holder.num_swaps, self.count_requests()
+        current, broker = self.manager.current, self.contact.is_up
+        swaps, requests = self.manager.num_swaps, self.count_requests()
         if current is None:
             return Served(num_requests=requests, broker=broker, line=self.rollout.line)
         return Served(
@@ -234,7 +234,7 @@ class Service:
 
     def readiness(self) -> Readiness:
         """Which of its preconditions the server has met."""
-        current = self.holder.current
+        current = self.manager.current
         return Readiness(
             ready=self.is_ready, version=name_of(current) if current else None, line=self.rollout.line,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
@@ -245,13 +245,13 @@ class Service:
 
     def readings(self) -> list[Reading]:
         """Values for Prometheus."""
-        current, cache, counters = self.holder.current, self.engine.cache, self.counters
+        current, cache, counters = self.manager.current, self.engine.cache, self.counters
         epoch, number = current.which if current else (-1, -1)
         values: dict[str, float] = {"headrace_freshness_seconds": current.freshness_s} if current else {}
         values |= {
             "headrace_version_epoch": epoch, "headrace_version_number": number,
-            "headrace_version_swaps_total": self.holder.num_swaps,
-            "headrace_version_copies_total": self.holder.num_copies,
+            "headrace_version_swaps_total": self.manager.num_swaps,
+            "headrace_version_copies_total": self.manager.num_copies,
             "headrace_versions_dropped_total": counters.num_dropped,
             "headrace_versions_unlinked_total": counters.num_unlinked,
             "headrace_versions_held_total": self.rollout.num_held,

@@ -9,13 +9,13 @@ import torch
 
 from kernels import top_k
 from model.tokens import ITEMS
-from serving.holder import HeldVersion
+from serving.weights_manager import HeldVersion
 
 
 @torch.inference_mode()
 def similar_items(version: HeldVersion, row: int, k: int, removed: Collection[int] = ()) -> list[tuple[int, float]]:
-    """(hash, cosine) of the ``k`` live items most similar to that of ``row``, without itself and what is ``removed``;
-    best first."""
+    """(hash, cosine) of the ``k`` live items most similar to that of ``row``, best first, without that item and those
+    ``removed``."""
     table, network = version.tables[ITEMS], version.network
     query_1D = table.derived[row : row + 1].clone()
     query_1D[:, -1] = 0.0  # the last column is the item's bias, which does not count for similarity

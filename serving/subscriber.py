@@ -19,9 +19,9 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
-from serving.holder import WeightsManager
 from serving.intake import VersionIntake, name_of
 from serving.topic_thread import TopicThread
+from serving.weights_manager import WeightsManager
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
 from wire.assembler import VersionAssembler
 from wire.control import Which
@@ -55,13 +55,13 @@ class WeightsSubscriber(TopicThread):
         self._line_due_s = 0.0
         self._pin: Which | None = None
         self._is_frozen = False
-        """Whether new versions are ignored: the pinned version answers, or cannot be had."""
+        """Whether new versions are ignored: the pinned version answers, or is not available."""
         self.started_following = threading.Event()
 
     @property
-    def holder(self) -> WeightsManager:
+    def manager(self) -> WeightsManager:
         """The versions that are held."""
-        return self.intake.holder
+        return self.intake.manager
 
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Bootstrap, then follow, until stopped."""
@@ -106,7 +106,7 @@ class WeightsSubscriber(TopicThread):
         )  # fmt: skip
         self._floor = 0
         self._assembler = VersionAssembler(on_drop=self.intake.dropped)
-        self.holder.begin_anew()
+        self.manager.begin_anew()
         return True
 
     def _heard(self) -> None:
@@ -119,8 +119,8 @@ class WeightsSubscriber(TopicThread):
         begin, end = topic.bounds()
         self._heard()
         self.intake.swap()
-        self.holder.discard_staged()
-        self._searched_after = self.holder.num_swaps
+        self.manager.discard_staged()
+        self._searched_after = self.manager.num_swaps
         if self._pin is not None and not self._awaits_pin(topic, begin, end):
             self.consumer.seek(topic.partition, end)
             self.started_following.set()
@@ -129,11 +129,11 @@ class WeightsSubscriber(TopicThread):
             self._assembler = VersionAssembler(
                 on_drop=self.intake.dropped, epoch_floor=max(self._floor, point.epoch_floor)
             )
-            if self.holder.current is not None and not self.holder.is_anew:
-                self._assembler.last = self.holder.current.which
+            if self.manager.current is not None and not self.manager.is_anew:
+                self._assembler.last = self.manager.current.which
             self._feed_quietly(topic.records(point.offset, end))
             self.intake.swap()
-            if self.holder.current is not None:
+            if self.manager.current is not None:
                 break
         self.consumer.seek(topic.partition, end)
         self.started_following.set()
@@ -160,7 +160,7 @@ class WeightsSubscriber(TopicThread):
         self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self.intake.guard.forget()
         self.intake.rollout.release()
-        self.holder.begin_anew()
+        self.manager.begin_anew()
         self.consumer.assign([partition])
         return WeightsTopic(self.consumer, partition, self.stopping)
 
@@ -180,7 +180,7 @@ class WeightsSubscriber(TopicThread):
 
     def _awaits_pin(self, topic: WeightsTopic, begin: int, end: int) -> bool:
         """Go to the pinned version, if it is in the topic; whether it is still to come, so that we must follow."""
-        pin, current = self._pin, self.holder.current
+        pin, current = self._pin, self.manager.current
         assert pin is not None
         if current is not None and current.which == pin:
             self._is_frozen = True
@@ -192,17 +192,17 @@ class WeightsSubscriber(TopicThread):
             self._miss("it is not in the topic (any more)")
             return False
         self._read_version(topic, found)
-        current = self.holder.current
+        current = self.manager.current
         if current is None or current.which != pin:
             self._miss("it is incomplete, or its base is gone")
         self._is_frozen = True
         return False
 
     def _miss(self, why: str) -> None:
-        """The pinned version cannot be had: keep what answers now, if anything does."""
+        """The pinned version is not available: keep what answers now, if anything does."""
         assert self._pin is not None
         self.intake.rollout.hold(self._pin, f"pinned, but {why}")
-        current = self.holder.current
+        current = self.manager.current
         logger.error("version %s is pinned, but %s; answering from %s", name_of(self._pin), why,
                      f"version {name_of(current.which)} instead" if current else "none")  # fmt: skip
         self._is_frozen = True
@@ -211,15 +211,15 @@ class WeightsSubscriber(TopicThread):
         """Read a version, starting with its base, and put it into service; if that fails, the present one stays."""
         offset, manifest = found
         assembler = VersionAssembler(on_drop=logger.debug)
-        self.holder.begin_anew()
+        self.manager.begin_anew()
         for record in topic.records(manifest.base_offset, offset + 1):
             version = assembler.feed(record.key, record.headers, record.value)
-            if version is not None and self.holder.accepts(version.manifest) and not self.intake.put(version):
+            if version is not None and self.manager.accepts(version.manifest) and not self.intake.put(version):
                 break
-        if self.holder.staged is not None and self.holder.staged.which == manifest.which:
+        if self.manager.staged is not None and self.manager.staged.which == manifest.which:
             self.intake.swap()
         else:
-            self.holder.end_anew()
+            self.manager.end_anew()
 
     # Versions as they come
 
@@ -228,8 +228,8 @@ class WeightsSubscriber(TopicThread):
         is_linked = self._is_frozen or self._feed_quietly(records)
         self.intake.swap()
         if not records:
-            self.holder.settle()
-        return not is_linked and self._searched_after != self.holder.num_swaps
+            self.manager.settle()
+        return not is_linked and self._searched_after != self.manager.num_swaps
 
     def _feed_quietly(self, records: Any) -> bool:
         is_linked = True

@@ -2,7 +2,7 @@
 
 Two `TableSet`s take turns. Requests read one; the other catches up with what it missed, takes the new version's rows,
 and then becomes the one that is read. The former one is changed again only when no request holds it any more
-(`serving.holder` counts them). Row numbers are the trainer's; row 0 is the cold row.
+(`serving.weights_manager` counts them). Row numbers are the trainer's; row 0 is the cold row.
 """
 
 from __future__ import annotations

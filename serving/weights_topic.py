@@ -86,7 +86,7 @@ class WeightsTopic:
             seen = [*self._scan(lower, upper), *seen]
             for point in _candidates(seen, tried):
                 if lower > begin and not any(each.offset < point.offset for each in seen):
-                    break  # a claim before that base may have fenced it off: look further back first
+                    break  # a claim before that base may have fenced it off, so look further back first
                 tried = point.offset
                 if tried >= begin:
                     yield point

@@ -1,7 +1,7 @@
 """Applies batches in C++ (`kernels.sequences`); `state.sequencer` is the definition.
 
 Everything that a batch has changed is in the database before the next one, so the two can take turns: the definition
-carries out orders, refreshes and restores, on users that it loads and forgets again.
+carries out requests to forget, refreshes and restores, on users that it loads and drops again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num
     )  # fmt: skip
 
 
-class Compiled:
+class CompiledUsers:
     """One partition's users, in C++. Raises `StoreError` without compiled kernels."""
 
     def __init__(self, rules: Rules, users: UserStore) -> None:

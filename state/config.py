@@ -22,7 +22,7 @@ class StoreConfig:
     """Where a worker keeps its partitions' databases, and how durably.
 
     Every batch goes through RocksDB's write-ahead log, so a killed process loses nothing. ``fsync`` also survives a
-    power failure, at the cost of one disk flush per batch; without it, what a power failure takes is restored from
+    power failure, at the cost of one disk flush per batch; without it, what a power failure destroys is restored from
     Kafka. Up to ``max_cached_users`` users of each partition stay decoded in memory (about 10 kB each at a context of
     200). ``backend``: what applies actions: the compiled kernels, or the Python code that defines what they do.
     """

@@ -14,7 +14,7 @@ from state.names import Names
 from state.segment import Segment
 from state.segment_codec import COLUMNS_START, cut, describe
 from state.user import User
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Mark
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header
@@ -32,8 +32,8 @@ class Users(Protocol):
     def complete(self, user: User) -> None:
         """Load the user's older segments."""
 
-    def order_of(self, item: int) -> Order | None:
-        """The last order for an item, by its hash; None if there is none."""
+    def forget_request(self, item: int) -> ForgetRequest | None:
+        """The last request about an item, by its hash; None if there is none."""
 
 
 class Emitter:
@@ -78,16 +78,16 @@ class Emitter:
         user.run = -1
 
     def seal(self, user: User, record_ms: int) -> None:
-        """Before the user's next segment begins: write the one whole that is then no longer among the last."""
+        """Before the user's next segment begins, write the one whole that is then no longer among the last ones."""
         index = user.tail.index + 1 - NUM_OPEN
         if user.pieces.pop(index, None) is not None and index > user.tail.index + 1 - self._num_slots:
             self.complete(user)
             self._emit(user, index, 0, self._segment_len, 0, record_ms, {})
 
     def refresh(self, user: User, segment: int, first: int, record_ms: int) -> bool:
-        """Write again what now lies under the key of an address (`wire.example.Address`); False if nothing does.
+        """Write again what now belongs under the key of an address (`wire.example.Address`); False if nothing does.
 
-        The key is what counts: if the user has come that far, the record of a later segment lies there.
+        The key is what counts: by now it may belong to a later segment of the user.
         """
         last = user.tail.index
         if segment == PIECE:
@@ -124,7 +124,7 @@ class Emitter:
     ) -> Draft:
         """An example of places ``first`` to ``end - 1`` of segment ``index``, with the next number but not counted.
 
-        What is known only at the end of a batch is missing: `Sequencer.drain_drafts` adds it.
+        Fields that are known only at the end of a batch are left open: `Sequencer.drain_drafts` fills them in.
         """
         if end - first == self._segment_len:
             stored = user.stored(index)
@@ -151,7 +151,7 @@ class Emitter:
         return bool(self._running)
 
     def mark(self, mark: Mark, user: str, offset: int, record_ms: int, names: dict[int, str | int]) -> None:
-        """Emit a mark, an example without interactions. ``offset``: of the order."""
+        """Emit a mark, an example without interactions. ``offset``: that of the request to forget."""
         header = Header(
             self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
             -1, record_ms, 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,

@@ -7,11 +7,11 @@ import msgspec
 from state.outbox import stored_dead_letter
 from state.sequencer import Sequencer
 from wire.action import Action, Rejection, decode_record
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig
 from wire.partitioner import partition_of
 
-Looked = list[tuple[int, Action]] | Order
+Decoded = list[tuple[int, Action]] | ForgetRequest
 
 
 class Intake:
@@ -34,12 +34,12 @@ class Intake:
         self.dead = dict(dead)
         """Reason → dead letters, since the database was created."""
 
-    def look(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Looked:
-        """A record's actions with their places in it; or the order that it is. The dead letters of those that are
-        refused are appended to ``dead``, as stored."""
+    def decode(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Decoded:
+        """A record's actions with their places in it, or its request to forget. What is refused is appended to
+        ``dead``, as dead letters in stored form."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
-        if type(decoded[0]) is Order and (not decoded[0].user or self._is_ours(decoded[0].user)):
+        if type(decoded[0]) is ForgetRequest and (not decoded[0].user or self._is_ours(decoded[0].user)):
             return decoded[0]
         taken: list[tuple[int, Action]] = []
         for index, one in enumerate(decoded):
@@ -48,7 +48,7 @@ class Intake:
                     taken.append((index, one))
                     continue
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
-            elif type(one) is Order:
+            elif type(one) is ForgetRequest:
                 one = self._wrong_partition(one, value or b"", -1)
             assert isinstance(one, Rejection)
             if sequencer.reject(offset):
@@ -59,7 +59,7 @@ class Intake:
     def _is_ours(self, user: str) -> bool:
         return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition
 
-    def _wrong_partition(self, action: Action | Order, value: bytes, index: int) -> Rejection:
+    def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
         home = partition_of(action.user.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)

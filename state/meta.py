@@ -56,7 +56,7 @@ class Position(NamedTuple):
     """Kafka timestamp of that record."""
     newest_event_ms: int = -1
     counted_offset: int = -1
-    """``counts`` are those of the actions up to here; after a restore, that is ahead of ``applied_offset``."""
+    """``counts`` are those of the actions up to here. After a restore, this is ahead of ``applied_offset``."""
     counts: Counts = ZERO_COUNTS
     next_number: int = 0
     writer_epoch: int = 0

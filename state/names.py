@@ -1,4 +1,4 @@
-"""Which item names a partition has sent already: each is sent once."""
+"""Which items a partition has named already: each name is sent once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Names:
-    """Which items the partition has named. ``look_up`` finds those that are no longer in memory."""
+    """The items that the partition has named. ``look_up`` finds those that are no longer in memory."""
 
     MAX_CACHED = 1_000_000
 
@@ -31,6 +31,6 @@ class Names:
         self.fresh.append(item_hash)
 
     def shrink(self) -> None:
-        """Bound the memory, if the others can be looked up."""
+        """Bound the memory in use, if items can be looked up."""
         if self._look_up is not None and len(self.known) > self.MAX_CACHED:
             self.known.clear()

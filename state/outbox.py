@@ -22,16 +22,16 @@ from wire.topics import example_key
 
 MAX_RECENT_BYTES = 4 << 20
 RECENT_OVERHEAD_BYTES = 300
-"""Of an entry in memory, besides its value."""
+"""Memory that an entry takes besides its value."""
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
 _TOMBSTONE = b"\x03"
 
 
 class OutboxEntry(msgspec.Struct, frozen=True, gc=False):
-    """One record to produce. ``number``: the example's, -1 for a dead letter and for the tombstone of an example's key,
-    which has no ``value`` and goes where examples go. ``record_ms``: Kafka timestamp of the newest action that it comes
-    from. Only dead letters have ``headers``."""
+    """One record to produce. ``number``: the example's number; -1 for a dead letter, and for the tombstone of an
+    example's key, which has no ``value`` and goes to the same topic as examples. ``record_ms``: Kafka timestamp of the
+    newest action that it comes from. Only dead letters have ``headers``."""
 
     index: int
     is_example: bool

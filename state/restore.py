@@ -20,21 +20,22 @@ per run; let A(u) be the last action of user u's newest example.
     action with an id changes its interaction, if only by that id, so it is emitted. An action that was not emitted
     changed nothing, and would change nothing again, because it meets the user in the same state.
 4.  What becomes of an action depends on its user alone: not on other users, nor on where batches begin. So it is enough
-    that, after the restore, each user meets the actions after A(u), each once and in order. That holds: the replay
-    starts at `replay_from_offset` of example n, which is at most the first action that no example covers (the first of
-    its batch, unless n is the batch's last), and actions up to (`user_offset`, `user_index`) are skipped.
+    that, after the restore, each user meets the actions after A(u), each once and in order. That holds: the worker
+    resumes at `resume_from_offset` of example n, which is at most the first action that no example covers (the first
+    of its batch, unless n is the batch's last), and skips actions up to (`user_offset`, `user_index`).
 5.  An example numbered n + 1 or higher covers runs after A(u). So interaction k of a user is the same in both lives and
     is new in one accepted example; so is each kind that is added to it later. Only the division into runs may differ.
-6.  Counts: example n carries them as of `counted_offset`, the end of its batch. They are adopted, and replayed records
-    up to that offset are not counted again.
-7.  Dead letters of replayed records are written again, with the same topic, partition, offset and index. These identify
-    a dead letter, so a count by identity counts each once. None is lost: `outbox` never returns an example
-    together with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
-8.  A user who was forgotten: his mark comes behind the tombstones of his keys, in a write batch of its own. Where the
-    mark is there, nothing of him is left before it, and the replay starts at its action or behind; where it is not,
-    his examples are there still (compaction keeps them for ``min.compaction.lag.ms``), and the replay meets the order
-    again. Tombstones carry no number, and may be written again: what counts and lies under their keys is told again
-    (`ExampleLog.buried`).
+6.  Counts: example n carries them as of `counted_offset`, the end of its batch. They are adopted, and records up to
+    that offset are not counted again.
+7.  Dead letters of records that are applied again are written again, with the same topic, partition, offset and index.
+    These identify a dead letter, so a count by identity counts each once. None is lost: `outbox` never returns an
+    example together with a dead letter before it, so an example in its topic proves that older dead letters were
+    acknowledged.
+8.  A user who was forgotten: the mark follows the tombstones of the user's keys, in a write batch of its own. If the
+    topic has the mark, nothing of the user is left before it, and the actions to apply again start at the request or
+    after it. If it does not, the user's examples are still there (compaction keeps them for
+    ``min.compaction.lag.ms``), and the request is among the actions to apply again. Tombstones have no number and may
+    be written twice; a record that counts and now lies below one is written again (`ExampleLog.buried`).
 9.  Names: those in the examples are known; others are sent again when their items are next seen.
 """
 
@@ -50,7 +51,7 @@ from state.meta import Position
 from state.sequencer import Sequencer
 from state.user import User
 from state.user_store import UserStore
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.example import Example, Mark
 from wire.example_log import ExampleLog, Verdict
 
@@ -75,7 +76,7 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
             continue
         if example.mark is not None:
             held.pop(example.user, None)
-            _obey(db, users, example)
+            _apply_mark(db, users, example)
         else:
             user = held.get(example.user) or users.load(example.user)
             held[example.user] = users.adopt(user, example)
@@ -89,13 +90,13 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
     return restored
 
 
-def _obey(db: Database, users: UserStore, mark: Example) -> None:
+def _apply_mark(db: Database, users: UserStore, mark: Example) -> None:
     batch = WriteBatch(raw_mode=True)
     if mark.mark is Mark.USER:
         users.erase(batch, mark.user)
     else:
-        order = Order("", mark.names[mark.marked_item], is_back=mark.mark is Mark.ITEM_BACK)
-        users.save_orders(batch, {mark.marked_item: order})
+        request = ForgetRequest("", mark.names[mark.marked_item], is_back=mark.mark is Mark.ITEM_BACK)
+        users.save_forget_requests(batch, {mark.marked_item: request})
     db.write(batch)
 
 
@@ -110,12 +111,12 @@ def _save(db: Database, users: UserStore, held: dict[str, User], names: set[int]
 
 
 def rewind(sequencer: Sequencer, restored: Restored) -> None:
-    """Set the position to just before the first action that has to be replayed."""
+    """Set the position to just before the first action that has to be applied again."""
     newest = restored.newest
     if newest is not None:
         sequencer.resume(
             Position(
-                applied_offset=newest.replay_from_offset - 1,
+                applied_offset=newest.resume_from_offset - 1,
                 applied_record_ms=newest.newest_record_ms,
                 newest_event_ms=newest.newest_event_ms,
                 counted_offset=newest.counted_offset,

@@ -59,7 +59,7 @@ def ids_of(stored: bytes) -> bytes:
 
 
 def may_hold(stored: bytes, item: bytes) -> bool:
-    """False if a stored segment has no interaction on the item; rarely true without one, by coincidence of bytes."""
+    """False if a stored segment has no interaction on the item. Rarely true without one: the bytes may coincide."""
     num: int = _HEAD.unpack_from(stored)[1]
     return stored.find(item, COLUMNS_START, COLUMNS_START + 8 * num) >= 0
 

@@ -27,7 +27,7 @@ from state.names import Names
 from state.segment import Segment
 from state.user import User
 from wire.action import Action
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import MARK_ITEM, MARK_USER, Address, Counts, Example, Mark
 from wire.example_codec import view
@@ -65,8 +65,8 @@ class Sequencer:
         self._emitter = Emitter(action, sequence, partition, stored, self.names)
         self.changed = self._emitter.changed
         """Users that have changed since the owner last emptied this."""
-        self.orders: dict[int, Order] = {}
-        """Item → the last order for it; the owner may empty this if ``stored`` keeps them."""
+        self.forget_requests: dict[int, ForgetRequest] = {}
+        """Item → the last request about it; the owner may empty this if ``stored`` keeps them."""
         self._stored = stored
         self._num_features = action.num_columns
         self._keeps_user_features = action.user_tokens
@@ -116,7 +116,7 @@ class Sequencer:
 
     @property
     def counted_upto(self) -> int:
-        """After a restore, the counts are ahead of the applied offset until the replay has caught up."""
+        """After a restore, the counts are ahead of the applied offset until the worker has caught up."""
         return max(self.counted_offset, self.applied_offset)
 
     # Records
@@ -179,29 +179,29 @@ class Sequencer:
                 user.run_record_ms = record_ms
         return Outcome.LATE if is_late else Outcome.ACCEPTED
 
-    def obey(self, order: Order, record_ms: int) -> bool:
-        """Carry out the order in the current record. `drain` comes before the record: what was done until then is
-        written and learned. Returns whether a user was forgotten; then the owner removes what it stores of the user,
-        and the user's examples."""
+    def forget(self, request: ForgetRequest, record_ms: int) -> bool:
+        """Carry out the request in the current record. Call `drain` before the record, so that everything the user did
+        until then is written and learned. Returns whether a user was forgotten; then the owner removes what it stores
+        of the user, and the user's examples."""
         assert not self._emitter.is_running, "drain first"
         self.num_accepted += self.applied_offset > self.counted_offset
-        if not order.user:
-            item = item_hash(order.item)
-            self.orders[item] = order
-            self._mark_item(item, order, record_ms)
+        if not request.user:
+            item = item_hash(request.item)
+            self.forget_requests[item] = request
+            self._mark_item(item, request, record_ms)
             return False
-        is_known = self.knows(order.user)
-        self.users.pop(order.user, None)
-        self.changed.pop(order.user, None)
+        is_known = self.knows(request.user)
+        self.users.pop(request.user, None)
+        self.changed.pop(request.user, None)
         if is_known:
-            self._emitter.mark(Mark.USER, order.user, self.applied_offset, record_ms, {})
+            self._emitter.mark(Mark.USER, request.user, self.applied_offset, record_ms, {})
         # Replaces the record that names the user.
         self._emitter.mark(Mark.USER, "", self.applied_offset, record_ms, {})
         return is_known
 
-    def _mark_item(self, item: int, order: Order, record_ms: int) -> None:
-        mark = Mark.ITEM_BACK if order.is_back else Mark.ITEM
-        self._emitter.mark(mark, "", self.applied_offset, record_ms, {item: order.item})
+    def _mark_item(self, item: int, request: ForgetRequest, record_ms: int) -> None:
+        mark = Mark.ITEM_BACK if request.is_back else Mark.ITEM
+        self._emitter.mark(mark, "", self.applied_offset, record_ms, {item: request.item})
 
     # Examples
 
@@ -216,19 +216,19 @@ class Sequencer:
         for header, _ in drafts:
             header.writer_epoch = self.writer_epoch
             header.applied_offset = self.applied_offset
-            header.replay_from_offset = self._batch_start
+            header.resume_from_offset = self._batch_start
             header.newest_event_ms = self.newest_event_ms
             header.counted_offset, header.counts = counted_offset, counts
         self._batch_start = self.applied_offset + 1
         if drafts:
-            drafts[-1][0].replay_from_offset = self._batch_start
+            drafts[-1][0].resume_from_offset = self._batch_start
         if self._stored is None:
             self.changed.clear()
             self.names.fresh.clear()
         return drafts
 
     def refresh(self, address: Address) -> bool:
-        """Let the next `drain` write again what now lies under the key of this address; False if nothing does."""
+        """Have the next `drain` write again what now belongs under the key of this address; False if nothing does."""
         if address.segment in (MARK_USER, MARK_ITEM):
             return self._mark_again(address.segment, address.first)
         user = self.users.get(address.user) or (self._stored.load(address.user) if self._stored else None)
@@ -241,10 +241,12 @@ class Sequencer:
         if segment == MARK_USER:
             self._emitter.mark(Mark.USER, "", self.applied_offset, self.applied_record_ms, {})
             return True
-        order = self.orders.get(item) or (self._stored.order_of(item) if self._stored is not None else None)
-        if order is not None:
-            self._mark_item(item, order, self.applied_record_ms)
-        return order is not None
+        request = self.forget_requests.get(item)
+        if request is None and self._stored is not None:
+            request = self._stored.forget_request(item)
+        if request is not None:
+            self._mark_item(item, request, self.applied_record_ms)
+        return request is not None
 
     def knows(self, name: str) -> bool:
         """Whether the user exists."""

@@ -11,17 +11,16 @@ outbox or with the applied offset, whenever the process dies. `state.restore` sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rocksdict import WriteBatch
 
-from kernels.sequences import EXAMPLE, NOT_DECODED
-from state.compiled import Compiled, Run, rules_of
+from state.batch_applier import BatchApplier, Record
+from state.compiled import CompiledUsers, rules_of
 from state.config import StoreConfig
 from state.database import Database
-from state.emitter import Draft
 from state.intake import Intake
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
@@ -29,26 +28,22 @@ from state.outbox import Outbox, OutboxEntry
 from state.restore import adopt_newest, rewind
 from state.sequencer import Sequencer
 from state.user_store import UserStore
-from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.status import PartitionStatus
-from wire.topics import example_key, keys_of_user
+from wire.topics import example_key
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
-Record = tuple[int, int, bytes | None, bytes | None]
-"""Offset, Kafka timestamp in milliseconds, key, value."""
 _META = b"m"
 _TOPIC_IDS = b"t"
 
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """What one `PartitionStore.apply` did. ``num_skipped`` counts records that had been applied before."""
+    """What one `PartitionStore.apply` did. ``num_records``: without those that had been applied before."""
 
     num_records: int
-    num_skipped: int
     num_examples: int
     num_dead: int
     counts: Counts
@@ -119,7 +114,7 @@ class PartitionStore:
 
     @property
     def applied_offset(self) -> int:
-        """Highest offset applied; -1 before any. After `restore`, the replay continues from the next one."""
+        """Highest offset applied; -1 before any. After `restore`, the worker continues from the next one."""
         return self._sequencer.applied_offset
 
     @property
@@ -144,7 +139,7 @@ class PartitionStore:
 
     @property
     def sequences_offset(self) -> int:
-        """As last given to `ack`: where reading of the sequences partition continues."""
+        """The offset last given to `ack`: where reading of the sequences partition continues."""
         return self._meta.sequences_offset
 
     def status(self) -> PartitionStatus:
@@ -164,7 +159,7 @@ class PartitionStore:
 
     @property
     def topic_ids(self) -> tuple[str, ...]:
-        """As given to `set_topic_ids`; a single empty one before that."""
+        """The ids given to `set_topic_ids`; before that, a single empty one."""
         return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
 
     def set_topic_ids(self, ids: tuple[str, ...]) -> None:
@@ -182,26 +177,20 @@ class PartitionStore:
         action becomes a dead letter. Raises `StoreError` and closes the store, because memory is then ahead of the
         disk: open it again.
         """
-        # First of all: after a failure, memory is ahead of the disk, and lost records would count as applied.
+        # Checked first: after a failure, memory is ahead of the disk, and lost records would count as applied.
         self._db.require_open()
         before, first_number = self.counts, self.next_number
-        records = list(records)
         fresh = self._fresh(records)
         try:
-            if self._compiled is None:
-                self._apply_each(fresh)
-            else:
-                self._apply_together(self._compiled, fresh)
+            self._applier.apply(fresh)
         except BaseException:
             self._db.close()
             raise
         num_dead = self.counts.num_dead - before.num_dead
         num_examples = self.next_number - first_number
-        return ApplyResult(
-            len(fresh), len(records) - len(fresh), num_examples, num_dead, self.counts, self.applied_offset
-        )
+        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
 
-    def _fresh(self, records: Sequence[Record]) -> list[Record]:
+    def _fresh(self, records: Iterable[Record]) -> list[Record]:
         fresh, applied_offset = [], self.applied_offset
         for record in records:
             if record[0] > applied_offset:
@@ -209,105 +198,10 @@ class PartitionStore:
                 fresh.append(record)
         return fresh
 
-    def _apply_each(self, records: Sequence[Record]) -> None:
-        """As `state.sequencer` defines it."""
-        sequencer, dead = self._sequencer, list[bytes]()
-        for offset, record_ms, _key, value in records:
-            looked = self._intake.look(offset, record_ms, value, dead)
-            if isinstance(looked, Order):
-                self._commit(sequencer.drain_drafts(), dead)
-                dead.clear()
-                self._obey(looked, offset, record_ms)
-                continue
-            sequencer.advance(offset, record_ms)
-            for index, action in looked:
-                sequencer.apply(action, offset, record_ms, index)
-        drafts = sequencer.drain_drafts()
-        if records or drafts:
-            self._commit(drafts, dead)
-
-    def _apply_together(self, compiled: Compiled, records: Sequence[Record]) -> None:
-        """The same by `state.compiled`."""
-        run: Run = []
-        dead: list[bytes] = []
-        ranges = compiled.decode([value or b"" for *_, value in records], [record_ms for _, record_ms, *_ in records])
-        for (offset, record_ms, _key, value), (first, last) in zip(records, ranges, strict=True):
-            if first == NOT_DECODED:
-                looked = self._intake.look(offset, record_ms, value, dead)
-                if isinstance(looked, Order):
-                    self._commit_run(compiled, run, dead)
-                    run.clear()
-                    dead.clear()
-                    self._obey(looked, offset, record_ms)
-                    compiled.drop(looked.user)
-                    continue
-                first, last = compiled.add(looked)
-            run.append((first, last, offset, record_ms))
-        if run:
-            self._commit_run(compiled, run, dead)
-
-    def _obey(self, order: Order, offset: int, record_ms: int) -> None:
-        """Carry out an order, in a write batch of its own: a restore that finds the marks continues at the order, and
-        repeats no action before it."""
-        sequencer = self._sequencer
-        sequencer.advance(offset, record_ms)
-        num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
-        is_erased = sequencer.obey(order, record_ms)
-        keys = keys_of_user(order.user, num_slots, segment_len) if is_erased else ()
-        self._commit(sequencer.drain_drafts(), (), erased=order.user if is_erased else "", tombstones=keys)
-
-    def _commit(
-        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
-    ) -> None:
-        """``erased``: a user who is removed. ``tombstones``: keys of the sequences topic; they go before the drafts."""
-        batch = WriteBatch(raw_mode=True)
-        sequencer, index = self._sequencer, self._meta.outbox_next
-        if erased:
-            self._users.erase(batch, erased)
-        for key in tombstones:
-            self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
-            index += 1
-        index = self._outbox.put_dead_letters(batch, index, dead)
-        for header, columns in drafts:
-            self._outbox.put_draft(batch, index, header, columns)
-            index += 1
-        for user in sequencer.changed.values():
-            self._users.save(batch, user)
-        self._users.save_names(batch, sequencer.names.fresh)
-        self._users.save_orders(batch, sequencer.orders)
-        self._write(batch, index)
-        self._forget()
-
-    def _commit_run(self, compiled: Compiled, run: Run, dead: Iterable[bytes]) -> None:
-        changes = compiled.apply(run, self._sequencer)
-        batch = WriteBatch(raw_mode=True)
-        index, epoch = self._outbox.put_dead_letters(batch, self._meta.outbox_next, dead), self.writer_epoch
-        for kind, key, value, number, record_ms in changes.entries:
-            if kind == EXAMPLE:
-                self._outbox.put_example(batch, OutboxEntry(index, True, key, value, [], number, record_ms), epoch)
-                index += 1
-            else:
-                batch.put(key, value)
-        self._write(batch, index)
-        compiled.settle(self._config.max_cached_users)
-
     def _write(self, batch: WriteBatch, outbox_next: int) -> None:
         self._put_meta(batch, outbox_next=outbox_next)
         self._db.write(batch)
         self._is_new = False
-
-    def _forget(self) -> None:
-        """Bound what memory holds: the least recently used users go first."""
-        sequencer, users = self._sequencer, self._sequencer.users
-        for name in sequencer.changed:
-            users.move_to_end(name)
-        max_users = self._config.max_cached_users if self._compiled is None else 0
-        while len(users) > max_users:
-            users.popitem(last=False)
-        sequencer.changed.clear()
-        sequencer.orders.clear()
-        sequencer.names.fresh.clear()
-        sequencer.names.shrink()
 
     # The outbox
 
@@ -358,7 +252,7 @@ class PartitionStore:
             if restored.newest is not None:
                 rewind(self._sequencer, restored)
                 self._meta.relayed_number = self._sequencer.next_number - 1
-                self._commit((), ())
+                self._applier.commit((), ())
         except BaseException:
             self._db.close()
             raise
@@ -370,16 +264,16 @@ class PartitionStore:
         return self._users
 
     def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
-        """Put examples of what lies under these addresses' keys into the outbox again, with nothing new in them, as
-        `ExampleLog` requires. Returns under how many of the keys anything lies. What was written over the tombstone of
-        a forgotten user gets another one."""
+        """Put the current records of these addresses into the outbox again, with nothing new in them, as `ExampleLog`
+        requires. Returns how many of the addresses have a record. An address of a forgotten user, whose tombstone was
+        written over, gets another tombstone."""
         sequencer = self._sequencer
         overwritten = list(overwritten)
         strays = [each for each in overwritten if each.user and not sequencer.knows(each.user)]
         num_written = sum(map(sequencer.refresh, (*overwritten, *buried)))
         if num_written or strays:
             keys = [example_key(each, self._sequence.num_slots) for each in strays]
-            self._commit(sequencer.drain_drafts(), (), tombstones=keys)
+            self._applier.commit(sequencer.drain_drafts(), (), tombstones=keys)
         return num_written
 
     # Opening and closing
@@ -404,10 +298,14 @@ class PartitionStore:
         self._intake = Intake(
             self._sequencer, self._action, self.partition, self._num_partitions, self._topic, self._meta.dead
         )
-        self._compiled: Compiled | None = None
+        compiled = None
         if self._config.backend == "cpp":
             rules = rules_of(self._action, self._sequence, self.partition, self._num_partitions)
-            self._compiled = Compiled(rules, self._users)
+            compiled = CompiledUsers(rules, self._users)
+        self._applier = BatchApplier(
+            self._sequencer, self._intake, compiled, self._users, self._outbox, self._sequence,
+            self._config.max_cached_users, lambda: self._meta.outbox_next, self._write,
+        )  # fmt: skip
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
         old = self._meta

@@ -1,4 +1,4 @@
-"""Users on disk: each with the growing segment, the older segments under keys of their own; and names of items.
+"""Users on disk, each with the growing segment; older segments under keys of their own; and names of items.
 
 Keys (integers in keys are big-endian):
 
@@ -6,7 +6,7 @@ Keys (integers in keys are big-endian):
     s <user> <slot:4>    an older segment, slot = segment % num_slots (`state.segment`); written when it is full and
                          again when an action joins it, until the segment ``num_slots`` later takes its place
     n <item hash:8>      the item has been named in an example
-    r <item hash:8>      the last order for the item, as JSON (`wire.action_json.Order`)
+    r <item hash:8>      the last request about the item, as JSON (`wire.action_json.ForgetRequest`)
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from state.meta import corrupt
 from state.segment import Segment
 from state.segment_codec import is_segment, unpack
 from state.user import User
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 
-_order_decoder = msgspec.json.Decoder(Order)
+_forget_decoder = msgspec.json.Decoder(ForgetRequest)
 
 
 class UserStore:
@@ -68,7 +68,7 @@ class UserStore:
         user.is_whole, user.old_ids = True, None
 
     def stored(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
-        """Those of these users who exist, as `User.encode` made them."""
+        """The users among these who exist, as `User.encode` made them."""
         found = self._db.get_many([b"u" + name.encode() for name in names]) if names else []
         return [(name, stored) for name, stored in zip(names, found, strict=True) if stored is not None]
 
@@ -94,10 +94,10 @@ class UserStore:
             self.complete(user)
             yield user
 
-    def orders(self) -> Iterator[Order]:
-        """The last order for each item, in the order of their hashes' bytes."""
+    def forget_requests(self) -> Iterator[ForgetRequest]:
+        """The last request about each item, sorted by the bytes of its hash."""
         for _, stored in self._db.under(b"r"):
-            yield _order_decoder.decode(stored)
+            yield _forget_decoder.decode(stored)
 
     def save(self, batch: WriteBatch, user: User) -> None:
         """Write what has changed of a user."""
@@ -134,7 +134,7 @@ class UserStore:
             batch.put(_name_key(item_hash), b"")
 
     def named(self, item_hashes: Sequence[int]) -> list[int]:
-        """Those of these items that have been named."""
+        """The items among these that have been named."""
         found = self._db.get_many([_name_key(item) for item in item_hashes]) if item_hashes else []
         return [item for item, stored in zip(item_hashes, found, strict=True) if stored is not None]
 
@@ -149,15 +149,15 @@ class UserStore:
         for slot in range(self._num_slots):
             batch.delete(self._key(key, slot))
 
-    def save_orders(self, batch: WriteBatch, orders: Mapping[int, Order]) -> None:
-        """The last order for each of these items."""
-        for item, order in orders.items():
-            batch.put(_order_key(item), msgspec.json.encode(order))
+    def save_forget_requests(self, batch: WriteBatch, requests: Mapping[int, ForgetRequest]) -> None:
+        """Write the last request about each of these items."""
+        for item, request in requests.items():
+            batch.put(_forget_key(item), msgspec.json.encode(request))
 
-    def order_of(self, item: int) -> Order | None:
-        """The last order for an item; None if there is none."""
-        stored = self._db.get(_order_key(item))
-        return None if stored is None else _order_decoder.decode(stored)
+    def forget_request(self, item: int) -> ForgetRequest | None:
+        """The last request about an item; None if there is none."""
+        stored = self._db.get(_forget_key(item))
+        return None if stored is None else _forget_decoder.decode(stored)
 
     def _check_shape(self, example: Example) -> None:
         num_features = example.interactions.feature_hash.shape[1]
@@ -173,7 +173,7 @@ class UserStore:
         return b"s%b%b" % (user_key, (index % self._num_slots).to_bytes(4, "big"))
 
 
-def _order_key(item_hash: int) -> bytes:
+def _forget_key(item_hash: int) -> bytes:
     return b"r" + item_hash.to_bytes(8, "big", signed=True)
 
 

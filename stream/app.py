@@ -90,7 +90,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         web_enabled=False,
         topic_disable_leader=True,  # the leader topic is for timers that run on one worker only
         topic_allow_declare=False,  # `wire.kafka.admin` creates topics
-        stream_wait_empty=False,  # events of a lost partition are never acknowledged, and need not be
+        stream_wait_empty=False,  # events of a lost partition are never acknowledged, and do not need to be
         stream_recovery_delay=0.0,
         stream_buffer_maxsize=2 * stream.max_batch,
         broker_commit_interval=stream.commit_interval_s,

@@ -126,7 +126,7 @@ class Applier:
     async def _write(self, records: Sequence[Record]) -> bool:
         """Apply in write batches of bounded size; False if the partition was lost meanwhile."""
         for batch in batches(records, self._settings.stream.max_batch):
-            if not await self._room():
+            if not await self._wait_for_outbox():
                 return False
             before = self.store.counts
             with self._metrics.batch_seconds.time():
@@ -137,7 +137,7 @@ class Applier:
             await asyncio.sleep(0)
         return True
 
-    async def _room(self) -> bool:
+    async def _wait_for_outbox(self) -> bool:
         """Wait until the outbox is not too long; False if the partition was lost meanwhile."""
         while self.is_full and not self._is_lost:
             self._relay.drained.clear()

@@ -1,9 +1,9 @@
-"""History before live traffic: put a file at the start of the actions topic, once, and report the offsets at its end.
+"""History before live traffic: puts a file at the start of the actions topic, once, and reports the offsets at its end.
 
 Each partition of the topic must begin with that partition's share of the file, action by action in the file's order.
 What is there already is compared with the file and not sent again, so a backfill that was killed continues where the
-log ends. The hand-over is the offset after the last action of the file: live traffic begins there. If an action that
-is not from the file comes before it, no reordering can help, and the error names the offset.
+log ends. Live traffic begins at the offset after the file's last action. If an action that is not from the file comes
+before that offset, no reordering can help, and the error names the offset.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wire.topics import Topics
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
+class BackfillReport:
     """Where history ends. ``offsets``: partition → the first offset that is not history. ``num_actions``: of the file.
     ``num_sent``: sent by this run."""
 
@@ -39,13 +39,15 @@ class HandOver:
 
 @dataclass(slots=True)
 class _Log:
-    """What a partition holds: how many of the file's actions, and the offset after the last one's record."""
+    """What a partition holds: how many of the file's actions, and the offset after the last of them."""
 
     num_actions: int = 0
     end: int = 0
 
 
-def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: BatchConfig | None = None) -> HandOver:
+def backfill(
+    actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: BatchConfig | None = None
+) -> BackfillReport:
     """Send what is missing of the file, then read all of it back. Raises `BackfillError`."""
     topic = Topics.under(kafka.prefix).actions
     shares: dict[int, list[Mapping[str, Any]]] = {partition: [] for partition in range(kafka.partitions)}
@@ -67,11 +69,11 @@ def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: Ba
                 "missing; run it again"
             )
     offsets = {partition: log.end for partition, log in after.items()}
-    return HandOver(offsets, sum(map(len, shares.values())), num_sent)
+    return BackfillReport(offsets, sum(map(len, shares.values())), num_sent)
 
 
 def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, _Log]:
-    """How much of each partition's share is there. What follows the complete share is live, and is not checked."""
+    """How much of each partition's share is there. What follows a complete share is live traffic, and not checked."""
     consumer = connect(kafka)
     try:
         held = spans(consumer, topic)

@@ -46,7 +46,7 @@ class StreamConfig:
     max_wait_s: float = 0.02
     """Maximum wait for a batch to fill."""
     max_outbox: int = 20_000
-    """With more unsent examples than this, a partition takes no more actions until the broker has caught up."""
+    """With more unsent examples than this, a partition takes no further actions until the broker has caught up."""
     commit_interval_s: float = 1.0
     session_timeout_s: float = 10.0
     """A worker not heard from for this long loses its partitions."""

@@ -15,8 +15,8 @@ from state.errors import StoreError, StoreLocked
 @contextmanager
 def alone_on(folder: Path, prefix: str) -> Iterator[str]:
     """Lock a disk for one worker of a deployment; yields the disk's name. Each database has a lock too, but two workers
-    that share the partitions would collide only when one moves. The kernel releases the lock when the process
-    ends."""
+    that shared the partitions would collide only when a partition moved. The kernel releases the lock when the
+    process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = (folder / f"{prefix}.lock").open("a+")

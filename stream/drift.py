@@ -1,6 +1,6 @@
-"""Topics that are set otherwise than the configuration says: the worker warns of them when it starts.
+"""Warnings, when a worker starts, about topics whose settings differ from the configuration.
 
-Those whose ``cleanup.policy`` would remove what is needed are refused instead (`wire.kafka.admin.check_policies`).
+A ``cleanup.policy`` that would remove needed records is refused instead (`wire.kafka.admin.check_policies`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from wire.topics import topics_of
 
 
 def warn_of_drift(kafka: KafkaConfig) -> None:
-    """Log which settings differ, or are not told: a shorter retention removes what a trainer may still need."""
+    """Log which settings differ or are unknown: a shorter retention removes what a trainer may still need."""
     with suppress(KafkaError):
         if hidden := untold(kafka):
             log.warning(
-                "the broker does not say how these topics are set, so nobody compares that with the configuration: "
-                "give this user the right to describe their settings", topics=hidden,
+                "the broker does not show the settings of these topics, so they cannot be compared with the "
+                "configuration: give this user the right to describe them", topics=hidden,
             )  # fmt: skip
         for topic, broker in config_drift(kafka).items():
             configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
@@ -32,7 +32,7 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
 
 
 def warn_of_times(topic: str) -> None:
-    """Log that records have their producers' times, although each topic is created with the broker's."""
+    """Log that records have their producers' times, although topics are created to have the broker's."""
     log.warning(
         "records have their producers' times, not the broker's: these decide what is in the future, and how old "
         "answers are; set message.timestamp.type = LogAppendTime (the embedded broker cannot)", topic=topic,

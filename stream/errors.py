@@ -7,7 +7,7 @@
     MetricsPortTaken    the metrics port is in use
     BackfillError       the actions topic does not begin with the expected history
     NameTaken           another live worker has this one's name
-    HandoverUnfinished  users are still being carried over to this deployment
+    MigrationUnfinished  users are still being migrated to this deployment
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ class NameTaken(HeadraceError):
     """Another live worker has this one's name (`stream.component`)."""
 
 
-class HandoverUnfinished(HeadraceError):
-    """Users are still being carried over to this deployment (`headrace repartition`)."""
+class MigrationUnfinished(HeadraceError):
+    """Users are still being migrated to this deployment (`headrace repartition`)."""

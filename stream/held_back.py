@@ -1,7 +1,7 @@
 """Records that an open transaction holds back: they cannot be read yet, so no reader misses them.
 
 They do not count as backlog, since a worker cannot do anything about them. But a producer that hangs in the middle of a
-transaction stops its partition for all readers, which would look idle.
+transaction stops its partition for all readers, and the partition would look idle.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.producer import BatchConfig
-from stream.replay import print_report, send_actions, show_progress
+from stream.sender import print_report, send_actions, show_progress
 from stream.simulate import KINDS, World, WorldConfig
 from wire.kafka.admin import ensure_topics
 
@@ -40,7 +40,7 @@ def simulate(
 
 
 def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:
-    """The same actions, as if the world had begun when the first of them is taken; none is in the future."""
+    """The same actions, as if the world had begun when the first of them is taken; none lies in the future."""
     began_ms = time.time_ns() // 1_000_000
     for action in actions:
         now_ms = time.time_ns() // 1_000_000

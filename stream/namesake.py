@@ -1,4 +1,4 @@
-"""Whether another live worker has this one's name: the group would give the name's partitions to each in turn.
+"""Refuses to start beside another live worker of the same name: the group would move its partitions to and fro.
 
 A worker with a configured name (`stream.component`) is a static member of the group: another one that joins under that
 name takes its place. So before it joins, a worker checks whether one on another disk still reports under its name. A
@@ -20,7 +20,7 @@ from wire.status import WorkerStatus, decode_status
 from wire.topics import Topics
 
 NUM_LOOKED_AT = 1_000
-"""How many of the newest reports of all processes are searched: several seconds of them."""
+"""How many of the newest reports, of all processes together, are searched: several seconds' worth."""
 SILENCE_S = 3.0
 """Three reports: a worker that is silent for this long is gone."""
 

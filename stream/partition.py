@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -33,7 +33,7 @@ RETRY_S = 1.0
 STALL_S = 1.5
 """Records that have been available but not applied for this long are read without Faust."""
 MAX_WAITING = 4
-"""Batches that may wait for a store before Faust has to wait."""
+"""How many batches may wait for a store before Faust has to wait."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Shared:
     metrics: WorkerMetrics
     producer: Producer
     ids: TopicIds
-    """Of the topics as they were when this worker started."""
+    """The ids of the topics when this worker started."""
     fail: Callable[[BaseException], None]
     """Ends the worker because of an error that cannot be handled here."""
 
 
 class Partition:
-    """An assigned partition; its tasks run from construction until `close`."""
+    """An assigned partition; its tasks run from `start` to `close`."""
 
     def __init__(self, number: int, shared: Shared) -> None:
         self.number = number
         self._shared = shared
         self._applier: Applier | None = None
-        """Of the last claim; None while the partition is being claimed."""
+        """The applier of the last claim; None while the partition is being claimed."""
         self._num_gone = 0
         self._turn = asyncio.Lock()
         """Held while the store is changed."""
@@ -66,7 +66,12 @@ class Partition:
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
-        self._tasks = [asyncio.create_task(self._guard(self._own())), asyncio.create_task(self._guard(self._apply()))]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> Self:
+        """Start to claim the partition, and to apply what arrives."""
+        self._tasks = [asyncio.create_task(self._guard(work)) for work in (self._own(), self._apply())]
+        return self
 
     async def offer(self, events: list[Any]) -> None:
         """Accept Faust events, in order; waits while the partition is behind."""
@@ -95,7 +100,7 @@ class Partition:
             self._shared.fail(error)
 
     def _take_store(self) -> PartitionStore | None:
-        """The store, which nothing is applied to from here on."""
+        """Give up the store: nothing is applied to it from here on."""
         applier, self._applier = self._applier, None
         if applier is None:
             return None
@@ -182,7 +187,7 @@ class Partition:
             events = await self._waiting.get()
             records = [record_of(event) for event in events]
             while not await self._take_turn(records):  # noqa: ASYNC110
-                await asyncio.sleep(RETRY_S)  # the broker is away: nothing would wake us
+                await asyncio.sleep(RETRY_S)  # the broker is away, so no event would wake us
             for event in events:
                 event.ack()
 

@@ -28,7 +28,7 @@ BULK = {
     "linger_ms": 5, "batch_size": 500_000, "enable_idempotence": True,
     "request_timeout_ms": 30_000, "delivery_timeout_ms": 120_000, "max_block_ms": 60_000,
 }  # fmt: skip
-"""Many records, each exactly once, and patience with the broker: these actions will not be sent again."""
+"""Options for throughput, exactly-once delivery and long retries: these actions will not be sent again."""
 
 
 BATCH_LIMITS: dict[str, Limit] = {
@@ -94,7 +94,7 @@ class ActionProducer:
         self._batch = batch or BatchConfig()
         self._client: KafkaProducer | None = None
         self.num_partitions = num_partitions or 0
-        """Those of the topic, once open."""
+        """The topic's partitions, once open."""
         self._pending = list[_Pending]()
         self._partition_of_user: dict[str, tuple[bytes, int]] = {}
         self._encode = msgspec.json.Encoder().encode

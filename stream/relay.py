@@ -1,4 +1,4 @@
-"""The relay: sends the entries of a store's outbox to the broker in order, and deletes them once the broker has them.
+"""The relay: sends the entries of a store's outbox to the broker in order, and deletes them once they are stored there.
 
 An acknowledgement alone is not enough to delete them. While we are the only writer of our partition of the sequences
 topic, acknowledged offsets are consecutive; where they are not, another writer came in between, and the relay reads
@@ -28,7 +28,7 @@ from wire.topics import Topics, address_of_key
 MAX_ENTRIES = 1_000
 """Maximum entries in flight."""
 CUT_BYTES = 500_000
-"""How much is kept of a dead letter that is too large for the broker."""
+"""How many bytes are kept of a dead letter that is too large for the broker."""
 
 
 class Fenced(Exception):
@@ -106,7 +106,7 @@ class OutboxRelay:
             async for future, num in self._producer.send_all(self._topics.sequences, self._store.partition, records):
                 sent.append(future)
                 nums.append(num)
-        finally:  # wait for what was sent in any case
+        finally:  # in any case, wait for what was sent
             done = await asyncio.gather(*sent, return_exceptions=True)
         return [(_result(outcome).offset, num) for outcome, num in zip(done, nums, strict=True)]
 

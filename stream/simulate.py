@@ -1,8 +1,8 @@
 """A seeded, non-stationary world that generates actions, for trying Headrace and for testing it.
 
-Items are born and die, popularity fades with an item's age, tastes drift, each session has its own interest (so that a
-sequence model has something to learn), and feedback arrives late: a click after its impression, a like after its click,
-and some feedback much later. The same seed and configuration always give the same actions.
+Items appear and disappear, popularity fades with an item's age, preferences drift, each session has its own interest
+(so that a sequence model has something to learn), and feedback arrives late: a click after its impression, a like after
+its click, and some feedback much later. The same seed and configuration always give the same actions.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FLOAT = NDArray[np.float64]
 
 WORLD_LIMITS: dict[str, Limit] = {
     "seed": FROM_0,
-    **dict.fromkeys(("num_users", "num_items", "num_domains", "num_tastes"), AT_LEAST_1),
+    **dict.fromkeys(("num_users", "num_items", "num_domains", "num_genres"), AT_LEAST_1),
     "kinds": Names(MAX_KINDS, least=0),
     "start_ms": FROM_0,
     **dict.fromkeys(("actions_per_s", "item_lifetime_s", "feedback_delay_s"), ABOVE_0),
     "session_length": Number(1),
-    "taste_drift": Number(0),
+    "preference_drift": Number(0),
     "late_share": Number(0, 1),
 }
 
@@ -47,8 +47,8 @@ class WorldConfig:
     num_items: int = 2_000
     """Items alive at any time."""
     num_domains: int = 2
-    num_tastes: int = 8
-    """Width of the hidden taste vectors."""
+    num_genres: int = 8
+    """Width of the hidden vectors, which say how much of each genre an item has, and how much a user likes it."""
     kinds: tuple[str, ...] = KINDS
     start_ms: int = 1_700_000_000_000
     actions_per_s: float = 100.0
@@ -56,9 +56,9 @@ class WorldConfig:
     session_length: float = 8.0
     """Mean impressions in a session."""
     item_lifetime_s: float = 6 * 3600.0
-    """Mean time from an item's birth to its death."""
-    taste_drift: float = 0.05
-    """How far a user's taste moves per session."""
+    """How long an item exists, on average."""
+    preference_drift: float = 0.05
+    """How far a user's preferences move per session."""
     feedback_delay_s: float = 4.0
     """Mean time from an impression to its click."""
     late_share: float = 0.02
@@ -71,13 +71,13 @@ class WorldConfig:
 
 
 class Catalogue:
-    """The items alive now: ``num_items`` slots, each holding one item until it dies and another is born there."""
+    """The current items: ``num_items`` slots, each of which holds one item until another replaces it."""
 
     def __init__(self, config: WorldConfig, random: np.random.Generator) -> None:
         self._config = config
         self._random = random
         num = config.num_items
-        self.taste = np.empty((num, config.num_tastes))
+        self.genres = np.empty((num, config.num_genres))
         self.domain = np.arange(num) % config.num_domains
         self.item_id = np.empty(num, dtype=np.int64)
         self.birth_s = np.empty(num)
@@ -85,12 +85,12 @@ class Catalogue:
         self.appeal = np.empty(num)
         self.num_born = 0
         for slot in range(num):
-            # Not everything is new when the world begins: ages are spread over a lifetime.
+            # When the world begins, not everything is new: ages are spread over a lifetime.
             self._bear(slot, -float(random.uniform(0, config.item_lifetime_s)))
 
     def _bear(self, slot: int, now_s: float) -> None:
         random, config = self._random, self._config
-        self.taste[slot] = random.normal(size=config.num_tastes) / np.sqrt(config.num_tastes)
+        self.genres[slot] = random.normal(size=config.num_genres) / np.sqrt(config.num_genres)
         self.item_id[slot] = self.num_born
         self.birth_s[slot] = now_s
         self.death_s[slot] = max(now_s, 0.0) + random.exponential(config.item_lifetime_s)
@@ -114,8 +114,8 @@ class World:
         self.config = config
         self._random = np.random.default_rng(config.seed)
         self._catalogue = Catalogue(config, self._random)
-        shape = (config.num_users, config.num_tastes)
-        self._taste = self._random.normal(size=shape) / np.sqrt(config.num_tastes)
+        shape = (config.num_users, config.num_genres)
+        self._preference = self._random.normal(size=shape) / np.sqrt(config.num_genres)
         self._home_domain = self._random.integers(config.num_domains, size=config.num_users)
         activity = self._random.lognormal(sigma=1.0, size=config.num_users)
         self._activity = np.cumsum(activity / activity.sum())
@@ -160,28 +160,28 @@ class World:
         self._refresh(now_s)
         random, config = self._random, self.config
         user = min(int(np.searchsorted(self._activity, random.random())), config.num_users - 1)
-        self._taste[user] += config.taste_drift * random.normal(size=config.num_tastes)
-        self._taste[user] /= max(1.0, float(np.linalg.norm(self._taste[user])))
+        self._preference[user] += config.preference_drift * random.normal(size=config.num_genres)
+        self._preference[user] /= max(1.0, float(np.linalg.norm(self._preference[user])))
         away = random.random() < 0.2
         domain = int(random.integers(config.num_domains)) if away else int(self._home_domain[user])
         self._num_sessions += 1
         shared = {"user": f"u{user}", "session": f"s{config.seed}-{self._num_sessions}", "domain": f"d{domain}"}
         made: list[tuple[float, Action]] = []
-        interest = self._taste[user].copy()
+        interest = self._preference[user].copy()
         for _ in range(int(random.geometric(1.0 / config.session_length))):
             slot = self._shown(domain, interest)
             clicked = self._impression(made, shared, slot, interest, now_s)
             if clicked:
-                interest = 0.6 * interest + 0.6 * self._catalogue.taste[slot]
+                interest = 0.6 * interest + 0.6 * self._catalogue.genres[slot]
             now_s += float(random.exponential(8.0))
         return made
 
     def _shown(self, domain: int, interest: FLOAT) -> int:
-        """The item shown: of a few drawn by popularity, the best for this interest, with noise."""
+        """The item to show: of a few drawn by popularity, the best one for this interest, with noise."""
         slots, chances = self._by_domain[domain]
         drawn = np.minimum(np.searchsorted(chances, self._random.random(8)), len(slots) - 1)
         candidates = slots[drawn]
-        scores = self._catalogue.taste[candidates] @ interest * 4.0 + self._random.gumbel(size=8)
+        scores = self._catalogue.genres[candidates] @ interest * 4.0 + self._random.gumbel(size=8)
         return int(candidates[int(np.argmax(scores))])
 
     def _impression(
@@ -189,9 +189,9 @@ class World:
     ) -> bool:
         """Append one impression and its feedback to ``made``, with times of arrival. Returns whether it was clicked."""
         random = self._random
-        strongest = int(np.argmax(self._catalogue.taste[slot]))
-        item = {"item": int(self._catalogue.item_id[slot]), "features": {"taste": f"t{strongest}"}}
-        liking = float(self._catalogue.taste[slot] @ interest)
+        strongest = int(np.argmax(self._catalogue.genres[slot]))
+        item = {"item": int(self._catalogue.item_id[slot]), "features": {"genre": f"g{strongest}"}}
+        liking = float(self._catalogue.genres[slot] @ interest)
         clicked = random.random() < 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
         luck = random.random(3)
         wanted = [("impression", True, {}), ("click", clicked, {"value": round(float(random.exponential(30.0)), 3)})]

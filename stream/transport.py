@@ -60,7 +60,7 @@ class WorkerApp(faust.App):
 
     @property
     def complaint(self) -> BaseException | None:
-        """The error that keeps the consumer from joining its group. The consumer tries again once a poll has raised it,
+        """The error that keeps the consumer from joining its group. The consumer retries after a poll has raised it,
         but Faust does not poll before it has partitions."""
         coordinator = self.kafka_consumer._coordinator if self.kafka_consumer is not None else None  # noqa: SLF001
         return getattr(coordinator, "_pending_exception", None)

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,30 +25,23 @@ from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
 from stream.drift import warn_of_drift, warn_of_times
-from stream.handover import refuse_unfinished
-from stream.held_back import HeldBack
+from stream.heartbeat import Heartbeat
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.migration import refuse_unfinished
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
-from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
+from wire.errors import HeadraceError, TopicMissing
 from wire.kafka.admin import ensure_topics
-from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
-from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently, wait_for_broker
-from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics
 
-BEAT_S = 1.0
-"""How often the worker reports its position."""
 CREATE_TIME = 0
-"""How a record says that its time is its producer's."""
-ANSWER_S = 5.0
-"""A broker that takes longer to answer counts as away."""
+"""The timestamp type of a record that has its producer's time."""
 JOIN_S = 15.0
 """How much longer than a rebalance joining the group may take before Faust is restarted."""
 
@@ -64,8 +57,6 @@ class Worker:
         self.producer = Producer(settings.kafka)
         self._ids, self._disk = TopicIds("", ""), ""
         self._told_of_times = False
-        self._reached: dict[int, int] = {}
-        """Partition → the last offset applied here, including partitions that disappeared with their topic."""
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -87,7 +78,7 @@ class Worker:
 
     def _refuse_unfinished(self) -> None:
         kafka = self.settings.kafka
-        patiently(lambda: refuse_unfinished(kafka), "looking for a handover", kafka, threading.Event())
+        patiently(lambda: refuse_unfinished(kafka), "looking for a migration", kafka, threading.Event())
 
     def _refuse_namesake(self) -> None:
         kafka, name = self.settings.kafka, self.component
@@ -104,7 +95,7 @@ class Worker:
             if name not in found:
                 raise TopicMissing(f"topic {name}: expected on the broker, it is missing; is someone deleting topics?")
         self._ids = TopicIds(*(found[name].id for name in positioned))
-        # These hold no positions, so another topic of that name will do.
+        # No positions refer to these topics, so another one of the same name will do.
         found |= {name: found[name]._replace(id="") for name in others}
         again = dict.fromkeys(others, "Create it again: headrace topics --create; then start the workers")
         return TopicWatch(kafka, found, remedies(self.settings) | again)
@@ -116,7 +107,11 @@ class Worker:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat(), self._watch(watch))]
+            heartbeat = Heartbeat(
+                self.settings, self.component, self._disk, self.partitions, self.producer, self.metrics, self.fail
+            )
+            both = (heartbeat.run(), self._watch(watch, heartbeat.reached))
+            tasks = [asyncio.create_task(self._guard(work)) for work in both]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -182,8 +177,8 @@ class Worker:
         return error or app.crash_reason
 
     async def _stop_faust(self, app: Any, starting: asyncio.Future[Any]) -> None:
-        # A crashed app has stopped only some of its services, one whose broker is away would wait for it, and one that
-        # hangs may ignore that it is cancelled. What else fails while a crashed one stops says nothing.
+        # A crashed app has stopped only some of its services; one whose broker is away would wait for it; one that
+        # hangs may ignore its cancellation. Further errors while a crashed app stops carry no information.
         transport = logging.getLogger(WorkerApp.__module__)
         if app.crash_reason:
             transport.setLevel(logging.CRITICAL)
@@ -192,7 +187,7 @@ class Worker:
         transport.setLevel(logging.NOTSET)
         if not stopping.done():
             stopping.cancel()
-            log.warning("faust did not stop in time and is left behind")
+            log.warning("faust did not stop in time and is abandoned")
         elif error := stopping.exception():
             log.info("faust did not stop in an orderly way", error=repr(error))
 
@@ -219,77 +214,20 @@ class Worker:
                 self.metrics.forget(partition.number)
             for number in sorted(partitions - set(self.partitions)):
                 shared = Shared(self.settings, self.topics, self.metrics, self.producer, self._ids, self.fail)
-                self.partitions[number] = Partition(number, shared)
+                self.partitions[number] = Partition(number, shared).start()
             if partitions or gone:
                 log.info("partitions assigned", partitions=sorted(partitions))
 
-    async def _beat(self) -> None:
-        """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
-        kafka = self.settings.kafka
-        away_since_s: float | None = None
-        held_back = HeldBack(self.topics.actions, self.metrics)
-        while True:
-            try:
-                async with plain_consumer(kafka) as consumer, plain_consumer(kafka, "read_uncommitted") as everything:
-                    while True:
-                        await asyncio.sleep(BEAT_S)
-                        async with asyncio.timeout(ANSWER_S):
-                            numbers = sorted(self.partitions)
-                            ends = await end_offsets(consumer, self.topics.actions, numbers)
-                            held_back.note(ends, await end_offsets(everything, self.topics.actions, numbers))
-                            self._look_after(ends)
-                            await self._report()
-                        if away_since_s is not None:
-                            log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
-                            away_since_s = None
-            except BROKER_ERRORS as error:
-                if refused := refusal(error, kafka.bootstrap, "asking where it ends"):
-                    self.fail(refused)
-                if away_since_s is None:
-                    away_since_s = time.monotonic()
-                    log.warning("the broker is away", error=repr(error))
-                await asyncio.sleep(BEAT_S)
-                self._give_up_after(away_since_s)
-
-    async def _watch(self, watch: TopicWatch) -> None:
+    async def _watch(self, watch: TopicWatch, reached: Mapping[int, int]) -> None:
         """Every few seconds, check that the topics are still those that this worker started with."""
         while True:
             await asyncio.sleep(LOOK_S)
-            places = ", ".join(f"{number} to {offset}" for number, offset in sorted(self._reached.items())) or "none"
+            places = ", ".join(f"{number} to {offset}" for number, offset in sorted(reached.items())) or "none"
             try:
                 await asyncio.to_thread(watch.look, f"this worker's position (partitions applied: {places})")
             except HeadraceError as error:
                 self.fail(error)
                 return
-
-    def _give_up_after(self, away_since_s: float) -> None:
-        patience_s = self.settings.stream.recover_timeout_s
-        if time.monotonic() - away_since_s > patience_s:
-            self.fail(BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} was away for {patience_s:g} s"))
-
-    def _look_after(self, ends: dict[int, int]) -> None:
-        for number, end in ends.items():
-            partition = self.partitions.get(number)
-            if partition is None:
-                continue
-            partition.look(end)
-            status = partition.status()
-            self._reached[number] = status.applied_offset
-            self.metrics.show(number, status, max(0, end - 1 - status.applied_offset))
-
-    async def _report(self) -> None:
-        statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
-        status = WorkerStatus(
-            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
-        )
-        # It may get lost: the next one follows in a second. But if one is refused, all will be.
-        sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
-        sent.add_done_callback(self._note_refusal)
-
-    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
-        error = None if sent.cancelled() else sent.exception()
-        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
-            self.fail(refused)
 
 
 async def _run(settings: Settings) -> None:

@@ -42,6 +42,26 @@ def test_what_the_rooms_import_is_declared() -> None:
                 assert found & names, f"{file}: {module} is not among the dependencies"
 
 
+def test_the_layout_table_is_what_lint_enforces() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| ([^|]*) \|$", page, re.MULTILINE)
+    table = {room: allowed_by(words) for room, words in rows}
+    assert set(table) == {*ROOMS, "tests"}
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    for room in set(ROOMS) - {"bench"}:
+        forbidden: set[str] = set()
+        for contract in contracts:
+            if contract["type"] == "forbidden" and contract["source_modules"] == [room]:
+                forbidden |= set(contract["forbidden_modules"])
+        assert forbidden == set(ROOMS) - {room} - table[room], f"{room}: the table and the contracts differ"
+
+
+def allowed_by(words: str) -> set[str]:
+    """The rooms that a cell of the layout table names."""
+    named = set(re.findall(r"`(\w+)`", words))
+    return set(ROOMS) - named if words.startswith("all") else named
+
+
 def imports(tree: ast.Module) -> set[str]:
     """The top-level names that a module imports, wherever in it."""
     found: set[str] = set()

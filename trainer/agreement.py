@@ -19,14 +19,14 @@ from wire.checks import expect
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("kernels", "model", "trainer", "wire")
-"""The rooms whose code decides what a rank computes."""
+"""The rooms whose code affects what a rank computes."""
 BUILD, TORCH, LEVEL = "the build", "torch", "the instruction set"
 REMEDIES = {
     BUILD: "install the same build everywhere",
     TORCH: "install the same version everywhere",
     LEVEL: "set HEADRACE_CPU_LEVEL to the lower one everywhere",
 }
-"""What to do where ranks differ in something that is no setting."""
+"""What to do if ranks differ in something other than a setting."""
 
 
 def join_ranks(model: ModelConfig, config: TrainerConfig) -> Ranks | None:
@@ -52,7 +52,7 @@ def join_ranks(model: ModelConfig, config: TrainerConfig) -> Ranks | None:
 
 
 def facts_of(model: ModelConfig, config: TrainerConfig) -> dict[str, Any]:
-    """What must be the same on all ranks, by the name under which it is told."""
+    """What must be the same on all ranks, by the name that errors give it."""
     return {
         **{f"model.{key}": value for key, value in model.as_dict().items()},
         **{f"trainer.{key}": value for key, value in config.learning_dict().items()},
@@ -64,7 +64,7 @@ def facts_of(model: ModelConfig, config: TrainerConfig) -> dict[str, Any]:
 
 
 def build_digest(root: Path = ROOT) -> str:
-    """Of the code that decides what a rank computes."""
+    """A digest of the code that affects what a rank computes."""
     found = hashlib.sha256(digest().encode())
     for path in sorted(each for room in SOURCES for each in (root / room).rglob("*.py")):
         found.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
@@ -87,7 +87,7 @@ def agree(ranks: Ranks, facts: dict[str, Any]) -> None:
 
 
 def _difference(rank: int, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first thing in which a rank differs from rank 0, or nothing."""
+    """The first thing in which a rank differs from rank 0; empty if there is none."""
     for name in (BUILD, TORCH, LEVEL, *ours):
         if theirs.get(name) != ours[name]:
             remedy = REMEDIES.get(name, "give all of them the same configuration")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.growing import Room
+from model.growing import GrowingColumns
 
 Int64 = NDArray[np.int64]
 BLOCK = 128
@@ -25,9 +25,9 @@ class PopularityBaseline:
     def __init__(self) -> None:
         self.count_V = np.zeros(64, np.int64)
         self._with_BC = np.zeros((1, BLOCK), np.int64)
-        """How many rows have a count of 1 + 128 b + c."""
+        """(b, c) how many rows have the count 1 + 128 b + c."""
         self._block_B = np.zeros(1, np.int64)
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     def load(self, count_V: Int64) -> None:
         """Become the baseline that had these counts."""
@@ -36,7 +36,7 @@ class PopularityBaseline:
         self._move(np.zeros_like(count_V), count_V)
 
     def _move(self, from_N: Int64, to_N: Int64) -> None:
-        """So many rows had these counts, and have those."""
+        """Move rows from one count to another: (N,) the counts before, and the counts now."""
         num_blocks = int(to_N.max(initial=0)) // BLOCK + 1
         if num_blocks > len(self._with_BC):
             more = max(num_blocks, 2 * len(self._with_BC)) - len(self._with_BC)
@@ -50,7 +50,7 @@ class PopularityBaseline:
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.count_V):
-            self.count_V = self._room.longer("count", self.count_V, max(num_rows, 2 * len(self.count_V)))
+            self.count_V = self._columns.longer("count", self.count_V, max(num_rows, 2 * len(self.count_V)))
 
     def count_of(self, rows_R: Int64) -> Int64:
         """(R,) how often these rows have occurred."""
@@ -58,7 +58,7 @@ class PopularityBaseline:
         return np.asarray(self.count_V[rows_R])
 
     def at_share(self, share: float, num_live: int) -> int:
-        """The count that this share of the live items does not reach (0 without items)."""
+        """The count that this share of the live items stays below (0 without items)."""
         place = int(num_live * share) - (num_live - int(self._block_B.sum()))
         if not num_live or place < 0:
             return 0

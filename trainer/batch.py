@@ -103,8 +103,8 @@ class JaggedBatch:
 
 @dataclass(slots=True, eq=False)
 class _Pieces:
-    """What the step's examples bring: for each user a history, a seed and a key; for each piece its user, its place in
-    that user's lifetime, its kinds, and whether the interaction is new."""
+    """The content of the step's examples: for each user a history, a seed and a key; for each piece its user, its place
+    in that user's lifetime, its kinds, and whether the interaction is new."""
 
     histories: list[History]
     seeds: list[int]
@@ -217,7 +217,7 @@ def _joined(parts: list[Rows]) -> Rows:
 
 
 def nothing_learned(config: ModelConfig) -> JaggedBatch:
-    """The batch of no users."""
+    """The batch without users."""
     none, no_bits, no_bools = np.zeros(0, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.bool_)
     return JaggedBatch(
         starts_B1=np.zeros(1, np.int64),

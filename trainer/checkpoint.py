@@ -1,10 +1,10 @@
 """The trainer's whole state, in a folder that one rename makes visible.
 
-``checkpoint-<steps>/arrays.safetensors`` (what is small), ``rows.log`` (pieces of what is large, `trainer.rows`) and
-``meta.json`` (the rest, with the checksums of both files and, in its last line, its own). A checkpoint is **whole**, or
-an **increment**: the rows that changed since another one, which it names by step and by the checksum of its
-``meta.json``. The newest two whole ones are kept, with their increments. If one cannot be read, or builds on one that
-cannot, the one before is used, and the damage is logged.
+``checkpoint-<steps>/`` holds ``arrays.safetensors`` (the small arrays), ``rows.log`` (pieces of the large ones,
+`trainer.rows`) and ``meta.json`` (the rest, with the checksums of both files and, in its last line, its own). A
+checkpoint is **whole**, or an **increment**: the rows that changed since another one, which it names by step and by the
+checksum of its ``meta.json``. The newest two whole ones are kept, with their increments. If one cannot be read, or
+builds on one that cannot, the one before it is used, and the damage is logged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wire.tensors import Buffer, Tensors
 
 FORMAT = 2
 READABLE = (1, 2)
-"""Format 1 had whole checkpoints alone, and everything in ``arrays.safetensors``."""
+"""Format 1 had only whole checkpoints, with everything in ``arrays.safetensors``."""
 NUM_KEPT = 2
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 class Draft:
-    """Pieces of the next checkpoint on their way to disk. Raises OSError where they cannot be written.
+    """Pieces of the next checkpoint on their way to disk. Raises OSError if they cannot be written.
 
     ``onto``: the step of the checkpoint that they are changes of, and its digest; None for a whole one.
     """
@@ -62,13 +62,13 @@ class Draft:
             self.num_bytes += len(buffer)
 
     def close(self) -> str:
-        """Bring it to disk; the checksum of all of it."""
+        """Sync it to disk; returns the checksum of all of it."""
         os.fsync(self._file.fileno())
         self._file.close()
         return self._digest.hexdigest()
 
     def discard(self) -> None:
-        """Nothing comes of it."""
+        """Close it without making it part of a checkpoint."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -197,7 +197,7 @@ def numbered(folder: Path, kind: str) -> list[int]:
 
 
 def unwritable(path: Path, error: OSError) -> CheckpointError:
-    """What to say where a checkpoint cannot be written."""
+    """The error of a checkpoint that cannot be written."""
     return CheckpointError(
         f"checkpoint {path}: cannot be written ({error.strerror}); free some space or fix the permissions, "
         "and start again: the previous checkpoint is intact"

@@ -40,7 +40,7 @@ class Checkpointing:
         """Number of the first step that is not in the last checkpoint."""
 
     def resume(self, resumed: Resumed, identity: dict[str, Any]) -> None:
-        """Go on from ``resumed``. ``identity``: of what the examples come from."""
+        """Continue from ``resumed``. ``identity``: that of the examples' source."""
         self._lineage, self._parent, self._identity = resumed.lineage, resumed.parent, identity
 
     def wait_from(self, step: int) -> None:
@@ -52,7 +52,7 @@ class Checkpointing:
         num_new = learner.num_steps - self.last_step
         by_steps = 0 < self._config.checkpoint_every_steps <= num_new
         if by_steps and not self.saver.is_copying:
-            self.saver.wait()  # who counts steps wants each of them
+            self.saver.wait()  # with an interval in steps, none may be left out
         if self.saver.is_idle and (by_steps or (num_new > 0 and time.monotonic() >= self._due_s)):
             self.prune()
             self.saver.begin(learner)
@@ -65,9 +65,9 @@ class Checkpointing:
         set_aside: SetAside,
         publication: Publication | None,
     ) -> None:
-        """End the checkpoint: it is of this moment. The saver's thread makes it visible.
+        """Complete the checkpoint as of this moment; the saver's thread makes it visible.
 
-        ``recorded``: steps that are still to be repeated; with them the next journal begins.
+        ``recorded``: steps that are still to be repeated; the next journal begins with them.
         """
         num_steps = learner.num_steps
         if not self.saver.is_copying:
@@ -80,7 +80,7 @@ class Checkpointing:
     def _meta(
         self, learner: Learner, positions: dict[int, Position], set_aside: SetAside, publication: Publication | None
     ) -> dict[str, Any]:
-        """What a checkpoint says beside its arrays."""
+        """A checkpoint's metadata."""
         first = learner.num_steps if publication is None else publication.first_step
         return {
             "model": learner.model_config.as_dict(),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.marks import UNPUBLISHED
-from model.memory import published_memory
+from model.dirty import UNPUBLISHED
+from model.memory_version import published_memory
 from trainer.errors import UnsoundVersionError
 from trainer.regions import COUNTS, names_of, regions_of
 from trainer.rounding import Rounding
@@ -43,12 +43,13 @@ class Collection:
         return self._sweep.advance(budget_bytes)
 
     def cut(self, learner: Learner, rounding: Rounding | None = None) -> MakeBlob:
-        """The learner as it is now: what puts the version together, on any thread; exact without ``rounding``.
+        """A function that assembles the version of the learner as it is now, on any thread; exact without ``rounding``.
 
-        From here on, changes count towards the next version. It raises `UnsoundVersionError` where rows are not finite.
+        From here on, changes count towards the next version. The function raises `UnsoundVersionError` if rows are not
+        finite.
         """
         self._sweep.finish()
-        # An empty piece of each region, so that those without changes have their columns.
+        # An empty piece of each region, so that regions without changes have their columns too.
         self._pieces += [Piece(region.name, NO_ROWS, region.take(NO_ROWS)) for region in self._regions]
         dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
         tombstones = {}

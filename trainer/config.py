@@ -27,7 +27,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
-    "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
+    "graph_gradients": Switch(),
+    "num_threads": Number(0, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
     "max_step_tokens": AT_LEAST_1,
@@ -101,10 +102,11 @@ class TrainerConfig:
     that a user has met are left out of predictions and recommendations: "always" (or true), "never" (or false), or
     "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
-    launches: small models, small batches. ``shards``: into how many parts of about equal size a step is cut, whose
-    gradients are added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long one waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up to
-    so many events are predicted from one state of it, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
+    launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
+    with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
+    added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
+    ``rank_timeout_s``: how long a rank waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up
+    to that many events are predicted from one state, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
     """
 
     model_id: str = "headrace"
@@ -114,6 +116,7 @@ class TrainerConfig:
     float32_matmul_precision: str = "high"
     deterministic: bool = False
     cuda_graphs: bool = False
+    graph_gradients: bool = False
     num_threads: int = 0
     # Several processes (torchrun)
     shards: int = 1
@@ -211,7 +214,8 @@ class TrainerConfig:
         )
 
     def dropouts(self, num_layers: int) -> tuple[float, ...]:
-        """Each layer's, lowest first: from ``dropout`` to ``top_dropout_ratio`` times that, in equal steps (LSRM)."""
+        """Dropout of each layer, lowest first: from ``dropout`` to ``top_dropout_ratio`` times that, in equal steps
+        (LSRM)."""
         steps, fall = max(1, num_layers - 1), 1.0 - self.top_dropout_ratio
         return tuple(self.dropout * (1.0 - fall * index / steps) for index in range(num_layers))
 
@@ -229,11 +233,11 @@ ADDED: dict[str, Any] = {
     "value_weight": 1.0,
     "max_exposure_weight": 10.0,
 }
-"""Settings that earlier builds did not have, as those builds acted."""
+"""Settings that earlier builds did not have, with the values that describe those builds."""
 
 
 def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were recorded by any build, with those that it did not have yet as it acted."""
+    """Recorded settings of any build; those that it did not have yet get the values that describe it."""
     return {**ADDED, **learning}
 
 
@@ -258,6 +262,7 @@ _NOT_LEARNING = frozenset(
         "backend",
         "deterministic",
         "cuda_graphs",
+        "graph_gradients",
         "num_threads",
         "rank_timeout_s",
         "metric_share",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from model import device
@@ -11,10 +13,17 @@ from trainer.config import TrainerConfig
 def choose_device(config: TrainerConfig) -> torch.device:
     """`model.device.choose_device` for ``trainer.device``; also sets the process's threads, precision, determinism."""
     chosen = device.choose_device(config.device, "trainer.device")
-    if config.num_threads > 0:
-        torch.set_num_threads(config.num_threads)
+    torch.set_num_threads(num_threads(config))
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     if config.deterministic:
         # `use_deterministic_algorithms` would load TorchInductor and Triton, which complain on stderr when they end.
         torch.set_deterministic_debug_mode("error")
     return chosen
+
+
+def num_threads(config: TrainerConfig) -> int:
+    """``trainer.num_threads``; if that is 0, ``OMP_NUM_THREADS``, or else half of the processors that this process may
+    use: a live step is so small that a second thread mostly waits for a processor that another process of the loop has.
+    """
+    told = config.num_threads or int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0] or 0)
+    return told or max(1, len(os.sched_getaffinity(0)) // 2)

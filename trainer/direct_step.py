@@ -1,6 +1,6 @@
-"""A step's forward and backward pass on the CPU, beside autograd: `model.direct` on a batch and the item table.
+"""A step's forward and backward pass on the CPU without autograd: `model.direct` on a batch and the item table.
 
-For steps whose loss is over the whole catalogue and whose logits fit into memory; the others are autograd's.
+For steps whose loss is over the whole catalogue and whose logits fit into memory; autograd computes the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.evaluator import Forward, Leaf
 
 Int64 = NDArray[np.int64]
 MOST_LOGITS = 1 << 22
-"""Of the choices of a step: each takes a row of the catalogue, which is kept."""
+"""How many logits a step's choices may have: each choice has one for every row of the catalogue, and all are kept."""
 
 
 class DirectStep:
@@ -50,9 +50,9 @@ class DirectStep:
         seed: int,
         rank_factor: float = 1.0,
     ) -> Forward:
-        """Predictions and losses; ranking's gradients are multiplied by ``rank_factor``. Where gradients are enabled,
-        all of these as well: those of the weights where the optimiser reads them, the others in ``leaves``, of which
-        the first is the whole item table."""
+        """Predictions and losses; ranking's gradients are multiplied by ``rank_factor``. If gradients are enabled, they
+        are all computed too: those of the weights are written where the optimiser reads them, the others into
+        ``leaves``, of which the first is the whole item table."""
         items, rows_V = leaves[0].table, leaves[0].rows_U
         wanted = np.flatnonzero(batch.is_wanted_R)
         answers = (
@@ -84,7 +84,7 @@ class DirectStep:
 
 
 def output_places(batch: JaggedBatch, wanted: Int64, tail: Tail) -> Int64:
-    """Where among the tail's tokens each target's item stands, then the action before each choice (-1: none)."""
+    """The places among the tail's tokens of each target's item, then of the action before each choice (-1: none)."""
     previous_S = batch.previous_R[wanted]
     tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
     places = np.searchsorted(tail.rows_S.numpy(), tokens)

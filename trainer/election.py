@@ -62,7 +62,7 @@ class Claimant:
         path = folder / "identity"
         try:
             name = path.read_text(errors="replace").strip() if path.exists() else ""
-            if not name.isalnum():  # damaged, or not there yet
+            if not name.isalnum():  # damaged, or not written yet
                 name, temporary = uuid.uuid4().hex[:8], folder / "tmp-identity"
                 temporary.write_text(name)
                 temporary.rename(path)
@@ -157,7 +157,7 @@ class Election:
         leader = claims.newest
         assert leader is not None
         log.warning(
-            "standby: another trainer leads; this one takes over when it is gone",
+            "standby: another trainer leads; this one takes over once it is gone",
             leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._patience_s,
         )  # fmt: skip
         self._on_standby()

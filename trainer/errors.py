@@ -50,7 +50,7 @@ class RanksError(TrainerError):
 
 
 class UnsoundVersionError(UnsoundError):
-    """What a version would have carried is not finite; the message says what."""
+    """A version would have carried numbers that are not finite; the message says which."""
 
 
 class FencedError(TrainerError):

@@ -27,7 +27,7 @@ MOST_STAMPS = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed beside it."""
+    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed without it."""
 
     table: EmbeddingTable
     rows_U: Int64
@@ -38,7 +38,7 @@ class Leaf:
 
     @property
     def gradient_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
-        """None where nothing depended on them."""
+        """None if nothing depended on them."""
         return self.values_UD.grad if self.direct_UD is None else self.direct_UD
 
 
@@ -47,7 +47,7 @@ class Forward:
     """What losses and metrics need from one forward pass: R targets, S of which are retrieval targets (choices)."""
 
     query_SD: Tensor
-    """Without gradient, like the table."""
+    """Queries of the choices, without gradient, like the table."""
     table_UD: Tensor
     is_whole: bool
     """Whether the table has all items: row u is then row u of the item table."""
@@ -59,16 +59,18 @@ class Forward:
     ranking_loss: Tensor | None = None
     """Mean over the targets, if already computed."""
     logit_SV: Tensor | None = None
-    """Of each choice over the whole catalogue, if already computed; then there is no table."""
+    """The logits of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
-    """Whether weights and leaves have theirs already."""
+    """Whether weights and leaves have their gradients already."""
     value_R: Tensor | None = None
     """What is expected of each target's value, if the model predicts them."""
+    value_loss: Tensor | None = None
+    """Mean over the targets whose value is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """Of R targets the (R, K) probability of each kind, and what the item's rate alone says."""
+    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone."""
 
     probability_RK: NDArray[np.float64]
     by_rate_RK: NDArray[np.float64]
@@ -94,30 +96,30 @@ class Evaluator:
         self,
         batch: JaggedBatch,
         predicted: Ranked,
-        recalled: MemoryOutcome,
+        choices: MemoryOutcome,
         num_known: int,
         seen_rows_n: Int64,
         step: int,
     ) -> None:
         """Add a batch's predictions to the metrics.
 
-        ``recalled``: the memory's outcomes of the choices, each predicted before the next was counted. For the
+        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted. For the
         baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
         wanted = np.flatnonzero(batch.is_wanted_R)
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
-        ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
+        ranked_S = self._ranked(len(wanted), step) & (choices.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
         popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
-                recalled.rank_R[ranked],
+                choices.rank_R[ranked],
                 *(ranks * (target_S[ranked] > 0) for ranks in popular),
-                recalled.model_rank_R[ranked],
-                recalled.count_rank_R[ranked],
+                choices.model_rank_R[ranked],
+                choices.count_rank_R[ranked],
             ]
         )
         self._metrics.add(
@@ -126,7 +128,7 @@ class Evaluator:
                 ranked_S=ranked_S,
                 slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
                 domain_S=batch.domain_n[where_S],
-                log_loss_S=recalled.loss_R.astype(np.float64),
+                log_loss_S=choices.loss_R.astype(np.float64),
                 key_R=batch.key_R,
                 probability_RK=predicted.probability_RK,
                 baseline_RK=predicted.by_rate_RK,

@@ -19,8 +19,8 @@ POLL_S = 0.2
 class StepFeed:
     """Turns a source's examples into steps.
 
-    ``recorded``: steps to repeat, from number ``first_step`` on. ``is_live``: form a step `TrainerConfig.step_linger_s`
-    after its first example at the latest, even a small one, since somebody waits for the versions.
+    ``recorded``: steps to repeat, from number ``first_step`` on. ``is_live``: servers wait for the versions, so even a
+    small step is formed at the latest `TrainerConfig.step_linger_s` after its first example.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The network's predictions for a batch, and what learning from them needs: rows, losses, gradients.
 
 There are four ways to the same numbers, up to rounding. Steps whose loss is over the whole catalogue run on the CPU in
-C++ beside autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
-`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); everything else is autograd's.
+C++ without autograd (`trainer.direct_step`), or on a GPU as CUDA graphs (`trainer.graph_step`); with
+`TrainerConfig.shards`, several processes share a step (`trainer.sharding`); autograd computes everything else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ForwardPass:
     ) -> None:
         self._model, self._tables, self._config = network.model, network.tables, network.config
         self._items, self._device = network.tables[ITEMS], network.device
-        self._frequency, self._rates, self._sharding = frequency, rates, sharding
+        self._frequency, self._rates, self.sharding = frequency, rates, sharding
         self._direct = network.direct
         self._corrects, self._predicts_value = network.model.config.propensity, network.model.config.predict_value
         self._graphs: PaddedEncoder | None = None
@@ -53,8 +53,9 @@ class ForwardPass:
             self._graphs = PaddedEncoder(self._model, captures, context_gradient=through)
             if not self._predicts_value:
                 self.step_graphs = PaddedStep(
-                    self._model, captures, feedback=self._config.feedback, context_gradient=through
-                )
+                    self._model, captures, feedback=self._config.feedback, context_gradient=through,
+                    rank_weight=self._config.rank_weight,
+                )  # fmt: skip
         self._step = self._now_ms = 0
 
     def __call__(self, batch: JaggedBatch, whole: JaggedBatch, step: int, now_ms: int) -> Forward:
@@ -71,9 +72,9 @@ class ForwardPass:
         learned_S = target_row_R[wanted] > 0
         chosen = RetrievalRows.choose(self._items, self._config, self._step, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
-        if self._sharding is not None:
+        if self.sharding is not None:
             prior_RPK = self.prior(whole, target_row_R)
-            return self._sharding(batch, step, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
+            return self.sharding(batch, step, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
         if exact and self.step_graphs is not None and self.step_graphs.works:
             inputs = self._step_inputs(batch, whole, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
@@ -138,10 +139,15 @@ class ForwardPass:
         leaf_VD = F.pad(self._items.weight, (0, 0, 0, num_more)).requires_grad_()
         leaves = [Leaf(self._items, rows_U, leaf_VD)]
         side_nM = self._side_inputs(batch, leaves)
-        out = self.step_graphs(leaf_VD, inputs, side_nM)
+        if self._config.graph_gradients:
+            out, leaves[0].direct_UD, gradient_nM = self.step_graphs.learn(leaf_VD, inputs, side_nM)
+            if side_nM is not None and gradient_nM is not None:
+                torch.autograd.backward(side_nM, gradient_nM)
+        else:
+            out = self.step_graphs(leaf_VD, inputs, side_nM)
         return Forward(
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
-            out.ranking,
+            out.ranking, has_gradients=self._config.graph_gradients,
         )  # fmt: skip
 
     def _exposure(self, batch: JaggedBatch, learned: Int64) -> NDArray[np.float32]:
@@ -183,7 +189,7 @@ class ForwardPass:
         )
 
     def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
+        """(R, M) outputs at each target's item; (S, M) those at the action before each choice (or the learnt start)."""
         with_start = torch.cat([y_SM, self._model.start_M[None]])
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.growing import Room
+from model.growing import GrowingColumns
 
 
 class FrequencyEstimator:
@@ -22,14 +22,14 @@ class FrequencyEstimator:
         self._clock_V = np.zeros(0, np.float64)
         self._clock = 0.0
         self._total = 0.0
-        self._room = Room()
+        self._columns = GrowingColumns()
 
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         if num_rows > len(self._count_V):
             num = max(num_rows, 2 * len(self._count_V))
-            self._count_V = self._room.longer("count", self._count_V, num)
-            self._clock_V = self._room.longer("clock", self._clock_V, num)
+            self._count_V = self._columns.longer("count", self._count_V, num)
+            self._clock_V = self._columns.longer("clock", self._clock_V, num)
 
     def add(self, rows_N: NDArray[np.int64]) -> None:
         """Count one sighting of each of these rows (they may repeat)."""

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 """The encoder on a GPU as CUDA graphs: one launch forward and one backward, instead of some thirty a layer.
 
 A graph replays fixed shapes on fixed memory, but batches are jagged. So a batch is padded at its end to one of a few
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +48,7 @@ def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
 
 
 class PaddedTail:
-    """A `kernels.Tail` given as a mask (T,) of the tokens read, whose shape a graph can fix; returns all tokens."""
+    """A `kernels.Tail` as a mask (T,) of the tokens read, so that its shape fits a graph; returns all tokens."""
 
     def __init__(self, is_read_T: Tensor) -> None:
         self._is_read_T = is_read_T
@@ -63,8 +65,8 @@ class PaddedTail:
 def _joined(
     size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
 ) -> Int64:
-    """Query times, key times, what is read, and offsets, each padded with its last value to the padded number of tokens
-    or users."""
+    """Query times, key times, the mask of tokens read, and offsets, each padded with its last value to the padded
+    number of tokens or users."""
     num_tokens, num_offsets = size[0], size[1] + 1
     joined = np.empty(3 * num_tokens + num_offsets, np.int64)
     parts = np.split(joined, [num_tokens, 2 * num_tokens, 3 * num_tokens])
@@ -84,7 +86,7 @@ class _Layers(nn.Module):
         self._backend = backend
 
     def forward(self, x_TM: Tensor, batch: Tensor) -> Tensor:
-        """``batch``: query times, key times, what is read and offsets, concatenated."""
+        """``batch``: query times, key times, the mask of tokens read and offsets, concatenated."""
         size = len(x_TM)
         query_time_T, key_time_T, is_read_T = batch[: 3 * size].view(3, size)
         return self._encode[0](
@@ -111,10 +113,18 @@ class Captures:
             self._known[size] = self._captured(plain, arguments) if self._wanted and self.works else plain
         return self._known[size](*arguments)
 
-    @property
-    def num_sizes(self) -> int:
-        """How many sizes have occurred."""
-        return len(self._known)
+    def learn(
+        self, size: Any, plain: nn.Module, arguments: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Both passes in one graph. Returns the outputs of ``plain``, of which the first is the loss, and the loss's
+        gradients to the arguments that require them; writes those of its weights to their ``grad``, which must be zero.
+
+        Both are memory of the graph, valid until the next replay.
+        """
+        if size not in self._known:
+            wanted = self._wanted and self.works
+            self._known[size] = self._captured_learning(plain, arguments) if wanted else partial(_gradients, plain)
+        return cast("tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]", self._known[size](*arguments))
 
     def on_device(self, values: NDArray[Any]) -> Tensor:
         """Copy to the device, from pinned memory so that the host does not wait for it."""
@@ -122,17 +132,70 @@ class Captures:
         return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
 
     def _captured(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in arguments)
         try:
-            graphed = torch.cuda.make_graphed_callables(plain, samples, pool=self._pool, allow_unused_input=True)
+            graphed = torch.cuda.make_graphed_callables(
+                plain, _samples(arguments), pool=self._shared_pool(), allow_unused_input=True
+            )
         except RuntimeError as failure:
-            self.works = False
-            self._known.clear()
-            warnings.warn(f"trainer.cuda_graphs: going on without graphs: a capture failed: {failure}", stacklevel=2)
+            self._fail(failure)
             return plain
         return cast("Callable[..., Any]", graphed)
+
+    def _captured_learning(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
+        try:
+            return _LearningGraph(plain, _samples(arguments), self._shared_pool())
+        except RuntimeError as failure:
+            self._fail(failure)
+            return partial(_gradients, plain)
+
+    def _shared_pool(self) -> Any:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def _fail(self, failure: RuntimeError) -> None:
+        self.works = False
+        self._known.clear()
+        warnings.warn(f"trainer.cuda_graphs: going on without graphs: a capture failed: {failure}", stacklevel=3)
+
+
+def _samples(arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies of the arguments, which a graph then reads."""
+    return tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in arguments)
+
+
+def _gradients(plain: nn.Module, *arguments: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """`Captures.learn` without a graph."""
+    outputs = plain(*arguments)
+    weights, inputs = list(plain.parameters()), [x for x in arguments if x.requires_grad]
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs[0], [*inputs, *weights], allow_unused=True)
+    for weight, gradient in zip(weights, found[len(inputs) :], strict=True):
+        if gradient is not None:
+            assert weight.grad is not None, "the optimiser gives every weight a gradient"
+            weight.grad.copy_(gradient)
+    return tuple(x.detach() for x in outputs), found[: len(inputs)]
+
+
+class _LearningGraph:
+    """`_gradients` as one graph. ``samples``: the memory that it reads the arguments from."""
+
+    def __init__(self, plain: nn.Module, samples: tuple[Tensor, ...], pool: Any) -> None:
+        self._samples, self._graph = samples, torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # compiles the kernels, and lets libraries allocate what they need
+                _gradients(plain, *samples)
+        torch.cuda.current_stream().wait_stream(beside)
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._results = _gradients(plain, *samples)
+
+    @torch.no_grad()
+    def __call__(self, *arguments: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        for sample, argument in zip(self._samples, arguments, strict=True):
+            sample.copy_(argument, non_blocking=True)
+        self._graph.replay()
+        return self._results
 
 
 class PaddedEncoder:

@@ -70,7 +70,7 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """``users``: how many users, targets and retrieval targets each are padded to; ``rows``: of the item table."""
+    """The padded numbers. ``users``: of users, targets and retrieval targets each; ``rows``: of the item table."""
 
     interactions: int
     users: int
@@ -165,14 +165,31 @@ class _Step(nn.Module):
         return *losses, query_SD.detach(), table_VD.detach(), logits_RK.detach()
 
 
+class _LearnedStep(nn.Module):
+    """A `_Step` whose first output is the loss that is learned."""
+
+    def __init__(self, step: _Step, rank_weight: float) -> None:
+        super().__init__()
+        self.step, self._rank_weight = step, rank_weight
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The loss, then the outputs of `_Step`."""
+        retrieval, ranking, *predictions = self.step(*arguments)
+        return retrieval + self._rank_weight * ranking, retrieval, ranking, *predictions
+
+
 class PaddedStep:
-    """Forward and backward passes of steps whose key times are in order and whose loss is over the whole catalogue."""
+    """Forward and backward passes of steps whose key times are in order and whose loss is over the whole catalogue.
+
+    ``rank_weight``: of ranking's loss; needed for `learn`.
+    """
 
     def __init__(
-        self, model: HSTU, captures: Captures, *, feedback: str, context_gradient: bool, backend: str = "auto"
-    ) -> None:
+        self, model: HSTU, captures: Captures, *, feedback: str, context_gradient: bool, backend: str = "auto",
+        rank_weight: float = 1.0,
+    ) -> None:  # fmt: skip
         self._model, self._captures, self._backend = model, captures, backend
-        self._rules = feedback, context_gradient
+        self._rules, self._rank_weight = (feedback, context_gradient), rank_weight
 
     @property
     def works(self) -> bool:
@@ -181,11 +198,31 @@ class PaddedStep:
 
     def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
         """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
+        plain, arguments = self._prepared(row_VD, inputs, side_nM)
+        return _outputs(inputs, self._captures.replay((inputs.size, len(arguments)), plain, arguments))
+
+    def learn(
+        self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None
+    ) -> tuple[StepOutputs, Tensor, Tensor | None]:
+        """The same with both passes in one graph: the outputs, without autograd, and the gradients of rows and side
+        inputs; those of the weights are written to their ``grad``, which must be zero."""
+        plain, arguments = self._prepared(row_VD, inputs, side_nM)
+        key = (inputs.size, len(arguments), "learn")
+        (_, *outputs), (rows, *sides) = self._captures.learn(key, _LearnedStep(plain, self._rank_weight), arguments)
+        assert rows is not None, "the loss depends on the rows"
+        side = sides[0][: len(inputs.row_n)] if sides and sides[0] is not None else None
+        return _outputs(inputs, outputs), rows, side
+
+    def _prepared(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> tuple[_Step, list[Tensor]]:
+        """The module, and its padded arguments."""
         size = inputs.size
-        integers, floats = (self._captures.on_device(each) for each in pack(inputs, size))
-        arguments = [row_VD, integers, floats]
+        arguments = [row_VD, *(self._captures.on_device(each) for each in pack(inputs, size))]
         if side_nM is not None:
             arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
-        plain = _Step(self._model, size, self._rules, self._backend)
-        retrieval, ranking, query, table, logits = self._captures.replay((size, len(arguments)), plain, arguments)
-        return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])
+        return _Step(self._model, size, self._rules, self._backend), arguments
+
+
+def _outputs(inputs: StepInputs, padded: Sequence[Tensor]) -> StepOutputs:
+    """What `_Step` returns, without padding."""
+    retrieval, ranking, query, table, logits = padded
+    return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])

@@ -46,7 +46,7 @@ class TrainedHistories(Histories):
         return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
 
     def gather(self, example: Example) -> History:
-        """See `Histories.gather`; notes that the user has acted."""
+        """As `Histories.gather`; also notes that the user has acted."""
         self._num_touches += 1
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
@@ -89,7 +89,7 @@ class TrainedHistories(Histories):
         """How many examples of all users there have been."""
         return self._num_touches
 
-    def obey(self, mark: Example) -> None:
+    def apply_mark(self, mark: Example) -> None:
         """Forget a user who is marked."""
         if mark.mark is Mark.USER and mark.user in self.users:
             self.drop(mark.user)
@@ -113,12 +113,12 @@ class TrainedHistories(Histories):
         """Take an example that was trained before the checkpoint, in the order of its partition."""
         if example.mark is not None:
             if not self._is_resumed or example.mark is not Mark.USER:
-                self.obey(example)
+                self.apply_mark(example)
             return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
                 return
-        else:  # a new line of training, which starts after examples that another one has trained
+        else:  # a new line of training, which starts after examples that another line has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
         self.settle(self._counted(example))

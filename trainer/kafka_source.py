@@ -13,7 +13,7 @@ from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
-from trainer.source import Marks, Position
+from trainer.source import Position, PositionTracker
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
@@ -58,7 +58,7 @@ class KafkaSource:
         self._consumer, self._partitions, self._topic = consumer, partitions, partitions[0].topic
         self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
-        self._marks = Marks(dict(positions))
+        self._tracker = PositionTracker(dict(positions))
         self._stop = stop
         self._topic_id = ""
         self._last_missed_s = self._missing_since_s = -math.inf
@@ -103,7 +103,7 @@ class KafkaSource:
     @property
     def positions(self) -> dict[int, Position]:
         """After the last trained example of each partition."""
-        return self._marks.positions
+        return self._tracker.positions
 
     @property
     def exhausted(self) -> bool:
@@ -147,7 +147,7 @@ class KafkaSource:
             for record in records:
                 example = self._accept(where.partition, record)
                 if example is not None:
-                    self._marks.add(example, record.offset)
+                    self._tracker.add(example, record.offset)
                     self._num_waiting[where.partition] += 1
                     examples.append(example)
         if not examples:
@@ -172,7 +172,7 @@ class KafkaSource:
                 )
                 raise SourceError(
                     f"topic {self._topic}: expected it to exist still, but it is gone. Position: {places}. Once a "
-                    f"worker has made it again: {REMEDY[0].lower()}{REMEDY[1:]}"
+                    f"worker has created it again: {REMEDY[0].lower()}{REMEDY[1:]}"
                 ) from error
             self._stop.wait(min(timeout_s, RETRY_S))
             return {}
@@ -195,7 +195,7 @@ class KafkaSource:
             )
 
     def _tell_lost(self) -> None:
-        """Log the total lost in one line, once no more examples arrive."""
+        """Log the total number lost on one line, once no more examples arrive."""
         if self._num_gaps > max(1, self._num_told):
             log.error("examples lost so far", num_examples=self.num_lost, num_gaps=self._num_gaps)
         self._num_told = self._num_gaps
@@ -241,7 +241,7 @@ class KafkaSource:
 
     def trained(self, step: PlanStep) -> None:
         """Move the positions past a step's examples."""
-        self._marks.trained(step)
+        self._tracker.trained(step)
         for partition, first, last in step:
             self._num_waiting[partition] -= last - first + 1
 

@@ -1,7 +1,7 @@
-"""How many versions the weights topic keeps: after each base, the trainer deletes what nobody can ask for any more.
+"""How many versions the weights topic keeps: after each base, the trainer deletes the versions beyond that number.
 
-How old they may get is the topic's retention (`KafkaConfig.weights_retention_s`). The newest two bases, with all that
-builds on them, are always kept, and so is the version that an operator has pinned.
+Their age is bounded by the topic's retention (`KafkaConfig.weights_retention_s`). The newest two bases, with everything
+that builds on them, are always kept, and so is the version that an operator has pinned.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VersionKeeper:
             self._versions += [(each.which, each.base_offset) for each in manifests]
 
     def trim(self) -> None:
-        """Delete what comes before the oldest version to keep. A broker that cannot is told of once in the log."""
+        """Delete what comes before the oldest version to keep. If the broker cannot, that is logged once."""
         if not self._keep:
             return
         try:

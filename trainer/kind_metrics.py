@@ -24,7 +24,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 NUM_AUC_BINS = 2048
 MOST_REMEMBERED = 1 << 17
-"""For how many of the newest interactions a late kind still counts, beyond the window."""
+"""How many of the newest interactions, beyond the window, a late kind still counts for."""
 NUM_LAGS, COME_BY_THEN = 1000, 95
 """The window leaves out as many of the newest interactions as this percentile of the last late kinds' lags."""
 _SUMS = ("entropy", "calibration", "auc_bins")

@@ -124,7 +124,7 @@ class Trainer:
         self.progress = Progress(is_standby=True, claimant=self.claimant.name if self.claimant else "")
 
     def _resume(self, resumed: Resumed) -> None:
-        """Go on from ``resumed``; the learner is there already."""
+        """Continue from ``resumed``; the learner has been restored already."""
         learner, num_steps = self.learner, self.learner.num_steps
         self.set_aside.resume(resumed.plan.set_aside, resumed.num_set_aside)
         recorded = resumed.planned(learner)
@@ -199,9 +199,9 @@ class Trainer:
     def _is_sound(self, *, rows: bool) -> bool:
         """Whether the learner may be stored and published; otherwise go back to find the step that spoilt it.
 
-        ``rows``: look at every row, too; those of a checkpoint or a version are checked by the thread that writes it.
-        False right after a step that was set aside, until another one is learned: if none can be, it is not the steps'
-        fault (`SetAside.add`).
+        ``rows``: check every row too; those of a checkpoint or a version are checked by the thread that writes it.
+        False right after a step that was set aside, until another one is learned: if none can be learned, the steps are
+        not to blame (`SetAside.add`).
         """
         if self.learner.num_steps - 1 in self.set_aside:
             return False
@@ -245,7 +245,7 @@ class Trainer:
         self.progress = self._progress()
 
     def _save(self, *, trained: bool) -> None:
-        """Begin the checkpoint that is due, go on with it, or end it."""
+        """Begin the checkpoint that is due, continue it, or complete it."""
         checkpoints = self.checkpoints
         if checkpoints is None:
             return
@@ -263,7 +263,7 @@ class Trainer:
         checkpoints.cut(self.learner, feed.positions, feed.recorded, self.set_aside, self.publication)
 
     def _publish(self) -> None:
-        """Begin the version that is due, go on with it, or end it."""
+        """Begin the version that is due, continue it, or complete it."""
         publication = self.publication
         if publication is None:
             return
@@ -278,7 +278,7 @@ class Trainer:
 
     @property
     def _num_copies(self) -> int:
-        """How many share the time for copying."""
+        """How many copies share the time for copying."""
         is_saving = self.checkpoints is not None and self.checkpoints.saver.is_copying
         is_collecting = self.publication is not None and self.publication.is_collecting
         return 2 if is_saving and is_collecting else 1

@@ -1,4 +1,4 @@
-"""How much may be copied between two steps: what takes a quarter of a step's time.
+"""How much may be copied between two steps: as much as takes a quarter of a step's time.
 
 A step may take twice its median while a checkpoint or a version is made. The rest of that goes to the threads that
 write and publish the copies, which share processor, memory and interpreter with training.

@@ -65,7 +65,7 @@ def spare_the_collector() -> None:
 def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     config, kafka = settings.trainer, settings.kafka
-    ranks = join_ranks(settings.model, config)  # which a signal may end at any moment
+    ranks = join_ranks(settings.model, config)  # a signal may end the process while it waits here
     if ranks is not None and ranks.rank > 0:
         return run_replica(ranks, config)
     stop = stop_on_signals()
@@ -110,7 +110,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
 def run_replica(ranks: Ranks, config: TrainerConfig) -> int:
     """Compute what rank 0 gives this rank, until rank 0 ends. Returns the exit status.
 
-    Signals are for rank 0: torchrun sends them to all, and what rank 0 has begun must end.
+    Signals are for rank 0: torchrun sends them to all ranks, but the step that rank 0 has begun must be completed.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

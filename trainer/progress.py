@@ -14,7 +14,7 @@ class Progress:
     """A trainer's progress, for other threads: replaced as a whole, never changed. Times in ms, wall clock."""
 
     time_ms: int = 0
-    """When this was true; 0 before the trainer has begun."""
+    """The time of this state; 0 before the trainer has begun."""
     num_steps: int = 0
     num_interactions: int = 0
     num_set_aside: int = 0

@@ -44,7 +44,7 @@ class Publication:
         """Since when there has been something to publish (ms, wall clock); 0 if there is nothing."""
 
     def resume(self, resumed: Resumed, learner: Learner, source: dict[str, Any]) -> None:
-        """Go on after what is published. ``source``: the identity of what the examples come from."""
+        """Continue after what is published. ``source``: the identity of the examples' source."""
         self._lineage, self._parent, self._source = resumed.lineage, resumed.parent, source
         self._set_aside = resumed.plan.set_aside
         self.first_step, self.steps = resumed.unpublished_first, resumed.unpublished(learner)

@@ -24,13 +24,13 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import RanksError
-from trainer.shards import TreeSum
+from trainer.shards import added
 
 FOR_EVER = timedelta(days=1000)
 """How long a rank waits for something to do: rank 0 may be a standby, or have nothing to learn."""
 
 INLINE_BYTES, _LENGTH_BYTES = 32 << 10, 8
-"""How much of a message goes with its length; a live step's work and answer do. Each round costs milliseconds."""
+"""A message up to this size, as in a live step, is sent together with its length: each round takes milliseconds."""
 
 
 class Ranks:
@@ -41,7 +41,7 @@ class Ranks:
 
     def __init__(self, rank: int, size: int, timeout_s: float) -> None:
         self.rank, self.size, self._timeout_s = rank, size, timeout_s
-        self.num_bytes = {"messages": 0, "sums": 0}
+        self.num_bytes = {"messages": 0, "sums": 0, "rows": 0}
         self._sent = list[tuple[dist.Work, Tensor]]()
 
     @property
@@ -82,13 +82,22 @@ class Ranks:
     def _exchanged(self, flat: Tensor) -> Tensor:
         both = flat.new_empty(self.size * len(flat))
         dist.all_gather_into_tensor(both, flat)
-        return _added(both.view(self.size, -1))
+        return added(both.view(self.size, -1))
 
     def _by_slices(self, flat: Tensor) -> Tensor:
         theirs, whole = torch.empty_like(flat), torch.empty_like(flat)
         dist.all_to_all_single(theirs, flat)
-        dist.all_gather_into_tensor(whole, _added(theirs.view(self.size, -1)).contiguous())
+        dist.all_gather_into_tensor(whole, added(theirs.view(self.size, -1)).contiguous())
         return whole
+
+    def swapped(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """Send each rank its vector; what each has sent, which has this length."""
+        with self._told("exchanged rows"):
+            sent = torch.cat(list(parts))
+            got = sent.new_empty(sum(lengths))
+            dist.all_to_all_single(got, sent, list(lengths), [len(part) for part in parts])
+        self.num_bytes["rows"] += sent.nbytes - parts[self.rank].nbytes
+        return list(torch.split(got, list(lengths)))
 
     @staticmethod
     def expected() -> int:
@@ -150,17 +159,9 @@ class Ranks:
         except RuntimeError as error:
             raise RanksError(
                 f"rank {self.rank} of {self.size}: lost the other ranks while it {doing} ({_reason(error)}). One of "
-                f"them has ended, or has not answered for trainer.rank_timeout_s ({self._timeout_s:g} s): its own last "
-                "line says why. torchrun restarts all of them from the checkpoint (--max-restarts)"
+                f"them has ended, or has not answered for trainer.rank_timeout_s ({self._timeout_s:g} s); the last "
+                "line of its log says why. torchrun restarts all of them from the checkpoint (--max-restarts)"
             ) from error
-
-
-def _added(parts: Tensor) -> Tensor:
-    """(N, L) → (L,), as a tree; overwrites them."""
-    total = TreeSum()
-    for part in parts:
-        total.add(part)
-    return total.total
 
 
 def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
@@ -191,16 +192,16 @@ def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
 
 
 def _life() -> str:
-    """A name of this start of all ranks.
+    """A name for this start of all ranks.
 
-    On one machine torchrun may keep its store over a restart, where ranks could find the addresses of those before. On
-    several it has a new one each time, but may count restarts differently on each of them.
+    On one machine torchrun may keep its store across a restart, so ranks could find their predecessors' addresses. On
+    several machines it has a new store each time, but each machine may count restarts differently.
     """
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     return f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_machine else '-'}"
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what torch says, without where in its sources it was said."""
+    """The first sentence of torch's message, without the place in its sources."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"^(\[\S+\] )+", "", line).partition(". ")[0].strip().rstrip(".")

@@ -1,7 +1,7 @@
 """The parts of a learner that grow with the catalogue and the users, as rows that can be copied a few at a time.
 
-A region knows which of its rows are dirty (`model.marks`), and copies the rows that it is asked for. Small parts that
-change with every step (dense weights, gains, metrics) are no regions: they are copied whole, when the copy ends.
+A region knows which of its rows are dirty (`model.dirty`), and copies the rows that it is asked for. Small parts that
+change with every step (dense weights, gains, metrics) are not regions: they are copied whole, when the copy ends.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from model.dirty import DirtyBits
 from model.embedding import EmbeddingTable
 from model.kept import KeptInputs
-from model.marks import Marks
 from model.memory import Memory
 from trainer.rows import Arrays
 from trainer.step import Learner
@@ -28,7 +27,7 @@ MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "afte
 
 
 class Region(Protocol):
-    """Rows 0 to ``num_rows - 1``, each with a byte of dirty marks."""
+    """Rows 0 to ``num_rows - 1``, each with a byte of dirty bits."""
 
     @property
     def name(self) -> str:
@@ -39,7 +38,7 @@ class Region(Protocol):
         """How many rows are in use."""
 
     @property
-    def marks(self) -> Marks:
+    def dirty(self) -> DirtyBits:
         """At least ``num_rows`` long; replaced by another array when the region grows."""
 
     @property
@@ -63,7 +62,7 @@ class TableRegion:
         return self._table.num_rows
 
     @property
-    def marks(self) -> Marks:
+    def dirty(self) -> DirtyBits:
         """See `Region`."""
         return self._table.dirty
 
@@ -71,9 +70,10 @@ class TableRegion:
         """See `Region`."""
         table = self._table
         keys_U, seen_U = table.seen(rows_U)
+        weight_UD, state_U = table.read(rows_U)
         return {
-            "weight": _copied_tensor(table.weight, rows_U),
-            "state": _copied_tensor(table.state, rows_U),
+            "weight": weight_UD,
+            "state": state_U,
             "live": copied(table.live, rows_U),
             "ids": keys_U,
             "last_seen_ms": seen_U,
@@ -94,7 +94,7 @@ class MemoryRegion:
         return self._memory.num_rows
 
     @property
-    def marks(self) -> Marks:
+    def dirty(self) -> DirtyBits:
         """See `Region`."""
         return self._memory.arrays.dirty
 
@@ -120,7 +120,7 @@ class MemoryRegion:
 class CountsRegion:
     """The counts of a table's rows: for items, their frequency, popularity and rates (`count_columns`).
 
-    All of them change with the targets of a step, so the rates' marks stand for all.
+    All of them change with the targets of a step, so the rates' bits stand for all.
     """
 
     def __init__(self, name: str, learner: Learner, table: str) -> None:
@@ -129,13 +129,13 @@ class CountsRegion:
     @property
     def num_rows(self) -> int:
         """See `Region`."""
-        return len(self.marks)
+        return len(self.dirty)
 
     @property
-    def marks(self) -> Marks:
+    def dirty(self) -> DirtyBits:
         """See `Region`."""
-        marks: Marks = getattr(self._learner.rates.arrays, f"{self._table}_dirty_V")
-        return marks
+        bits: DirtyBits = getattr(self._learner.rates.arrays, f"{self._table}_dirty_V")
+        return bits
 
     @property
     def row_bytes(self) -> int:
@@ -152,7 +152,7 @@ class CountsRegion:
 
 
 class KeptRegion:
-    """What the odds keep of the newest interactions, by place."""
+    """The inputs of the newest interactions that the odds keep, by place."""
 
     name = "kept"
 
@@ -166,7 +166,7 @@ class KeptRegion:
         return self._kept.rows.num_used
 
     @property
-    def marks(self) -> Marks:
+    def dirty(self) -> DirtyBits:
         """See `Region`."""
         return self._kept.rows.dirty_P
 
@@ -197,12 +197,6 @@ def copied(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
     if num and rows_U[-1] - rows_U[0] == num - 1:
         return column[rows_U[0] : rows_U[0] + num].copy()
     return np.asarray(column[rows_U])
-
-
-def _copied_tensor(column: torch.Tensor, rows_U: Int64) -> NDArray[Any]:
-    if column.device.type == "cpu":
-        return copied(column.numpy(), rows_U)
-    return np.asarray(column.index_select(0, torch.from_numpy(rows_U).to(column.device)).cpu().numpy())
 
 
 def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
@@ -265,7 +259,7 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:
-    """The producers' own names of items."""
+    """The producers' own ids of items."""
     return Entries(
         "names",
         lambda key: learner.names[key],

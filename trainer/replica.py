@@ -1,26 +1,33 @@
-"""The ranks without a learner: each keeps a copy of the network and computes shards of each step.
+"""The ranks without a learner: each keeps a copy of the network, or its share of the rows, and computes shards.
 
-A replica knows no keys, users or topics. It gets the whole network once, and with each step the rows that were added or
-removed since the last one; every rank applies the summed gradients by itself. A replica stores nothing: after a
-restart, rank 0 has the checkpoint.
+A replica knows no keys, users or topics. It gets its part of the network once, and with each step the rows that were
+added or removed since the last one. Of the summed gradients every rank applies those of what it has: at once where it
+has everything, and when rank 0 says so where rows are divided, since rank 0 asks for them as they were before the step.
+A replica stores nothing: after a restart, rank 0 has the checkpoint.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
+from model.share import WHOLE, Share
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.optim import AdamW
+from trainer.division import Ask, Exchange, told
+from trainer.optim import AdamW, lr_scale
 from trainer.shard_pass import Network, ShardPass, apply
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, TreeSum
 
@@ -35,7 +42,7 @@ FAILURES = (ArithmeticError, ValueError, IndexError)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
-    """Rows of a table, which of them belong to a key, and their weights. ``state_U``: None for rows that are new."""
+    """Rows of a table, which of them have a key, and their weights. ``state_U``: None if the rows are new."""
 
     rows_U: Int64
     live_U: NDArray[np.bool_]
@@ -43,31 +50,45 @@ class TableRows:
     state_U: Float32 | None = None
 
 
+Renewed = dict[str, list[TableRows]]
+"""By table, what has happened to rows, in order."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Whole:
-    """The whole network. ``dense``: the optimiser's state."""
+    """The network but for the tables' rows, which follow as `Renewed`. ``dense``: the optimiser's state; ``widths``: of
+    the tables; ``share``: which of their rows this rank holds."""
 
     model: ModelConfig
     trainer: TrainerConfig
     dense: dict[str, Float32]
-    tables: dict[str, tuple[int, TableRows]]
-    """With each table's width."""
+    widths: dict[str, int]
+    share: Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """A rank's shards of a step, and what has happened to the tables' rows since the last."""
+    """A rank's shards of a step, and how the tables' rows have changed since the last step.
+
+    ``wanted``: where rows are divided, by table, the places at this rank of those that each rank reads (`Exchange`).
+    """
 
     step: ShardedStep
     shards: list[Shard]
-    renewed: dict[str, TableRows]
+    renewed: Renewed
+    wanted: dict[str, list[Int64]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Apply the gradients of the step."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """What came of it. ``digest``: of the dense weights before the step, which must be equal everywhere.
+    """The results of a rank's work. ``digest``: of the dense weights before the step, which must be equal everywhere.
 
-    As arrays: the pickle of a tensor takes half a millisecond.
+    Results are arrays, since pickling a tensor takes half a millisecond.
     """
 
     arrays: list[tuple[Float32, Float32, Float32 | None]]
@@ -76,7 +97,7 @@ class Done:
 
     @staticmethod
     def of(outputs: list[ShardOutputs], digest: int, failure: Exception | None) -> Done:
-        """To be sent."""
+        """Results to send."""
         arrays = [
             (
                 each.query_SD.cpu().numpy(),
@@ -88,7 +109,7 @@ class Done:
         return Done(arrays, digest, "" if failure is None else f"{type(failure).__name__} ({failure})")
 
     def outputs(self, device: torch.device) -> list[ShardOutputs]:
-        """As they were."""
+        """The outputs as they were before they were sent."""
         return [
             ShardOutputs(
                 torch.from_numpy(query_SD).to(device), torch.from_numpy(logits_RK).to(device),
@@ -101,7 +122,7 @@ class Done:
 def network_of(
     model: ModelConfig, config: TrainerConfig, tables: dict[str, EmbeddingTable], device: torch.device
 ) -> Network:
-    """A network of its own, to be filled."""
+    """An empty network with its own memory."""
     made = HSTU(model, seed=config.seed).to(device)
     optimiser = AdamW(list(made.parameters()), config)
     direct = DirectStep(made, config) if config.backend == "auto" and device.type == "cpu" else None
@@ -109,19 +130,19 @@ def network_of(
 
 
 def digest_of(network: Network) -> int:
-    """Of the dense weights."""
+    """A digest of the dense weights."""
     return zlib.crc32(network.optimiser.flat.cpu().numpy().data)
 
 
 def run_shards(
-    network: Network, step: ShardedStep, shards: list[Shard], size: int
+    network: Network, step: ShardedStep, shards: list[Shard], size: int, leaves: dict[str, Tensor] | None = None
 ) -> tuple[SummedGradients, list[ShardOutputs], Exception | None]:
     """A rank's passes, its gradients added up. If one fails, they are NaN: no rank waits for another, and the
-    step is set aside."""
+    step is set aside. ``leaves``: the rows of each table that the step reads, where they come from elsewhere."""
     layout = SummedGradients(step, network.tables, len(network.optimiser.flat), size, network.device)
     total, outputs = TreeSum(), list[ShardOutputs]()
     try:
-        one = ShardPass(network, step, layout)
+        one = ShardPass(network, step, layout, leaves)
         for shard in shards:
             flat = layout.new()
             outputs.append(one(shard, flat))
@@ -133,52 +154,97 @@ def run_shards(
     return layout, outputs, None
 
 
+def sum_divided(ranks: Ranks, layout: SummedGradients, exchange: Exchange) -> dict[str, tuple[Int64, Tensor]]:
+    """Add up all ranks' gradients: those of the dense weights and the losses in ``layout``, and by table those of the
+    rows that this rank owns (`Exchange.summed`)."""
+    head = layout.head(layout.flat)
+    head.copy_(ranks.summed(F.pad(head, (0, -len(head) % ranks.size)))[: len(head)])
+    return exchange.summed(layout.rows(layout.flat))
+
+
 class Replica:
     """One rank without a learner: `run` until rank 0 ends it."""
 
     def __init__(self, ranks: Ranks, device: torch.device | str = "cpu") -> None:
         self._ranks, self._device = ranks, torch.device(device)
         self.network: Network | None = None
+        self._due: Callable[[], None] | None = None
 
     def run(self) -> None:
         """Do what rank 0 says. Raises `RanksError` if it is lost."""
         while (message := self._ranks.take()) is not None:
-            if isinstance(message, Whole):
-                self._become(message)
-            else:
-                self._work(message)
+            match message:
+                case Whole():
+                    self._become(message)
+                case Work():
+                    self._work(message)
+                case Ask():
+                    self._ranks.answer(told(self._tables, message))
+                case Learn():
+                    assert self._due is not None, "there is a step to learn"
+                    self._due()
+                case _:
+                    self._adopt(message)
+
+    @property
+    def _tables(self) -> dict[str, EmbeddingTable]:
+        assert self.network is not None, "rank 0 sends the network first"
+        return self.network.tables
 
     def _become(self, whole: Whole) -> None:
         config = whole.trainer
         tables = {
             name: EmbeddingTable(width, init_std=0.0, seed=0, salt=0, device=self._device, backend=config.backend)
-            for name, (width, _) in whole.tables.items()
+            for name, width in whole.widths.items()
         }
-        self.network = network_of(whole.model, config, tables, self._device)
+        if whole.share != WHOLE:
+            for table in tables.values():
+                table.divide(whole.share)
+        self.network, self._due = network_of(whole.model, config, tables, self._device), None
         self.network.optimiser.load_state_dict(whole.dense)
-        for name, (_, rows) in whole.tables.items():
-            adopt(tables[name], rows)
+
+    def _adopt(self, renewed: Renewed) -> None:
+        for name, parts in renewed.items():
+            for rows in parts:
+                adopt(self._tables[name], rows)
 
     def _work(self, work: Work) -> None:
-        network, ranks = self.network, self._ranks
-        assert network is not None, "rank 0 sends the whole network first"
-        for name, rows in work.renewed.items():
-            adopt(network.tables[name], rows)
+        ranks = self._ranks
+        self._adopt(work.renewed)
+        network = self.network
+        assert network is not None, "rank 0 sends the network first"
         digest = digest_of(network)
-        layout, outputs, failure = run_shards(network, work.step, work.shards, ranks.size)
+        if work.wanted is None:
+            layout, outputs, failure = run_shards(network, work.step, work.shards, ranks.size)
+            ranks.answer(Done.of(outputs, digest, failure))
+            layout.flat = ranks.summed(layout.flat)
+            apply(network, work.step, layout)
+            return
+        exchange = Exchange(ranks, network.tables, work.step.rows, work.wanted)
+        layout, outputs, failure = run_shards(network, work.step, work.shards, 1, exchange.leaves())
         ranks.answer(Done.of(outputs, digest, failure))
-        layout.flat = ranks.summed(layout.flat)
-        apply(network, work.step, layout)
+        rows = sum_divided(ranks, layout, exchange)
+        self._due = partial(apply_divided, network, work.step, layout, rows)
+
+
+def apply_divided(
+    network: Network, step: ShardedStep, layout: SummedGradients, rows: dict[str, tuple[Int64, Tensor]]
+) -> None:
+    """Learn the summed gradients of the dense weights, and those of the rows that this rank owns."""
+    scale = lr_scale(network.config, step.step)
+    for name, (places, gradient_MD) in rows.items():
+        network.tables[name].learn_at(places, gradient_MD, network.config.table_lr * scale)
+    network.optimiser.gradient.copy_(layout.dense(layout.flat))
+    network.optimiser.step(network.config.dense_lr * scale)
 
 
 def adopt(table: EmbeddingTable, rows: TableRows) -> None:
-    """Take rows over as they are."""
+    """Copy rows into a table as they are."""
     state_U = None if rows.state_U is None else torch.from_numpy(rows.state_U)
     table.put(rows.rows_U, rows.live_U, torch.from_numpy(rows.weight_UD), state_U)
 
 
-def rows_of(table: EmbeddingTable, rows_U: Int64, *, with_state: bool) -> TableRows:
+def rows_of(table: EmbeddingTable, rows_U: Int64) -> TableRows:
     """A copy of rows."""
-    where = torch.from_numpy(rows_U).to(table.weight.device)
-    state_U = table.state[where].cpu().numpy() if with_state else None
-    return TableRows(rows_U, table.live[rows_U], table.weight[where].cpu().numpy(), state_U)
+    weight_UD, state_U = table.read(rows_U)
+    return TableRows(rows_U, table.live[rows_U], weight_UD, state_U)

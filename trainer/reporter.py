@@ -121,7 +121,7 @@ class LagReporter(threading.Thread):
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 self._send(writer, self._topics.lag, LAG_KEY, value)
-                for name in self._around.forget_silent(int(time.time() * 1000)):  # each start may bring a new name
+                for name in self._around.forget_silent(int(time.time() * 1000)):  # each start may have a new name
                     self._send(writer, self._topics.status, name.encode(), None)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
 

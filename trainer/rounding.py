@@ -21,23 +21,23 @@ from trainer.rows import Arrays
 from wire.weights import Snapshot, TableRows
 
 UNIT = 2.0**-12
-"""The grid of the memory's weights. A score sums at most 60 of them, each off by up to half a unit in either direction,
-which changes it by about .0005."""
+"""The grid of the memory's weights. A score sums at most 60 of them, each off by up to half a unit, which changes it by
+about .0005."""
 _MOST_UNITS = 1 << 24
 """float32 represents no larger multiples exactly."""
 Int32 = NDArray[np.int32]
 
 
 class Rounding:
-    """What readers hold of the memory's weights; for the publishing thread only."""
+    """Rounds, and keeps the memory's weights as readers have them. For the publishing thread only."""
 
     def __init__(self) -> None:
         self._held_VN: Int32 = np.zeros((0, 0), np.int32)
         self.errors: dict[str, float] = {}
-        """By what the last version's rounding changed it most: a row, relative to its length; a weight, as it is."""
+        """The largest changes that rounding made to the last version: of a row, relative to its length; of a weight."""
 
     def round(self, snapshot: Snapshot, *, is_base: bool) -> Snapshot:
-        """A base or the next delta as it is published. Raises `UnsoundVersionError` where there is no room for it."""
+        """A base or the next delta as it is published. Raises `UnsoundVersionError` for numbers beyond its range."""
         self.errors = {}
         tables = {name: self._table(name, rows) for name, rows in snapshot.tables.items()}
         return replace(snapshot, tables=tables, memory=self._memory(snapshot.memory, is_base=is_base))
@@ -65,7 +65,7 @@ class Rounding:
         return {**exact, "weight_steps": planes_of(steps), "weight_unit": np.array([UNIT], np.float32)}
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
-        """As readers do (`model.memory.Memory.apply`): another width empties what they hold of the weights."""
+        """Resize as readers do (`model.memory.Memory.apply`): a new width sets their weights to zero."""
         held = self._held_VN
         if not keep or width != held.shape[1]:
             self._held_VN = np.zeros((capacity, width), np.int32)
@@ -87,13 +87,13 @@ def _weights_of(units: Int32) -> NDArray[np.float32]:
 
 
 def halved(rows: NDArray[np.floating]) -> NDArray[np.float16]:
-    """Rows in half precision; infinite where it has no room."""
+    """Rows in half precision; infinite beyond its range."""
     with np.errstate(over="ignore"):
         return rows.astype(np.float16)
 
 
 def rounded(snapshot: Snapshot) -> Snapshot:
-    """A base of exact weights as readers of a rounded one hold it."""
+    """An exact base as readers would hold it after rounding."""
     tables = {
         name: replace(table, rows=halved(table.rows).astype(np.float32)) for name, table in snapshot.tables.items()
     }
@@ -102,7 +102,7 @@ def rounded(snapshot: Snapshot) -> Snapshot:
 
 
 def planes_of(steps_n: Int32) -> NDArray[np.uint8]:
-    """(P, n): numbers with their sign in the lowest bit, byte by byte, in as few planes as hold them."""
+    """(P, n): numbers with their sign in the lowest bit, byte by byte, in as few planes as they fit into."""
     coded = ((steps_n << 1) ^ (steps_n >> 31)).view(np.uint32)
     num_planes = max(1, -(-int(coded.max(initial=0)).bit_length() // 8))
     return np.stack([(coded >> np.uint32(8 * plane)).astype(np.uint8) for plane in range(num_planes)])

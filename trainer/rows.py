@@ -21,7 +21,7 @@ from wire.tensors import Buffer, Tensors
 Arrays = dict[str, NDArray[Any]]
 NO_ROWS = np.zeros(0, np.int64)
 _UNMET = ("first", "last")
-"""Columns of the memory that are -1 where nothing was ever met."""
+"""Columns of the memory that are -1 for items that were never met."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +68,12 @@ class Columns:
         if not len(rows_U):
             return
         for name, values in columns.items():
-            column = self._room(name, int(rows_U[-1]) + 1 if _ascends(rows_U) else int(rows_U.max()) + 1, values)
+            column = self._column(name, int(rows_U[-1]) + 1 if _ascends(rows_U) else int(rows_U.max()) + 1, values)
             column[rows_U] = values
 
-    def _room(self, name: str, num_rows: int, like: NDArray[Any]) -> NDArray[Any]:
+    def _column(self, name: str, num_rows: int, like: NDArray[Any]) -> NDArray[Any]:
         held = self._columns.get(name)
-        if held is None or held.shape[1:] != like.shape[1:]:  # the width has changed: every row in use comes again
+        if held is None or held.shape[1:] != like.shape[1:]:  # the width has changed, so all rows in use follow
             held = np.zeros((0, *like.shape[1:]), like.dtype)
         if num_rows > len(held):
             grown = np.full((max(num_rows, 2 * len(held)), *like.shape[1:]), -1 if name in _UNMET else 0, like.dtype)
@@ -101,7 +101,7 @@ def _ascends(rows_U: NDArray[np.int64]) -> bool:
 
 
 def assembled(small: Arrays, pieces: Iterable[Piece]) -> Arrays:
-    """The arrays of a whole learner (`trainer.snapshot.learner_arrays`), from those that are small and from its rows.
+    """The arrays of a whole learner (`trainer.snapshot.learner_arrays`), from its small arrays and its rows.
 
     All rows count as unpublished: a trainer that continues from a checkpoint publishes a base first.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from model.marks import UNSAVED
+from model.dirty import UNSAVED
 from trainer.checkpoint import Checkpoint, CheckpointFolder, Draft, unwritable
 from trainer.regions import names_of, regions_of, users_of
 from trainer.rows import Piece
@@ -65,7 +65,7 @@ class Saver:
         num_bytes = sum(region.num_rows * region.row_bytes for region in regions)
         is_whole = (
             self._last is None
-            or not set(self._built_on) <= set(self._folder.steps())  # somebody has removed one
+            or not set(self._built_on) <= set(self._folder.steps())  # one of them was removed
             or self._num_increments >= MOST_INCREMENTS
             or self._increment_bytes >= self._whole_bytes
             or changes.left_bytes() > WHOLE_SHARE * num_bytes

@@ -40,8 +40,8 @@ class SetAside:
     def add(self, step: int, problem: Unsound, journal: Journal, checkpoint: int) -> None:
         """Set a step aside, and record it.
 
-        If the steps before it were set aside too, take that back, from ``checkpoint`` (the newest one's step) on, and
-        raise `UnsoundError`: a trainer with other settings may be able to learn them.
+        If the steps before it were set aside too, revoke that, from the newest checkpoint's step (``checkpoint``) on,
+        and raise `UnsoundError`: a trainer with other settings may be able to learn them.
         """
         self.steps.add(step)
         run = {step - back for back in range(MAX_SET_ASIDE)}

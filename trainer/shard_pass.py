@@ -40,7 +40,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.optimiser.flat.device
 
 
@@ -54,11 +54,16 @@ def apply(network: Network, step: ShardedStep, layout: SummedGradients) -> None:
 
 
 class ShardPass:
-    """The passes of a step's shards, one after the other."""
+    """The passes of a step's shards, one after the other.
 
-    def __init__(self, network: Network, step: ShardedStep, layout: SummedGradients) -> None:
+    ``leaves``: the rows of the step by table, where they are not in the network's tables.
+    """
+
+    def __init__(
+        self, network: Network, step: ShardedStep, layout: SummedGradients, leaves: dict[str, Tensor] | None = None
+    ) -> None:
         self._network, self._step, self._layout = network, step, layout
-        self._leaves = dict[str, Tensor]()
+        self._leaves = dict(leaves or {})
         self._live_V = network.tables[ITEMS].live[: step.num_rows].copy()
         self._live_V[:1] = False
 
@@ -76,7 +81,7 @@ class ShardPass:
             return self._by_autograd(shard, flat)
 
     def _directly(self, direct: DirectStep, shard: Shard, flat: Tensor) -> ShardOutputs:
-        """Beside autograd, which computes means over the shard: they are weighed to give sums over the step."""
+        """Without autograd. The means over the shard are weighted so that they add up over the step."""
         step, network, batch = self._step, self._network, shard.batch
         items = network.tables[ITEMS]
         leaves = [Leaf(items, step.rows_of(ITEMS), items.weight[: step.num_rows])]

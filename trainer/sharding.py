@@ -1,24 +1,32 @@
-"""How a learner computes a step in shards: some by itself, the others by the ranks that it trains with."""
+"""How a learner computes a step in shards: some by itself, the others by the ranks that it trains with.
+
+The ranks hold copies of all tables as long as a step may read all of their rows (the whole catalogue competes, or the
+memory compares every choice with it); beyond that they divide the rows (`model.share`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.embedding import EmbeddingTable
+from model.share import WHOLE, Share
 from model.tokens import ITEMS, side_inputs
 from trainer.batch import JaggedBatch
+from trainer.division import DividedRows, Exchange, wanted_of
 from trainer.errors import RanksError
 from trainer.evaluator import Forward, Leaf
 from trainer.frequency import FrequencyEstimator
-from trainer.replica import Done, TableRows, Whole, Work, digest_of, rows_of, run_shards
+from trainer.replica import Done, Learn, Renewed, TableRows, Whole, Work, digest_of, rows_of, run_shards, sum_divided
 from trainer.retrieval import RetrievalRows
 from trainer.shard_pass import Network
-from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, cut, joined
+from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, cut, joined, tables_of
 
 if TYPE_CHECKING:
     from trainer.ranks import Ranks
@@ -26,15 +34,24 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 
 
+BLOCK_ROWS = 1 << 16
+"""How many rows of a table one message takes to another rank."""
+
+
 class Sharding:
     """Steps of ``network`` in `TrainerConfig.shards`, of which each rank computes as many.
 
-    The other ranks get the network with the first step.
+    The other ranks get the network, or their shares of the rows, with the first step, and when that changes.
+    ``divide_above``: how many rows the item table has where ranks begin to divide the tables.
     """
 
-    def __init__(self, network: Network, frequency: FrequencyEstimator, ranks: Ranks | None) -> None:
+    def __init__(self, network: Network, frequency: FrequencyEstimator, ranks: Ranks | None, divide_above: int) -> None:
         self._network, self._frequency, self._ranks = network, frequency, ranks
-        self._have_it = False
+        self._divide_above = divide_above
+        self._is_divided: bool | None = None
+        """None: the others have nothing yet."""
+        self.num_row_bytes = 0
+        """Of the distinct rows that the steps so far have read."""
         if ranks is not None:
             for table in network.tables.values():
                 table.renewed = []
@@ -51,17 +68,18 @@ class Sharding:
         side_nF = self._side_rows(batch, number, now_ms)
         step = self._common(batch, number, chosen, target_row_R, side_nF)
         shards = cut(batch, number, network.config.shards, input_rows_n, target_row_R, prior_RPK, side_nF)
-        summed, outputs = self._compute(step, shards)
+        summed, leaves, outputs = self._compute(step, shards)
         retrieval, ranking = summed.losses(summed.flat)
-        leaves = [
-            Leaf(network.tables[name], step.rows_of(name), gradient_UD, direct_UD=gradient_UD)
-            for name, gradient_UD in summed.rows(summed.flat).items()
-        ]
         network.optimiser.gradient.copy_(summed.dense(summed.flat))
         return Forward(
             outputs.query_SD, outputs.query_SD.new_zeros((0, 0)), False, outputs.logits_RK, target_row_R, retrieval,
             leaves, ranking, outputs.logit_SV, has_gradients=True,
         )  # fmt: skip
+
+    def learn(self) -> None:
+        """Have the others apply the step's gradients, unless they have done so already."""
+        if self._ranks is not None and self._is_divided:
+            self._ranks.give([Learn()] * len(self._ranks.others))
 
     def _side_rows(self, batch: JaggedBatch, number: int, now_ms: int) -> dict[str, Int64]:
         """(n, F) the rows of the tables that are summed into side inputs."""
@@ -88,62 +106,160 @@ class Sharding:
         num_rows = items.num_rows if chosen.exact else 0
         return ShardedStep(number, batch.num_targets, len(learned_row_S), num_rows, rows, drawn_S, log_draws_S)
 
-    def _compute(self, step: ShardedStep, shards: Sequence[Shard]) -> tuple[SummedGradients, ShardOutputs]:
-        """All shards' gradients added up, and their outputs."""
+    def _compute(self, step: ShardedStep, shards: Sequence[Shard]) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
+        """All shards' gradients added up, those of the rows that are here, and all shards' outputs."""
         network, ranks = self._network, self._ranks
-        size = 1 if ranks is None else ranks.size
-        each = len(shards) // size
-        parts = [list(shards[rank * each : (rank + 1) * each]) for rank in range(size)]
-        if ranks is not None:
-            self._give(ranks, step, parts)
-        summed, outputs, failure = run_shards(network, step, parts[0], size)
-        if ranks is not None:
-            found = ranks.answers()
-            summed.flat = ranks.summed(summed.flat)
-            self._check(step, found, ranks)
-            outputs = [*outputs, *(output for done in found for output in done.outputs(network.device))]
-            failure = failure or next((ArithmeticError(done.problem) for done in found if done.problem), None)
-        if failure is not None:
-            raise failure
-        return summed, joined(outputs)
+        if ranks is None:
+            summed, outputs, failure = run_shards(network, step, list(shards), 1)
+            return _unless(failure, summed, self._leaves_of(step, summed), outputs)
+        self.num_row_bytes += sum(4 * network.tables[name].width * len(step.rows_of(name)) for name in tables_of(step))
+        each = len(shards) // ranks.size
+        parts = [list(shards[rank * each : (rank + 1) * each]) for rank in range(ranks.size)]
+        self._share_out(ranks, divided=self._divides(step))
+        if self._is_divided:
+            return self._compute_divided(ranks, step, parts)
+        ranks.give([Work(step, part, self._renewed(WHOLE)) for part in parts[1:]])
+        self._forget_renewed()
+        summed, outputs, failure = run_shards(network, step, parts[0], ranks.size)
+        found = ranks.answers()
+        summed.flat = ranks.summed(summed.flat)
+        outputs, failure = self._joined(step, outputs, failure, found, ranks)
+        return _unless(failure, summed, self._leaves_of(step, summed), outputs)
 
-    def _give(self, ranks: Ranks, step: ShardedStep, parts: list[list[Shard]]) -> None:
-        tables = self._network.tables
-        if not self._have_it:
-            ranks.give([self._whole()] * len(ranks.others))
-            self._have_it = True
-        renewed = {name: _renewed(table) for name, table in tables.items() if table.renewed}
-        for table in tables.values():
-            table.renewed = []
-        ranks.give([Work(step, part, renewed) for part in parts[1:]])
+    def _compute_divided(
+        self, ranks: Ranks, step: ShardedStep, parts: list[list[Shard]]
+    ) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
+        network, shares = self._network, self._shares(ranks)
+        reads = [rows_read(step, part) for part in parts]
+        wanted = [{name: wanted_of([each[name] for each in reads], share) for name in step.rows} for share in shares]
+        for name, rows_U in step.rows.items():
+            network.tables[name].touch(rows_U)
+        ranks.give(
+            [
+                Work(replace(step, rows=rows), part, self._renewed(share), each)
+                for rows, part, share, each in zip(reads[1:], parts[1:], shares[1:], wanted[1:], strict=True)
+            ]
+        )
+        self._forget_renewed()
+        exchange = Exchange(ranks, network.tables, reads[0], wanted[0])
+        mine = replace(step, rows=reads[0])
+        summed, outputs, failure = run_shards(network, mine, parts[0], 1, exchange.leaves())
+        found = ranks.answers()
+        rows = sum_divided(ranks, summed, exchange)
+        outputs, failure = self._joined(step, outputs, failure, found, ranks)
+        leaves = [
+            Leaf(network.tables[name], places * ranks.size, gradient_MD, direct_UD=gradient_MD)
+            for name, (places, gradient_MD) in rows.items()
+        ]
+        return _unless(failure, summed, leaves, outputs)
 
-    def _whole(self) -> Whole:
-        network = self._network
-        for table in network.tables.values():
-            table.renewed = []
-        tables = {
-            name: (table.width, rows_of(table, np.arange(table.num_rows), with_state=True))
-            for name, table in network.tables.items()
-        }
-        return Whole(network.model.config, network.config, network.optimiser.state_dict(), tables)
+    def _leaves_of(self, step: ShardedStep, summed: SummedGradients) -> list[Leaf]:
+        return [
+            Leaf(self._network.tables[name], step.rows_of(name), gradient_UD, direct_UD=gradient_UD)
+            for name, gradient_UD in summed.rows(summed.flat).items()
+        ]
+
+    def _joined(
+        self, step: ShardedStep, outputs: list[ShardOutputs], failure: Exception | None, found: list[Done], ranks: Ranks
+    ) -> tuple[list[ShardOutputs], Exception | None]:
+        """The outputs of all ranks, and the first failure, if any."""
+        self._check(step, found, ranks)
+        theirs = [output for done in found for output in done.outputs(self._network.device)]
+        problem = next((done.problem for done in found if done.problem), "")
+        return [*outputs, *theirs], failure or (ArithmeticError(problem) if problem else None)
+
+    # Who holds what
+
+    def _divides(self, step: ShardedStep) -> bool:
+        is_large = self._network.tables[ITEMS].num_rows > self._divide_above
+        return is_large and not step.exact and self._network.device.type == "cpu"
+
+    @staticmethod
+    def _shares(ranks: Ranks) -> list[Share]:
+        return [Share(rank, ranks.size) for rank in range(ranks.size)]
+
+    def _share_out(self, ranks: Ranks, *, divided: bool) -> None:
+        """Give the others everything, or what is theirs, unless they have it."""
+        if divided == self._is_divided:
+            return
+        network, tables = self._network, self._network.tables
+        if self._is_divided:
+            for table in tables.values():
+                table.unite()
+        self._forget_renewed()
+        widths, dense = {name: table.width for name, table in tables.items()}, network.optimiser.state_dict()
+        shares = self._shares(ranks) if divided else [WHOLE] * ranks.size
+        ranks.give([Whole(network.model.config, network.config, dense, widths, share) for share in shares[1:]])
+        for name, table in tables.items():
+            for start in range(0, table.num_rows, BLOCK_ROWS * (ranks.size if divided else 1)):
+                self._give_rows(ranks, shares, name, start)
+        if divided:
+            for name, table in tables.items():
+                table.divide(shares[0], DividedRows(ranks, tables, name, self._tell_renewed))
+        self._is_divided = divided
+
+    def _give_rows(self, ranks: Ranks, shares: list[Share], name: str, start: int) -> None:
+        """A block of a table, from row ``start`` on."""
+        table, size = self._network.tables[name], shares[0].size
+        stop = min(table.num_rows, start + BLOCK_ROWS * size)
+        given = [rows_of(table, np.arange(start + share.rank, stop, size)) for share in shares[1:]]
+        ranks.give([{name: [rows]} for rows in given])
+
+    def _renewed(self, share: Share) -> Renewed:
+        """What has happened since the others were last told, to the rows of a share."""
+        tables = self._network.tables.items()
+        return {name: [_part(table, *each, share) for each in table.renewed] for name, table in tables if table.renewed}
+
+    def _tell_renewed(self) -> None:
+        """Tell the others what has happened to rows since the last step."""
+        ranks = self._ranks
+        if ranks is not None and any(table.renewed for table in self._network.tables.values()):
+            ranks.give([self._renewed(share) for share in self._shares(ranks)[1:]])
+            self._forget_renewed()
+
+    def _forget_renewed(self) -> None:
+        if self._ranks is not None:
+            for table in self._network.tables.values():
+                table.renewed = []
 
     def _check(self, step: ShardedStep, found: list[Done], ranks: Ranks) -> None:
         ours = digest_of(self._network)
         if not torch.isfinite(self._network.optimiser.flat).all():
-            return  # the losses will say so, and the step to blame is set aside
+            return  # the losses will show it, and the step is set aside
         for rank, done in zip(ranks.others, found, strict=True):
             if done.digest != ours:
                 raise RanksError(
-                    f"step {step.step}: the weights of rank {rank} differ from those of rank 0, which must not be: a "
-                    "fault of a machine's memory, or of this build. Start again from the checkpoint; if it comes back, "
-                    "train with one process"
+                    f"step {step.step}: the weights of rank {rank} differ from those of rank 0, which must never "
+                    "happen: a machine's memory is faulty, or this build is. Start again from the checkpoint; if it "
+                    "happens again, train with one process"
                 )
 
 
-def _renewed(table: EmbeddingTable) -> TableRows:
-    """The rows that have come or gone since the last step."""
-    assert table.renewed is not None
-    return rows_of(table, np.unique(np.concatenate(table.renewed)), with_state=False)
+def _part(table: EmbeddingTable, rows_U: Int64, weight_UD: Tensor | None, share: Share) -> TableRows:
+    """What has happened to those rows of a share: they are new, with these weights, or belong to no key any more."""
+    own = np.flatnonzero(share.is_own(rows_U))
+    is_live = weight_UD is not None
+    weights = np.zeros((len(own), table.width), np.float32) if weight_UD is None else weight_UD.cpu().numpy()[own]
+    return TableRows(rows_U[own], np.full(len(own), is_live), weights)
+
+
+def rows_read(step: ShardedStep, shards: Sequence[Shard]) -> dict[str, Int64]:
+    """By table, the rows that some of a step's shards read, ascending."""
+    items = [each for shard in shards for each in (shard.row_n, shard.target_row_R)]
+    sides = {
+        name: np.unique(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
+        for name in step.rows
+        if name != ITEMS
+    }
+    return {ITEMS: np.unique(np.concatenate([*items, step.drawn_S])), **sides}
+
+
+def _unless(
+    failure: Exception | None, summed: SummedGradients, leaves: list[Leaf], outputs: list[ShardOutputs]
+) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
+    if failure is not None:
+        raise failure
+    return summed, leaves, joined(outputs)
 
 
 def in_use(table: EmbeddingTable, keys: Int64) -> bool:

@@ -27,8 +27,8 @@ Int64 = NDArray[np.int64]
 class Shard:
     """Some of a step's users, as the network needs them: rows instead of keys.
 
-    ``row_n``: of the interactions' items; ``target_row_R``: of the targets', 0 where there is none; ``side_nF``: for
-    each other table the rows that are added to an interaction's token. ``seed``: of dropout.
+    ``row_n``: the interactions' items; ``target_row_R``: the targets', 0 if there is none; ``side_nF``: for each other
+    table, the rows that are added to an interaction's token. ``seed``: for dropout.
     """
 
     seed: int
@@ -90,9 +90,9 @@ class SummedGradients:
     def __init__(
         self, step: ShardedStep, tables: dict[str, EmbeddingTable], num_dense: int, multiple: int, device: torch.device
     ) -> None:
-        shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in _tables_of(step)}
+        shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in tables_of(step)}
         length = self.NUM_LOSSES + num_dense + sum(rows * width for rows, width in shapes.values())
-        self.num_row_bytes = 4 * (length - self.NUM_LOSSES - num_dense)
+
         self._num_dense, self._shapes = num_dense, shapes
         self._length, self._device = -(-length // multiple) * multiple, device
         self.flat = torch.zeros(0)
@@ -101,8 +101,12 @@ class SummedGradients:
         """A vector of zeros, for one shard."""
         return torch.zeros(self._length, device=self._device)
 
+    def head(self, flat: Tensor) -> Tensor:
+        """What every rank gets the sum of, whoever has the rows: losses, and the dense weights' gradient."""
+        return flat[: self.NUM_LOSSES + self._num_dense]
+
     def losses(self, flat: Tensor) -> Tensor:
-        """(2,) of retrieval and ranking."""
+        """(2,) the losses of retrieval and ranking."""
         return flat[: self.NUM_LOSSES]
 
     def dense(self, flat: Tensor) -> Tensor:
@@ -118,7 +122,8 @@ class SummedGradients:
         return found
 
 
-def _tables_of(step: ShardedStep) -> list[str]:
+def tables_of(step: ShardedStep) -> list[str]:
+    """The tables that a step reads."""
     return [ITEMS, *(name for name in step.rows if name != ITEMS)]
 
 
@@ -141,6 +146,14 @@ class TreeSum:
         """The sum."""
         ((_, flat),) = self._branches
         return flat
+
+
+def added(parts_NL: Tensor) -> Tensor:
+    """(N, …) → (…): their sum, as a tree; overwrites them."""
+    total = TreeSum()
+    for part in parts_NL:
+        total.add(part)
+    return total.total
 
 
 def bounds_of(batch: JaggedBatch, num_shards: int) -> Int64:

@@ -39,7 +39,7 @@ def learner_arrays(learner: Learner) -> Arrays:
 
 
 def small_arrays(learner: Learner) -> Arrays:
-    """A copy of what is no region's (`trainer.regions`), and how many rows each region has.
+    """A copy of what belongs to no region (`trainer.regions`), and how many rows each region has.
 
     With the rows, it is all of `learner_arrays` (`trainer.rows.assembled`).
     """

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from trainer.rows import Piece
 from trainer.step import Learner, StepReport
@@ -37,10 +36,10 @@ def unsound_step(report: StepReport) -> Unsound | None:
 
 
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
-    """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
+    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it."""
     for example in examples:
         if example.mark is not None:
-            learner.obey([example])
+            learner.apply_marks([example])
             continue
         learner.histories.fold(example)
         learner.learn_names(example.names)
@@ -52,7 +51,7 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
 def unsound_learner(learner: Learner) -> Unsound | None:
     """Check the dense weights, the tables, the memory, and what the model predicts with them: everything."""
     for name, table in learner.tables.items():
-        if not (_is_finite(table.weight[: table.num_rows]) and _is_finite(table.state[: table.num_rows])):
+        if not table.is_finite():
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
@@ -63,7 +62,7 @@ def unsound_learner(learner: Learner) -> Unsound | None:
 
 @torch.no_grad()
 def unsound_core(learner: Learner) -> Unsound | None:
-    """Check what belongs to no row, and predictions; rows are checked as they are copied (`unsound_piece`)."""
+    """Check everything but the rows, and predictions; rows are checked as they are copied (`unsound_piece`)."""
     for name, parameter in learner.model.named_parameters():
         if not _is_finite(parameter):
             return Unsound(f"dense weights {name}")
@@ -94,14 +93,15 @@ def _probe(learner: Learner) -> torch.Tensor:
     model, device = learner.model, learner.device
     num_live = learner.items.num_live
     probed = learner.items.live_at(np.arange(max(0, num_live - NUM_PROBED), num_live))
-    rows = torch.from_numpy(np.append(np.zeros(1, np.int64), probed)).to(device)
-    kinds_nK = torch.ones((len(rows), len(learner.model_config.kinds)), device=device)
-    value_n = torch.ones(len(rows), device=device)
-    item_nM = model.item_inputs(F.embedding(rows, learner.items.weight), None)
+    weight_UD, _ = learner.items.read(np.append(np.zeros(1, np.int64), probed))
+    rows_UD = torch.from_numpy(weight_UD).to(device)
+    kinds_nK = torch.ones((len(rows_UD), len(learner.model_config.kinds)), device=device)
+    value_n = torch.ones(len(rows_UD), device=device)
+    item_nM = model.item_inputs(rows_UD, None)
     x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
-    time_T = 1000 * (1 + torch.arange(2 * len(rows), device=device) // 2)
-    offsets = torch.tensor([0, 2 * len(rows)], device=device)
+    time_T = 1000 * (1 + torch.arange(2 * len(rows_UD), device=device) // 2)
+    offsets = torch.tensor([0, 2 * len(rows_UD)], device=device)
     y_TM = model.encode(x_TM, offsets, time_T, time_T, backend=learner.config.backend)
     query_TD = model.retrieval_query(torch.cat([y_TM, model.start_M[None]]))
-    table_UD = model.retrieval_table(F.embedding(rows, learner.items.weight))
+    table_UD = model.retrieval_table(rows_UD)
     return torch.cat([model.rank_logits(y_TM, None).flatten(), (query_TD @ table_UD.T).flatten()])

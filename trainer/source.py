@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Untrained:
     """Where an example that is not trained yet is in its topic."""
 
     number: int
@@ -57,24 +57,24 @@ class Mark:
     covered_offset: int
 
 
-class Marks:
+class PositionTracker:
     """Turns the numbers of trained examples into positions."""
 
     def __init__(self, positions: dict[int, Position]) -> None:
         self.positions = positions
-        self._marks: dict[int, deque[Mark]] = {}
+        self._untrained: dict[int, deque[Untrained]] = {}
 
     def add(self, example: Example, offset: int) -> None:
         """Note an example that was handed to the trainer, and its offset."""
-        mark = Mark(example.number, offset, example.writer_epoch, example.replay_from_offset - 1)
-        self._marks.setdefault(example.partition, deque()).append(mark)
+        untrained = Untrained(example.number, offset, example.writer_epoch, example.resume_from_offset - 1)
+        self._untrained.setdefault(example.partition, deque()).append(untrained)
 
     def trained(self, step: PlanStep) -> None:
         """Move the positions past a step's examples."""
         for partition, _, last in step:
-            marks = self._marks[partition]
-            while marks and marks[0].number <= last:
-                mark = marks.popleft()
+            waiting = self._untrained[partition]
+            while waiting and waiting[0].number <= last:
+                done = waiting.popleft()
                 self.positions[partition] = Position(
-                    mark.number + 1, mark.offset + 1, mark.writer_epoch, mark.covered_offset
+                    done.number + 1, done.offset + 1, done.writer_epoch, done.covered_offset
                 )

@@ -38,9 +38,9 @@ from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
 from trainer.losses import mean_or_zero, ranking_loss
+from trainer.memory_pass import MemoryPass
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
-from trainer.recall import Recall
 from trainer.shard_pass import Network
 from trainer.sharding import Sharding
 from wire.example import Example, Mark
@@ -94,7 +94,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.recall = Recall(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -102,7 +102,9 @@ class Learner:
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
         self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
-        sharding = Sharding(self.network, self.frequency, ranks) if trainer.shards > 1 else None
+        sharding = None
+        if trainer.shards > 1:
+            sharding = Sharding(self.network, self.frequency, ranks, self.memory_pass.exact_rows)
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
@@ -115,7 +117,7 @@ class Learner:
         self.newest_record_ms = 0
 
     def _direct_step(self) -> DirectStep | None:
-        """The way of steps that fit it, where there is one: on the CPU, with the kernels."""
+        """The pass for steps that fit it; None on a GPU, or without the kernels."""
         is_possible = self.device.type == "cpu" and self.config.backend == "auto"
         return DirectStep(self.model, self.config) if is_possible else None
 
@@ -139,7 +141,7 @@ class Learner:
         """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
         if examples[0].mark is not None:
-            self.obey(examples)
+            self.apply_marks(examples)
             return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
@@ -154,33 +156,33 @@ class Learner:
         ranking = forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
-        loss = retrieval + self.config.rank_weight * ranking
         if forward.value_R is not None:
-            loss = loss + self.config.value_weight * self._value_loss(batch, forward.value_R)
+            forward.value_loss = self._value_loss(batch, forward.value_R)
         if self._is_memory_there:
-            launched = self.recall.launch(whole, forward, seen_rows_n)
-            self._learn(forward, loss)
+            launched = self.memory_pass.launch(whole, forward, seen_rows_n)
+            self._learn(forward, ranking)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
         elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
-            asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
-            pending = self._memory_thread.submit(self.recall.answer, whole, asked)
-            self._learn(forward, loss)
+            asked = list(self.memory_pass.ask(whole, forward, seen_rows_n, self.num_interactions))
+            pending = self._memory_thread.submit(self.memory_pass.answer, whole, asked)
+            self._learn(forward, ranking)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
         else:
-            recalled, ranked = self._recall(whole, forward, seen_rows_n), self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, recalled, num_known, seen_rows_n, self.num_steps)
-            self._learn(forward, loss)
+            choices = self._predict_choices(whole, forward, seen_rows_n)
+            ranked = self._rank(whole, forward, seen_rows_n)
+            self.evaluator.count(whole, ranked, choices, num_known, seen_rows_n, self.num_steps)
+            self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
-    def obey(self, marks: Sequence[Example]) -> None:
-        """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
+    def apply_marks(self, marks: Sequence[Example]) -> None:
+        """Forget the users and items that are marked. What was learned from users stays in the weights and counts."""
         for each in marks:
-            self.histories.obey(each)
+            self.histories.apply_mark(each)
             if each.mark is Mark.ITEM:
                 self.remove_items({each.marked_item})
             elif each.mark is Mark.ITEM_BACK:
@@ -188,7 +190,7 @@ class Learner:
             self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
 
     def remove_items(self, item_hashes: Collection[int]) -> None:
-        """Drop these items' rows, with all that is known of them, and learn of none of them again."""
+        """Drop these items' rows, with everything known about them, and never learn them again."""
         gone = sorted(set(item_hashes) - self.items.blocked)
         self.memory.grow(self.items.num_rows)
         self._release(self.items.block(np.array(gone, np.int64)))
@@ -205,12 +207,12 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.recall`)."""
-        return self.recall.answer(batch, self.recall.ask(batch, forward, seen_rows_n, self.num_interactions))
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
+        """Have the memory predict, count and learn the batch; the outcomes of the choices (`trainer.memory_pass`)."""
+        return self.memory_pass.answer(batch, self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions))
 
     def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
-        """The odds of each kind are asked, learned and counted, in the order of the targets' times."""
+        """Have the odds predict, learn and count each kind, in the order of the targets' times."""
         by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
         logit_RK = self.rates.learn(
             self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()), batch.key_R
@@ -218,7 +220,7 @@ class Learner:
         return Ranked(probability(logit_RK), by_rate_RK)
 
     def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
-        """What the rates are told and asked of a batch's targets."""
+        """A batch's targets as events for the rates to predict and learn."""
         target_R = batch.target_R
         owner_R = batch.owner_n[target_R]
         alike_nL = alike_of(batch.domain_n, batch.feature_nF, self.model_config)
@@ -260,7 +262,8 @@ class Learner:
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
-        """`ForwardPass` at the next step. ``whole``: if ``batch`` has not all that is known of its users."""
+        """`ForwardPass` at the next step. ``whole``: the same targets with all that is known of their users, if
+        ``batch`` has less."""
         return self.forward_pass(batch, whole or batch, self.num_steps, now_ms)
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
@@ -277,9 +280,14 @@ class Learner:
             self.model.value_mean.fill_(self.metrics.values.mean)
         return mean_or_zero((expected - given).square())
 
-    def _learn(self, forward: Forward, loss: Tensor) -> None:
+    def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
+            loss = forward.retrieval_loss + self.config.rank_weight * ranking
+            if forward.value_loss is not None:
+                loss = loss + self.config.value_weight * forward.value_loss
             torch.autograd.backward(loss)
+        if self.forward_pass.sharding is not None:
+            self.forward_pass.sharding.learn()
         scale = lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
             if (gradient_UD := leaf.gradient_UD) is not None:
@@ -304,7 +312,7 @@ class Learner:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """What producers call items, for versions and checkpoints."""
+        """Learn the producers' ids of items, for versions and checkpoints."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
 

@@ -1,7 +1,7 @@
 """Copies a learner in slices between its steps, into one consistent snapshot.
 
 Rows are copied a slice at a time while training continues. A row that changes after it was copied is marked dirty
-(`model.marks`) and copied again, as often as it takes. As soon as the rest fits into one slice, it is copied between
+(`model.dirty`) and copied again, as often as it takes. As soon as the rest fits into one slice, it is copied between
 two steps, and all pieces together are the learner at that moment. (This is the pre-copy method of Clark et al., "Live
 migration of virtual machines", NSDI 2005.) The learner and its copy never share a row, and no step has to announce what
 it will change.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.marks import clear, is_marked
+from model.dirty import clear, is_dirty
 from trainer.regions import Entries, Region
 from trainer.rows import NO_ROWS, Arrays, Piece
 
@@ -70,7 +70,7 @@ class Sweep:
 
     def left_bytes(self) -> int:
         """Bytes of the rows and entries that are dirty."""
-        rows = sum(len(rows_U) * region.row_bytes for region, rows_U in self._marked())
+        rows = sum(len(rows_U) * region.row_bytes for region, rows_U in self._dirty())
         return rows + sum(each.num_changed * each.ENTRY_BYTES for each in self._entries)
 
     # The first pass: rows one after the other
@@ -99,12 +99,12 @@ class Sweep:
 
     # Then what has changed
 
-    def _marked(self) -> Iterator[tuple[Region, Int64]]:
+    def _dirty(self) -> Iterator[tuple[Region, Int64]]:
         for region in self._regions:
-            yield region, np.flatnonzero(is_marked(region.marks[: region.num_rows], self._bit))
+            yield region, np.flatnonzero(is_dirty(region.dirty[: region.num_rows], self._bit))
 
     def _take_changed(self, budget: int) -> None:
-        for region, rows_U in self._marked():
+        for region, rows_U in self._dirty():
             size = max(1, MOST_PIECE_BYTES // region.row_bytes)
             for start in range(0, len(rows_U), size):
                 if budget <= 0:
@@ -118,11 +118,11 @@ class Sweep:
 
     def _take(self, region: Region, rows_U: Int64) -> int:
         columns = region.take(rows_U)
-        marks = region.marks
+        dirty = region.dirty
         if len(rows_U) and rows_U[-1] - rows_U[0] == len(rows_U) - 1:
-            clear(marks[rows_U[0] : rows_U[-1] + 1], self._bit)
+            clear(dirty[rows_U[0] : rows_U[-1] + 1], self._bit)
         else:
-            marks[rows_U] &= np.uint8(0xFF ^ self._bit)
+            dirty[rows_U] &= np.uint8(0xFF ^ self._bit)
         return self._emit(region.name, rows_U, columns)
 
     def _emit(self, region: str, rows_U: Int64, columns: Arrays) -> int:

@@ -107,7 +107,7 @@ def newest_weights(
     records: Iterable[Any], until: tuple[int, int] | None = None
 ) -> tuple[Weights | None, list[Manifest]]:
     """Records of the weights topic, from a base on → the newest weights in them, and the valid manifests; both up to
-    the version ``until``, if one is given and comes."""
+    the version ``until``, if it is given and found."""
     assembler, weights, manifests = VersionAssembler(), None, list[Manifest]()
     for record in records:
         version = assembler.feed(record.key, record.headers, record.value)

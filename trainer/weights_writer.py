@@ -23,7 +23,7 @@ SEND_TIMEOUT_S = 20
 
 
 class WeightsWriter:
-    """The connections of the leader, made when they are needed. Every call may raise what the broker refuses."""
+    """The leader's connections, made when they are needed. Every call may raise the broker's errors."""
 
     def __init__(self, kafka: KafkaConfig, chunk_bytes: int) -> None:
         self._kafka, self._chunk_bytes = kafka, chunk_bytes
@@ -70,7 +70,7 @@ class WeightsWriter:
     def send_chunks(self, number: int, blob: Tensors) -> int:
         """Send a version's chunks; returns the offset of the first.
 
-        Only a few are on their way at a time: the rest needs no memory but the blob's arrays.
+        Only a few are in flight at a time; the others need no memory beyond the blob's arrays.
         """
         writer, key = self._made_producer(), version_key(self.epoch, number)
         sends, first_offset = deque[Any](), -1
@@ -96,7 +96,7 @@ class WeightsWriter:
         try:
             return send.get(SEND_TIMEOUT_S)
         except KafkaError:
-            # The producer may still hold the failed batch; a new one starts clean. Readers ignore repeated chunks.
+            # The producer may still hold the failed batch; a new one does not. Readers ignore repeated chunks.
             if self._producer is not None:
                 self._producer.close(timeout=0)
                 self._producer = None

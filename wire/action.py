@@ -21,13 +21,13 @@ from wire.action_json import (
     MAX_INT,
     MAX_KEY_LEN,
     MAX_VALUE,
-    Order,
+    ForgetRequest,
     Reason,
     Refused,
     Wire,
     check,
     decode_free,
-    order_of,
+    forget_request_of,
     refuse,
 )
 from wire.config import ActionConfig
@@ -63,15 +63,15 @@ class Rejection(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-Decoded = list[Action | Rejection | Order]
+Decoded = list[Action | Rejection | ForgetRequest]
 _one = msgspec.json.Decoder(Wire)
 _many = msgspec.json.Decoder(list[Wire])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
-    """The actions of a record in order, with a `Rejection` in place of each refused one; or its one `Order`. Never
-    raises.
+    """The actions of a record in order, with a `Rejection` in place of each refused one; or its one `ForgetRequest`.
+    Never raises.
 
     ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
@@ -112,11 +112,11 @@ def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decode
     return [_decode_element(bytes(raw), index, record_ms, config) for index, raw in enumerate(elements)]
 
 
-def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection | Order:
+def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection | ForgetRequest:
     try:
         content = decode_free(raw)
-        if index == WHOLE and (order := order_of(content)) is not None:
-            return order
+        if index == WHOLE and (request := forget_request_of(content)) is not None:
+            return request
         return _action(check(content), record_ms, config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _malformed(error, index, raw)

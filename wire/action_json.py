@@ -21,7 +21,7 @@ Reason = Literal[
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
 MAX_EXACT = (1 << 53) - 1
-"""Above it, a float stands for several integers: an id that became one is some other id by now."""
+"""Above this, a float stands for several integers: an id that was converted to one may have become another id."""
 MAX_VALUE = 3.4028234663852886e38
 """The largest float32."""
 _KEY = "a string or an integer"
@@ -75,22 +75,22 @@ class _Unrepresentable(msgspec.Struct):
     message: str
 
 
-class Order(msgspec.Struct, frozen=True):
+class ForgetRequest(msgspec.Struct, frozen=True):
     """``{"forget": true, "user": …}`` or ``{"forget": true, "item": …}``: in a record of its own, never in a list.
-    ``{"forget": false, "item": …}`` revokes an item's. ``user``: canonical; empty for an item's order."""
+    ``{"forget": false, "item": …}`` revokes an item's request. ``user``: canonical; empty if it is about an item."""
 
     user: str
     item: str | int = ""
     is_back: bool = False
 
 
-def order_of(content: Any) -> Order | None:
-    """The order in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""
+def forget_request_of(content: Any) -> ForgetRequest | None:
+    """The request in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""
     if not isinstance(content, dict) or "forget" not in content or "action" in content:
         return None
     forget, fields = content["forget"], [name for name in ("user", "item") if content.get(name) is not None]
     if not isinstance(forget, bool) or len(fields) != 1:
-        refuse("bad_value", "forget: expected true (or false, for an item), and either user or item; correct the order")
+        refuse("bad_value", "forget: expected true (or false, for an item), and either user or item; correct it")
     key = _check_key(content[fields[0]], fields[0])
     text = canonical(key)
     if isinstance(key, int) and not -MAX_INT - 1 <= key <= MAX_INT:
@@ -101,10 +101,10 @@ def order_of(content: Any) -> Order | None:
         refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
                f"{len(text)}")  # fmt: skip
     if fields[0] == "item":
-        return Order("", key, is_back=not forget)
+        return ForgetRequest("", key, is_back=not forget)
     if not forget:
-        refuse("bad_value", "forget: a user who was forgotten cannot be brought back; leave the order out")
-    return Order(text)
+        refuse("bad_value", "forget: a user who was forgotten cannot be brought back; leave it out")
+    return ForgetRequest(text)
 
 
 def check(content: Any) -> Wire:

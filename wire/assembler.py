@@ -17,7 +17,7 @@ class VersionAssembler:
     """Assembles versions from records in log order; yields only complete, verified ones, increasing in (epoch, number).
 
     Others (torn, corrupt, older than the last one, of a fenced epoch) are dropped, and the reason goes to ``on_drop``.
-    Yields deltas whether or not the reader holds what they build on (`Manifest.follows`).
+    Deltas are yielded whether or not the reader holds what they build on (`Manifest.follows`).
     """
 
     on_drop: Callable[[str], None] = field(default=logger.warning)

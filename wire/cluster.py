@@ -2,7 +2,7 @@
 
 After a partition has moved, its old owner may still report it. So the newest report of a partition is the last in the
 topic of those with the highest writer epoch; of a server or a trainer it is the last. The reporters' clocks decide
-nothing: what one that stands an hour ahead says is a report like any other, and as old as it is since it was heard.
+nothing: a report whose clock is an hour ahead is a report like any other, and its age is the time since it was heard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStat
 SILENT_MS = 10_000
 """A process that has been silent for this long is not live."""
 FORGOTTEN_MS = 3_600_000
-"""One that has been silent for this long is forgotten."""
+"""A process that has been silent for this long is forgotten."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
-"""What an operator decides for all servers of a deployment: records of ``headrace.control.v1`` (compacted).
+"""An operator's decisions about a deployment: records of ``headrace.control.v1`` (compacted).
 
 `PIN_KEY`: the version that servers answer from, and why; a tombstone lets them follow the newest again. `LINE_KEY`: the
-line of training (`KafkaConfig.line`) whose versions they follow; a tombstone: that of their configuration.
-`HANDOVER_KEY`: the deployment that this one continues (`headrace repartition`).
+line of training (`KafkaConfig.line`) whose versions they follow; a tombstone: the one in their configuration.
+`MIGRATION_KEY`: the deployment that this one continues (`headrace repartition`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from wire.errors import CodecError, VersionError
 from wire.json_value import Whole, decode_json
 
-PIN_KEY, LINE_KEY, HANDOVER_KEY = b"pin", b"line", b"handover"
-Order = TypeVar("Order", "Pin", "Switch", "Handover")
+PIN_KEY, LINE_KEY, MIGRATION_KEY = b"pin", b"line", b"migration"
+Decision = TypeVar("Decision", "Pin", "Switch", "Migration")
 Which = tuple[int, int]
 """(epoch, number) of a version."""
 
@@ -45,9 +45,9 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Handover(msgspec.Struct, frozen=True, kw_only=True):
-    """This deployment continues that of the prefix ``source``. ``is_done``: its users are all here; no worker starts
-    before. ``ends``: the source's actions that they cover end at these offsets, by partition."""
+class Migration(msgspec.Struct, frozen=True, kw_only=True):
+    """This deployment continues the one with the prefix ``source``. ``is_done``: all of its users are here; no worker
+    starts before that. ``ends``: partition → where the actions of ``source`` that they cover end."""
 
     source: str
     is_done: bool
@@ -56,12 +56,12 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     ends: dict[int, Whole] = {}
 
 
-_pin, _switch, _handover = msgspec.json.Decoder(Pin), msgspec.json.Decoder(Switch), msgspec.json.Decoder(Handover)
+_pin, _switch, _migration = msgspec.json.Decoder(Pin), msgspec.json.Decoder(Switch), msgspec.json.Decoder(Migration)
 
 
-def encode_order(order: Pin | Switch | Handover) -> bytes:
-    """An order → JSON."""
-    return msgspec.json.encode(order)
+def encode_decision(decision: Pin | Switch | Migration) -> bytes:
+    """A decision → JSON."""
+    return msgspec.json.encode(decision)
 
 
 def decode_pin(value: bytes) -> Pin:
@@ -74,12 +74,12 @@ def decode_switch(value: bytes) -> Switch:
     return _decoded(value, _switch, "line")
 
 
-def decode_handover(value: bytes) -> Handover:
-    """JSON → `Handover`. Raises `VersionError`."""
-    return _decoded(value, _handover, "handover")
+def decode_migration(value: bytes) -> Migration:
+    """JSON → `Migration`. Raises `VersionError`."""
+    return _decoded(value, _migration, "migration")
 
 
-def _decoded(value: bytes, decoder: msgspec.json.Decoder[Order], what: str) -> Order:
+def _decoded(value: bytes, decoder: msgspec.json.Decoder[Decision], what: str) -> Decision:
     try:
         return decode_json(value, decoder)
     except CodecError as error:

@@ -75,7 +75,7 @@ MARK_USER, MARK_ITEM = -2, -3
 
 
 class Mark(IntEnum):
-    """What an example without interactions says, at its place in the order. The values are the codec's flags."""
+    """The meaning of an example without interactions, at its place in the log. The values are the codec's flags."""
 
     USER = 128
     """Forget everything about the user; later examples start over. Without a user: nothing."""
@@ -98,7 +98,7 @@ class Address(NamedTuple):
 
 
 def address_of_mark(mark: int, item_hash: int) -> Address:
-    """The address of a mark: the last one of users, and the last one of each item, are kept."""
+    """The address of a mark. Compaction keeps the last mark of users, and the last one of each item."""
     return Address("", MARK_USER, 0) if mark == Mark.USER else Address("", MARK_ITEM, item_hash)
 
 
@@ -148,7 +148,7 @@ class Example:
     """Position, in the list of actions at ``user_offset``, of the last one that is included."""
     applied_offset: int
     """The highest action offset of the partition that has been applied."""
-    replay_from_offset: int
+    resume_from_offset: int
     """Where a restoring worker that has all examples up to this number must begin to apply actions again: examples up
     to this one cover everything before (`state.restore`)."""
     newest_event_ms: int
@@ -166,7 +166,8 @@ class Example:
     id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
     mark: Mark | None = None
-    """Of a mark, which has no interactions: what it says. It names its item, if it is of one, in ``names``."""
+    """The meaning of a mark, which has no interactions; None for other examples. If it is about an item, ``names`` has
+    it."""
 
     @property
     def marked_item(self) -> int:
@@ -174,9 +175,9 @@ class Example:
         return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property
-    def is_carried(self) -> bool:
-        """Whether it is of no action of its deployment, but of another's, from which its user was carried over
-        (`headrace.carried`). It teaches nothing."""
+    def is_migrated(self) -> bool:
+        """Whether its user was migrated from another deployment (`headrace.migration`): it covers no action of this
+        one, and teaches nothing."""
         return self.user_offset < 0 and not self.is_fence
 
     @property
@@ -209,5 +210,5 @@ def fence(partition: int, writer_epoch: int, number: int = -1) -> Example:
         user="", partition=partition, writer_epoch=writer_epoch, number=number, segment=0, segment_len=1,
         interactions=no_interactions(), num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
         session_hash=none, action_ids=none, user_feature_hash=none, user_offset=-1, user_index=-1, applied_offset=-1,
-        replay_from_offset=0, newest_event_ms=-1, newest_record_ms=-1, is_fence=True,
+        resume_from_offset=0, newest_event_ms=-1, newest_record_ms=-1, is_fence=True,
     )  # fmt: skip

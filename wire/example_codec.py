@@ -8,8 +8,8 @@
             (i,) int64 action_ids, (u,) int64 user_feature_hash
             (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
 
-A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn of it
-again. It came later than the layout: a reader that does not know it finds an example of nothing.
+A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn it
+again. Marks were added after the layout: to a reader that does not know them, they are examples of nothing.
 
 Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
 ``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that
@@ -63,7 +63,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     num_features: int
     num_user_features: int
     applied_offset: int
-    replay_from_offset: int
+    resume_from_offset: int
     counted_offset: int
     counts: Counts
     newest_event_ms: int
@@ -186,7 +186,7 @@ def encode_example(example: Example) -> bytes:
     ]
     header = Header(
         example.partition, example.writer_epoch, example.segment_len, num_features, len(example.user_feature_hash),
-        example.applied_offset, example.replay_from_offset, example.counted_offset, example.counts,
+        example.applied_offset, example.resume_from_offset, example.counted_offset, example.counts,
         example.newest_event_ms, example.newest_record_ms, base_ms, example.user_offset, example.user_index,
         example.number, example.segment, example.first, num, example.num_new, example.num_feedback,
         len(example.action_ids), flags, width, example.user, example.names,
@@ -225,7 +225,7 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
         header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
-        header.applied_offset, header.replay_from_offset, header.newest_event_ms, header.newest_record_ms,
+        header.applied_offset, header.resume_from_offset, header.newest_event_ms, header.newest_record_ms,
         header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first, id_counts,
         Mark(flags & MARKS) if flags & MARKS else None,
     )  # fmt: skip

@@ -6,9 +6,8 @@ Fences deal with the latter: a fence raises the partition's writer epoch, and wh
 stale. Each epoch's fence has its own key (`wire.topics.fence_key`), so compaction keeps all of them.
 
 Compaction knows nothing of this: if a stale record, a repeat or a tombstone is a key's last, it will keep that one and
-drop the one that counts. `ExampleLog.overwritten` and `buried` say what these keys stand for; the partition's owner
-writes it again
-(`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
+drop the one that counts. `ExampleLog.overwritten` and `buried` list what these keys stand for. The partition's owner
+writes those records again (`state.store.PartitionStore.refresh`), within the topic's ``min.compaction.lag.ms``.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ class ExampleLog:
         return True
 
     def bury(self, address: Address | None) -> None:
-        """A tombstone: what its key stands for may lie there no longer, though it counts."""
+        """Note a tombstone: the record that it hides may count."""
         if address is not None:
             self.overwritten.discard(address)
             self.buried.add(address)

@@ -19,7 +19,7 @@ from wire.example import Example, Int64, Interactions, no_interactions
 Rows = NDArray[np.void]
 """(n,) structured: item, time, domain, bits, value, features (`row_type`)."""
 OVERHEAD_BYTES = 400
-"""What a user takes besides the rows: objects and a place in a dictionary."""
+"""Memory that a user takes besides the rows: objects and a place in a dictionary."""
 
 
 def row_type(num_features: int) -> np.dtype[np.void]:
@@ -45,7 +45,7 @@ class History:
         return int(self._rows.nbytes) + OVERHEAD_BYTES
 
     @property
-    def room(self) -> Rows:
+    def buffer(self) -> Rows:
         """The array that holds the rows; replaced when it becomes too small."""
         return self._rows
 
@@ -125,18 +125,18 @@ class Histories:
             num_features = example.interactions.feature_hash.shape[1]
             history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
             self.num_bytes += history.num_bytes
-        before = history.room
+        before = history.buffer
         history.fold(example)
-        if history.room is not before:
-            self.num_bytes += history.room.nbytes - before.nbytes
+        if history.buffer is not before:
+            self.num_bytes += history.buffer.nbytes - before.nbytes
         return history
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
-        before = history.room
+        before = history.buffer
         history.forget()
-        if history.room is not before:
-            self.num_bytes += history.room.nbytes - before.nbytes
+        if history.buffer is not before:
+            self.num_bytes += history.buffer.nbytes - before.nbytes
 
     def drop(self, user: str) -> None:
         """Forget a user."""

@@ -1,4 +1,4 @@
-"""What readers of ``headrace.trainer.lag.v1`` rely on; ``schema/lag.schema.json`` has the whole message.
+"""The fields that readers of ``headrace.trainer.lag.v1`` rely on; ``schema/lag.schema.json`` has the whole message.
 
 Readers get a plain dict whose fields have the types below, or None for any other record.
 """
@@ -52,7 +52,7 @@ class _Freshness(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    """What readers use."""
+    """The fields that readers use."""
 
     time_ms: Whole
     stages: dict[str, _Stage]

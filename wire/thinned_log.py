@@ -1,4 +1,4 @@
-"""Which of many lines of one kind are logged: anyone may write to a topic, and a log should not grow as it does."""
+"""Which of many log lines of one kind are written: anyone may write to a topic, and the log must not grow with it."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ from wire.example import MARK_ITEM, MARK_USER, NUM_OPEN, PIECE, Address
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 FORGOTTEN_KEY, ITEM_KEY = b"\x00forgotten", b"\x00item/"
-"""Of marks (`wire.example.Mark`): the last one that forgets a user, and, with its hash behind it, an item's last."""
+"""Keys of marks (`wire.example.Mark`): of the last one that forgets a user; and, followed by an item's hash, of the
+last one about that item."""
 LAG_KEY = b"lag"
 POLICY = "cleanup.policy"
 BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
-"""Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
-nothing because a clock stood years behind, nothing is refused because one is an hour ahead, and "the future" is what
-lies ahead of the broker."""
+"""Records have the time at which the broker received them, not that of their writers' clocks. So retention and
+compaction remove nothing because a clock was years behind, nothing is refused because one is an hour ahead, and "the
+future" is what lies ahead of the broker's clock."""
 LETTER_BYTES = 64 << 10
-"""Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
+"""Space in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
 
 def example_key(address: Address, num_slots: int) -> bytes:
@@ -71,7 +72,7 @@ class Topic:
     replication_factor: int
     settings: Mapping[str, str]
     other_policy: str = ""
-    """What another ``cleanup.policy`` would remove although it is needed; empty if nothing."""
+    """What another ``cleanup.policy`` would remove although it is needed; empty if it would remove nothing needed."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     num_targets: int = 0
     hr10: float | None = None
     popular_hr10: float | None = None
-    """HR@10, over the same targets, of the most popular items: what the world allows, whatever the model does."""
+    """HR@10, over the same targets, of the most popular items: it moves with the world, whatever the model does."""
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []
@@ -103,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
     rounding: dict[str, float] = {}
-    """By what rounding has changed this version's own numbers most (`trainer.rounding`); empty if they are exact."""
+    """The largest changes that rounding made to this version (`trainer.rounding`); empty if it is exact."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -209,11 +209,6 @@ def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
 def checksum(blob: bytes) -> str:
     """xxh3-128 of the blob, as hex."""
     return xxhash.xxh3_128_hexdigest(blob)
-
-
-def split_blob(blob: bytes, chunk_bytes: int = 900_000) -> list[bytes]:
-    """Cut a blob into chunks that a broker accepts; at least one."""
-    return [blob[start : start + chunk_bytes] for start in range(0, max(len(blob), 1), chunk_bytes)]
 
 
 def version_key(epoch: int, number: int) -> bytes:

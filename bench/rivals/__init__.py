@@ -1,8 +1,8 @@
-"""What Headrace must beat: the field's models, each in a few settings, in one pass that predicts before it learns.
+"""The models that Headrace must beat, each in a few settings, in one pass that predicts before it learns.
 
-A rival for **retrieval** scores each choice of a step by what it has learned from earlier events, then learns it; one
-for **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
-predicted from which events; `bench.judging` evaluates the predictions.
+A rival in **retrieval** scores each choice of a step from what it has learned from earlier events, then learns it; one
+in **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
+predicted from which events; `bench.evaluation` evaluates the predictions.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class Setting:
     """One way to run a rival. ``size``: targets per step; None: event by event, in Headrace's steps. ``is_seeded``:
     whether the seed matters."""
 
-    make: Callable[[Stage, int], Retriever | Ranker]
+    make: Callable[[StreamInfo, int], Retriever | Ranker]
     size: int | None = None
     is_seeded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What a rival knows of a stream before it begins: how many items it will have, and the model's configuration
+class StreamInfo:
+    """What a rival knows about a stream before it begins: how many items it will have, and the model's configuration
     (kinds, features)."""
 
     num_rows: int
@@ -99,15 +99,15 @@ class Stage:
 
 
 def retrievers() -> dict[str, dict[str, Setting]]:
-    """Rivals of retrieval, by name and setting; the first setting is the usual one."""
+    """Rivals in retrieval, by name and setting; the first setting is the usual one."""
     return {
-        "most popular": {"all time": Setting(lambda stage, _: EventByEvent(Popular(stage.num_rows)))},
+        "most popular": {"all time": Setting(lambda info, _: EventByEvent(Popular(info.num_rows)))},
         "decayed popular": {
             f"half-life {half_life}": Setting(partial(_decayed, half_life))
             for half_life in (100, 300, 1000, 3000, 10_000)
         },
-        "own frequent": {"": Setting(lambda stage, _: EventByEvent(Own(stage.num_rows)))},
-        "last-item Markov": {"": Setting(lambda stage, _: EventByEvent(Markov(stage.num_rows)))},
+        "own frequent": {"": Setting(lambda info, _: EventByEvent(Own(info.num_rows)))},
+        "last-item Markov": {"": Setting(lambda info, _: EventByEvent(Markov(info.num_rows)))},
         "co-occurrence": {
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
             for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
@@ -121,10 +121,10 @@ def retrievers() -> dict[str, dict[str, Setting]]:
 
 
 def rankers() -> dict[str, dict[str, Setting]]:
-    """Rivals of ranking, by name and setting."""
+    """Rivals in ranking, by name and setting."""
     rates = (0.02, 0.005, 0.01, 0.05, 0.1)
     found = {
-        "constant": {"": Setting(lambda stage, _: Constant(len(stage.model.kinds)))},
+        "constant": {"": Setting(lambda info, _: Constant(len(info.model.kinds)))},
         "item's rate": {f"strength {strength:g}": Setting(partial(_rate, strength)) for strength in (10.0, 3.0, 30.0)},
         "logistic regression": {f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in rates},
         "FM": {f"rate {rate:g}": Setting(partial(_machine, rate), is_seeded=True) for rate in rates},
@@ -141,12 +141,12 @@ def rankers() -> dict[str, dict[str, Setting]]:
     return found
 
 
-Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
+Maker = Callable[[StreamInfo, int, dict[str, Any]], Retriever]
 
 
 def _sequence_settings(make: Maker, suffix: str = "", most: int = 4) -> dict[str, Setting]:
-    """Adam's rates for the network and the items, targets per step, and inner products or cosines (temperature).
-    ``suffix``: of the settings' names; ``most``: how many of them."""
+    """Settings that differ in Adam's rates for the network and the items, in targets per step, and in inner products or
+    cosines (temperature). ``suffix``: appended to their names; ``most``: how many of them."""
     tried: list[dict[str, Any]] = [
         {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
         {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},
@@ -159,7 +159,7 @@ def _sequence_settings(make: Maker, suffix: str = "", most: int = 4) -> dict[str
         return f"lr {way['lr']:g} and {way['table_lr']:g}, {way['size']} a step, {head}{suffix}"
 
     def setting(way: dict[str, Any]) -> Setting:
-        return Setting(lambda stage, seed: make(stage, seed, way), way["size"], is_seeded=True)
+        return Setting(lambda info, seed: make(info, seed, way), way["size"], is_seeded=True)
 
     return {named(way): setting(way) for way in tried[:most]}
 
@@ -168,44 +168,44 @@ WIDTH, CONTEXT = 64, 50
 
 
 def _sequence(
-    network: Callable[..., Any], learner: Callable[..., Retriever], stage: Stage, seed: int, way: dict[str, Any]
+    network: Callable[..., Any], learner: Callable[..., Retriever], info: StreamInfo, seed: int, way: dict[str, Any]
 ) -> Retriever:
-    model = network(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"])
-    return learner(model, way["lr"], stage.kinds, seed, way["table_lr"])
+    model = network(info.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"])
+    return learner(model, way["lr"], info.kinds, seed, way["table_lr"])
 
 
-def _transformer(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    config = stage.model
+def _transformer(info: StreamInfo, seed: int, way: dict[str, Any]) -> Retriever:
+    config = info.model
     model = TransformerPP(
-        stage.num_rows, config.model_width, CONTEXT, seed, len(config.kinds), config.num_layers, config.num_heads,
+        info.num_rows, config.model_width, CONTEXT, seed, len(config.kinds), config.num_layers, config.num_heads,
         cosine=way["cosine"],
     )  # fmt: skip
-    return Gradient(model, way["lr"], stage.kinds, seed, way["table_lr"])
+    return Gradient(model, way["lr"], info.kinds, seed, way["table_lr"])
 
 
-def _decayed(half_life: float, stage: Stage, _: int) -> Retriever:
-    return EventByEvent(DecayedPopular(stage.num_rows, half_life))
+def _decayed(half_life: float, info: StreamInfo, _: int) -> Retriever:
+    return EventByEvent(DecayedPopular(info.num_rows, half_life))
 
 
-def _cooccurrence(lags: int, decay: float, stage: Stage, _: int) -> Retriever:
-    return EventByEvent(Cooccurrence(stage.num_rows, lags, decay))
+def _cooccurrence(lags: int, decay: float, info: StreamInfo, _: int) -> Retriever:
+    return EventByEvent(Cooccurrence(info.num_rows, lags, decay))
 
 
-def _rate(strength: float, stage: Stage, _: int) -> Ranker:
-    return ItemRate(stage.num_rows, len(stage.model.kinds), strength)
+def _rate(strength: float, info: StreamInfo, _: int) -> Ranker:
+    return ItemRate(info.num_rows, len(info.model.kinds), strength)
 
 
-def _logistic(rate: float, stage: Stage, _: int) -> Ranker:
-    return Logistic(len(stage.model.kinds), rate)
+def _logistic(rate: float, info: StreamInfo, _: int) -> Ranker:
+    return Logistic(len(info.model.kinds), rate)
 
 
-def _machine(rate: float, stage: Stage, seed: int) -> Ranker:
-    return FactorisationMachine(len(stage.model.kinds), rate, seed)
+def _machine(rate: float, info: StreamInfo, seed: int) -> Ranker:
+    return FactorisationMachine(len(info.model.kinds), rate, seed)
 
 
-def _library(make: Callable[[int, float], Ranker], rate: float, stage: Stage, _: int) -> Ranker:
-    return make(len(stage.model.kinds), rate)
+def _library(make: Callable[[int, float], Ranker], rate: float, info: StreamInfo, _: int) -> Ranker:
+    return make(len(info.model.kinds), rate)
 
 
-def _din(lr: float, stage: Stage, seed: int) -> Ranker:
-    return LearnedRanker(DIN(stage.num_rows, stage.model, WIDTH // 2, CONTEXT, seed), lr)
+def _din(lr: float, info: StreamInfo, seed: int) -> Ranker:
+    return LearnedRanker(DIN(info.num_rows, info.model, WIDTH // 2, CONTEXT, seed), lr)

@@ -1,4 +1,4 @@
-"""Item co-occurrence in a sliding window: thirty lines that learn from one sighting.
+"""Item co-occurrence in a sliding window, which learns from a single sighting.
 
 With h₁, h₂, … the user's last items, newest first: score(i) = Σₖ decayᵏ · C[hₖ, i] / √(n_hₖ · nᵢ); after each choice
 C[hₖ, i] += decayᵏ and C[i, hₖ] += ½ · decayᵏ.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DENSE_ROWS = 8192
-"""Up to this many items, the counts are a matrix; above that, a dictionary per row."""
+"""Up to this many items, the counts are a matrix; above that, one dictionary per row."""
 
 
 class Cooccurrence:

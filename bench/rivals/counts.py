@@ -1,4 +1,4 @@
-"""The smoothed rates of items and users that the learning rivals of ranking get as inputs."""
+"""The smoothed rates of items and users, which are inputs of the rivals that learn to rank."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from trainer.losses import ranking_loss
 
 TABLE_BITS = 18
 NUM_SINGLE = 7
-"""How many of the hashed columns are single values; the features follow (`targets.columns`)."""
+"""How many of the hashed columns are single values; the pairs follow (`targets.columns`)."""
 
 
 class DIN(nn.Module):

@@ -1,8 +1,8 @@
 """What sequence models share: one pass, each step predicted before it is learned, and the loss of Headrace's network.
 
-A model turns a step's sequences into a query for each choice; scores are inner products with the items' rows, or their
-cosines, plus a bias per item. The loss is the exact softmax over known items up to ``EXACT`` of them, above that the
-sampled one, with Headrace's weights (`trainer.losses`). Optimised by Adam, as published for all of them.
+A model turns a step's sequences into a query for each choice; scores are inner products or cosines with the items'
+rows, plus a bias per item. The loss is the exact softmax over known items up to ``EXACT`` of them, and above that the
+sampled one, with Headrace's weights (`trainer.losses`). The optimiser is Adam, as published for all of these models.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Online logistic regression by other libraries, if installed: River and Vowpal Wabbit. They read the same columns as
-ours, and the log-odds of the item's and the user's rates.
+"""Online logistic regression by other libraries, if installed: River and Vowpal Wabbit. Their inputs are the columns of
+`bench.rivals.logistic`, and the log-odds of the item's and the user's rates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.rivals.targets import told
 
 
 def installed() -> tuple[str, ...]:
-    """Which of the two are installed."""
+    """Which of the two libraries are installed."""
     return tuple(name for name in ("river", "vowpalwabbit") if find_spec(name) is not None)
 
 
@@ -62,7 +62,7 @@ class River(OneAKind):
 
 
 class VowpalWabbit(OneAKind):
-    """With its own updates: adaptive, normalised, importance-invariant."""
+    """Vowpal Wabbit with its own updates: adaptive, normalised, importance-invariant."""
 
     def __init__(self, num_kinds: int, rate: float) -> None:
         super().__init__(num_kinds)

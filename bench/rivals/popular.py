@@ -12,7 +12,7 @@ class Popular:
     """Scores by the number of choices so far."""
 
     def __init__(self, num_rows: int) -> None:
-        """``num_rows``: of items; row 0 is none."""
+        """``num_rows``: rows of items; row 0 belongs to none."""
         self.count_V = np.zeros(num_rows + 1, np.float64)
 
     def score(self, past: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Target(NamedTuple):
-    """``at``: its place in the step. ``row``: its item's. ``kinds_K``: its kinds in this step. ``is_new``: False if
+    """``at``: its place in the step. ``row``: its item's row. ``kinds_K``: its kinds in this step. ``is_new``: False if
     it is an earlier interaction that got more kinds."""
 
     at: int

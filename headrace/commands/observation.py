@@ -67,11 +67,11 @@ def topics(
 
 
 def dead_letters(
-    replay: Annotated[
-        bool, typer.Option("--replay", help="Resend those that the configuration now accepts, each once.")
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Resend those that the configuration now accepts, each once.")
     ] = False,
     first: Annotated[
-        int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --replay: begin there instead.")
+        int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --resend: begin there instead.")
     ] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Show only those with this reason.")] = None,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 10,
@@ -80,17 +80,17 @@ def dead_letters(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Count refused actions by reason, show the newest, and send them again once the cause is fixed."""
-    if first is not None and not replay:
-        raise typer.BadParameter("goes with --replay", param_hint="--from")
-    if replay and (reason is not None or as_json):
+    if first is not None and not resend:
+        raise typer.BadParameter("goes with --resend", param_hint="--from")
+    if resend and (reason is not None or as_json):
         raise typer.BadParameter(
-            "shows letters: leave it out with --replay", param_hint="--reason" if reason else "--json"
+            "shows letters: leave it out with --resend", param_hint="--reason" if reason else "--json"
         )
     from headrace import dead_letters as letters
 
     settings = read_settings(config, bootstrap)
-    if replay:
-        raise typer.Exit(letters.replay(settings, first=first))
+    if resend:
+        raise typer.Exit(letters.resend(settings, first=first))
     raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
 
 

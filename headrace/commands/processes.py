@@ -145,7 +145,7 @@ def demo(
         typer.Option("--bootstrap", metavar="HOST:PORT", help="Use this broker instead of the embedded one."),
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", metavar="SECONDS", min=1, help="Stop the replay after this long.")
+        float | None, typer.Option("--duration", metavar="SECONDS", min=1, help="Stop sending after this long.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Plain lines, and one JSON object as the last.")] = False,
     keep: Annotated[
@@ -156,7 +156,7 @@ def demo(
     ] = False,
     port: Annotated[
         int | None,
-        typer.Option("--port", metavar="PORT", min=1, max=65535, help="Of the page; default: any free one."),
+        typer.Option("--port", metavar="PORT", min=1, max=65535, help="The page's port; default: any free one."),
     ] = None,
 ) -> None:
     """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.

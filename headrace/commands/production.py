@@ -25,9 +25,9 @@ def produce(
 
     A rating r becomes an action of the kind "rate", and "like" if r >= 4 and "love" if r = 5, with the rating as value.
     """
-    from stream.replay import replay
+    from stream.sender import produce as send_file
 
-    raise typer.Exit(replay(read_settings(config, bootstrap), file, rate=rate, limit=limit))
+    raise typer.Exit(send_file(read_settings(config, bootstrap), file, rate=rate, limit=limit))
 
 
 def backfill(
@@ -57,7 +57,7 @@ def simulate(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Send the actions of a simulated world: items come and go, tastes drift, feedback arrives late.
+    """Send the actions of a simulated world: items come and go, preferences drift, feedback arrives late.
 
     With --rate, the actions happen now, at that rate, like live traffic. Of its kinds (impression, click, like, share,
     hide) it sends those that are configured.

@@ -8,7 +8,7 @@ import typer
 
 from headrace.commands.options import Bootstrap, ConfigPath, read_settings
 
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Recorded with the order.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Recorded with the decision.")]
 
 
 def pin(

@@ -26,6 +26,7 @@ def rowwise_adagrad_(
     lr: float,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    distinct: bool = False,
     backend: str = "auto",
 ) -> None:
     """Update the touched rows of a table in place.
@@ -35,6 +36,8 @@ def rowwise_adagrad_(
     order of N (so the result does not depend on threads) plus ``weight_decay`` × weight::
 
         state += mean(g²);  weight -= lr · g / (sqrt(state) + eps)
+
+    ``distinct``: no row repeats, which is not checked; a GPU then need not sort them.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside the table), `KernelUnavailable`.
     """
@@ -47,7 +50,8 @@ def rowwise_adagrad_(
         if least < -1 or most >= weight_VD.shape[0]:
             raise IndexError(f"rows_N: expected rows -1 to {weight_VD.shape[0] - 1}, got {least} to {most}")
     ops = reference if chosen == "reference" else load("adagrad", chosen)
-    ops.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
+    known = {"distinct": True} if distinct and chosen == "triton" else {}
+    ops.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay, **known)
 
 
 def _check(weight_VD: Tensor, state_V: Tensor, rows_N: Tensor, grad_ND: Tensor) -> None:

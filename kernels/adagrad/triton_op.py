@@ -60,8 +60,17 @@ def adagrad_kernel(
 
 def sort_rows(rows_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Rows in stable order, and where each came from; 32-bit keys, if they fit, halve the time of the sort."""
-    ordered = torch.sort(rows_N.to(torch.int32) if num_rows < 2**31 else rows_N, stable=True)
+    ordered = torch.sort(_keys(rows_N, num_rows), stable=True)
     return ordered.values, ordered.indices
+
+
+def in_place(rows_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """The same types as `sort_rows`, without moving a row."""
+    return _keys(rows_N, num_rows), torch.arange(rows_N.numel(), device=rows_N.device)
+
+
+def _keys(rows_N: Tensor, num_rows: int) -> Tensor:
+    return rows_N.to(torch.int32) if num_rows < 2**31 else rows_N
 
 
 def update_sorted(
@@ -86,10 +95,12 @@ def rowwise_adagrad_(
     lr: float,
     eps: float,
     weight_decay: float,
+    distinct: bool = False,
 ) -> None:
     """`kernels.rowwise_adagrad_` on a GPU (or in Triton's interpreter); rows outside the table are skipped."""
     require_device(weight_VD, "rowwise_adagrad_")
     if rows_N.numel() == 0 or weight_VD.numel() == 0:
         return
-    rows, order = sort_rows(rows_N, weight_VD.shape[0])
+    # The kernel asks only whether neighbours are equal, so distinct rows may be in any order.
+    rows, order = in_place(rows_N, weight_VD.shape[0]) if distinct else sort_rows(rows_N, weight_VD.shape[0])
     update_sorted(weight_VD, state_V, rows, order, grad_ND.contiguous(), lr, eps, weight_decay)

@@ -1,4 +1,4 @@
-"""What AdamW moves, and how."""
+"""The vectors that AdamW updates, and its settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AdamWState:
 
 @dataclass(frozen=True, slots=True)
 class AdamWRules:
-    """``clip_norm``: the most that the gradient's length may be; 0: any."""
+    """``clip_norm``: the largest norm of the gradient, which is scaled down to it; 0: no limit."""
 
     beta1: float
     beta2: float

@@ -14,10 +14,10 @@ from kernels.attention.triton_bias import (
     add_time_bias,
     bias_ahead,
     bounds_ahead,
-    foresee,
     is_near,
     position_tile,
     range_ahead,
+    time_bias_ahead,
 )
 from kernels.attention.triton_bias_gradient import (
     add_buckets,
@@ -42,7 +42,7 @@ from kernels.triton_shared import tanh, through_silu
 
 
 @triton.jit
-def there_and_back(place, num_tiles, stride):
+def alternating_tile(place, num_tiles, stride):
     """The tile for a program in one turn: turns alternate in direction, because a user's tiles have less and less work.
 
     The program with the most work in one turn has the least in the next.
@@ -76,7 +76,7 @@ def query_gradient_kernel(
     x = tl.arange(0, BN)[None, :]
     stride = tl.num_programs(0) // num_heads
     for place in range(tl.program_id(0) // num_heads, num_tiles, stride):
-        tile = there_and_back(place, num_tiles, stride)
+        tile = alternating_tile(place, num_tiles, stride)
         m0 = tl.load(tokens.order + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
         m0 = tl.multiple_of(m0, BM)
         start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(tokens, num_tokens, m0, BM, BN)
@@ -87,7 +87,7 @@ def query_gradient_kernel(
         before_start = tl.zeros([BM], tl.float32)
         beyond_end = tl.zeros([BM], tl.float32)
         last_least = m0 * 0
-        both, nearer, farther, bound = foresee(
+        both, nearer, farther, bound = time_bias_ahead(
             times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
         )
         next_range = range_ahead(times, m0, first + BN, BN)
@@ -95,7 +95,7 @@ def query_gradient_kernel(
             n0 = tl.multiple_of(n0, BN)
             position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
             range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
-            next_both, next_nearer, next_farther, next_bound = foresee(
+            next_both, next_nearer, next_farther, next_bound = time_bias_ahead(
                 times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
             )
             key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)
@@ -198,7 +198,7 @@ def key_gradient_kernel(
     value = load_tile(at_head(v, head), n0, v.stride, num_tokens, E, BN, WIDTH_E)
     k_acc = tl.zeros([BN, WIDTH_D], tl.float32)
     v_acc = tl.zeros([BN, WIDTH_E], tl.float32)
-    both, nearer, farther, bound = foresee(
+    both, nearer, farther, bound = time_bias_ahead(
         times, num_thresholds, range_ahead(times, first, n0, BN), head, first, n0, num_tokens, BM, SORTED, BM < 64
     )
     end_tile = tl.maximum(last - 1, first) // BM * BM
@@ -208,7 +208,7 @@ def key_gradient_kernel(
         next_m0 = tl.multiple_of(tl.minimum(m0 + BM, end_tile), BM)
         position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
         range_after = range_ahead(times, tl.minimum(m0 + 2 * BM, end_tile), n0, BN)
-        next_both, next_nearer, next_farther, next_bound = foresee(
+        next_both, next_nearer, next_farther, next_bound = time_bias_ahead(
             times, num_thresholds, next_range, head, next_m0, n0, num_tokens, BM, SORTED, BM < 64
         )
         if BM >= 64:

@@ -134,7 +134,7 @@ def bounds_ahead(times, num_thresholds, both, m0, num_tokens, BM: tl.constexpr, 
 
 
 @triton.jit
-def foresee(
+def time_bias_ahead(
     times, num_thresholds, both, head, m0, n0, num_tokens, BM: tl.constexpr, SORTED: tl.constexpr,
     BOUNDS: tl.constexpr = True,
 ):  # fmt: skip
@@ -166,7 +166,8 @@ def left_of(bound, x):
 
 @triton.jit
 def bias_ahead(position, times, both, first, second, bound, m0, n0, x, SORTED: tl.constexpr):
-    """The part of the halved bias known before the product: rab^p (``position``), and what `foresee` has of rab^t."""
+    """The part of the halved bias known before the product: rab^p (``position``), and what `time_bias_ahead` loaded of
+    rab^t."""
     ahead = position
     if times.bias is not None:
         ahead += tl.where(is_near(m0, n0), 0.0, 0.5 * first)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton_bias import beyond, bounds_of, bucket_range, is_near, left_of, near_buckets
-from kernels.triton_shared import add_to, look_up, put_down
+from kernels.triton_shared import add_to, look_up, store_in_layout
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def note_level(notes_ptr, k, slope, total, bound, n0, x, BM: tl.constexpr, BN: t
     """Note threshold k's level, for the queries whose bound (BM,) is in this tile."""
     bound = bound - n0
     level = total + tl.sum(slope * left_of(bound[:, None], x), 1)
-    put_down(notes_ptr + (256 + k) * BM + tl.arange(0, BM), level, (bound >= 0) & (bound <= BN))
+    store_in_layout(notes_ptr + (256 + k) * BM + tl.arange(0, BM), level, (bound >= 0) & (bound <= BN))
 
 
 @triton.jit

@@ -10,9 +10,9 @@ import triton.language as tl
 from kernels.attention.triton_bias import (
     add_time_bias,
     bias_ahead,
-    foresee,
     position_tile,
     range_ahead,
+    time_bias_ahead,
 )
 from kernels.triton_shared import silu_of_half
 
@@ -97,7 +97,8 @@ def store_tile(pointer, tile, first, stride, num_rows, width, ROWS: tl.constexpr
 
 @triton.jit
 def other_order(times, SORTED: tl.constexpr):
-    """Whether the batch's times are not of the kind that this version is for: then the other version does the work."""
+    """Whether the batch's times are not of the kind (in order or not) that this version is for; the other version then
+    does the work."""
     other = False
     if times.bias is not None:
         other = (tl.load(times.unsorted) == 0) != SORTED
@@ -129,7 +130,7 @@ def attention_forward_kernel(
     start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(tokens, num_tokens, m0, BM, BN)
     query = load_tile(at_head(q, head), m0, q.stride, num_tokens, D, BM, WIDTH_D)
     acc = tl.zeros([BM, WIDTH_E], tl.float32)
-    both, nearer, farther, bound = foresee(
+    both, nearer, farther, bound = time_bias_ahead(
         times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
     )
     next_range = range_ahead(times, m0, first + BN, BN)
@@ -137,7 +138,7 @@ def attention_forward_kernel(
         n0 = tl.multiple_of(n0, BN)
         position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
         range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
-        next_both, next_nearer, next_farther, next_bound = foresee(
+        next_both, next_nearer, next_farther, next_bound = time_bias_ahead(
             times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
         )
         key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)

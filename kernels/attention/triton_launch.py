@@ -1,4 +1,4 @@
-"""HSTU attention on a GPU: what to launch with which arguments, forward and backward."""
+"""HSTU attention on a GPU: which kernels to launch with which arguments, forward and backward."""
 
 from __future__ import annotations
 

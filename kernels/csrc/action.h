@@ -1,6 +1,6 @@
-// Decodes actions as `wire.action` defines them, for records in which nothing is unusual. Whatever is refused, and what
-// is rare (escapes in strings, keys above 64 bytes, repeated or nested unknown fields, orders), is left to that
-// definition.
+// Decodes actions as `wire.action` defines them, for records in which nothing is unusual. Records that are refused or
+// rare (escapes in strings, keys above 64 bytes, repeated or nested unknown fields, requests to forget) are left to
+// that definition.
 #pragma once
 
 #include <charconv>
@@ -23,7 +23,7 @@ struct Action {
     uint32_t bits = 0;
     int64_t item_hash = 0, timestamp_ms = 0, id = 0, session = 0, domain = 0;  // 0: absent
     float value = std::numeric_limits<float>::quiet_NaN();
-    int64_t features_at = 0;  // where its columns begin, those of the user behind those of the item
+    int64_t features_at = 0;  // where its columns begin: the item's, then the user's
     int64_t index = 0;        // place in its record
 };
 
@@ -47,7 +47,7 @@ public:
     ActionDecoder(const ActionRules& rules, std::vector<Action>& actions, std::vector<int64_t>& hashes)
         : rules_(rules), actions_(actions), hashes_(hashes) {}
 
-    // Appends a record's actions; false, and nothing is appended, if the definition has to look at it.
+    // Appends a record's actions; returns false, and appends nothing, if the definition has to decode it.
     bool record(const char* from, int64_t size, int64_t record_ms) {
         const size_t num_actions = actions_.size(), num_hashes = hashes_.size();
         at_ = from, end_ = from + size, record_ms_ = record_ms;
@@ -204,7 +204,7 @@ private:
         double read;
         if (!number() || static_cast<size_t>(at_ - from) > MAX_NUMBER) return false;
         if (std::from_chars(from, at_, read).ec != std::errc() || !(std::fabs(read) <= MAX_VALUE)) return false;
-        if (read == 0 && *from == '-') return false;  // -0 is an integer there, and has no sign
+        if (read == 0 && *from == '-') return false;  // -0 is an integer in Python, without a sign
         found = static_cast<float>(read);
         return true;
     }
@@ -243,7 +243,7 @@ private:
         return take('}');
     }
 
-    // Any JSON value but lists and objects.
+    // Any JSON value except lists and objects.
     bool skip() {
         std::string_view ignored;
         if (at_ < end_ && *at_ == '"') return text(ignored);
@@ -256,7 +256,7 @@ private:
         return integer(found.text);
     }
 
-    // Digits that are spelled as Python spells the integer.
+    // Digits written as Python writes the integer.
     bool integer(std::string_view& found) {
         const char* from = at_;
         const bool is_negative = take('-');
@@ -288,7 +288,7 @@ private:
         return true;
     }
 
-    // A string without escapes, in sound UTF-8.
+    // A string without escapes, in valid UTF-8.
     bool text(std::string_view& found) {
         if (!take('"')) return false;
         const char* from = at_;
@@ -306,7 +306,7 @@ private:
         return false;
     }
 
-    // Passes a character of two to four bytes.
+    // Skips a character of two to four bytes; false if it is not valid.
     bool sound(unsigned char c) {
         const int num = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
         if (c < 0xc2 || c > 0xf4 || end_ - at_ < num) return false;

@@ -31,7 +31,7 @@ public:
             add(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row * sizeof(T), width * sizeof(T),
                 item.cached);
     }
-    // The rest, in so many steps.
+    // Spreads the remaining prefetches over this many steps.
     void pace(int64_t steps) {
         for (int n = 0; n < num; ++n) ranges[n].share = ranges[n].rows / steps + 1;
     }

@@ -19,7 +19,7 @@ typedef uint32_t word;         // two bfloat16
 constexpr int64_t TILE = 256;  // words or floats of a tile
 constexpr int64_t DEPTH = 32;  // of a tile product
 
-struct TileRegisters {  // the thread's: all 16 rows of 64 bytes
+struct TileRegisters {  // configures the thread's tiles: 16 rows of 64 bytes
     TileRegisters() {
         alignas(64) uint8_t config[64] = {};
         config[0] = 1;

@@ -16,7 +16,7 @@ constexpr int64_t ROWS = 48;  // a multiple of MR
 constexpr int64_t COLS = 48;  // a multiple of W and of MR
 constexpr int64_t GROUPS = ROWS / MR;
 
-struct TileRegisters {};  // none here
+struct TileRegisters {};  // nothing to configure here
 
 struct Shape {  // of a scratch: the widest item
     int64_t rows, cols, qk_pad, v_pad;

@@ -1,4 +1,4 @@
-// What is added to a score: the biases for the distance in position and in time between two tokens.
+// The biases added to a score, for the distance between two tokens in position and in time.
 #pragma once
 
 #include "plan.h"

@@ -199,8 +199,8 @@ struct Sums {  // one chunk's gradients of the weights
     }
 };
 
-void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight, float* bias,
-            float* norm_weight, float* norm_bias) {
+inline void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight,
+                   float* bias, float* norm_weight, float* norm_bias) {
     const int64_t size = Sums::size(rows, columns, width), ld = round_up(columns, PAD);
     for (int64_t c = 1; c < num_chunks; ++c)  // in order, into the first
         for (int64_t at = 0; at < size; at += W) store(chunks + at, load(chunks + at) + load(chunks + c * size + at));

@@ -1,4 +1,4 @@
-// What this processor can run: 0 portable, 1 avx2, 2 avx512, 3 amx (see kernels/library.py).
+// The highest level that this processor supports: 0 portable, 1 avx2, 2 avx512, 3 amx (see kernels/library.py).
 #include "export.h"
 
 #if defined(__x86_64__)
@@ -39,5 +39,5 @@ HEADRACE_API int headrace_cpu_level() { return 0; }
 
 HEADRACE_API int headrace_built_level() { return HEADRACE_BUILT_LEVEL; }
 
-// What the library was built from (see kernels/sources.py).
+// The digest of the library's sources (see kernels/sources.py).
 HEADRACE_API const char* headrace_sources() { return HEADRACE_SOURCES; }

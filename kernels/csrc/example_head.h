@@ -1,4 +1,4 @@
-// What is known about a record of the sequences topic: the columns of `kernels.examples.HEAD`.
+// The columns of a decoded record of the sequences topic: `kernels.examples.HEAD`.
 #pragma once
 
 namespace headrace::head {

@@ -112,7 +112,7 @@ struct Rows {
     int64_t width() const { return 32 + 8 * num_features; }
 };
 
-// Decodes one value into its head and rows; false if it is left to the codec.
+// Decodes one value into its head and rows; returns false if the codec has to decode it.
 bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* head, Rows& rows) {
     if (size < 10 || std::memcmp(value, "HRE\x03", 4) != 0) return false;
     if (crc32(value + 8, size - 8) != load<uint32_t>(value + 4)) return false;
@@ -141,7 +141,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     const int64_t width = in.integer();
     const int64_t user_len = head[USER_LEN] = in.text();
     const uint8_t* user = in.take(user_len);
-    if (!in.ok || in.at >= in.end) return false;  // the names, which are not needed here, begin there
+    if (!in.ok || in.at >= in.end) return false;  // names follow, which are not needed here
     head[USER_AT] = user - origin;
     if (num_features != rows.num_features || flags & 32) return false;
     constexpr int64_t MOST = 1 << 20;

@@ -19,7 +19,7 @@ namespace {
 
 using namespace headrace::head;
 
-constexpr int64_t OVERHEAD = 250;  // bytes of a user besides rows and name, and his place in the table
+constexpr int64_t OVERHEAD = 250;  // bytes per user besides rows and name, with the place in the table
 
 struct User {
     std::string name;
@@ -128,7 +128,7 @@ private:
         const int64_t first = std::max(start, user.start), last = std::min(end, user.end);
         const int64_t num_kept = std::max<int64_t>(0, last - first);
         const auto bytes = [this](int64_t num) { return static_cast<size_t>(num * width_); };
-        if (wanted <= user.capacity && start > user.start) {  // the oldest go, in place
+        if (wanted <= user.capacity && start > user.start) {  // drop the oldest, in place
             std::memmove(user.rows, user.rows + bytes(first - user.start), bytes(num_kept));
             std::memset(user.rows + bytes(num_kept), 0, bytes(user.capacity - num_kept));
         } else {
@@ -202,8 +202,8 @@ HEADRACE_API int64_t headrace_histories_drop(void* from, const uint8_t* name, in
     return static_cast<Histories*>(from)->drop(text(name, name_len));
 }
 
-// The number of a user's rows, and of his features, into `nums`; false if he is unknown. Rows that have not arrived
-// count too.
+// Writes how many rows and features a user has into `nums`; returns false for an unknown user. Counts rows that have
+// not arrived, too.
 HEADRACE_API int64_t headrace_histories_find(const void* in, const uint8_t* name, int64_t name_len, int64_t* nums) {
     const User* user = static_cast<const Histories*>(in)->find(text(name, name_len));
     if (user == nullptr) return 0;
@@ -212,7 +212,7 @@ HEADRACE_API int64_t headrace_histories_find(const void* in, const uint8_t* name
     return 1;
 }
 
-// Copies what `find` has counted; returns how many of the rows have arrived, and leaves out the others.
+// Copies what `find` counted, without rows that have not arrived; returns how many have.
 HEADRACE_API int64_t headrace_histories_read(const void* in, const uint8_t* name, int64_t name_len, uint8_t* rows,
                                              int64_t* features) {
     const auto& histories = *static_cast<const Histories*>(in);

@@ -1,136 +1,21 @@
-// 64-bit ids → rows. Open addressing over buckets of one cache line (five ids with their rows), so that a look-up costs
-// one cache miss, and a batch's misses overlap by prefetching. A bucket records whether it ever overflowed into the
-// next. Rows depend only on the order of calls, never on the hash.
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+// 64-bit ids → rows (id_table.h). Rows depend only on the order of calls, never on the hash.
 #include <algorithm>
 #include <functional>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "column.h"
 #include "export.h"
+#include "id_table.h"
 
 namespace {
 
-constexpr int SLOTS = 5;
-constexpr int64_t AHEAD = 24;     // ids whose buckets are being prefetched
-constexpr int64_t BLOCK = 64;     // ids of an insert whose rows are looked up before any is changed
-constexpr double FULLEST = 0.75;  // of the slots
+using namespace headrace;
+
+constexpr int64_t AHEAD = 24;        // ids whose buckets are being prefetched
+constexpr int64_t BLOCK = MANY_IDS;  // ids of an insert whose rows are looked up before any is changed
 constexpr int64_t MAX_ROWS = INT32_MAX;
-constexpr int32_t ABSENT = INT32_MIN;
-
-struct alignas(64) Bucket {
-    int64_t id[SLOTS];
-    int32_t place[SLOTS];  // a row, or ~(index of a pending id)
-    uint8_t used;          // bit i: slot i
-    uint8_t overflowed;
-    uint8_t unused[2];
-};
-static_assert(sizeof(Bucket) == 64, "a bucket is a cache line");
-
-constexpr int64_t SMALL = 4096;     // buckets: a table of fewer grows at once
-constexpr int64_t MOVED_AN_ID = 2;  // buckets that move for each id inserted while a table grows
-
-// A table of buckets, all zero at first. A large one is mapped memory, whose pages the system clears when they are
-// first touched, on huge pages if available: with small pages each look-up would also miss the TLB.
-class Buckets {
-public:
-    Buckets() = default;
-    explicit Buckets(int64_t num) : num_(num) {
-#if defined(__linux__)
-        if (bytes() >= LARGE) {
-            void* p = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (p == MAP_FAILED) throw std::bad_alloc();
-            madvise(p, bytes(), MADV_HUGEPAGE);
-            first_ = static_cast<Bucket*>(p);
-            return;
-        }
-#endif
-        first_ = static_cast<Bucket*>(aligned_alloc(sizeof(Bucket), bytes()));
-        if (!first_) throw std::bad_alloc();
-        memset(static_cast<void*>(first_), 0, bytes());
-    }
-    Buckets(Buckets&& other) noexcept { swap(other); }
-    Buckets& operator=(Buckets&& other) noexcept {
-        Buckets taken(std::move(other));
-        swap(taken);
-        return *this;
-    }
-    ~Buckets() {
-#if defined(__linux__)
-        if (bytes() >= LARGE) {
-            munmap(first_, bytes());
-            return;
-        }
-#endif
-        free(first_);
-    }
-
-    int64_t num() const { return num_; }
-    Bucket& operator[](int64_t i) const { return first_[i]; }
-
-private:
-    static constexpr size_t LARGE = 2u << 20;
-    size_t bytes() const { return static_cast<size_t>(num_) * sizeof(Bucket); }
-    void swap(Buckets& other) noexcept {
-        std::swap(first_, other.first_);
-        std::swap(num_, other.num_);
-    }
-
-    Bucket* first_ = nullptr;
-    int64_t num_ = 0;
-};
-
-// Like std::vector, for plain values: a large one grows without being copied, because realloc moves its pages.
-template <class T>
-class Column {
-public:
-    Column() = default;
-    Column(const Column&) = delete;
-    Column& operator=(const Column&) = delete;
-    ~Column() { free(data_); }
-
-    size_t size() const { return size_; }
-    size_t capacity() const { return capacity_; }
-    T& operator[](size_t i) { return data_[i]; }
-    const T& operator[](size_t i) const { return data_[i]; }
-    const T* begin() const { return data_; }
-    const T* end() const { return data_ + size_; }
-    void reserve(size_t capacity) {
-        if (capacity <= capacity_) return;
-        void* p = realloc(static_cast<void*>(data_), capacity * sizeof(T));
-        if (!p) throw std::bad_alloc();
-        data_ = static_cast<T*>(p);
-        capacity_ = capacity;
-    }
-    void push_back(T value) { data_[size_++] = value; }  // there must be room
-    void assign(size_t size, T value) {
-        reserve(size);
-        size_ = size;
-        std::fill(data_, data_ + size, value);
-    }
-
-private:
-    T* data_ = nullptr;
-    size_t size_ = 0, capacity_ = 0;
-};
-
-inline uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 32)) * 0x9E3779B97F4A7C15ull;
-    x = (x ^ (x >> 29)) * 0xBF58476D1CE4E5B9ull;
-    return x ^ (x >> 32);
-}
-
-struct Slot {
-    Bucket* bucket;
-    int index;
-};
 
 struct Pending {
     int64_t id, count, last_seen_ms;
@@ -138,17 +23,17 @@ struct Pending {
 
 class IdMap {
 public:
-    IdMap(int64_t capacity_hint, int64_t admit_after) : admit_after_(admit_after), table_(buckets_for(capacity_hint)) {}
+    IdMap(int64_t capacity_hint, int64_t admit_after) : admit_after_(admit_after), table_(capacity_hint) {}
 
     int64_t num_live() const { return num_live_; }
     int64_t num_rows() const { return static_cast<int64_t>(id_of_row_.size()); }
-    int64_t num_pending() const { return num_used_ - num_live_; }
+    int64_t num_pending() const { return table_.num_used() - num_live_; }
 
     void lookup(const int64_t* ids, int64_t num, int64_t* rows) const {
-        for (int64_t i = 0; i < std::min(num, AHEAD); ++i) __builtin_prefetch(home(ids[i]));
+        for (int64_t i = 0; i < std::min(num, AHEAD); ++i) __builtin_prefetch(table_.home(ids[i]));
         for (int64_t i = 0; i < num; ++i) {
-            if (i + AHEAD < num) __builtin_prefetch(home(ids[i + AHEAD]));
-            const int32_t place = find(ids[i]);
+            if (i + AHEAD < num) __builtin_prefetch(table_.home(ids[i + AHEAD]));
+            const int32_t place = table_.find(ids[i]);
             rows[i] = place < 0 ? -1 : place;
         }
     }
@@ -177,10 +62,10 @@ public:
             ids[count] = id_of_row_[row];
             rows[count++] = row;
         }
-        free_rows_.reserve(free_rows_.size() + count);  // before anything changes: this may fail
+        free_rows_.reserve(free_rows_.size() + count);  // may fail, so before anything changes
         free_pending_.reserve(pending_.size());
         for (int64_t i = 0; i < count; ++i) {
-            erase(ids[i]);
+            table_.erase(ids[i]);
             live_[rows[i]] = 0;
             id_of_row_[rows[i]] = 0;
             free_rows_.push_back(static_cast<int32_t>(rows[i]));
@@ -189,7 +74,7 @@ public:
         std::make_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
         for (size_t i = 0; i < pending_.size(); ++i)
             if (pending_[i].count > 0 && pending_[i].last_seen_ms < before_ms) drop_pending(static_cast<int32_t>(i));
-        if (num_erased_ > table_.num()) rebuild(num_used_);
+        table_.tidy();
         return count;
     }
 
@@ -237,10 +122,10 @@ public:
         last_seen_ms_.assign(num_rows, 0);
         live_.assign(num_rows, 0);
         for (int64_t i = 0; i < num; ++i) {
-            if (i + AHEAD < num) __builtin_prefetch(home(ids[i + AHEAD]), 1);
+            if (i + AHEAD < num) __builtin_prefetch(table_.home(ids[i + AHEAD]), 1);
             const int64_t row = rows[i];
-            if (find(ids[i]) != ABSENT) return false;
-            place(ids[i], static_cast<int32_t>(row));
+            if (table_.find(ids[i]) != ABSENT) return false;
+            table_.place(ids[i], static_cast<int32_t>(row));
             id_of_row_[row] = ids[i];
             last_seen_ms_[row] = last_seen_ms[i];
             live_[row] = 1;
@@ -254,83 +139,17 @@ public:
     bool load_pending(int64_t num, const int64_t* ids, const int64_t* counts, const int64_t* last_seen_ms) {
         reserve(num);
         for (int64_t i = 0; i < num; ++i) {
-            if (find(ids[i]) != ABSENT) return false;
-            place(ids[i], ~static_cast<int32_t>(pending_.size()));
+            if (table_.find(ids[i]) != ABSENT) return false;
+            table_.place(ids[i], ~static_cast<int32_t>(pending_.size()));
             pending_.push_back({ids[i], counts[i], last_seen_ms[i]});
         }
         return true;
     }
 
 private:
-    static int64_t place_in(const Buckets& table, int64_t id) {
-        const unsigned __int128 wide =
-            static_cast<unsigned __int128>(mix(static_cast<uint64_t>(id))) * static_cast<uint64_t>(table.num());
-        return static_cast<int64_t>(wide >> 64);
-    }
-    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id's
-    // place in the old table says which table it is in.
-    const Buckets& table_of(int64_t id) const {
-        if (!old_.num()) return table_;
-        const int64_t behind = place_in(old_, id) - start_;
-        return (behind < 0 ? behind + old_.num() : behind) < num_moved_ ? table_ : old_;
-    }
-    Bucket* home(int64_t id) const {
-        const Buckets& table = table_of(id);
-        return &table[place_in(table, id)];
-    }
-
-    static unsigned matches(const Bucket& bucket, int64_t id) {
-        unsigned mask = 0;
-        for (int i = 0; i < SLOTS; ++i) mask |= static_cast<unsigned>(bucket.id[i] == id) << i;
-        return mask & bucket.used;
-    }
-
-    Slot slot_of(int64_t id) const {
-        const Buckets& table = table_of(id);
-        int64_t at = place_in(table, id);
-        for (int64_t steps = 0; steps < table.num(); ++steps) {
-            if (const unsigned mask = matches(table[at], id)) return {&table[at], __builtin_ctz(mask)};
-            if (!table[at].overflowed) break;
-            at = at + 1 == table.num() ? 0 : at + 1;
-        }
-        return {nullptr, 0};
-    }
-
-    int32_t find(int64_t id) const {
-        const Slot slot = slot_of(id);
-        return slot.bucket ? slot.bucket->place[slot.index] : ABSENT;
-    }
-
-    // The id must not be in the map, and there must be room.
-    void place(int64_t id, int32_t where) {
-        put(table_of(id), id, where);
-        ++num_used_;
-    }
-
-    static void put(const Buckets& table, int64_t id, int32_t where) {
-        int64_t at = place_in(table, id);
-        while (table[at].used == (1 << SLOTS) - 1) {
-            table[at].overflowed = 1;
-            at = at + 1 == table.num() ? 0 : at + 1;
-        }
-        Bucket& bucket = table[at];
-        const int index = __builtin_ctz(~static_cast<unsigned>(bucket.used));
-        bucket.id[index] = id;
-        bucket.place[index] = where;
-        bucket.used = static_cast<uint8_t>(bucket.used | 1u << index);
-    }
-
-    void erase(int64_t id) {
-        const Slot slot = slot_of(id);
-        slot.bucket->used = static_cast<uint8_t>(slot.bucket->used & ~(1u << slot.index));
-        --num_used_;
-        ++num_erased_;
-    }
-
     // Room for `more` ids, in every array, so that `see` cannot fail half-way.
     void reserve(int64_t more) {
-        move(MOVED_AN_ID * more);
-        if (static_cast<double>(num_used_ + more) > FULLEST * SLOTS * static_cast<double>(table_.num())) grow(more);
+        table_.reserve(more);
         const auto room = [more](auto& v) {
             if (v.capacity() < v.size() + more) v.reserve(std::max(v.size() + more, v.size() + v.size() / 2));
         };
@@ -339,72 +158,21 @@ private:
             throw std::bad_alloc();
     }
 
-    static Buckets buckets_for(int64_t capacity) {
-        return Buckets(
-            std::max<int64_t>(16, static_cast<int64_t>(static_cast<double>(capacity) / (FULLEST * SLOTS)) + 1));
-    }
-
-    // Makes a larger table, to which the ids move gradually as others are inserted; at once if it is small, or for many
-    // ids.
-    void grow(int64_t more) {
-        move(old_.num());
-        const int64_t border = table_.num() < SMALL || more > BLOCK ? -1 : first_border();
-        if (border < 0) {
-            rebuild(std::max(num_used_ + more, 2 * num_used_));
-            return;
-        }
-        Buckets larger = buckets_for(2 * num_used_);
-        old_ = std::move(table_);
-        table_ = std::move(larger);
-        start_ = border, num_moved_ = num_erased_ = 0;
-    }
-
-    // A bucket that no chain runs into; -1 if there is none.
-    int64_t first_border() const {
-        for (int64_t i = 1; i < table_.num(); ++i)
-            if (!table_[i - 1].overflowed) return i;
-        return -1;
-    }
-
-    // Moves at least so many buckets of the old table, up to the end of a chain. Moved buckets are emptied: a chain
-    // that later wraps around the end of the table, into buckets that moved first, is then followed there.
-    void move(int64_t num) {
-        bool within_chain = false;
-        for (; old_.num() && (num > 0 || within_chain); --num) {
-            Bucket& bucket = old_[(start_ + num_moved_) % old_.num()];
-            for (int i = 0; i < SLOTS; ++i)
-                if (bucket.used >> i & 1) put(table_, bucket.id[i], bucket.place[i]);
-            within_chain = bucket.overflowed;
-            bucket.used = bucket.overflowed = 0;
-            if (++num_moved_ >= old_.num() && !within_chain) old_ = Buckets();
-        }
-    }
-
-    void rebuild(int64_t capacity) {
-        move(old_.num());
-        Buckets other = buckets_for(capacity);  // before anything changes: this may fail
-        for (int64_t b = 0; b < table_.num(); ++b)
-            for (int i = 0; i < SLOTS; ++i)
-                if (table_[b].used >> i & 1) put(other, table_[b].id[i], table_[b].place[i]);
-        table_ = std::move(other);
-        num_erased_ = 0;
-    }
-
-    // Finds where the ids are now, with overlapping misses, and prefetches what that points to.
+    // Looks up where the ids are now, with overlapping misses, and prefetches the entries they refer to.
     void warm(const int64_t* ids, int64_t num, int32_t* places) const {
-        for (int64_t i = 0; i < num; ++i) __builtin_prefetch(home(ids[i]), 1);
+        for (int64_t i = 0; i < num; ++i) __builtin_prefetch(table_.home(ids[i]), 1);
         for (int64_t i = 0; i < num; ++i) {
-            const int32_t place = places[i] = find(ids[i]);
+            const int32_t place = places[i] = table_.find(ids[i]);
             if (place >= 0) __builtin_prefetch(&last_seen_ms_[place], 1);
             if (place < 0 && place != ABSENT) __builtin_prefetch(&pending_[~place], 1);
         }
     }
 
     int64_t see(int64_t id, int64_t now_ms) {
-        const Slot slot = slot_of(id);
+        const Slot slot = table_.slot_of(id);
         if (!slot.bucket) {
             if (admit_after_ == 1) return admit(id, now_ms, nullptr);
-            place(id, ~add_pending({id, 1, now_ms}));
+            table_.place(id, ~add_pending({id, 1, now_ms}));
             return -1;
         }
         const int32_t place = slot.bucket->place[slot.index];
@@ -435,7 +203,7 @@ private:
             live_[row] = 1;
         }
         if (slot) slot->bucket->place[slot->index] = row;
-        else place(id, row);
+        else table_.place(id, row);
         ++num_live_;
         return row;
     }
@@ -452,15 +220,14 @@ private:
     }
 
     void drop_pending(int32_t index) {
-        erase(pending_[index].id);
+        table_.erase(pending_[index].id);
         pending_[index].count = 0;
         free_pending_.push_back(index);
     }
 
     int64_t admit_after_;
-    Buckets table_, old_;
-    int64_t start_ = 0, num_moved_ = 0;  // of the old table
-    int64_t num_used_ = 0, num_erased_ = 0, num_live_ = 0;
+    IdTable table_;
+    int64_t num_live_ = 0;
     Column<int64_t> id_of_row_, last_seen_ms_;
     Column<uint8_t> live_;
     std::vector<int32_t> free_rows_;  // a heap, lowest first

@@ -47,7 +47,7 @@ inline uint64_t mixed(const uint8_t* at, const uint8_t* secret) {
 
 inline uint64_t rotated(uint64_t h, int by) { return h << by | h >> (64 - by); }
 
-// Of 1 to `MAX_HASHED` bytes.
+// Hashes 1 to `MAX_HASHED` bytes.
 inline uint64_t digest(const uint8_t* at, size_t num) {
     const uint8_t* s = SECRET;
     if (num <= 3) {

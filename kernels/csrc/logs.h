@@ -1,4 +1,4 @@
-// Logarithms of vectors. Included by csrc/level/*.cpp only (see export.h for the rules there).
+// Logarithms of vectors. Included only by csrc/level/*.cpp (see export.h for the rules there).
 #pragma once
 
 #include "simd.h"

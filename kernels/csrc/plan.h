@@ -25,7 +25,7 @@ struct Item {
     }
 };
 
-// Roughly how many groups of MR rows against tiles of so many columns an item has.
+// An estimate of an item's work: its groups of MR rows against tiles of this many columns.
 inline int64_t num_groups(const Item& item, int64_t cols) {
     return item.queries * (item.keys + item.cached + 1) / (2 * MR * cols) + 1;
 }

@@ -1,4 +1,4 @@
-// A segment of a user's sequence as columns, and at rest: `state.segment` and `state.segment_codec`.
+// A segment of a user's sequence, as columns (`state.segment`) and in stored form (`state.segment_codec`).
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// A partition's sequencer, for `kernels.sequences`.
+// The C interface of a partition's sequencer, for `kernels.sequences`.
 
 #include "sequences.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 using namespace headrace;
 
-// What one call asks for, and one batch holds, between `decode` and `settle`.
+// A sequencer, and the buffers that calls return pointers into.
 struct Partition {
     Partition(const ActionRules& action, const SequenceRules& sequence) : sequences(action, sequence) {}
 
@@ -20,7 +20,7 @@ struct Partition {
     std::vector<int64_t> items;
     std::string text;  // names, joined
     std::vector<int64_t> ends;
-    std::deque<std::string> kept;  // keys of actions that came from elsewhere
+    std::deque<std::string> kept;  // keys of actions that were decoded elsewhere
 };
 
 std::string_view next(const char*& text, const int64_t*& sizes) {
@@ -34,7 +34,7 @@ int64_t guarded(const Work& work) {
     try {
         return work();
     } catch (const std::exception&) {
-        return -2;  // no memory, or a user who lacks segments
+        return -2;  // out of memory, or a user whose segments are missing
     }
 }
 
@@ -65,8 +65,8 @@ HEADRACE_API void* headrace_sequences_new(const int64_t* numbers, const char* te
 HEADRACE_API void headrace_sequences_free(void* made) { delete static_cast<Partition*>(made); }
 
 // `records` (n, 3): where a record begins and ends in `data`, and its Kafka timestamp. `found` (n, 2): the range of its
-// actions; the first is -1 where the definition has to look at it. Replaces what was decoded before; `data` must live
-// until the next call.
+// actions; the first is -1 if the definition has to decode it. Replaces what was decoded before; `data` must live until
+// the next call.
 HEADRACE_API int64_t headrace_sequences_decode(void* made, const char* data, const int64_t* records, int64_t num,
                                                int64_t* found) {
     return guarded([&]() -> int64_t {
@@ -84,7 +84,7 @@ HEADRACE_API int64_t headrace_sequences_decode(void* made, const char* data, con
     });
 }
 
-// Takes an action that was decoded elsewhere; returns its place. `numbers`: lengths of the keys of user and item,
+// Adds an action that was decoded elsewhere; returns its index. `numbers`: lengths of the keys of user and item,
 // whether the item is an integer, its hash, kinds, timestamp, id, session, domain, index; then its columns.
 HEADRACE_API int64_t headrace_sequences_add(void* made, const char* keys, const int64_t* numbers, double value) {
     return guarded([&]() -> int64_t {
@@ -104,7 +104,7 @@ HEADRACE_API int64_t headrace_sequences_add(void* made, const char* keys, const 
     });
 }
 
-// What `load` and `know` have to be told before the actions can be applied. `nums`: how many users and items; `found`:
+// What `load` and `know` must be given before the actions can be applied. `nums`: how many users and items; `found`:
 // the users' names, joined, where each ends, and the items' hashes.
 HEADRACE_API int64_t headrace_sequences_missing(void* made, int64_t* nums, const void** found) {
     return guarded([&]() -> int64_t {
@@ -132,7 +132,7 @@ HEADRACE_API int64_t headrace_sequences_load(void* made, const char* text, const
     });
 }
 
-// How many users need `complete`. `found`: their names, joined; and of each where it ends, and the range of the
+// Returns how many users need `complete`. `found`: their names, joined; and of each where it ends, and the range of the
 // segments.
 HEADRACE_API int64_t headrace_sequences_incomplete(void* made, const void** found) {
     return guarded([&]() -> int64_t {
@@ -194,7 +194,7 @@ HEADRACE_API int64_t headrace_sequences_apply(void* made, const int64_t* records
     });
 }
 
-// Once everything is on disk.
+// Call once everything is on disk.
 HEADRACE_API int64_t headrace_sequences_settle(void* made, int64_t max_users, int64_t max_names) {
     return guarded([&]() -> int64_t {
         static_cast<Partition*>(made)->sequences.settle(static_cast<size_t>(max_users), static_cast<size_t>(max_names));

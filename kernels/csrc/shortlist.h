@@ -1,5 +1,5 @@
 // Rescores the best few rows of an event by a small network with one hidden layer (kernels/memory/shortlist.py is the
-// definition). Feature by feature, with a lane for each listed row. Included only by csrc/level/memory.cpp.
+// definition). Feature by feature, with a lane for each listed row.
 #pragma once
 
 #include <math.h>
@@ -107,7 +107,7 @@ struct Shortlist {
         }
     }
 
-    // The shift of every `out` with which the list keeps the share of the softmax that it had by `score`; `push`: its
+    // The shift of every `out` that preserves the list's share of the softmax under `score`; `push` becomes the list's
     // own softmax.
     float shift() {
         vf best = splat(UNLISTED), best_score = splat(UNLISTED);
@@ -158,7 +158,7 @@ struct Shortlist {
         }
     }
 
-    // Means and variances follow the lists: first an average of all, later of the last ones.
+    // Updates the inputs' means and variances: first an average over all lists, later over the most recent ones.
     void settle(float* norm) {
         const float lists = norm[2 * IN] + 1.0f;
         const float share = 1.0f / (lists < LISTS_REMEMBERED ? lists : LISTS_REMEMBERED), each = 1.0f / (float)num;

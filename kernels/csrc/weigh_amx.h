@@ -64,7 +64,7 @@ inline void weigh(const Item& item, const BiasTables& tables, const Group& group
     });
 }
 
-// Where the weights and slopes of a block go.
+// Destination of a block's weights and slopes.
 struct Slopes {
     Operand weight_pairs, slope_pairs, slope_rows;  // at the block
 };

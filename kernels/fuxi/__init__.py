@@ -91,7 +91,7 @@ def _with_tail(
     x_TM: Tensor, params: FuxiParams, tail: Tail, attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     keep: Tensor | None, *, num_heads: int, eps: float, dropout: float, only_tail: bool,
 ) -> Tensor:  # fmt: skip
-    """The other tokens are keys and values alone, and outputs, where they are wanted, without a gradient."""
+    """The other tokens are only keys and values; their outputs, if requested, carry no gradient."""
     widths: dict[str, Any] = {"num_heads": num_heads, "eps": eps}
     x_SM, rows_S = tail.of(x_TM), tail.rows_S
     v, k = reference.project_parts(x_TM, params, seen=True, **widths)

@@ -65,7 +65,7 @@ def output(
     keep: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """o = x + (RMSNorm(attended) ⊙ U) W + b; y = o + (SiLU(n W₁) ⊙ n W₂) W₃ with n = RMSNorm(o). ``keep`` (T, C + M):
-    what dropout leaves of what W takes, and of n."""
+    dropout's mask of W's input, and of n."""
     channels = attended_TC.shape[1]
     gated = rms_norm(attended_TC, (channels,), eps=eps) * u_TC
     if keep is not None:

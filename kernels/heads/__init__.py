@@ -17,12 +17,12 @@ __all__ = ["FEEDBACK", "HeadInputs", "HeadOutputs", "HeadParams", "HeadRules", "
 def heads(
     inputs: HeadInputs, params: HeadParams, rules: HeadRules, gradients: HeadParams | None, *, backend: str = "auto"
 ) -> HeadOutputs:
-    """Predictions and mean losses; with ``gradients`` (written) also those of the outputs and of the table.
+    """Predictions and mean losses; with ``gradients``, which are written, also the gradients of outputs and table.
 
-    A query is ``output @ query_weight + query_bias`` at unit length over the temperature; a row's columns but the last
-    are its direction, the last one its bias, which counts ``bias_scale`` times. ``is_new_R`` and ``valid_V`` bool, the
-    rest float32 or int64, all contiguous on the CPU; indices are not checked. The gradients are those of
-    ``retrieval + rank_share * ranking``. Without ``gradients`` the reference takes its part in autograd.
+    A query is ``output @ query_weight + query_bias``, scaled to unit length and divided by the temperature. The last
+    column of a row is its bias, which is multiplied by ``bias_scale``; the others are its direction. ``is_new_R`` and
+    ``valid_V`` bool, the rest float32 or int64, all contiguous on the CPU; indices are not checked. The gradients are
+    those of ``retrieval + rank_share * ranking``. Without ``gradients``, the reference is differentiable by autograd.
 
     Raises ValueError (shapes, rules), `KernelUnavailable`.
     """

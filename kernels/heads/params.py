@@ -1,4 +1,4 @@
-"""What the heads of a training step are made of, and what comes of them."""
+"""Weights, inputs and outputs of a training step's heads."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class HeadParams:
 
 @dataclass(frozen=True, slots=True)
 class HeadRules:
-    """``rank_share``: what ranking's mean loss is weighed by in the gradients. ``feedback``: how a kind that comes to
-    an earlier interaction is taught."""
+    """``rank_share``: the weight of ranking's mean loss in the gradients. ``feedback``: how a kind that arrives for an
+    earlier interaction is learned."""
 
     temperature: float
     bias_scale: float
@@ -43,8 +43,9 @@ class HeadRules:
 class HeadInputs:
     """Of S outputs, R targets that are ranked and Q queries.
 
-    ``output_R``, ``output_Q`` int64: which output answers each; -1 for a query: the learnt start. ``target_Q`` int64:
-    the row that came, 0 where it is not learned. ``valid_V`` bool: the rows that compete; a target always does.
+    ``output_R``, ``output_Q`` int64: the output that each is computed from; -1 for a query: the learnt start.
+    ``target_Q`` int64: the row that was chosen, 0 if it is not learned. ``valid_V`` bool: the rows that compete; a
+    target always does.
     """
 
     y_SM: Tensor
@@ -60,12 +61,13 @@ class HeadInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadOutputs:
-    """Predictions, both losses (means), and where they were wanted the gradients of outputs and table."""
+    """Predictions, both mean losses and, if requested, the gradients of outputs and table."""
 
     logit_QV: Tensor
     logit_RK: Tensor
     query_QD: Tensor
-    """Their inner products with the catalogue's rows, each of unit length but for its bias, are the logits."""
+    """The logits are their inner products with the catalogue's rows, whose directions (all columns but the bias) have
+    unit length."""
     retrieval: float
     ranking: float
     d_y_SM: Tensor | None

@@ -10,7 +10,7 @@ from kernels.heads.params import HeadInputs, HeadParams, HeadRules
 
 
 def unit_direction(x_ND: Tensor, eps: float) -> Tensor:
-    """Rows whose columns but the last are divided by their length, ``eps`` at least."""
+    """Rows with all columns but the last divided by their norm, which is at least ``eps``."""
     direction = x_ND[:, :-1]
     length_N1 = torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(eps)
     return torch.cat([direction / length_N1, x_ND[:, -1:]], dim=1)
@@ -47,8 +47,9 @@ def _rank_logits(inputs: HeadInputs, params: HeadParams, rules: HeadRules) -> Te
 
 
 def rank_losses(logit_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback: str) -> Tensor:
-    """(R, K) binary cross entropy of what came, by ``feedback`` where it came later than the interaction: taught as 1
-    ("vanilla"), with the 0 taken back ("reversal"), or with both weighed ("fnw")."""
+    """(R, K) binary cross entropy of the kinds. Where a kind arrives later than its interaction, ``feedback`` says how
+    it is learned: as a 1 ("vanilla"), as a 1 that also reverses the 0 learned before ("reversal"), or as both, weighted
+    ("fnw")."""
     positive, negative = F.softplus(-logit_RK), F.softplus(logit_RK)
     is_done, p_RK = kinds_RK > 0, torch.sigmoid(logit_RK.detach())
     weight = torch.where(is_done, 1 + p_RK, (1 - p_RK) * (1 + p_RK)) if feedback == "fnw" else torch.ones_like(p_RK)

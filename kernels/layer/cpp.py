@@ -1,7 +1,7 @@
 """The C++ layer as one autograd node, which saves x and the attention's output.
 
-With a tail (`kernels.layer.tail`) the forward pass computes all tokens, or only the tail's, with those before them as
-keys and values; the backward pass always the latter.
+With a tail (`kernels.layer.tail`), the forward pass computes either all tokens or only the tail's, for which the tokens
+before are just keys and values; the backward pass always does the latter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kernels.layer.tail import Tail
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a layer's pass takes besides x and weights. Buckets: of all tokens, and of the tail's."""
+    """The arguments of a layer's pass besides x and the weights. Buckets: of all tokens, and of the tail's."""
 
     num_heads: int
     norm_len: float
@@ -162,7 +162,7 @@ def make_batch(
     key_time_T: Tensor, eps: float, dropouts: Sequence[float], seeds: list[int], tails: list[Tail | None],
     only_tail: list[bool],
 ) -> list[Batch]:  # fmt: skip
-    """What each of some layers takes beside x and its weights, without validation."""
+    """What the layers of one batch share: all arguments besides x and the weights, not validated."""
     cache, batches = BucketCache(), []
     for seed, dropout, tail, is_only in zip(seeds, dropouts, tails, only_tail, strict=True):
         buckets = tail_buckets = None

@@ -30,6 +30,7 @@ from kernels.memory.arrays import (
     STANDING,
     Float32,
     Int32,
+    Int64,
     MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
@@ -54,9 +55,12 @@ __all__ = [
     "MemoryShares",
     "MemoryStanding",
     "memory_best",
+    "memory_candidates",
     "memory_learn",
+    "memory_learn_given",
     "memory_learn_sampled",
     "memory_logits",
+    "memory_logits_of",
     "memory_scores",
     "memory_shares",
     "memory_stand",
@@ -119,6 +123,58 @@ def memory_learn_sampled(
     outcome: MemoryOutcome = version.memory_learn_sampled(
         memory, num_rows, events, query_AD, table_VD, unit_width, rules
     )
+    return outcome
+
+
+def memory_candidates(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, *, backend: str = "auto"
+) -> tuple[Int32, Int64]:
+    """The rows whose logits `memory_learn_sampled` may read, for each of the A events to predict.
+
+    (n,) int32 and (A + 1,) int64: event a's are at ``begin_A1[a]:begin_A1[a + 1]``, each once, in any order. Those that
+    earlier events of the same call make neighbours of its past are among them. Errors as there.
+    """
+    _check(memory, num_rows, events, None)
+    if num_rows < 2:
+        raise ValueError(f"num_rows: expected at least 2 to draw from, got {num_rows}")
+    version = sampled if _version(backend) is reference else _version(backend)
+    rows: tuple[Int32, Int64] = version.memory_candidates(memory, num_rows, events)
+    return rows
+
+
+def memory_logits_of(
+    query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
+) -> Float32:
+    """(n,) float32: the network's logits of some rows for each query, as `memory_learn_sampled` computes them.
+
+    ``row`` (n,) int32 and ``begin_A1``: as from `memory_candidates`, but rows of ``table_VD``. Raises ValueError,
+    IndexError.
+    """
+    _check_table(query_AD, table_VD, 0, unit_width)
+    _check_jagged(len(query_AD), len(table_VD), row, begin_A1)
+    version = sampled if _version(backend) is reference else _version(backend)
+    logits: Float32 = version.memory_logits_of(query_AD, table_VD, row, begin_A1, unit_width)
+    return logits
+
+
+def memory_learn_given(
+    memory: MemoryArrays,
+    num_rows: int,
+    events: MemoryEvents,
+    row: Int32,
+    begin_A1: Int64,
+    logit: Float32,
+    rules: MemoryRules,
+    *,
+    backend: str = "auto",
+) -> MemoryOutcome:
+    """`memory_learn_sampled` where the table is elsewhere: with the logits (n,) of the rows of `memory_candidates`."""
+    _check(memory, num_rows, events, None)
+    _check_jagged(int((events.chosen_R == 1).sum()), num_rows, row, begin_A1)
+    if logit.shape != row.shape or logit.dtype != np.float32:
+        raise ValueError(f"logit: expected float32 of shape {row.shape}, got {logit.dtype} {logit.shape}")
+    version = sampled if _version(backend) is reference else _version(backend)
+    outcome: MemoryOutcome = version.memory_learn_given(memory, num_rows, events, row, begin_A1, logit, rules)
     return outcome
 
 
@@ -233,6 +289,18 @@ def _check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width
         )
     if not 0 <= unit_width <= table_VD.shape[1]:
         raise ValueError(f"unit_width: expected 0 to {table_VD.shape[1]}, got {unit_width}")
+
+
+def _check_jagged(num: int, num_rows: int, row: Int32, begin_A1: Int64) -> None:
+    if row.dtype != np.int32 or begin_A1.dtype != np.int64 or begin_A1.shape != (num + 1,):
+        raise ValueError(
+            f"row, begin_A1: expected int32, and int64 of shape ({num + 1},), got {row.dtype}, {begin_A1.dtype} "
+            f"{begin_A1.shape}"
+        )
+    if begin_A1[0] != 0 or begin_A1[-1] != len(row) or (np.diff(begin_A1) < 0).any():
+        raise ValueError(f"begin_A1: expected ascending from 0 to {len(row)}, got {begin_A1[0]} to {begin_A1[-1]}")
+    if len(row) and not (row.min() >= 0 and row.max() < num_rows):
+        raise IndexError(f"row: expected rows 0 to {num_rows - 1}, got {row.min()} to {row.max()}")
 
 
 def _check_logits(num_rows: int, logit_AV: Float32, num_asked: int) -> None:

@@ -28,9 +28,9 @@ LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
 RECENT, DRAWN = 512, 512
-"""Where an event is learned from a sample: how many of the last choices compete, and how many rows are drawn."""
+"""When an event is learned from a sample: how many of the latest choices compete, and how many rows are drawn."""
 CHANGED = 0xFF
-"""What marks a row that has changed: a bit for each of those who copy changed rows."""
+"""Marks a row as changed: one bit for each reader that copies changed rows."""
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
@@ -40,7 +40,7 @@ FIRST_GAIN_SQUARE, FIRST_SQUARE = 1e-3, 1e-2
 """Initial Adagrad states: of the gains, and of the shortlist's network."""
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
-"""A stream counts as one with repeats from this share of the choices on; the prior is this many choices without any."""
+"""A stream has repeats if at least this share of the choices are; the prior is this many choices without any."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,17 +48,17 @@ class MemoryArrays:
     """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
 
     ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: the rows chosen shortly before or after this one;
-    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``direct``
-    (V, N): of how often it was the very next choice; ``weight`` (V, N): learned weights. ``seen`` (V,): decayed
-    choices. ``heat`` (3, V): the same with shorter half-lives.
-    ``first`` and ``last`` (V,) int64: the events of the first and of the newest choice; without a choice, the first
-    meeting and -1; both -1 for a row never met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the
-    features, shared and by length of the history, and their Adagrad state. ``shortlist_weight`` and
-    ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its Adagrad state; ``shortlist_norm``
-    (3, `SEEN_AGAIN`): mean and variance of its inputs, and over how many lists. ``clock`` (7,) float64 by `CLOCK`.
-    ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears a bit of its own; ``moved``
-    (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts changed (little-endian bits),
-    regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e chose, at e modulo `RECENT`.
+    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``direct`` (V,
+    N): of how often it was the very next choice; ``weight`` (V, N): learned weights. ``seen`` (V,): decayed choices.
+    ``heat`` (3, V): the same with shorter half-lives. ``first`` and ``last`` (V,) int64: the events of the first and of
+    the newest choice; without a choice, the first meeting and -1; both -1 for a row never met. ``gain`` and
+    ``gain_square`` (1 + buckets, features): weights of the features, shared and by length of the history, and their
+    Adagrad state. ``shortlist_weight`` and ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its
+    Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`): mean and variance of its inputs, and how many lists they cover.
+    ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
+    a bit of its own; ``moved`` (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts
+    changed (little-endian bits), regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e
+    chose, at e modulo `RECENT`.
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -134,7 +134,7 @@ class MemoryArrays:
 
     @property
     def leaves_out_repeats(self) -> bool:
-        """Whether hardly any of the choices so far was of an item that the user had met before."""
+        """Whether hardly any choice so far was of an item that the user had met before."""
         repeats, choices = self.clock[-2:]
         return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
 

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from kernels.library import function
 from kernels.memory.arrays import (
+    DRAWN,
+    RECENT,
     Float32,
     Int32,
+    Int64,
     MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
@@ -20,12 +23,13 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.features import COUNTED, WIDE
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 
 class _Call(ctypes.Structure):
-    """``MemoryCall`` of csrc/level/memory.cpp."""
+    """``MemoryCall`` of csrc/memory_state.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("stride", "num_rows", "width", "num_buckets")),
@@ -63,13 +67,13 @@ class _Call(ctypes.Structure):
 
 
 class _StandCall(ctypes.Structure):
-    """``StandCall`` of csrc/memory_best.h."""
+    """``StandCall`` of csrc/level/memory_stand.cpp."""
 
     _fields_ = (("memory", _Call), ("base", c_void_p), ("root", c_void_p))
 
 
 class _BestCall(ctypes.Structure):
-    """``BestCall`` of csrc/memory_best.h."""
+    """``BestCall`` of csrc/best_pass.h."""
 
     _fields_ = (
         ("memory", _Call),
@@ -81,7 +85,7 @@ class _BestCall(ctypes.Structure):
 
 
 class _SampledCall(ctypes.Structure):
-    """``SampledCall`` of csrc/memory_sampled.h."""
+    """``SampledCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("memory", _Call),
@@ -89,11 +93,29 @@ class _SampledCall(ctypes.Structure):
         ("table", c_void_p),
         ("width", c_int64),
         ("unit_width", c_int64),
+        *((name, c_void_p) for name in ("given_row", "given_begin", "given_logit")),
+    )
+
+
+class _CandidatesCall(ctypes.Structure):
+    """``CandidatesCall`` of csrc/memory_candidates.h."""
+
+    _fields_ = (("memory", _Call), ("row", c_void_p), ("begin", c_void_p), ("most", c_int64))
+
+
+class _RowLogitsCall(ctypes.Structure):
+    """``RowLogitsCall`` of csrc/memory_candidates.h."""
+
+    _fields_ = (
+        ("query", c_void_p),
+        ("table", c_void_p),
+        *((name, c_int64) for name in ("num_queries", "width", "unit_width")),
+        *((name, c_void_p) for name in ("row", "begin", "logit")),
     )
 
 
 class _LogitsCall(ctypes.Structure):
-    """``LogitsCall`` of csrc/memory_sampled.h."""
+    """``LogitsCall`` of csrc/level/memory_sampled.cpp."""
 
     _fields_ = (
         ("query", c_void_p),
@@ -172,6 +194,44 @@ def memory_learn_sampled(
     _run(call, num_rows, "memory_sampled")
     del kept
     return outcome
+
+
+def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents) -> tuple[Int32, Int64]:
+    """See `kernels.memory.memory_candidates`."""
+    inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
+    asked = np.flatnonzero(events.chosen_R == 1)
+    num_past_A = events.past_end_R[asked] - events.past_begin_R[asked]
+    neighbours_A = np.minimum(num_past_A, WIDE[0]) * memory.width
+    most_A = neighbours_A + num_past_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
+    row, begin_A1 = np.empty(int(np.minimum(most_A, num_rows).sum()), np.int32), np.zeros(len(asked) + 1, np.int64)
+    call = _CandidatesCall(inner, _pointer(row), _pointer(begin_A1), len(row))
+    _run(call, num_rows, "memory_candidates")
+    del kept
+    return row[: begin_A1[-1]].copy(), begin_A1
+
+
+def memory_learn_given(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, row: Int32, begin_A1: Int64, logit: Float32,
+    rules: MemoryRules,
+) -> MemoryOutcome:  # fmt: skip
+    """See `kernels.memory.memory_learn_given`."""
+    inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
+    outcome = _learning(inner, len(events), rules)
+    call = _SampledCall(inner, None, None, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
+    _run(call, num_rows, "memory_sampled")
+    del kept
+    return outcome
+
+
+def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+    """See `kernels.memory.memory_logits_of`."""
+    logit = np.empty(len(row), np.float32)
+    call = _RowLogitsCall(
+        _pointer(query_AD), _pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width, _pointer(row),
+        _pointer(begin_A1), _pointer(logit),
+    )  # fmt: skip
+    _run(call, len(table_VD), "memory_row_logits")
+    return logit
 
 
 def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-calls
 """The memory on a GPU: its arrays as tensors, and groups of events that are predicted, learned and counted there.
 
-The host's arrays stay what everything else reads: `DeviceMemory.fetch` brings the rows that have changed since. A step
+The host's arrays stay what everything else reads: `DeviceMemory.fetch` copies the rows that have changed since. A step
 sends its events in one copy and launches four kernels a group, without waiting for any of them.
 """
 
@@ -24,7 +24,8 @@ from kernels.triton_shared import INTERPRETED, next_power
 
 MOST_GROUP = 128
 SCRATCH_BYTES = 1 << 29
-"""Of what is kept of all rows for each event while it is predicted: larger groups are predicted in several launches."""
+"""The most scratch memory for one launch's events, each of which needs features of all rows; larger groups take several
+launches."""
 BLOCK = 64 if INTERPRETED else 2048
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
@@ -43,14 +44,14 @@ class Sent:
 
 
 class DeviceMemory:
-    """What ``memory`` holds, on ``device``. At most ``group`` events are predicted from the same state."""
+    """A copy of ``memory`` on ``device``. At most ``group`` events are predicted from the same state."""
 
     def __init__(self, memory: MemoryArrays, rules: MemoryRules, device: torch.device, group: int) -> None:
         if not 1 <= group <= MOST_GROUP:
             raise ValueError(f"group: expected 1 to {MOST_GROUP} events, got {group}")
         self._device, self._group = device, group
         self._arrays = {each.name: _copy(getattr(memory, each.name), device) for each in fields(memory)}
-        self._arrays["dirty"].zero_()  # from here on: what has changed here
+        self._arrays["dirty"].zero_()  # from here on: changed on the device
         self._arrays["moved"].zero_()
         self._capacity, self._width, self._num_parts = memory.capacity, memory.width, memory.num_buckets + 1
         self._num_events = int(memory.clock[0])
@@ -169,7 +170,7 @@ class DeviceMemory:
         return self._scratch
 
     def fetch(self, memory: MemoryArrays) -> None:
-        """Bring what has changed here since the last time into the host's arrays, from which this was made."""
+        """Copy what has changed on the device since the last call into the host's arrays, from which this was made."""
         if not self._is_ahead:
             return
         dirty = self._arrays["dirty"]
@@ -190,7 +191,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceOutcome:
-    """A `MemoryOutcome` on its way: ``rank_3R`` and ``loss_R`` on the device."""
+    """A `MemoryOutcome` that is still on the device."""
 
     rank_3R: Tensor
     loss_R: Tensor
@@ -206,7 +207,7 @@ def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
-    """(R,) how many of the last choices belong to the visit that is under way: see `kernels.memory.past`."""
+    """(R,) how many of the last choices belong to the current visit: see `kernels.memory.past`."""
     begin_R, end_R, ms = events.past_begin_R, events.past_end_R, events.past_ms
     if not len(ms):
         return np.zeros(len(events), np.int64)
@@ -218,5 +219,5 @@ def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
 
 
 def _rest(array: NDArray[Any]) -> NDArray[Any]:
-    """What is missing to a multiple of 16, and never nothing: so that each part is aligned and has an address."""
+    """Padding to a multiple of 16 values, at least one: so that each part is aligned and has an address."""
     return np.zeros(16 - len(array) % 16, array.dtype)

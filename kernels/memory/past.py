@@ -1,4 +1,4 @@
-"""What a user had chosen, as it is seen when an event is predicted."""
+"""A user's past choices, as they are seen at the time of an event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryPast:
     """P choices, oldest first: their rows, how long ago each was (0.1 log(1 + seconds)), and whether it belongs to the
-    visit that is under way: no pause after it has been half an hour or longer."""
+    current visit: no pause since has lasted half an hour."""
 
     row_P: Int32
     since_P: Float64
@@ -23,7 +23,7 @@ class MemoryPast:
 
     @staticmethod
     def seen_at(now_ms: int, row_P: Int32, time_ms_P: Int64) -> MemoryPast:
-        """Choices made at these times, at another."""
+        """Choices made at ``time_ms_P``, seen at ``now_ms``."""
         pause_P = np.diff(np.append(time_ms_P, now_ms))
         in_visit_P = np.cumprod((pause_P < VISIT_MS)[::-1])[::-1].astype(np.bool_)
         since_P = SINCE_SHARE * np.log1p(np.maximum(now_ms - time_ms_P, 0) / 1000.0)
@@ -31,7 +31,7 @@ class MemoryPast:
 
     @staticmethod
     def of_event(events: MemoryEvents, r: int) -> MemoryPast:
-        """What the user of event ``r`` had chosen before it."""
+        """What the user of event ``r`` had chosen before that event."""
         mine = slice(events.past_begin_R[r], events.past_end_R[r])
         return MemoryPast.seen_at(int(events.now_ms_R[r]), events.past_rows[mine], events.past_ms[mine])
 

@@ -6,9 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.memory import reference
-from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.arrays import (
+    DRAWN,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+)
+from kernels.memory.counting import count_repeat, meet
+from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.past import MemoryPast
+from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
 
 LEAST_NORM = 1e-6
@@ -33,8 +45,59 @@ def memory_learn_sampled(
     rules: MemoryRules,
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn_sampled`."""
+    return _learn_all(memory, num_rows, events, memory_logits(query_AD, table_VD, num_rows, unit_width), rules)
+
+
+def memory_learn_given(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, row: Int32, begin_A1: Int64, logit: Float32,
+    rules: MemoryRules,
+) -> MemoryOutcome:  # fmt: skip
+    """See `kernels.memory.memory_learn_given`."""
+    logit_AV = np.zeros((len(begin_A1) - 1, num_rows), np.float32)
+    logit_AV[np.repeat(np.arange(len(logit_AV)), np.diff(begin_A1)), row] = logit
+    return _learn_all(memory, num_rows, events, logit_AV, rules)
+
+
+def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+    """See `kernels.memory.memory_logits_of`."""
+    logit_AV = memory_logits(query_AD, table_VD, len(table_VD), unit_width)
+    return np.asarray(logit_AV[np.repeat(np.arange(len(query_AD)), np.diff(begin_A1)), row])
+
+
+def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents) -> tuple[Int32, Int64]:
+    """See `kernels.memory.memory_candidates`."""
+    recent = memory.recent[(memory.recent > 0) & (memory.recent < num_rows)].tolist()
+    event, found, added = int(memory.clock[0]), list[list[int]](), dict[int, set[int]]()
+    for r in range(len(events)):
+        target, past = int(events.target_R[r]), MemoryPast.of_event(events, r).row_P[::-1].tolist()
+        if events.chosen_R[r] == 1:
+            found.append(_rows_asked(memory, num_rows, target, past, recent, added, event) if target else [])
+        if target == 0:
+            continue
+        event += 1
+        if events.chosen_R[r]:
+            recent.append(target)
+            for row in set(past[: COUNTED[0]]) - {target}:
+                added.setdefault(row, set()).add(target)
+                added.setdefault(target, set()).add(row)
+    begin_A1 = np.cumsum([0, *map(len, found)], dtype=np.int64)
+    return np.array([row for rows in found for row in rows], np.int32), begin_A1
+
+
+def _rows_asked(
+    memory: MemoryArrays, num_rows: int, target: int, past: list[int], recent: list[int], added: dict[int, set[int]],
+    event: int,
+) -> list[int]:  # fmt: skip
+    rows = {target, *past, *recent, *drawn_rows(event, num_rows)}
+    for row in past[: WIDE[0]]:
+        rows |= {*memory.neighbour_row[row, : memory.num_neighbours[row]].tolist(), *added.get(row, ())}
+    return sorted(rows)
+
+
+def _learn_all(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, rules: MemoryRules
+) -> MemoryOutcome:
     num = len(events)
-    logit_AV = memory_logits(query_AD, table_VD, num_rows, unit_width)
     query_of_R, loss_R = np.cumsum(events.chosen_R == 1) - 1, np.full(num, np.nan, np.float32)
     for r in range(num):
         target = int(events.target_R[r])
@@ -43,7 +106,7 @@ def memory_learn_sampled(
         past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
             loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
-        reference.meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
 
@@ -62,7 +125,7 @@ def drawn_rows(event: int, num_rows: int) -> list[int]:
 def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tuple[Float64, Float64]:
     """(V,) 1 for each row that competes for certain; (V,) for how many rows each drawn one stands."""
     certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
-    for row in past[::-1][: reference.WIDE[0]].tolist():
+    for row in past[::-1][: WIDE[0]].tolist():
         certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
     certain_V[past] = certain_V[target] = 1.0
     certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
@@ -74,9 +137,9 @@ def _learn(
     memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules,
     weight: float,
 ) -> float:  # fmt: skip
-    excludes = reference.leaves_out(memory, rules)
-    standing_FV = reference.standing_of(memory, slice(num_rows))
-    done = reference.mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
+    excludes = leaves_out(memory, rules)
+    standing_FV = standing_of(memory, slice(num_rows))
+    done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     certain_V, drawn_V = _shares(memory, num_rows, target, past.row_P)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)
@@ -89,8 +152,8 @@ def _learn(
     competes_V = done.competes_V & (certain_V > 0)
     shortlist = Shortlist(memory, replace(done, competes_V=competes_V))
     shortlist.rescore(score_V)
-    reference.learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
-    reference.learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
+    learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
+    learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
     shortlist.learn(memory, target, rules, weight)
-    reference.count_repeat(memory, is_repeat=target in met, rules=rules)
+    count_repeat(memory, is_repeat=target in met, rules=rules)
     return mass - float(score_V[target])

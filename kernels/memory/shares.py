@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int64, MemoryArrays
-from kernels.memory.past import MemoryPast
-from kernels.memory.reference import (
+from kernels.memory.features import (
     ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
@@ -23,12 +22,13 @@ from kernels.memory.reference import (
     FOLLOWS_SCALE,
     LEARNED,
     NEAR,
-    SEEN_UNIT,
+    SEEN,
     THREADS,
     WIDE,
     gains_of,
     standing_of,
 )
+from kernels.memory.past import MemoryPast
 
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
             "direct": DIRECT, "threads": THREADS}  # fmt: skip
@@ -97,7 +97,7 @@ def memory_shares(
     for name, raw_LC in raw.items():
         share_LC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_LC)
     standing_C = gain_F[:num_standing] @ standing_of(memory, row_C)
-    unit = float(memory.clock[SEEN_UNIT])
+    unit = float(memory.clock[SEEN])
     return MemoryShares(
         standing_C, share_LC[::-1], gain_model * np.asarray(logit_C, float), gain_model, after_LC[::-1] / unit,
         before_LC[::-1] / unit,

@@ -14,8 +14,8 @@ LENGTH_SCALE, LAST_LEAD, LEAK, FURTHEST, LEAST_VARIANCE, LISTS_REMEMBERED = 0.25
 
 @dataclass(slots=True, eq=False)
 class Prediction:
-    """A weighted sum of features for all rows; ``competes_V``: which rows it is among.
-    ``pause``: how long ago the user's last choice was (`kernels.memory.past`)."""
+    """A weighted sum of features for all rows; ``competes_V``: the rows that compete. ``pause``: how long ago the
+    user's last choice was (`kernels.memory.past`)."""
 
     score_V: Float64
     feature_FV: Float64

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """A group of predicted events learned and counted on a GPU, in their order.
 
-What an event changes is either small and everybody's (gains, the shortlist, the clock), which one program does for all
-events, or a row's neighbours. Those of different rows have nothing to do with each other: a program for each place in a
-list of rows goes through the list if its place is the row's first, and does the row's part, in order.
+What an event changes is either shared and small (gains, the shortlist, the clock), which one program updates for all
+events, or a row's neighbours. Different rows are independent, so there is a program for each place in the list of rows;
+the one at a row's first place goes through the list and applies that row's changes, in order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import log2
 import triton
 import triton.language as tl
 
-from kernels.memory import reference
+from kernels.memory import counting, features
 from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT
 from kernels.memory.shortlist import LISTS_REMEMBERED
 from kernels.memory.triton_predict import (
@@ -36,9 +36,9 @@ NUM_WEIGHTS = tl.constexpr(NUM_SEEN.value * (1 + UNITS.value) + 2 * UNITS.value)
 MARK = tl.constexpr(CHANGED)
 NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
 LISTS = tl.constexpr(LISTS_REMEMBERED)
-RESCALE_AT = tl.constexpr(reference.RESCALE_AT)
+RESCALE_AT = tl.constexpr(counting.RESCALE_AT)
 COUNT_FADE, DIRECT_COUNT_FADE = (
-    tl.constexpr(log2(decay)) for decay in (reference.COUNTED[1], reference.DIRECT_COUNT_DECAY)
+    tl.constexpr(log2(decay)) for decay in (features.COUNTED[1], counting.DIRECT_COUNT_DECAY)
 )
 
 
@@ -101,7 +101,7 @@ def rescale(
     after, before, direct, seen, heat, first, dirty, moved, clock_ptr, num_rows, width, stride,
     num_bytes, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rescale counts before their unit outgrows a float; see `kernels.memory.reference`."""
+    """Rescale counts before their unit outgrows a float; see `kernels.memory.counting`."""
     scale = tl.load(clock_ptr + 1)
     if scale.to(tl.float32) > RESCALE_AT:
         unit = (1.0 / scale).to(tl.float32)
@@ -232,7 +232,7 @@ def after_place(table, row, place):
 
 @triton.jit
 def places_of(row, list_ptr, num, TABLE: tl.constexpr):
-    """A list of rows of ``num`` events, and where in it a row first stands."""
+    """A list of rows of ``num`` events, and the first place of ``row`` in it."""
     index = tl.arange(0, TABLE)
     table = tl.load(list_ptr + index, mask=index < num * ENTRIES, other=-1)
     return table, after_place(table, row, -1)
@@ -243,7 +243,7 @@ def learn_weights_kernel(
     learning_ptr, rate_ptr, push_ptr, neighbour_row, num_neighbours, weight, dirty, weight_rate, num, width, stride,
     WIDTH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
-    """The learned weights of the last choices' neighbours, a row a program."""
+    """Update the learned weights of the last choices' neighbours, one row per program."""
     row = tl.load(learning_ptr + tl.program_id(0))
     if row >= 0:
         table, place = places_of(row, learning_ptr, num, TABLE)
@@ -268,9 +268,9 @@ def count_events_kernel(
     event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
     dirty, moved, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
-    """Sightings of a row's neighbours beside it, a row a program; see `kernels.memory.reference`.
+    """Count sightings of rows' neighbours, one row per program; see `kernels.memory.counting`.
 
-    The list has pairs: a past choice, then what was chosen after it. Each of them sees the other.
+    The list has pairs: a past choice, then what was chosen after it. Each is counted as a neighbour of the other.
     """
     row = tl.load(counting_ptr + tl.program_id(0))
     if row >= 0:

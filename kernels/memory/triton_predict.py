@@ -13,7 +13,6 @@ from math import log2
 import triton
 import triton.language as tl
 
-from kernels.memory import reference
 from kernels.memory.arrays import (
     EVIDENCE,
     FEATURES,
@@ -25,8 +24,7 @@ from kernels.memory.arrays import (
     SEEN_AGAIN,
     STANDING,
 )
-from kernels.memory.past import SINCE_SHARE
-from kernels.memory.reference import (
+from kernels.memory.features import (
     ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
@@ -41,6 +39,8 @@ from kernels.memory.reference import (
     TIME_SHARE,
     WIDE,
 )
+from kernels.memory.past import SINCE_SHARE
+from kernels.memory.reference import OUT as SCORE_OUT
 from kernels.memory.shortlist import FURTHEST, LAST_LEAD, LEAK, LEAST_VARIANCE, LENGTH_SCALE
 
 TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT = map(tl.constexpr, range(9))
@@ -52,10 +52,10 @@ LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for
 TINY = tl.constexpr(1e-37)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 MET = tl.constexpr(1 << 20)
-"""The bit of a row's count of own choices that says that it is left out."""
+"""The bit in a row's count of own choices that marks it as left out."""
 ENTRIES = tl.constexpr(64)
 """Places for an event in the list of rows that learn (its past choices), and in that of rows that count (pairs)."""
-FEW, PRIOR, OUT = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES), tl.constexpr(reference.OUT)
+FEW, PRIOR, OUT = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES), tl.constexpr(SCORE_OUT)
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT,
             "threads": THREADS}  # fmt: skip
 FOLLOWS_LAGS, CHAIN_LAGS, WIDE_LAGS, NEAR_LAGS, LEARNED_LAGS, DIRECT_LAGS, THREAD_LAGS = (
@@ -87,7 +87,7 @@ def logarithm(x, scale):
 
 @triton.jit
 def per_unit(scale_ptr, of):
-    """What one of a decayed count is worth."""
+    """What one sighting is worth in a decayed count."""
     return (1.0 / tl.load(scale_ptr) * of).to(tl.float32)
 
 
@@ -206,7 +206,7 @@ def gather(past_ptr, num_past, num_visit, neighbours, seen_ptr, evidence_ptr, wi
 
 @triton.jit
 def ordered(score):
-    """Scores as integers that are ordered as they are."""
+    """Scores as integers that sort in the same order."""
     bits = score.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -343,7 +343,7 @@ def predict_events_kernel(
             top = tl.maximum(top, score)
         best = tl.max(top, 0)
         tl.debug_barrier()
-        # What the softmax asks for: its probability, less one for the target.
+        # The softmax's probabilities, less one for the target.
         total = tl.zeros([BLOCK], tl.float32)
         for start in range(0, num_rows, BLOCK):
             row = start + tl.arange(0, BLOCK)
@@ -362,7 +362,7 @@ def predict_events_kernel(
             for f in tl.static_range(NUM_FEATURES):
                 slope += tl.where(column == f, tl.sum(features[f] * push, 0), 0.0)
         tl.store(slope_ptr + place * 32 + column, slope)
-        # The best rows, looked at again.
+        # The shortlist: the best rows, rescored.
         list_ptr += tl.program_id(0) * LIST
         num = pick(score_ptr, list_ptr, num_rows, BLOCK)
         tl.debug_barrier()

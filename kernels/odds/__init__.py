@@ -8,12 +8,12 @@ online on the log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in
 weighing of context models", 2005): what predicts badly loses its weight.
 
 Counts change with each event. The weights learn an interaction `OddsRules.horizon` interactions later, when its kinds
-have come, from the inputs that it was predicted from (`OddsKept`). A kind that comes even later reverses, with the same
-inputs, what its absence has taught. Learning at once and correcting with the inputs of that later moment diverged: by
-then the user's last interactions had got their kinds, so 0s and 1s were learned from different inputs, and nothing kept
-the odds of the former from falling and those of the latter from rising without bound.
+have arrived, from the inputs that it was predicted from (`OddsKept`). A kind that arrives even later reverses, with the
+same inputs, what the weights learned from its absence. Learning at once and correcting with the inputs of the later
+moment diverged: by then the user's last interactions had their kinds, so 0s and 1s were learned from different inputs,
+and nothing kept the odds of the former from falling and those of the latter from rising without bound.
 
-Arrays are NumPy's: the odds live on the host, whatever the network runs on.
+The arrays are NumPy arrays: the odds stay on the host, wherever the network runs.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ __all__ = [
 def odds_learn(
     odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules, *, backend: str = "auto"
 ) -> Float32:
-    """(R, K) logits: each event is predicted and counted, in the events' order, and the weights learn of those that are
-    old enough; changes ``odds`` and ``kept``. Of earlier interactions the logits are what would be said of them now.
+    """(R, K) logits. Predicts and counts each event, in the events' order, and lets the weights learn the interactions
+    that are old enough; changes ``odds`` and ``kept``. For feedback, the logits are what is predicted for the earlier
+    interaction now.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`."""
     _check(odds, events)
@@ -65,8 +66,8 @@ def odds_learn(
 
 
 def odds_predict(odds: OddsArrays, events: OddsEvents, *, backend: str = "auto") -> Float32:
-    """(R, K) logits of events that have not happened: nothing changes, and what they bring is not read. Errors as
-    `odds_learn`."""
+    """(R, K) logits of events that have not happened: changes nothing, and ignores the kinds that they bring. Errors as
+    in `odds_learn`."""
     _check(odds, events)
     logit_RK: Float32 = _version(backend).odds_predict(odds, events)
     return logit_RK

@@ -36,7 +36,7 @@ ALIKE_DECAYS = (1.0, 0.98, 0.9)
 NUM_BLOCKS = 1 + len(RECENT_DECAYS)
 """Blocks of an item's counts: undiscounted, and one for each decay."""
 HIDDEN, NUM_CONFIDENCES = 16, 3
-"""Width of the hidden layer, and its inputs beside the log-odds: how much is known of the item, the user, and both."""
+"""Width of the hidden layer, and its inputs besides the log-odds: how much is known of the item, the user, and both."""
 FIRST_SQUARE = 1.0
 LEAST_RATE = 1e-6
 
@@ -77,7 +77,7 @@ class OddsArrays:
     def empty(
         num_kinds: int, num_domains: int, num_features: int, num_alike: int = 0, capacity: int = 64
     ) -> OddsArrays:
-        """Nothing counted: an item's own log-odds have weight 1, all else has none."""
+        """No counts; an item's own log-odds have weight 1, all others 0."""
         columns, num_attributes = 1 + num_kinds, num_domains + num_features
         num_rates = len(COUNTED) + len(ALIKE_DECAYS) * num_alike + num_attributes + 1
         num_logs = num_rates * num_kinds
@@ -203,7 +203,7 @@ class OddsRules:
     """How the weights are learned: Adagrad's learning rates, and the decay of its state with each event.
 
     ``horizon``: the weights learn an interaction, with the kinds that it has by then, once this many newer ones have
-    come; 0: at once.
+    arrived; 0: at once.
     """
 
     rate: float = 0.05

@@ -1,4 +1,4 @@
-"""The odds in C++, called as their reference is."""
+"""The odds in C++, with the same signatures as the reference."""
 
 from __future__ import annotations
 

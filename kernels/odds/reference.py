@@ -1,4 +1,4 @@
-"""The definition of the odds in plain NumPy: one event after the other."""
+"""The definition of the odds in plain NumPy: one event at a time."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _past(events: OddsEvents, r: int, num_kinds: int) -> tuple[Float64, list[Flo
 
 
 def _keep(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, log_I: Float64, rules: OddsRules) -> None:
-    """A new interaction is kept, and those that are old enough are learned."""
+    """Keep a new interaction, and learn those that are old enough."""
     most, place = len(kept.bits_P), int(kept.count_2[0]) % len(kept.bits_P)
     kept.log_PI[place, : len(log_I)], kept.bits_P[place], kept.dirty_P[place] = log_I, events.bits_R[r], 0xFF
     kept.count_2[0] += 1
@@ -143,8 +143,8 @@ def _keep(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, log_I: F
 
 
 def _amend(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, rules: OddsRules) -> None:
-    """Kinds that came to an interaction. If the weights have learned their absence, that is taken back: they had the
-    slope `taught` of it, and should have that of a 1 now."""
+    """Kinds that arrived for an earlier interaction. If the weights have learned their absence, that is reversed: they
+    were moved by the slope `taught`, and should have been moved by that of a 1."""
     place = int(events.kept_R[r])
     more = int(events.bits_R[r]) & ~int(kept.bits_P[place])
     kept.bits_P[place] |= np.uint32(more)
@@ -174,7 +174,7 @@ def _learn(odds: OddsArrays, done: _Prediction, slope_K: Float64, rules: OddsRul
 
 
 def _gauge(odds: OddsArrays, log_I: Float64) -> None:
-    """Means and variances of what is seen of new interactions."""
+    """Update the means and variances of new interactions' inputs."""
     odds.clock[0] += 1.0
     mean_I, variance_I = odds.norm_2I
     away_I, share = log_I - mean_I, 1.0 / min(odds.clock[0] + 1.0, EVENTS_REMEMBERED)

@@ -16,13 +16,13 @@ from typing import Any
 from kernels.compiled import baseline
 
 EXAMPLE, USER, SEGMENT, NAME = range(4)
-"""What an entry of `Changes` is."""
+"""The kinds of entries of `Changes`."""
 NOT_DECODED = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides, besides actions. ``num_partitions``: 0 takes every user."""
+    """The sequencer's settings. ``num_partitions``: 0 accepts every user."""
 
     partition: int
     num_partitions: int
@@ -78,7 +78,7 @@ class Sequences:
 
     def decode(self, values: Sequence[bytes], record_times_ms: Sequence[int]) -> list[tuple[int, int]]:
         """The range of each record's actions, in place of those decoded before; (`NOT_DECODED`, …) for a record that
-        the definition has to look at."""
+        the definition has to decode."""
         ends = list(itertools.accumulate(map(len, values)))
         records = array("q", itertools.chain.from_iterable(zip([0, *ends], ends, record_times_ms, strict=False)))
         found = array("q", bytes(16 * len(values)))
@@ -87,14 +87,15 @@ class Sequences:
         return list(zip(found[::2], found[1::2], strict=True))
 
     def add(self, user: str, item: str | int, numbers: Sequence[int], value: float) -> int:
-        """Take an action that was decoded elsewhere; returns its place, one behind the last. ``numbers``: hash of the
-        item, kinds, timestamp, hashes of id, session and domain, place in the record, hashes of features."""
+        """Add an action that was decoded elsewhere, after the last; returns its index. ``numbers``: hash of the item,
+        kinds, timestamp, hashes of id, session and domain, place in the record, hashes of features."""
         name, key = user.encode(), str(item).encode()
         given = array("q", (len(name), len(key), isinstance(item, int), *numbers))
         return _call("add", self._at, name + key, _address(given), ctypes.c_double(value))
 
     def missing(self) -> tuple[list[str], list[int]]:
-        """The users of the decoded actions that are not in memory, and the items that are not known to be named."""
+        """The users of the decoded actions that are not in memory, and the items that no example is known to have
+        named."""
         nums, found = array("q", (0, 0)), (ctypes.c_void_p * 3)()
         _call("missing", self._at, _address(nums), found)
         ends = _numbers(found[1], nums[0])
@@ -103,13 +104,13 @@ class Sequences:
         return users, _numbers(found[2], nums[1])
 
     def load(self, user: str, stored: bytes) -> bool:
-        """Take a user as stored, without the segments before the last one; False for damaged bytes."""
+        """Add a user in stored form, without the segments before the last one; False for damaged bytes."""
         name = user.encode()
         sizes = array("q", (len(name), len(stored)))
         return _try("load", self._at, name + stored, _address(sizes)) == 0
 
     def incomplete(self) -> list[tuple[str, range]]:
-        """Users, all loaded, of whom the actions need these segments before the last one."""
+        """Loaded users, and the segments before the last one that the actions need of each."""
         found = (ctypes.c_void_p * 2)()
         num = _call("incomplete", self._at, found)
         places = _numbers(found[1], 3 * num)
@@ -121,13 +122,13 @@ class Sequences:
         ]
 
     def complete(self, user: str, older: Sequence[bytes]) -> bool:
-        """Take these segments as stored; False for damaged bytes."""
+        """Add a user's older segments in stored form; False for damaged bytes."""
         parts = (user.encode(), *older)
         sizes = array("q", map(len, parts))
         return _try("complete", self._at, b"".join(parts), _address(sizes), ctypes.c_int64(len(older))) == 0
 
     def know(self, items: Sequence[int]) -> None:
-        """These items have been named."""
+        """Note that these items have been named."""
         given = array("q", items)
         _call("know", self._at, _address(given), ctypes.c_int64(len(given)))
 
@@ -154,7 +155,7 @@ class Sequences:
         return Changes(entries, held.tolist())
 
     def settle(self, max_users: int, max_names: int) -> None:
-        """What the last `apply` returned is on disk: keep at most so many users and names of items in memory."""
+        """Call once what `apply` returned is on disk: keeps at most this many users and item names in memory."""
         _call("settle", self._at, ctypes.c_int64(max_users), ctypes.c_int64(max_names))
 
 

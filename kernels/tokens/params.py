@@ -1,4 +1,4 @@
-"""The tensors that tokens are made with."""
+"""The weights that tokens are computed with."""
 
 from __future__ import annotations
 

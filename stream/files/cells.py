@@ -19,7 +19,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class Rounded(float):
-    """A number beyond those that its column's type (16 or 32 bits) can tell from their neighbours."""
+    """A number so large that its column's type (16 or 32 bits) cannot tell it from its neighbours."""
 
 
 class BadCell(ValueError):
@@ -66,7 +66,7 @@ def _is_whole(number: Decimal) -> bool:
 
 @lru_cache(maxsize=1 << 17)
 def _key_of_text(text: str, field: str) -> str | int:
-    text = text.strip(" ")  # as in a table that is written in columns; before a cell the reader passes over them
+    text = text.strip(" ")  # padding, as in aligned tables
     if is_nothing(text):
         raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
     if len(text) > MAX_KEY_LEN:

@@ -13,7 +13,7 @@ from wire.config import ActionConfig
 from wire.moment import MAX_TIMESTAMP_MS, RECENT_MS, UNITS, Unit, iso_of, unit_of
 
 _UTC = re.compile(r" ?(UTC|GMT)$")
-"""As some databases write it after a time."""
+"""A suffix that some databases write after a time."""
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 

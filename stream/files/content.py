@@ -35,7 +35,7 @@ _TAR_AT = 257
 _SKIPPABLE = tuple(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))
 """The start of a zstandard frame without content; parallel compressors write one first."""
 _LARGEST_WINDOW = 1 << 31
-"""Of zstandard: ``--long=31``."""
+"""The largest window of zstandard (``--long=31``)."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -73,7 +73,7 @@ def read_text(path: Path, content: bytes | None = None) -> str:
         raise FileError(
             f"{path}:{number}: expected text, got a NUL byte; if it is UTF-16 without a mark, convert it to UTF-8"
         )
-    text = text.replace("\n\ufeff", "\n")  # files with a byte order mark each, one behind the other
+    text = text.replace("\n\ufeff", "\n")  # concatenated files, each with a byte order mark
     return text if "\n" in text else text.replace("\r", "\n")  # as Macs wrote them before 2001
 
 

@@ -15,7 +15,7 @@ from stream.files.content import lines_of
 from stream.files.delimited import first_line
 from stream.files.kinds import unknown_kinds
 from wire.action import Action, Rejection, decode_record
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig
 
 
@@ -27,9 +27,9 @@ def read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list[
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 raise FileError(f"{place}: {_said(outcome, config)}")
-            if isinstance(outcome, Order):
+            if isinstance(outcome, ForgetRequest):
                 what = f"user {outcome.user}" if outcome.user else f"item {outcome.item}"
-                raise FileError(f"{place}: expected an action, got an order to forget {what}; use headrace forget")
+                raise FileError(f"{place}: expected an action, got a request to forget {what}; use headrace forget")
         try:
             content = msgspec.json.decode(raw)
         except msgspec.ValidationError as error:  # in a field that is not used

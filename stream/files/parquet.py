@@ -14,7 +14,7 @@ from stream.files.table import read_rows
 from wire.config import ActionConfig
 
 _EXACT = {16: 2**11 - 1, 32: 2**24 - 1}
-"""Bits of a float → the largest integer that no other one is rounded to."""
+"""Bits of a float → the largest integer that no other integer is rounded to."""
 _PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 
 
@@ -43,8 +43,8 @@ def read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) 
 
 
 def _cells_of(column: Any) -> list[Any]:
-    """A column of Parquet as Python values; times as `Milliseconds`, since Python's have no nanoseconds and a limited
-    range."""
+    """A column of Parquet as Python values; times as `Milliseconds`, since Python's own lack nanoseconds and have a
+    limited range."""
     import pyarrow as pa
 
     if not pa.types.is_timestamp(column.type):

@@ -1,4 +1,4 @@
-"""Actions and ratings in a table: a header, or a known order of the columns, then rows of cells."""
+"""Actions and ratings in a table: a header, unless the columns have a known order, then rows of cells."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.events import Step, num_items, steps
-from bench.rivals import Stage
+from bench.rivals import StreamInfo
 from bench.single_pass import settings_for
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
@@ -39,9 +39,9 @@ def settings_of(actions: Sequence[dict[str, Any]]) -> Settings:
     return settings.model_copy(update={"trainer": trainer})
 
 
-def stage_of(actions: Actions) -> Stage:
+def info_of(actions: Actions) -> StreamInfo:
     """What a rival is told."""
-    return Stage(num_items(actions), file_configs(settings_of(actions), actions[0])[2])
+    return StreamInfo(num_items(actions), file_configs(settings_of(actions), actions[0])[2])
 
 
 def steps_of(actions: Actions, size: int | None = None) -> list[Step]:

@@ -1,4 +1,4 @@
-"""The chances that made streams tell are those that they draw with, and are judged like any recommender."""
+"""The chances that made streams tell are those that they draw with, and are evaluated like any recommender's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_likeliest_item_is_chosen_as_often_as_it_is_likely(stream: str) -> N
         likely.append(float(total.max()))
         chosen.append(bool(found[total.argmax()] == item))
 
-    assert sum(1 for _ in islice(STREAMS[stream].open(judge=note), 3_000)) == len(chosen)
+    assert sum(1 for _ in islice(STREAMS[stream].open(on_choice=note), 3_000)) == len(chosen)
     error = np.sqrt((np.array(likely) * (1 - np.array(likely))).sum())
     assert abs(np.sum(chosen) - np.sum(likely)) < 4 * error + 0.02 * len(chosen)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import Step
-from bench.judging import judge_ranker, judge_retriever, retrieval
 from bench.rivals import EventByEvent, Retriever, Setting, rankers, retrievers
 from bench.rivals.cooccurrence import Cooccurrence, Dictionaries, Matrix
 from bench.rivals.popular import Popular
 from bench.rivals.rate import Constant
 from bench.rivals.sequences import sequences
-from tests.bench.samples import Actions, chain, stage_of, steps_of
+from tests.bench.samples import Actions, chain, info_of, steps_of
 
 RETRIEVERS = [(who, next(iter(ways))) for who, ways in retrievers().items()]
 RANKERS = [(who, next(iter(ways))) for who, ways in rankers().items()]
@@ -42,14 +42,14 @@ def _same_until_the_last_kinds(ranker: Any, again: Any, setting: Setting) -> boo
 
 @pytest.mark.parametrize(("who", "name"), RETRIEVERS)
 def test_no_retriever_knows_what_it_is_asked(who: str, name: str) -> None:
-    setting, stage = retrievers()[who][name], stage_of(chain(num=200))
-    assert _same_until_the_last(setting.make(stage, 1), setting.make(stage, 1), setting)
+    setting, info = retrievers()[who][name], info_of(chain(num=200))
+    assert _same_until_the_last(setting.make(info, 1), setting.make(info, 1), setting)
 
 
 @pytest.mark.parametrize(("who", "name"), RANKERS)
 def test_no_ranker_knows_what_it_is_asked(who: str, name: str) -> None:
-    setting, stage = rankers()[who][name], stage_of(chain(num=200))
-    assert _same_until_the_last_kinds(setting.make(stage, 1), setting.make(stage, 1), setting)
+    setting, info = rankers()[who][name], info_of(chain(num=200))
+    assert _same_until_the_last_kinds(setting.make(info, 1), setting.make(info, 1), setting)
 
 
 class _Peeking(EventByEvent):
@@ -76,20 +76,20 @@ class _PeekingRate(Constant):
 
 
 def test_a_rival_that_peeks_is_caught() -> None:
-    setting = Setting(lambda stage, _: _Peeking(Popular(stage.num_rows)))
+    setting = Setting(lambda info, _: _Peeking(Popular(info.num_rows)))
     assert not _same_until_the_last(_Peeking(Popular(12)), _Peeking(Popular(12)), setting)
     assert not _same_until_the_last_kinds(_PeekingRate(3), _PeekingRate(3), setting)
     network = retrievers()["SASRec"][dict(RETRIEVERS)["SASRec"]]
-    stage = stage_of(chain(num=200))
-    assert not _same_until_the_last(*(_PeekingNetwork(network.make(stage, 1)) for _ in range(2)), network)
+    info = info_of(chain(num=200))
+    assert not _same_until_the_last(*(_PeekingNetwork(network.make(info, 1)) for _ in range(2)), network)
 
 
 @pytest.mark.parametrize("who", ["last-item Markov", "co-occurrence", "SASRec", "GRU4Rec", "BERT4Rec", "Transformer++"])
 def test_what_follows_what_is_learned(who: str) -> None:
     actions = chain(num=900, num_items=30)
     setting = list(retrievers()[who].values())[-1]
-    found = retrieval(judge_retriever(setting.make(stage_of(actions), 1), steps_of(actions, 16), _ignore))
-    popular = retrieval(judge_retriever(EventByEvent(Popular(30)), steps_of(actions), _ignore))
+    found = retrieval(evaluate_retriever(setting.make(info_of(actions), 1), steps_of(actions, 16), _ignore))
+    popular = retrieval(evaluate_retriever(EventByEvent(Popular(30)), steps_of(actions), _ignore))
     assert np.mean(found["windows"][-8:]) > np.mean(popular["windows"][-8:]) + 0.05
 
 
@@ -98,8 +98,8 @@ def test_who_does_what_is_learned(who: str) -> None:
     """Whether an item is liked depends on the user and the item together."""
     actions = chain(num=3000, num_users=6, num_items=8)
     setting = list(rankers()[who].values())[-1]
-    found = judge_ranker(setting.make(stage_of(actions), 1), steps_of(actions, 16), _kinds(actions), _ignore)
-    constant = judge_ranker(Constant(3), steps_of(actions), _kinds(actions), _ignore)
+    found = evaluate_ranker(setting.make(info_of(actions), 1), steps_of(actions, 16), _kinds(actions), _ignore)
+    constant = evaluate_ranker(Constant(3), steps_of(actions), _kinds(actions), _ignore)
     assert found["kinds"]["like"]["ne"] < constant["kinds"]["like"]["ne"] - 0.02
 
 
@@ -139,9 +139,9 @@ def test_co_occurrence_is_the_published_formula() -> None:
 
 def test_a_sequence_ends_before_the_choice_that_is_asked() -> None:
     actions = chain(num=60, num_users=3)
-    stage = stage_of(actions)
+    info = info_of(actions)
     for step in steps_of(actions):
-        seqs = sequences(step, 4, stage.kinds, choices_only=True)
+        seqs = sequences(step, 4, info.kinds, choices_only=True)
         for a, e in enumerate(step.asked.tolist()):
             past = step.past(e)
             last = int(seqs.last_A[a])
@@ -151,7 +151,7 @@ def test_a_sequence_ends_before_the_choice_that_is_asked() -> None:
 
 def test_a_context_is_no_longer_than_asked_for() -> None:
     actions = chain(num=300, num_users=1)
-    seqs = sequences(steps_of(actions)[-1], 4, stage_of(actions).kinds, choices_only=True)
+    seqs = sequences(steps_of(actions)[-1], 4, info_of(actions).kinds, choices_only=True)
     assert int(seqs.last_A[0]) == 3
 
 
@@ -160,7 +160,7 @@ def _ignore(done: int) -> None:
 
 
 def _kinds(actions: Actions) -> tuple[str, ...]:
-    return stage_of(actions).model.kinds
+    return info_of(actions).model.kinds
 
 
 def test_a_retriever_is_a_retriever() -> None:

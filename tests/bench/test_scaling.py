@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.scaling import fit, learn, measure, sized
-from tests.bench.samples import chain, settings_of, stage_of
+from tests.bench.samples import chain, info_of, settings_of
 
 
 @pytest.mark.parametrize(("floor", "scale", "power"), [(4.0, 1000.0, 0.5), (2.0, 50.0, 0.2), (0.5, 10.0, 1.0)])
@@ -27,7 +27,7 @@ def test_a_wider_model_has_more_weights_and_learns_the_same_choices() -> None:
     small, large = (learn(settings_of(actions), actions, width) for width in (8, 16))
     assert large[0] > 2 * small[0]
     assert len(small[1]) == len(large[1])
-    assert sized(stage_of(actions).model, 16).qk_width == 8
+    assert sized(info_of(actions).model, 16).qk_width == 8
 
 
 def test_the_report_foretells_a_size_and_a_share_of_the_data_that_were_held_back() -> None:

@@ -167,6 +167,10 @@ def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> 
         cases.check_adagrad(GPU, dtype, table=5000, width=width, count=20_000, repeats=700)
 
 
+def test_adagrad_on_distinct_rows_needs_no_sort() -> None:
+    cases.check_distinct_adagrad(GPU, table=5000, width=64)
+
+
 def test_adagrad_repeats_to_the_bit() -> None:
     rows = torch.randint(0, 50, (5000,), device=GPU)
     grad = torch.randn(5000, 64, device=GPU)

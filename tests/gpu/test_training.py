@@ -52,18 +52,19 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
 
     torch.set_float32_matmul_precision("highest")
     losses = {}
-    for graphs in (False, True):
-        config = TrainerConfig(device="cuda", exclude_seen=True, cuda_graphs=graphs)
+    for graphs, gradients in ((False, False), (True, False), (True, True)):
+        config = TrainerConfig(device="cuda", exclude_seen=True, cuda_graphs=graphs, graph_gradients=gradients)
         learner = Learner(ModelConfig(), config, "cuda")
         examples = synthetic_examples(40, 300, 60, 16, 200)
-        losses[graphs] = []
+        losses[graphs, gradients] = []
         while batch := list(islice(examples, 16)):
             report = learner.step(batch)
-            losses[graphs].append((report.retrieval_loss, report.ranking_loss))
+            losses[graphs, gradients].append((report.retrieval_loss, report.ranking_loss))
         captured = learner.forward_pass.step_graphs
         assert captured is None or captured.works, "a capture failed; see its warning"
-    for ours, theirs in zip(losses[True], losses[False], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    for gradients in (False, True):
+        for ours, theirs in zip(losses[True, gradients], losses[False, False], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:

@@ -104,8 +104,8 @@ def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     [
         (["train", "--json"], "goes with --file"),
         (["train", "--replay", "--file", "x"], "leave --file out"),
-        (["dead-letters", "--from", "3"], "goes with --replay"),
-        (["dead-letters", "--replay", "--reason", "future"], "leave it out with --replay"),
+        (["dead-letters", "--from", "3"], "goes with --resend"),
+        (["dead-letters", "--resend", "--reason", "future"], "leave it out with --resend"),
         (["broker", "70000"], "65535"),
         (["trian"], "No such command"),
     ],

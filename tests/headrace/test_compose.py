@@ -21,7 +21,7 @@ _package = importlib.util.find_spec("check_jsonschema")
 assert _package is not None
 assert _package.origin is not None
 SCHEMA = Path(_package.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
-OURS = ("topics", "stream", "trainer", "server", "replay")
+OURS = ("topics", "stream", "trainer", "server", "produce")
 
 
 def specification() -> Any:
@@ -151,7 +151,7 @@ def test_every_process_has_a_health_check_on_a_port_that_it_listens_on(compose: 
         assert command == ["CMD", "python", "-m", "headrace.health"]
         assert url == f"http://127.0.0.1:{service['environment'][variable]}{path}"
     for name, service in compose["services"].items():
-        if name not in {"topics", "replay"}:
+        if name not in {"topics", "produce"}:
             assert "healthcheck" in service, name
 
 

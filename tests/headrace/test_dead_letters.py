@@ -12,7 +12,7 @@ import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 
 from headrace.config import Settings
-from headrace.dead_letters import acceptable, replay, show
+from headrace.dead_letters import acceptable, resend, show
 from tests.brokers import Broker
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
@@ -88,27 +88,27 @@ def test_what_a_letter_holds_is_shown_and_not_obeyed(
     assert shown in capsys.readouterr().out
 
 
-def test_a_replay_sends_what_is_fixed_once_and_reports_what_is_not(
+def test_resending_sends_what_is_fixed_once_and_reports_what_is_not(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert replay(settings) == 1
+    assert resend(settings) == 1
     assert actions_of(settings) == [], "nothing is fixed yet"
     assert "still refused: unknown_action 3" in capsys.readouterr().out
     fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
-    assert replay(fixed, first=0) == 1
+    assert resend(fixed, first=0) == 1
     said = capsys.readouterr().out
     assert "sent 3 actions again, of dead letters 0 to 4" in said
-    assert "still refused: bad_time 1, malformed 1; afterwards: headrace dead-letters --replay --from 3" in said
+    assert "still refused: bad_time 1, malformed 1; afterwards: headrace dead-letters --resend --from 3" in said
     assert sorted(each["user"] for each in actions_of(settings)) == ["u0", "u1", "u2"]
-    assert replay(fixed) == 0
+    assert resend(fixed) == 0
     assert "no new dead letters" in capsys.readouterr().out
     assert len(actions_of(settings)) == 3, "each once"
 
 
 def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:
     fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
-    replay(fixed, first=0)
-    replay(fixed, first=0)
+    resend(fixed, first=0)
+    resend(fixed, first=0)
     ids = Counter(each["id"] for each in actions_of(settings))
     topic = Topics.under(settings.kafka.prefix).actions
     assert ids == {f"dead-letter/{topic}/1/{number}/0": 2 for number in range(3)}
@@ -128,5 +128,5 @@ def test_a_bookmark_beyond_the_end_of_the_topic_is_of_another_topic(
     consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
     consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(99, "", -1)})
     consumer.close()
-    assert replay(settings) == 1
+    assert resend(settings) == 1
     assert "of dead letters 0 to 4" in capsys.readouterr().out

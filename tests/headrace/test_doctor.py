@@ -164,7 +164,7 @@ def test_what_others_write_to_the_topics_ends_no_command(
     assert f"{2 * len(FOREIGN)}; of the newest" in found["dead letters"].words
     assert versions.show(settings) == 0
     assert dead_letters.show(settings) == 0
-    assert dead_letters.replay(settings) == 1
+    assert dead_letters.resend(settings) == 1
     assert lag.watch(settings, once=True, max_s=1.0) == 1
     report = audit(settings)
     assert report.passed, report.as_dict()

@@ -1,5 +1,5 @@
 """A deployment goes on with another number of partitions: each user has every action once, in order, as if nothing had
-been done, wherever the handover was interrupted."""
+been done, wherever the migration was interrupted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace.carried import Carrier, NotDrained, restore
 from headrace.config import Settings, read_settings
-from headrace.filling import Writer
-from headrace.repartition import NotStill, repartition
+from headrace.migration import Migrator, NotDrained, restore
+from headrace.migration_writer import Writer
+from headrace.repartition import StillWritten, repartition
 from state.sequencer import Sequencer
 from state.store import PartitionStore
 from state.user import User
 from state.user_store import UserStore
-from stream.errors import HandoverUnfinished
-from stream.handover import refuse_unfinished
+from stream.errors import MigrationUnfinished
+from stream.migration import refuse_unfinished
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from wire.action import Action, decode_record
@@ -134,7 +134,7 @@ def oracle(settings: Settings, sent: Sequence[dict[str, Any]]) -> tuple[Kept, in
     return kept_of(iter(sequencer.users.values())), sequencer.num_duplicate
 
 
-class Handover:
+class MigrationCase:
     """An old deployment of 2 partitions at its end, and how one of 3 goes on."""
 
     def __init__(self, kafka: Broker, folder: Path, prefix: str) -> None:
@@ -167,18 +167,20 @@ class Handover:
 
 
 @pytest.fixture
-def handover(kafka: Broker, tmp_path: Path, topic_prefix: str) -> Handover:
-    return Handover(kafka, tmp_path, topic_prefix)
+def migration(kafka: Broker, tmp_path: Path, topic_prefix: str) -> MigrationCase:
+    return MigrationCase(kafka, tmp_path, topic_prefix)
 
 
-def test_every_user_goes_on_in_another_partition_with_each_action_once(handover: Handover) -> None:
-    new = handover.next()
-    assert handover.to(new) == 0
-    handover.check(new)
+def test_every_user_goes_on_in_another_partition_with_each_action_once(migration: MigrationCase) -> None:
+    new = migration.next()
+    assert migration.to(new) == 0
+    migration.check(new)
 
 
-def test_an_interrupted_handover_goes_on_where_it_was(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
-    new, other = handover.next(), handover.next("other")
+def test_an_interrupted_migration_goes_on_where_it_was(
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, other = migration.next(), migration.next("other")
     write, left = Writer.write, [40]
 
     def stops(self: Writer, *args: Any) -> None:
@@ -192,16 +194,16 @@ def test_an_interrupted_handover_goes_on_where_it_was(handover: Handover, monkey
     for num in (40, 25):
         left[0] = num
         with pytest.raises(ConnectionResetError):
-            handover.to(new)
-        with pytest.raises(HandoverUnfinished, match="run it again"):
+            migration.to(new)
+        with pytest.raises(MigrationUnfinished, match="run it again"):
             refuse_unfinished(new.settings.kafka)
     monkeypatch.undo()
-    assert handover.to(new) == 0
+    assert migration.to(new) == 0
     refuse_unfinished(new.settings.kafka)
-    assert handover.to(other) == 0
+    assert migration.to(other) == 0
     ours, theirs = new.sequences(), other.sequences()
     assert {number: each[1:] for number, each in ours.items()} == {n: each[1:] for n, each in theirs.items()}
-    handover.check(new)
+    migration.check(new)
 
 
 def forgets_older_segments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,13 +218,13 @@ def forgets_older_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_the_old_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Carrier._record
+    record = Migrator._record
 
-    def stamped(self: Carrier, draft: Any) -> Any:
+    def stamped(self: Migrator, draft: Any) -> Any:
         draft[0].user_offset, draft[0].user_index = 20, 0
         return record(self, draft)
 
-    monkeypatch.setattr(Carrier, "_record", stamped)
+    monkeypatch.setattr(Migrator, "_record", stamped)
 
 
 def forgets_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,56 +241,56 @@ def forgets_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("broken", [forgets_older_segments, keeps_the_old_offsets, forgets_the_ids])
-def test_a_handover_that_loses_or_doubles_anything_is_caught(
-    handover: Handover, monkeypatch: pytest.MonkeyPatch, broken: Any
+def test_a_migration_that_loses_or_doubles_anything_is_caught(
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch, broken: Any
 ) -> None:
-    new = handover.next()
+    new = migration.next()
     broken(monkeypatch)
-    handover.to(new)
+    migration.to(new)
     monkeypatch.undo()
     with pytest.raises(AssertionError):
-        handover.check(new)
+        migration.check(new)
 
 
-def test_what_the_old_worker_has_not_applied_is_not_left_behind(handover: Handover, tmp_path: Path) -> None:
-    handover.old.send(handover.all[NUM_BEFORE : NUM_BEFORE + 100])
+def test_what_the_old_worker_has_not_applied_is_not_left_behind(migration: MigrationCase, tmp_path: Path) -> None:
+    migration.old.send(migration.all[NUM_BEFORE : NUM_BEFORE + 100])
     with pytest.raises(NotDrained, match="let the old worker run until"):
-        handover.to(handover.next())
+        migration.to(migration.next())
     with pytest.raises(NotDrained):
-        restore(handover.old.settings, tmp_path / "again")
+        restore(migration.old.settings, tmp_path / "again")
 
 
 def test_actions_that_arrive_in_the_old_topics_are_counted(
-    handover: Handover, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    new = handover.next()
-    assert handover.to(new) == 0
-    assert handover.to(new) == 0
+    new = migration.next()
+    assert migration.to(new) == 0
+    assert migration.to(new) == 0
     assert "0 records have arrived there since" in capsys.readouterr().out
-    handover.old.send(handover.all[-3:])
-    assert handover.to(new) == 1
+    migration.old.send(migration.all[-3:])
+    assert migration.to(new) == 1
     assert "3 records have arrived there since" in capsys.readouterr().out
 
-    late = handover.next("late")
+    late = migration.next("late")
     write = Writer.wait
 
     def meanwhile(self: Writer) -> None:
-        handover.old.send(handover.all[:1])
+        migration.old.send(migration.all[:1])
         write(self)
 
     monkeypatch.setattr(Writer, "wait", meanwhile)
-    for store in handover.old.work(handover.folder / "second"):
+    for store in migration.old.work(migration.folder / "second"):
         store.close()
-    with pytest.raises(NotStill, match="find the producer"):
-        handover.to(late)
+    with pytest.raises(StillWritten, match="find the producer"):
+        migration.to(late)
 
 
-def test_topics_that_hold_anything_else_are_refused(handover: Handover) -> None:
-    new = handover.next()
-    new.send(handover.all[:20])
-    for store in new.work(handover.folder / "too early"):
+def test_topics_that_hold_anything_else_are_refused(migration: MigrationCase) -> None:
+    new = migration.next()
+    new.send(migration.all[:20])
+    for store in new.work(migration.folder / "too early"):
         store.close()
-    with pytest.raises(HeadraceError, match="a worker was here"):
-        handover.to(new)
+    with pytest.raises(HeadraceError, match="a worker has written there"):
+        migration.to(new)
     with pytest.raises(HeadraceError, match=r"kafka\.prefix: expected another one"):
-        repartition(handover.old.settings, handover.old.settings)
+        repartition(migration.old.settings, migration.old.settings)

@@ -32,9 +32,32 @@ def test_a_source_that_does_not_compile_leaves_the_library_alone(tmp_path: Path)
     target.parent.mkdir()
     target.write_text("the one before")
     with pytest.raises(build.BuildError, match=r"wrong\.cpp"):
-        build.build(sources=sources, target=target)
+        build.build(sources=sources, target=target, objects=tmp_path / "objects")
     assert target.read_text() == "the one before"
     assert [path.name for path in target.parent.iterdir()] == ["library.so"]
+
+
+@needs_compiler
+def test_only_units_that_changed_are_compiled(tmp_path: Path) -> None:
+    sources, target, objects = tmp_path / "csrc", tmp_path / "build" / "library.so", tmp_path / "objects"
+    sources.mkdir()
+    (sources / "inner.h").write_text("constexpr int ANSWER = 41;\n")
+    (sources / "outer.h").write_text('#include "inner.h"\n')
+    shown = 'extern "C" __attribute__((visibility("default"))) int'
+    (sources / "answer.cpp").write_text(f'#include "outer.h"\n{shown} answer() {{ return ANSWER; }}\n')
+    (sources / "other.cpp").write_text(f"{shown} other() {{ return 1; }}\n")
+
+    def compiled() -> set[str]:
+        before = set(objects.glob("*.o"))
+        build.build(sources=sources, target=target, objects=objects)
+        return {path.name.split(".")[0] for path in set(objects.glob("*.o")) - before}
+
+    assert compiled() == {"answer", "other"}
+    (sources / "inner.h").write_text("constexpr int ANSWER = 42;  // included by a header\n")
+    assert compiled() == {"answer"}
+    assert ctypes.CDLL(str(target)).answer() == 42
+    (sources / "inner.h").write_text("constexpr int ANSWER = 42;  // reworded\n")
+    assert compiled() == set()
 
 
 @needs_compiler
@@ -42,7 +65,7 @@ def test_a_source_that_does_not_compile_leaves_the_library_alone(tmp_path: Path)
 def test_a_library_of_other_sources_is_refused_with_what_to_run(answer: str, tmp_path: Path) -> None:
     source, target = tmp_path / "cpu.cpp", tmp_path / "build" / "library.so"
     source.write_text(f'extern "C" const char* headrace_sources() {{ return {answer}; }}\n' if answer else "int f;\n")
-    build.build(sources=tmp_path, target=target)
+    build.build(sources=tmp_path, target=target, objects=tmp_path / "objects")
     with pytest.raises(KernelUnavailable, match=r"built from other sources .*; run `python -m kernels\.build`"):
         library.open_library(target)
 

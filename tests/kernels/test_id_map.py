@@ -218,7 +218,7 @@ def test_ids_that_gather_at_the_end_of_the_table_are_found_while_it_grows() -> N
 
 
 def unmixed(place: int) -> int:
-    """The id that the C++ map's hash (`kernels/csrc/id_map.cpp`) maps to this place."""
+    """The id that the C++ map's hash (`kernels/csrc/id_table.h`) maps to this place."""
     mask = 2**64 - 1
     x = place ^ (place >> 32)
     x = x * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask

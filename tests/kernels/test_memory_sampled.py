@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from kernels.memory import (
     MemoryArrays,
     MemoryOutcome,
     MemoryRules,
+    memory_candidates,
     memory_learn,
+    memory_learn_given,
     memory_learn_sampled,
     memory_logits,
+    memory_logits_of,
     sampled,
 )
 from kernels.memory.arrays import DRAWN, RECENT
@@ -150,6 +154,69 @@ def test_logits_are_products_with_rows_of_unit_length(backend: str) -> None:
         unit_VD[:, :UNIT_WIDTH] /= np.maximum(np.linalg.norm(table_VD[:, :UNIT_WIDTH], axis=1, keepdims=True), 1e-6)
         logits = memory_logits(query_AD, table_VD, 66, UNIT_WIDTH, backend=backend)
         np.testing.assert_allclose(logits, query_AD @ unit_VD[:66].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(("num_rows", "known", "width"), [(12, 0, 16), (4000, 3500, 16), (90, 50, 3)])
+def test_with_the_logits_of_the_candidates_alone_the_same_is_learned(
+    monkeypatch: pytest.MonkeyPatch, level: str, num_rows: int, known: int, width: int
+) -> None:
+    """To the bit, with many events in a call, whose rows become each other's neighbours."""
+    force(monkeypatch, level)
+    stream = Stream(num_rows=num_rows, num_events=60)
+    (query_AD, table_VD), events = parts(stream), stream.events()
+    expected, done = learned(stream, known=known, width=width)
+    memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
+    if known:
+        count_each(memory, known, RULES)
+    row, begin_A1 = memory_candidates(memory, num_rows, events)
+    logit = memory_logits_of(query_AD, table_VD, row, begin_A1, UNIT_WIDTH)
+    given_ = memory_learn_given(memory, num_rows, events, row, begin_A1, logit, RULES)
+    for each in fields(MemoryArrays):
+        np.testing.assert_array_equal(getattr(memory, each.name), getattr(expected, each.name), err_msg=each.name)
+    np.testing.assert_array_equal(given_.loss_R, done.loss_R)
+
+
+def by_event(row: np.ndarray, begin_A1: np.ndarray) -> list[list[int]]:
+    return [sorted(row[start:stop].tolist()) for start, stop in pairwise(begin_A1.tolist())]
+
+
+@given(
+    stream=st.builds(
+        Stream, num_rows=st.integers(2, 300), num_users=st.integers(1, 5), num_events=st.integers(0, 40),
+        repeats=st.booleans(), seed=st.integers(0, 10_000),
+    )
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_the_candidates_are_those_of_the_definition(stream: Stream) -> None:
+    memory, events = learned(stream, width=4)[0], stream.events()
+    fast, slow = (memory_candidates(memory, stream.num_rows, events, backend=each) for each in ("cpp", "reference"))
+    assert by_event(*fast) == by_event(*slow)
+    assert len(by_event(*fast)) == int((events.chosen_R == 1).sum())
+
+
+def test_rows_that_become_neighbours_within_a_call_are_candidates() -> None:
+    events = events_at_once([5, 6], [1, 1], [[3, 4], [5]], [[], []])
+    memory = MemoryArrays.empty(5000, 8, NUM_BUCKETS)
+    count_each(memory, 5000, replace(RULES, exclude="never"))
+    _, second = by_event(*memory_candidates(memory, 5000, events))
+    (alone,) = by_event(*memory_candidates(memory, 5000, events[1:]))
+    assert {3, 4} <= {*second}  # beside 5, where the first event has put them
+    assert not {3, 4} & {*alone}
+
+
+def test_logits_of_rows_elsewhere_are_those_of_the_table() -> None:
+    rng = np.random.default_rng(0)
+    query_AD, table_VD = (rng.normal(size=(num, WIDTH)).astype(np.float32) for num in (3, 50))
+    row, begin_A1 = rng.integers(0, 50, 40).astype(np.int32), np.array([0, 7, 7, 40])
+    for backend in ("cpp", "reference"):
+        logits = memory_logits(query_AD, table_VD, 50, UNIT_WIDTH, backend=backend)
+        got = memory_logits_of(query_AD, table_VD, row, begin_A1, UNIT_WIDTH, backend=backend)
+        np.testing.assert_array_equal(got, logits[np.repeat([0, 1, 2], [7, 0, 33]), row])
+    with pytest.raises(IndexError, match="expected rows 0 to 19"):
+        memory_logits_of(query_AD, table_VD[:20], row, begin_A1, UNIT_WIDTH)
+    with pytest.raises(ValueError, match="expected ascending from 0 to 40"):
+        memory_logits_of(query_AD, table_VD, row, np.array([0, 7, 6, 40]), UNIT_WIDTH)
 
 
 def test_bad_shapes_are_refused() -> None:

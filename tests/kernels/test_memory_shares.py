@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels.memory import MemoryPast, MemoryRules, memory_learn, memory_scores, memory_shares, shares
 from kernels.memory.arrays import LISTED
-from kernels.memory.reference import weighted_sum
+from kernels.memory.features import weighted_sum
 from tests.kernels.test_memory import Stream, events_at_once, learned
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.growing import LEAST_ROWS, GrowingRows, Room
+from model.growing import LEAST_ROWS, GrowingColumns, GrowingRows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,13 +48,13 @@ def test_a_reservation_that_is_outgrown_is_replaced(reserved_rows: int) -> None:
 
 
 def test_a_column_grows_in_place_until_it_is_replaced() -> None:
-    room, column = Room(), np.arange(6, dtype=np.int64).reshape(3, 2)
-    first = room.longer("counts", column, 5)
-    second = room.longer("counts", first, 500)
+    columns, column = GrowingColumns(), np.arange(6, dtype=np.int64).reshape(3, 2)
+    first = columns.longer("counts", column, 5)
+    second = columns.longer("counts", first, 500)
     assert np.shares_memory(first, second)
     np.testing.assert_array_equal(second[:3], column)
     assert not second[3:].any()
-    replaced = room.longer("counts", np.ones((2, 2), np.int64), 4)
+    replaced = columns.longer("counts", np.ones((2, 2), np.int64), 4)
     assert not np.shares_memory(replaced, second)
     assert replaced.sum() == 4
 

@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory, neighbours_at
 from model.memory_events import events_of
-from model.older import ADDED
+from model.upgrade import ADDED
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
 CLICKED = 0b11

@@ -102,12 +102,43 @@ def test_the_weights_wait_as_long_as_most_late_kinds_take_and_not_at_all_where_n
     came_late(rates, num_steps=100, delay=30)
     assert rates.late_kinds.tolist() == [True, True]
     # The first of the 12 of a step is followed by its other 11, and by those of 30 steps.
-    assert 12 * 30 <= rates.kept.horizon(rates.late_kinds) <= 12 * 31
-    assert rates.kept.rows.count_2[0] - rates.kept.rows.count_2[1] == rates.kept.horizon(rates.late_kinds)
+    assert 12 * 30 <= rates.horizon <= 12 * 31
+    assert rates.kept.rows.count_2[0] - rates.kept.rows.count_2[1] == rates.horizon
     for step in range(3000):  # some ten thousand events later they come at once
         rates.learn(some(0, rng), keys(1000 + step))
     assert rates.late_kinds.tolist() == [False, False]
     assert rates.kept.rows.count_2[0] == rates.kept.rows.count_2[1]
+
+
+class LearnsOfTheQuick(Rates):
+    """Broken: the outcomes that have come so far count for all."""
+
+    @property
+    def horizon(self) -> int:
+        at_once = not self.late_kinds.any() or not len(self.kept.lags)
+        return 0 if at_once else int(np.percentile(self.kept.lags, 95))
+
+
+@pytest.mark.parametrize("kind", [Rates, LearnsOfTheQuick])
+def test_at_the_start_of_a_stream_the_weights_wait_for_the_slow_kinds_too(kind: type[Rates]) -> None:
+    rates, delay = kind(MODEL), 200
+    came_late(rates, num_steps=delay // 2, delay=delay)  # nothing has come yet
+    waits = rates.kept.rows.count_2[1] == 0
+    rates = kind(MODEL)
+    came_late(rates, num_steps=delay + 50, delay=delay)  # what has come is most of what the stream has seen
+    assert (waits and rates.kept.rows.count_2[1] == 0) == (kind is Rates)
+    rates = kind(MODEL)
+    came_late(rates, num_steps=2 * delay + 100, delay=delay)
+    assert rates.kept.rows.count_2[1] > 0
+
+
+def test_where_kinds_come_at_once_the_weights_wait_for_a_few_outcomes_only() -> None:
+    rng, rates = np.random.default_rng(0), Rates(MODEL)
+    rates.learn(some(0, rng), keys(0))
+    assert rates.kept.rows.count_2.tolist() == [12, 0]
+    for step in range(1, 10):
+        rates.learn(some(0, rng), keys(step))
+    assert rates.kept.rows.count_2.tolist() == [120, 120]
 
 
 def test_what_is_kept_is_bounded_and_found_until_it_is_overwritten() -> None:

@@ -12,24 +12,24 @@ import uvicorn
 
 from serving.config import ServingConfig
 from serving.histories import Histories
-from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.service import Service
+from serving.weights_manager import WeightsManager
 from tests.brokers import wait_until
-from tests.serving.world import World, holder_of, versions
+from tests.serving.world import World, manager_of, versions
 from wire.example_codec import encode_example
 
 WORLD = World(num_users=4)
-HOLDER = holder_of(next(versions(WORLD, 1)))
+MANAGER = manager_of(next(versions(WORLD, 1)))
 
 
-def service_of(holder: WeightsManager, config: ServingConfig, features: tuple[str, ...] = ()) -> Service:
+def service_of(manager: WeightsManager, config: ServingConfig, features: tuple[str, ...] = ()) -> Service:
     """A service that has read the world's histories."""
     histories = Histories(10**8)
     for each in WORLD.examples():
         histories.feed(0, encode_example(each))
-    service = Service(config, holder, histories, features=features)
+    service = Service(config, manager, histories, features=features)
     service.histories_ready.set()
     return service
 
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
 @contextlib.contextmanager
 def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple[Service, int]]:
     """A service and its port; everything is stopped when the block ends."""
-    service = service or service_of(HOLDER, ServingConfig(**config))
+    service = service or service_of(MANAGER, ServingConfig(**config))
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     server = Server(options_of(build_app(service), service.config))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

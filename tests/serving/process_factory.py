@@ -9,16 +9,16 @@ from tests.process_factory import serve_children
 
 def fail_at_the_second_swap() -> None:
     """The thread that follows the weights fails unexpectedly."""
-    import serving.holder
+    import serving.weights_manager
 
-    swap = serving.holder.WeightsManager.swap
+    swap = serving.weights_manager.WeightsManager.swap
 
-    def failing(self: serving.holder.WeightsManager) -> None:
+    def failing(self: serving.weights_manager.WeightsManager) -> None:
         if self.num_swaps:
             raise RuntimeError("unexpected")
         swap(self)
 
-    serving.holder.WeightsManager.swap = failing  # type: ignore[method-assign]
+    serving.weights_manager.WeightsManager.swap = failing  # type: ignore[method-assign]
 
 
 FAULTS = {"the second swap fails": fail_at_the_second_swap}

@@ -14,7 +14,7 @@ from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.http import build_app
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, service_of
+from tests.serving.live import MANAGER, service_of
 
 READ, ADMIN = "a-token-that-reads", "a-token-that-administers"
 
@@ -28,7 +28,7 @@ def tokens(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(tokens: Path) -> Iterator[Client]:
-    service = service_of(HOLDER, ServingConfig(tokens_file=str(tokens)))
+    service = service_of(MANAGER, ServingConfig(tokens_file=str(tokens)))
     yield Client(build_app(service))
     service.close()
 
@@ -53,23 +53,23 @@ def test_another_token_may_not(client: Client, token: str) -> None:
 
 
 def test_a_token_that_may_only_read_is_told_so(tokens: Path) -> None:
-    judge = Access(str(tokens))
-    judge.check([(b"authorization", f"bearer {ADMIN}".encode())], "admin")
+    access_by_token = Access.read(str(tokens))
+    access_by_token.check([(b"authorization", f"bearer {ADMIN}".encode())], "admin")
     with pytest.raises(Exception, match="expected a token of role admin, got one of role read"):
-        judge.check([(b"authorization", f"Bearer {READ}".encode())], "admin")
+        access_by_token.check([(b"authorization", f"Bearer {READ}".encode())], "admin")
 
 
 def test_a_token_that_is_replaced_no_longer_counts(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "LOOK_EVERY_S", 0.0)
-    judge, header = Access(str(tokens)), [(b"authorization", f"Bearer {READ}".encode())]
-    judge.check(header, "read")
+    access_by_token, header = Access.read(str(tokens)), [(b"authorization", f"Bearer {READ}".encode())]
+    access_by_token.check(header, "read")
     tokens.write_text("read = [")
     os.utime(tokens, ns=(1, 1))
-    judge.check(header, "read")  # a file that cannot be read changes nothing
+    access_by_token.check(header, "read")  # a file that cannot be read changes nothing
     tokens.write_text('read = ["a-token-that-came-later"]')
     os.utime(tokens, ns=(2, 2))
     with pytest.raises(Exception, match="send a token"):
-        judge.check(header, "read")
+        access_by_token.check(header, "read")
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_a_token_that_is_replaced_no_longer_counts(tokens: Path, monkeypatch: py
 def test_a_wrong_token_file_is_refused_at_start(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "tokens.toml").write_text(text)
     with pytest.raises(StartError, match=message):
-        Access(str(tmp_path / "tokens.toml"))
+        Access.read(str(tmp_path / "tokens.toml"))
 
 
 def test_a_server_that_asks_for_no_token_would_be_caught(tokens: Path) -> None:
-    service = service_of(HOLDER, ServingConfig(tokens_file=str(tokens)))
-    broken = Client(build_app(service, Access("")))
+    service = service_of(MANAGER, ServingConfig(tokens_file=str(tokens)))
+    broken = Client(build_app(service, Access()))
     assert broken.get("/version").status_code == 200, "test_without_a_token_only_the_probes_answer would fail"
     service.close()
 

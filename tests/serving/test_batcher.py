@@ -17,14 +17,14 @@ from serving.engine import Engine
 from serving.errors import OverloadedError
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
-from serving.holder import HeldVersion
 from serving.lane import Lane
 from serving.request import Request, Result
-from tests.serving.world import World, holder_of, versions
+from serving.weights_manager import HeldVersion
+from tests.serving.world import World, manager_of, versions
 from wire.config import KafkaConfig
 from wire.example import no_interactions
 
-HOLDER = holder_of(next(versions(World(num_users=2), 1)))
+MANAGER = manager_of(next(versions(World(num_users=2), 1)))
 FINE = Request(None, no_interactions(), np.zeros(0, np.int64), 2**40, k=3)
 BROKEN = Request(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
 
@@ -55,14 +55,14 @@ class CountingEngine(Engine):
         super().__init__(Histories(10**6))
         self.sizes: list[int] = []
 
-    def answer(self, version: HeldVersion, asks: Sequence[Request]) -> list[Result]:
-        self.sizes.append(len(asks))
-        return super().answer(version, asks)
+    def answer(self, version: HeldVersion, requests: Sequence[Request]) -> list[Result]:
+        self.sizes.append(len(requests))
+        return super().answer(version, requests)
 
 
 def batcher(engine: Engine | None = None, **options: Any) -> Batcher:
     settings: dict[str, Any] = {"num_workers": 1, "max_batch": 4, "max_waiting": 100, **options}
-    return Batcher(engine or CountingEngine(), HOLDER, **settings)
+    return Batcher(engine or CountingEngine(), MANAGER, **settings)
 
 
 class _Slippery(list[Request]):
@@ -93,7 +93,7 @@ def test_a_lane_outlives_whatever_a_job_does_and_everybody_is_answered() -> None
 
 
 def test_a_request_that_fails_takes_no_other_along() -> None:
-    lane = Lane("short", CountingEngine(), HOLDER, 1, 4.0, 100, 1.0)
+    lane = Lane("short", CountingEngine(), MANAGER, 1, 4.0, 100, 1.0)
     outcomes = lane.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])
     assert [isinstance(each, bytes) for each in outcomes] == [True, False, True]
     assert outcomes[0] == b"3"
@@ -184,10 +184,10 @@ def test_a_pause_of_the_machine_turns_nobody_away() -> None:
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_server_tells_the_version_that_it_answers_from(held: bool) -> None:
-    holder = HOLDER if held else type(HOLDER)()
-    status = Heartbeat(KafkaConfig(), "status", "here", holder, lambda: 7, 1.0).status()
+    manager = MANAGER if held else type(MANAGER)()
+    status = Heartbeat(KafkaConfig(), "status", "here", manager, lambda: 7, 1.0).status()
     assert (status.component, status.num_requests) == ("here", 7)
-    current = holder.current
+    current = manager.current
     if current is None:
         assert (status.epoch, status.number, status.newest_record_ms) == (-1, -1, -1)
     else:

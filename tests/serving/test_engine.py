@@ -16,10 +16,10 @@ from serving import engine as engine_module
 from serving.cache import Born
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request, Result
 from serving.reuse import ReuseProbe
-from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
+from serving.weights_manager import HeldVersion, WeightsManager
+from tests.serving.world import MODEL, World, example, interactions, manager_of, slice_of, versions
 from trainer.batch import build_batch
 from wire.example import Example, Interactions
 from wire.example_codec import encode_example
@@ -40,21 +40,21 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 @pytest.fixture(scope="module")
-def holder(world: World) -> WeightsManager:
-    return holder_of(next(versions(world, 1)))
+def manager(world: World) -> WeightsManager:
+    return manager_of(next(versions(world, 1)))
 
 
 @pytest.fixture
-def version(holder: WeightsManager) -> HeldVersion:
-    assert holder.current is not None
-    return holder.current
+def version(manager: WeightsManager) -> HeldVersion:
+    assert manager.current is not None
+    return manager.current
 
 
 def engine_of(cache_bytes: int = 100_000_000) -> Engine:
     return Engine(Histories(10**8), cache_bytes=cache_bytes, candidates_per_pass=3)
 
 
-def ask_of(each: Example, *, rank: bool = False, dt_ms: int = 7000, k: int = 10) -> Request:
+def request_of(each: Example, *, rank: bool = False, dt_ms: int = 7000, k: int = 10) -> Request:
     past = slice_of(each.interactions, -MODEL.max_context, None)
     last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
     return Request(each.user, past, each.user_feature_hash, last + dt_ms, k=k, exclude_seen=False,
@@ -91,7 +91,7 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
             rows.numpy(), batch.bits_n, batch.time_ms_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R,
             batch.time_ms_n[batch.target_R], MODEL, is_chosen_R=None,
         )  # fmt: skip
-        learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
+        learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `request_of`: nothing left out
         prior = learner.forward_pass.prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
         target_row_R = learner.items.lookup(batch.item_n[batch.target_R])
@@ -111,8 +111,8 @@ def test_it_predicts_what_the_trainer_predicts_of_the_next_interaction(
     for user, rows in world.histories.items():
         each = example(user, rows)
         for _ in range(1 + cached):
-            retrieved = engine.answer(version, [ask_of(each, k=1000)])[0]
-            ranked = engine.answer(version, [ask_of(each, rank=True)])[0]
+            retrieved = engine.answer(version, [request_of(each, k=1000)])[0]
+            ranked = engine.answer(version, [request_of(each, rank=True)])[0]
         for index, item in enumerate(CANDIDATES.tolist()):
             scores, probabilities = of_trainer(world, each, item)
             assert np.allclose(ranked.scores[index], probabilities.numpy(), rtol=TOLERANCE, atol=0)
@@ -124,8 +124,8 @@ def test_it_predicts_what_the_trainer_predicts_of_the_next_interaction(
 
 def test_someone_unknown_is_answered_by_the_learnt_start(world: World, version: HeldVersion) -> None:
     stranger = example("stranger", slice_of(interactions(world.rng, 1), 0, 0))
-    retrieved = engine_of().answer(version, [ask_of(stranger, k=1000)])[0]
-    ranked = engine_of().answer(version, [ask_of(stranger, rank=True)])[0]
+    retrieved = engine_of().answer(version, [request_of(stranger, k=1000)])[0]
+    ranked = engine_of().answer(version, [request_of(stranger, rank=True)])[0]
     scores, probabilities = of_trainer(world, stranger, int(CANDIDATES[0]))
     expected = scores[world.learner.items.lookup(retrieved.items)].numpy()
     assert np.linalg.norm(retrieved.scores - expected) <= TOLERANCE * np.linalg.norm(expected)
@@ -138,18 +138,18 @@ def test_a_warm_cache_a_cold_one_and_a_grown_history_give_the_same(world: World,
     for length in range(1, len(rows) + 1):
         each = example("u0", slice_of(rows, 0, length))
         for rank in (False, True):
-            expected = uncached.answer(version, [ask_of(each, rank=rank)])[0]
-            close_to(grown.answer(version, [ask_of(each, rank=rank)])[0], expected)
-            close_to(grown.answer(version, [ask_of(each, rank=rank)])[0], expected)
+            expected = uncached.answer(version, [request_of(each, rank=rank)])[0]
+            close_to(grown.answer(version, [request_of(each, rank=rank)])[0], expected)
+            close_to(grown.answer(version, [request_of(each, rank=rank)])[0], expected)
     assert grown.cache.num_hits > grown.cache.num_misses
     assert len(uncached.cache) == 0
 
 
 def test_a_history_that_is_not_the_cached_one_gone_on_is_computed_anew(world: World, version: HeldVersion) -> None:
     engine = engine_of()
-    engine.answer(version, [ask_of(example("u0", slice_of(world.histories["u0"], 0, 3)))])
+    engine.answer(version, [request_of(example("u0", slice_of(world.histories["u0"], 0, 3)))])
     other = example("u0", interactions(np.random.default_rng(9), 5))
-    close_to(engine.answer(version, [ask_of(other)])[0], engine_of(0).answer(version, [ask_of(other)])[0])
+    close_to(engine.answer(version, [request_of(other)])[0], engine_of(0).answer(version, [request_of(other)])[0])
     assert engine.cache.num_hits == 0
 
 
@@ -158,10 +158,10 @@ def test_what_is_cached_is_good_up_to_an_interaction_of_which_more_is_known_now(
     place: int, world: World, version: HeldVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, rows = engine_of(), slice_of(world.histories["u0"], 0, 5)
-    before = engine.answer(version, [ask_of(example("u0", rows), rank=True)])[0]
+    before = engine.answer(version, [request_of(example("u0", rows), rank=True)])[0]
     changed = Interactions(*(getattr(rows, name).copy() for name in Interactions.__slots__))
     changed.action_bits[place] ^= 3
-    ask = ask_of(example("u0", changed), rank=True)
+    request = request_of(example("u0", changed), rank=True)
     computed, extend = list[int](), type(version.network).extend
 
     def count(network: object, x_SM: torch.Tensor, *rest: object) -> object:
@@ -169,7 +169,7 @@ def test_what_is_cached_is_good_up_to_an_interaction_of_which_more_is_known_now(
         return extend(network, x_SM, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(version.network), "extend", count)
-    after, expected = engine.answer(version, [ask])[0], engine_of(0).answer(version, [ask])[0]
+    after, expected = engine.answer(version, [request])[0], engine_of(0).answer(version, [request])[0]
     close_to(after, expected)
     assert not np.array_equal(before.scores, expected.scores)
     assert computed == [10 if place == 0 else 2 * (5 - place) + 1, 10], "the rest, and the last action before it"
@@ -186,27 +186,29 @@ def test_a_long_history_that_grows_keeps_what_is_cached_of_it(world: World, vers
         past = histories.get("u")
         assert past is not None
         assert min(end, MODEL.max_context) <= len(past.interactions) <= MODEL.max_context + 4
-        ask = Request("u", past.interactions, past.user_features, 2**41, exclude_seen=False)
-        close_to(engine.answer(version, [ask])[0], engine_of(0).answer(version, [ask])[0])
+        request = Request("u", past.interactions, past.user_features, 2**41, exclude_seen=False)
+        close_to(engine.answer(version, [request])[0], engine_of(0).answer(version, [request])[0])
     assert engine.cache.num_hits == pytest.approx(60 * 3 / 4, abs=6)
 
 
 def test_requests_answered_together_get_what_they_get_alone(world: World, version: HeldVersion) -> None:
-    asks = [ask_of(example(user, rows), rank=index % 2 == 0)
+    requests = [request_of(example(user, rows), rank=index % 2 == 0)
             for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
-    asks.append(ask_of(example("stranger", slice_of(interactions(world.rng, 1), 0, 0))))
-    together = engine_of().answer(version, asks)
-    for ask, found in zip(asks, together, strict=True):
-        alone = engine_of(0).answer(version, [ask])[0]
+    requests.append(request_of(example("stranger", slice_of(interactions(world.rng, 1), 0, 0))))
+    together = engine_of().answer(version, requests)
+    for request, found in zip(requests, together, strict=True):
+        alone = engine_of(0).answer(version, [request])[0]
         close_to(found, alone)
         assert found.items.tolist() == alone.items.tolist()
 
 
 def test_a_candidates_probability_does_not_depend_on_its_company(world: World, version: HeldVersion) -> None:
-    ask = ask_of(example("u1", world.histories["u1"]), rank=True)
-    assert ask.candidates is not None
-    whole = engine_of().answer(version, [ask])[0]
-    turned = Request(ask.user, ask.past, ask.user_features, ask.now_ms, candidates=ask.candidates[::-1].copy())
+    request = request_of(example("u1", world.histories["u1"]), rank=True)
+    assert request.candidates is not None
+    whole = engine_of().answer(version, [request])[0]
+    turned = Request(
+        request.user, request.past, request.user_features, request.now_ms, candidates=request.candidates[::-1].copy()
+    )
     assert np.allclose(whole.scores, engine_of().answer(version, [turned])[0].scores[::-1], rtol=TOLERANCE)
     assert whole.known.tolist() == [True, True, True, False]
 
@@ -222,15 +224,15 @@ def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version
 
 def answers_over_versions(engine: Engine, world: World) -> bool:
     """Ask for the same user with one version after another; whether all answers equal those without a cache."""
-    holder, right = WeightsManager(), True
+    manager, right = WeightsManager(), True
     each = example("u0", world.histories["u0"])
     for version in versions(world, 4):
-        holder.stage(version)
-        holder.swap()
-        assert holder.current is not None
+        manager.stage(version)
+        manager.swap()
+        assert manager.current is not None
         for rank in (False, True):
-            found = engine.answer(holder.current, [ask_of(each, rank=rank)])[0]
-            expected = engine_of(0).answer(holder.current, [ask_of(each, rank=rank)])[0]
+            found = engine.answer(manager.current, [request_of(each, rank=rank)])[0]
+            expected = engine_of(0).answer(manager.current, [request_of(each, rank=rank)])[0]
             right &= bool(np.allclose(found.scores, expected.scores, rtol=1e-4))
     return right
 
@@ -242,16 +244,16 @@ def test_cached_state_is_never_reused_over_versions() -> None:
 def reusing(max_error: float, num_versions: int = 60) -> tuple[Engine, list[float]]:
     """An engine that may reuse, asked with one version after another; and each answer's distance from the exact one."""
     engine = Engine(Histories(10**8), reuse=ReuseProbe(8, max_error))
-    holder, off = WeightsManager(), []
+    manager, off = WeightsManager(), []
     world = World(seed=4)
-    asks = [ask_of(example(user, rows), k=50, rank=index == 0)
+    requests = [request_of(example(user, rows), k=50, rank=index == 0)
             for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
     for version in versions(world, num_versions):
-        holder.stage(version)
-        holder.swap()
-        assert holder.current is not None
-        exact = engine_of(0).answer(holder.current, asks)
-        for found, expected in zip(engine.answer(holder.current, asks), exact, strict=True):
+        manager.stage(version)
+        manager.swap()
+        assert manager.current is not None
+        exact = engine_of(0).answer(manager.current, requests)
+        for found, expected in zip(engine.answer(manager.current, requests), exact, strict=True):
             off.append(engine_module._difference(found, expected))
     return engine, off
 
@@ -277,8 +279,8 @@ def test_a_line_of_versions_that_begins_anew_reuses_nothing_of_the_old_one() -> 
 
 
 def test_a_new_version_finds_the_cache_ready_for_those_who_ask() -> None:
-    world, engine, holder = World(seed=4), engine_of(), WeightsManager()
-    asks = [ask_of(example(user, rows)) for user, rows in world.histories.items()]
+    world, engine, manager = World(seed=4), engine_of(), WeightsManager()
+    requests = [request_of(example(user, rows)) for user, rows in world.histories.items()]
     warmed: list[int] = []
 
     def warm(version: HeldVersion) -> Callable[[], None]:
@@ -286,21 +288,23 @@ def test_a_new_version_finds_the_cache_ready_for_those_who_ask() -> None:
         warmed.append(len(entries))
         return lambda: [engine.cache.put(each) for each in entries] and None
 
-    holder.before_swap.append(warm)
+    manager.before_swap.append(warm)
     for version in versions(world, 4):
-        holder.stage(version)
-        holder.swap()
-        assert holder.current is not None
+        manager.stage(version)
+        manager.swap()
+        assert manager.current is not None
         misses = engine.cache.num_misses
         for found, expected in zip(
-            engine.answer(holder.current, asks[:-1]), engine_of(0).answer(holder.current, asks[:-1]), strict=True
+            engine.answer(manager.current, requests[:-1]),
+            engine_of(0).answer(manager.current, requests[:-1]),
+            strict=True,
         ):
             close_to(found, expected)
-        assert engine.cache.num_misses == misses + (len(asks) - 1 if len(warmed) == 1 else 0)
-    assert warmed == [0, len(asks) - 1, len(asks) - 1, len(asks) - 1], "only users who asked"
-    engine.answer(holder.current, asks[:1])
-    assert len(engine.warm(holder.current, 10.0)) == len(asks) - 1
-    assert engine.warm(holder.current, 10.0) == [], "no user has asked since"
+        assert engine.cache.num_misses == misses + (len(requests) - 1 if len(warmed) == 1 else 0)
+    assert warmed == [0, len(requests) - 1, len(requests) - 1, len(requests) - 1], "only users who asked"
+    engine.answer(manager.current, requests[:1])
+    assert len(engine.warm(manager.current, 10.0)) == len(requests) - 1
+    assert engine.warm(manager.current, 10.0) == [], "no user has asked since"
 
 
 def test_a_cache_that_forgets_the_version_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,21 +321,21 @@ def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
 
     def agrees() -> bool:
         engine = engine_of()
-        engine.answer(version, [ask_of(before, dt_ms=10**9)])
-        found = engine.answer(version, [ask_of(after)])[0]
-        expected = engine_of(0).answer(version, [ask_of(after)])[0]
+        engine.answer(version, [request_of(before, dt_ms=10**9)])
+        found = engine.answer(version, [request_of(after)])[0]
+        expected = engine_of(0).answer(version, [request_of(after)])[0]
         return bool(np.linalg.norm(found.scores - expected.scores) <= TOLERANCE * np.linalg.norm(expected.scores))
 
     assert agrees()
 
     def keep_too_much(self: Engine, done: engine_module._Progress) -> None:
         if done.fresh is not None:
-            entry = engine_module.CacheEntry(str(done.ask.user), done.columns, done.fresh, done.born)
+            entry = engine_module.CacheEntry(str(done.request.user), done.columns, done.fresh, done.born)
             self.cache.put(entry)
 
-    def start_too_late(self: Engine, held: HeldVersion, ask: Request, allowed: int) -> engine_module._Progress:
-        started = start(self, held, ask, allowed)
-        entry = self.cache.get(str(ask.user))
+    def start_too_late(self: Engine, held: HeldVersion, request: Request, allowed: int) -> engine_module._Progress:
+        started = start(self, held, request, allowed)
+        entry = self.cache.get(str(request.user))
         if entry is not None and started.first_token:
             started.past, started.first_token = entry.past, len(entry.past)
         return started
@@ -345,7 +349,7 @@ def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
 def test_the_cache_stays_within_its_bytes(world: World, version: HeldVersion) -> None:
     engine = engine_of(cache_bytes=20_000)
     for user, rows in world.histories.items():
-        engine.answer(version, [ask_of(example(user, rows))])
+        engine.answer(version, [request_of(example(user, rows))])
         assert engine.cache.num_bytes <= 20_000
     assert 0 < len(engine.cache) < len(world.histories)
 
@@ -378,7 +382,7 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer(user_tokens: bool)
     world.histories = {user: featured(rows) for user, rows in world.histories.items()}
     world.learner.step([of_user(user, rows, len(rows)) for user, rows in world.histories.items()])
     manifest, blob = world.version()
-    version = holder_of(Version(manifest, decode_blob(blob))).current
+    version = manager_of(Version(manifest, decode_blob(blob))).current
     assert version is not None
     engine = Engine(Histories(10**8, num_features=2))
     each = of_user("u0", slice_of(world.histories["u0"], 0, model.max_context))
@@ -387,9 +391,9 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer(user_tokens: bool)
     now_ms = int(each.interactions.timestamp_ms[-1]) + 7000
     domain = int(each.interactions.domain_hash[-1])
     past = each.interactions
-    ask = Request("u0", past, each.user_feature_hash, now_ms, candidates=np.array([item]))
+    request = Request("u0", past, each.user_feature_hash, now_ms, candidates=np.array([item]))
     unknown = Request(None, slice_of(past, 0, 0), np.zeros(0, np.int64), now_ms, candidates=np.array([item]))
-    found = engine.answer(version, [ask, unknown])
+    found = engine.answer(version, [request, unknown])
     target = replace(
         one(item, now_ms), domain_hash=np.array([domain]), feature_hash=each.interactions.feature_hash[-1:]
     )
@@ -403,7 +407,7 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer(user_tokens: bool)
         forward = learner.forward(batch, now_ms)
         events = learner.odds_events(batch, forward.target_row_R, forward.logits_RK)
         expected = torch.sigmoid(torch.from_numpy(learner.rates.score(events)))[0].numpy()
-        query_RD = version.network.model.retrieval_query(engine.outputs(version, [ask]))
+        query_RD = version.network.model.retrieval_query(engine.outputs(version, [request]))
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)
     assert found[1].scores.shape == (1, 3)
     torch.testing.assert_close(query_RD, forward.query_SD, rtol=1e-4, atol=1e-5)

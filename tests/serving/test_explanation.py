@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from kernels.memory.reference import weighted_sum
+from kernels.memory.features import weighted_sum
 from kernels.memory.shortlist import Shortlist
 from serving import explanation
 from serving.config import ServingConfig
 from serving.http import build_app
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, WORLD, service_of
+from tests.serving.live import MANAGER, WORLD, service_of
 from tests.serving.world import MODEL, START_MS
 
 AT = {"timestamp": START_MS + 10**8}
@@ -22,7 +22,7 @@ PARTS = ("standing", "memory", "network", "reranking")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    service = service_of(HOLDER, ServingConfig())
+    service = service_of(MANAGER, ServingConfig())
     yield Client(build_app(service))
     service.close()
 
@@ -88,8 +88,8 @@ def test_a_request_for_too_much_is_refused(client: Client) -> None:
 
 def test_the_reranking_part_is_the_definitions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reported as the remainder of the score, so it would contain any error in the other parts."""
-    assert HOLDER.current is not None
-    version, memory = HOLDER.current, HOLDER.current.memory
+    assert MANAGER.current is not None
+    version, memory = MANAGER.current, MANAGER.current.memory
     looks: list[float] = []
     queries: list[Any] = []
     original = explanation.memory_shares
@@ -105,9 +105,9 @@ def test_the_reranking_part_is_the_definitions(client: Client, monkeypatch: pyte
 
     logits_of = explanation._logits
 
-    def keep(engine: Any, version: Any, asks: Any, row_C: Any) -> Any:
-        queries.append(version.network.model.retrieval_query(engine.outputs(version, asks[:1])).numpy().T)
-        return logits_of(engine, version, asks, row_C)
+    def keep(engine: Any, version: Any, requests: Any, row_C: Any) -> Any:
+        queries.append(version.network.model.retrieval_query(engine.outputs(version, requests[:1])).numpy().T)
+        return logits_of(engine, version, requests, row_C)
 
     monkeypatch.setattr(explanation, "memory_shares", watch)
     monkeypatch.setattr(explanation, "_logits", keep)

@@ -18,9 +18,9 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from serving.holder import HeldVersion, WeightsManager
 from serving.intake import VersionIntake
 from serving.subscriber import WeightsSubscriber
+from serving.weights_manager import HeldVersion, WeightsManager
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
 from wire.assembler import VersionAssembler
@@ -58,14 +58,14 @@ def digest(held: HeldVersion) -> str:
 @cache
 def expected() -> dict[tuple[int, int], str]:
     """The digest of each version, read in order from a topic without faults."""
-    holder, assembler, found = WeightsManager(), VersionAssembler(), dict[tuple[int, int], str]()
+    manager, assembler, found = WeightsManager(), VersionAssembler(), dict[tuple[int, int], str]()
     for record in chain.from_iterable(clean()):
         version = assembler.feed(*record)
         if version is not None:
-            holder.stage(version)
-            holder.swap()
-            assert holder.current is not None
-            found[holder.current.which] = digest(holder.current)
+            manager.stage(version)
+            manager.swap()
+            assert manager.current is not None
+            found[manager.current.which] = digest(manager.current)
     assert len(found) == len(KINDS)
     return found
 
@@ -184,17 +184,17 @@ class Watched(WeightsManager):
 
 def follow(topic: Topic, then: Callable[[WeightsSubscriber], None]) -> list[tuple[tuple[int, int], str]]:
     """The versions that a server served; ``then`` is called while it follows."""
-    holder = Watched()
-    thread = WeightsSubscriber(connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, VersionIntake(holder))
+    manager = Watched()
+    thread = WeightsSubscriber(connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, VersionIntake(manager))
     thread.start()
     try:
         then(thread)
-        wait_until(lambda: holder.current is not None and holder.current.which == (1, len(KINDS) - 1), 60, "the last")
+        wait_until(lambda: manager.current is not None and manager.current.which == (1, len(KINDS) - 1), 60, "the last")
     finally:
         thread.stop()
         thread.join(60)
     assert thread.failure is None
-    return holder.served
+    return manager.served
 
 
 def faulted(seed: int) -> Versions:
@@ -238,13 +238,13 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     wrong = value[:-1] + bytes([value[-1] ^ 1])
     try:
         topic.send([clean()[0][0], (key, headers, wrong), *clean()[0][2:]])
-        holder = Watched()
-        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, VersionIntake(holder))
+        manager = Watched()
+        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, VersionIntake(manager))
         thread.start()
-        wait_until(lambda: bool(holder.served), 60, "the damaged version to be served")
+        wait_until(lambda: bool(manager.served), 60, "the damaged version to be served")
         thread.stop()
         thread.join(60)
         with pytest.raises(AssertionError, match="each whole"):
-            check(holder.served)
+            check(manager.served)
     finally:
         topic.close()

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from serving.answer_bodies import SentOrder
+from serving.answer_bodies import SentRequest
 from serving.config import ServingConfig
 from serving.histories import Histories
 from serving.http import build_app
 from serving.request_bodies import ForgetRequest
 from serving.service import Service
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, service_of
+from tests.serving.live import MANAGER, service_of
 from tests.serving.test_blocks import batched
 from tests.serving.test_histories import record
 from tests.serving.world import START_MS
@@ -35,7 +35,7 @@ def mark(kind: Mark, number: int, *, user: str = "", item: Any = None, writer_ep
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    service = service_of(HOLDER, ServingConfig())
+    service = service_of(MANAGER, ServingConfig())
     yield service
     service.close()
 
@@ -88,16 +88,16 @@ def test_marks_are_obeyed_where_records_come_by_the_batch() -> None:
     assert len(past.interactions) == 2
 
 
-def test_an_order_by_http_goes_to_the_actions_topic_of_admins_alone(tmp_path: Any) -> None:
+def test_a_request_to_forget_by_http_goes_to_the_actions_topic_from_admins_alone(tmp_path: Any) -> None:
     tokens = tmp_path / "tokens.toml"
     tokens.write_text('read = ["a-token-that-reads"]\nadmin = ["a-token-that-administers"]\n')
-    service = service_of(HOLDER, ServingConfig(allow_forget=True, tokens_file=str(tokens)))
+    service = service_of(MANAGER, ServingConfig(allow_forget=True, tokens_file=str(tokens)))
     sent: list[ForgetRequest] = []
 
     class Sender:
-        def order(self, request: ForgetRequest) -> SentOrder:
+        def forget(self, request: ForgetRequest) -> SentRequest:
             sent.append(request)
-            return SentOrder(partition=0, offset=7)
+            return SentRequest(partition=0, offset=7)
 
         def close(self) -> None: ...
 
@@ -112,6 +112,6 @@ def test_an_order_by_http_goes_to_the_actions_topic_of_admins_alone(tmp_path: An
         assert client.post("/forget", json=body, token="a-token-that-administers").status_code == 422
     assert [each.user for each in sent] == ["u1"]
     service.close()
-    closed = service_of(HOLDER, ServingConfig())
+    closed = service_of(MANAGER, ServingConfig())
     assert Client(build_app(closed)).post("/forget", json={"user": "u1"}).status_code == 404
     closed.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from serving.heartbeat import Heartbeat
-from serving.holder import WeightsManager
+from serving.weights_manager import WeightsManager
 from tests.brokers import Broker
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics

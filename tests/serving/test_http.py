@@ -19,11 +19,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.errors import StartError
-from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.titles import Titles
+from serving.weights_manager import WeightsManager
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, WORLD, live_server, service_of
+from tests.serving.live import MANAGER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
 from wire.example import no_interactions
 from wire.hashing import item_hash
@@ -33,7 +33,7 @@ CONFIG = ServingConfig(max_k=50, max_candidates=20, max_history=30, max_body_byt
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    service = service_of(HOLDER, CONFIG)
+    service = service_of(MANAGER, CONFIG)
     yield Client(build_app(service))
     service.close()
 
@@ -99,11 +99,11 @@ def test_a_diverse_answer_begins_with_the_best_and_leaves_out_what_resembles_it(
         return [each["item"] for each in items["items"]]
 
     def likeness(items: list[int]) -> float:
-        unit_VD = HOLDER.current.tables["items"].derived[:, :-1].numpy()
-        rows = HOLDER.current.tables["items"].lookup(np.array([item_hash(each) for each in items]))
+        unit_VD = MANAGER.current.tables["items"].derived[:, :-1].numpy()
+        rows = MANAGER.current.tables["items"].lookup(np.array([item_hash(each) for each in items]))
         return float((unit_VD[rows] @ unit_VD[rows].T).mean())
 
-    assert HOLDER.current is not None
+    assert MANAGER.current is not None
     best, diverse = answer(), answer(diversity=0.9)
     assert answer(diversity=0) == best
     assert diverse[0] == best[0]
@@ -129,9 +129,9 @@ def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Clien
 
 
 def test_only_items_that_pass_every_filter_are_recommended() -> None:
-    service = service_of(HOLDER, CONFIG, features=("language", "kind"))
+    service = service_of(MANAGER, CONFIG, features=("language", "kind"))
     service.histories.items = Catalogue()
-    items = HOLDER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
+    items = MANAGER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
     films, books = item_hash("films"), item_hash("books")
     features = np.array([[item_hash(("en", "de", "fr")[n % 3]), item_hash(n % 2)] for n in range(10)], np.int64)
     nothing = no_interactions()
@@ -141,7 +141,7 @@ def test_only_items_that_pass_every_filter_are_recommended() -> None:
             nothing, item_hash=items[chosen], domain_hash=np.array(domains[chosen]), feature_hash=features[chosen],
             timestamp_ms=moment + 1000 * np.arange(10)[chosen],
         ))  # fmt: skip
-    client, names = Client(build_app(service)), HOLDER.current.names  # type: ignore[union-attr]
+    client, names = Client(build_app(service)), MANAGER.current.names  # type: ignore[union-attr]
 
     def asked(**more: Any) -> set[Any]:
         body = {"user": "nobody", "k": 20, "timestamp": START_MS + 10_000, **more}
@@ -191,7 +191,7 @@ def test_a_batch_is_answered_as_its_requests_are_alone(client: Client) -> None:
 
 
 def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Client) -> None:
-    table = HOLDER.current.tables["items"]  # type: ignore[union-attr]
+    table = MANAGER.current.tables["items"]  # type: ignore[union-attr]
     width = MODEL.item_width - 1
     (row,) = table.lookup(np.array([item_hash(3)]))
     unit = torch.nn.functional.normalize(table.rows[:, :width].float(), dim=1)
@@ -199,7 +199,7 @@ def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Cli
     cosine[row] = -2.0
     best, order = cosine.sort(descending=True)
     answer = client.post("/similar", json={"item": 3, "k": 4}).json()
-    names = HOLDER.current.names  # type: ignore[union-attr]
+    names = MANAGER.current.names  # type: ignore[union-attr]
     assert [each["item"] for each in answer["items"]] == [names[k] for k in table.keys_of(order[:4].numpy()).tolist()]
     assert [each["score"] for each in answer["items"]] == pytest.approx(best[:4].tolist(), rel=1e-5)
     unknown = client.post("/similar", json={"item": "never seen"}).json()
@@ -209,7 +209,7 @@ def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Cli
 def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
     file = tmp_path / "titles.tsv"
     file.write_text("\ufeff3\tThree Colours:\u2028Blue (1993)\r\n\n4\tFour Weddings\r\n")
-    service = service_of(HOLDER, CONFIG)
+    service = service_of(MANAGER, CONFIG)
     service.titles = Titles.read(str(file))
     answer = Client(build_app(service)).post("/items", json={"items": [3, "4", "never seen"]}).json()
     assert answer["items"] == [
@@ -296,7 +296,7 @@ def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
 
 
 def test_a_server_that_has_not_read_the_histories_is_not_ready() -> None:
-    service = service_of(HOLDER, CONFIG)
+    service = service_of(MANAGER, CONFIG)
     service.histories_ready.clear()
     answer = Client(build_app(service)).get("/readyz")
     assert (answer.status_code, answer.json()["ready"], answer.json()["histories"]) == (503, False, False)
@@ -318,7 +318,7 @@ def test_standing_is_told(client: Client) -> None:
 
 
 def test_more_than_the_queue_holds_is_refused_at_once() -> None:
-    service = service_of(HOLDER, ServingConfig(max_waiting=1, max_batch=1))
+    service = service_of(MANAGER, ServingConfig(max_waiting=1, max_batch=1))
     client, release, started = Client(build_app(service)), threading.Event(), threading.Event()
     answer_now = service.engine.answer
 
@@ -353,10 +353,10 @@ def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as
     with live_server() as (service, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         answer_now = service.engine.answer
 
-        def faulty(version: Any, asks: Any) -> Any:
-            if any(ask.user == "u1" for ask in asks):
+        def faulty(version: Any, requests: Any) -> Any:
+            if any(request.user == "u1" for request in requests):
                 raise IndexError("a fault")
-            return answer_now(version, asks)
+            return answer_now(version, requests)
 
         service.engine.answer = faulty  # type: ignore[method-assign]
         codes = [client.post("/recommend", json={"user": user}).status_code for user in ("u0", "u1", "u2")]
@@ -365,7 +365,7 @@ def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as
 
 
 def test_several_workers_and_batches_answer_as_one_alone() -> None:
-    service = service_of(HOLDER, ServingConfig(num_workers=3, max_batch=4, cache_bytes=0))
+    service = service_of(MANAGER, ServingConfig(num_workers=3, max_batch=4, cache_bytes=0))
     client = Client(build_app(service))
     bodies = [{"user": f"u{n % 4}", "k": 3 + n % 5, "timestamp": START_MS + 10**8} for n in range(40)]
     expected = [client.post("/recommend", json=body).json()["items"] for body in bodies]
@@ -385,7 +385,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
 
 
 # The limit on bodies (413) is set far above what is sent here, so that the schema is what is tested.
-SERVICE = service_of(HOLDER, replace(CONFIG, max_body_bytes=4_000_000))
+SERVICE = service_of(MANAGER, replace(CONFIG, max_body_bytes=4_000_000))
 SERVICE.stopping.set()  # otherwise a stream would never end
 schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
 

@@ -12,7 +12,7 @@ from serving.rollout import PinFollower, Rollout
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import World
-from wire.control import LINE_KEY, Pin, Switch, encode_order
+from wire.control import LINE_KEY, Pin, Switch, encode_decision
 from wire.kafka.consumer import connect
 
 TO_B = Switch(line="b", made_ms=0)
@@ -73,7 +73,7 @@ def test_a_server_that_starts_after_the_order_follows_it_at_once(main: Wire, bes
     rollout.switched = TO_B
     with main.subscriber(rollout) as thread:
         served(thread, wanted)
-        assert thread.holder.num_swaps == 1, "no version of the main line has answered"
+        assert thread.manager.num_swaps == 1, "no version of the main line has answered"
 
 
 def test_a_pin_counts_for_its_own_line(main: Wire, beside: Wire) -> None:
@@ -100,13 +100,13 @@ def test_the_order_is_read_from_the_topic(main: Wire) -> None:
     try:
         assert rollout.known.wait(60)
         assert rollout.line == "mine"
-        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(TO_B)).get(60)
-        wait_until(lambda: rollout.line == "b", 60, "the order")
+        producer.send(main.topics.control, key=LINE_KEY, value=encode_decision(TO_B)).get(60)
+        wait_until(lambda: rollout.line == "b", 60, "the decision")
         producer.send(main.topics.control, key=LINE_KEY, value=b"{}").get(60)
-        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(Switch(line="", made_ms=0))).get(60)
-        wait_until(lambda: rollout.line == "", 60, "the order after what is none")
+        producer.send(main.topics.control, key=LINE_KEY, value=encode_decision(Switch(line="", made_ms=0))).get(60)
+        wait_until(lambda: rollout.line == "", 60, "the decision after what is none")
         producer.send(main.topics.control, key=LINE_KEY, value=None).get(60)
-        wait_until(lambda: rollout.line == "mine", 60, "the order to be gone")
+        wait_until(lambda: rollout.line == "mine", 60, "the decision to be gone")
     finally:
         follower.stop()
         follower.join(60)

@@ -19,7 +19,7 @@ from serving.pulse import Served
 from serving.sender import ActionSender
 from tests.brokers import REPOSITORY, Broker
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, WORLD, live_server, service_of
+from tests.serving.live import MANAGER, WORLD, live_server, service_of
 from tests.serving.wire import Wire
 from tests.serving.world import KINDS, MODEL
 from wire.partitioner import partition_of
@@ -30,7 +30,7 @@ NOW_MS = 1_800_000_000_000
 
 @pytest.fixture
 def client() -> Any:
-    service = service_of(HOLDER, ServingConfig())
+    service = service_of(MANAGER, ServingConfig())
     yield Client(build_app(service))
     service.close()
 
@@ -71,7 +71,7 @@ def test_nothing_but_the_files_of_the_page_is_served() -> None:
 
 
 def test_where_the_page_is_off_nothing_that_it_shows_is_served() -> None:
-    service = service_of(HOLDER, ServingConfig(page=False))
+    service = service_of(MANAGER, ServingConfig(page=False))
     client = Client(build_app(service))
     for path in ("/", "/events", "/users", "/history?user=u1", "/about"):
         assert client.get(path).status_code == 404
@@ -140,7 +140,7 @@ def test_actions_are_taken_only_where_that_is_allowed_and_only_from_admins(clien
     assert client.post("/actions", json=action).status_code == 404
     (tmp_path / "tokens.toml").write_text('read = ["a-token-that-reads"]\nadmin = ["a-token-that-administers"]')
     config = ServingConfig(allow_actions=True, tokens_file=str(tmp_path / "tokens.toml"))
-    service = service_of(HOLDER, config)
+    service = service_of(MANAGER, config)
     guarded = Client(build_app(service))
     assert guarded.post("/actions", json=action).status_code == 401
     assert guarded.post("/actions", json=action, token="a-token-that-reads").status_code == 403
@@ -152,7 +152,7 @@ def test_actions_are_taken_only_where_that_is_allowed_and_only_from_admins(clien
 @pytest.mark.slow
 def test_an_action_of_the_page_is_one_as_any_producer_sends(kafka: Broker, topic_prefix: str) -> None:
     wire = Wire(kafka, topic_prefix)
-    service = service_of(HOLDER, ServingConfig(allow_actions=True))
+    service = service_of(MANAGER, ServingConfig(allow_actions=True))
     service.sender = ActionSender(wire.kafka)
     client = Client(build_app(service))
     try:

@@ -18,8 +18,8 @@ from kafka import KafkaConsumer, TopicPartition
 
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.holder import WeightsManager
 from serving.request import Request
+from serving.weights_manager import WeightsManager
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
@@ -60,13 +60,13 @@ class Known:
         for each in world.examples():
             self.histories.feed(0, encode_example(each))
         self.engine = Engine(self.histories, cache_bytes=0)
-        self.holder = WeightsManager()
+        self.manager = WeightsManager()
         self.items: dict[tuple[int, str], list[dict[str, Any]]] = {}
 
     def learn(self, version: Version) -> None:
-        self.holder.stage(version)
-        self.holder.swap()
-        with self.holder.hold() as held:
+        self.manager.stage(version)
+        self.manager.swap()
+        with self.manager.hold() as held:
             assert held is not None
             for user in self.world.histories:
                 past = self.histories.get(user)

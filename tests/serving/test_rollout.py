@@ -19,7 +19,7 @@ from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World
-from wire.control import PIN_KEY, Pin, encode_order, parse_version
+from wire.control import PIN_KEY, Pin, encode_decision, parse_version
 from wire.errors import VersionError
 from wire.kafka.consumer import connect
 from wire.weights import Manifest, Quality, decode_manifest, encode_manifest
@@ -50,13 +50,13 @@ def subscriber(wire: Wire, rollout: Rollout | None = None) -> AbstractContextMan
 
 
 def answers_from(thread: WeightsSubscriber, which: tuple[int, int]) -> bool:
-    current = thread.holder.current
+    current = thread.manager.current
     return current is not None and current.which == which
 
 
 def tables_of(thread: WeightsSubscriber) -> np.ndarray:
-    assert thread.holder.current is not None
-    return np.asarray(thread.holder.current.tables["items"].rows.numpy().copy())
+    assert thread.manager.current is not None
+    return np.asarray(thread.manager.current.tables["items"].rows.numpy().copy())
 
 
 RUINS = {
@@ -194,13 +194,13 @@ def test_a_pin_goes_back_stays_and_lets_go(wire: Wire) -> None:
         thread.intake.rollout.ordered = Pin(epoch=1, number=2, made_ms=0)
         served(thread, (1, 2))
         assert not np.array_equal(tables_of(thread), newest)
-        swaps = thread.holder.num_swaps
+        swaps = thread.manager.num_swaps
         publish(wire, world)
         publish(wire, world, "base")
         last = publish(wire, world)
         thread.intake.rollout.ordered = None
         served(thread, last)
-        assert thread.holder.num_swaps == swaps + 1, "nothing came into service while it was pinned"
+        assert thread.manager.num_swaps == swaps + 1, "nothing came into service while it was pinned"
 
 
 def test_a_pin_to_a_version_to_come_is_waited_for_and_not_passed(wire: Wire) -> None:
@@ -228,8 +228,8 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
 def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     rollout = Rollout()
     producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
-    order = encode_order(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
-    producer.send(wire.topics.control, key=PIN_KEY, value=order).get(60)
+    pin = encode_decision(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
+    producer.send(wire.topics.control, key=PIN_KEY, value=pin).get(60)
     follower = PinFollower(lambda: connect(wire.kafka, 20), wire.topics.control, rollout)
     follower.start()
     try:
@@ -238,7 +238,9 @@ def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
         for value in FOREIGN:
             if value is not None:
                 producer.send(wire.topics.control, key=PIN_KEY, value=value)
-        producer.send(wire.topics.control, key=PIN_KEY, value=encode_order(Pin(epoch=3, number=8, made_ms=0))).get(60)
+        producer.send(wire.topics.control, key=PIN_KEY, value=encode_decision(Pin(epoch=3, number=8, made_ms=0))).get(
+            60
+        )
         wait_until(lambda: rollout.wanted == (3, 8), 60, "a pin after what is none")
         producer.send(wire.topics.control, key=PIN_KEY, value=None).get(60)
         wait_until(lambda: rollout.wanted is None, 60, "the pin to be gone")

@@ -33,13 +33,13 @@ def corrupt(record: Record) -> Record:
 
 def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: list[Record]) -> None:
     """Assert that ``bad`` is never served, nor a delta that builds on it, but that the next base is."""
-    swaps = subscriber.holder.num_swaps
+    swaps = subscriber.manager.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
     wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 60, "the delta that builds on it to be seen")
     good = wire.publish(world, "base")
     served(subscriber, good)
-    assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
+    assert subscriber.manager.num_swaps == swaps + 1, "only the good base came into service"
 
 
 TORN = {
@@ -95,15 +95,15 @@ def test_a_zombie_trainer_is_fenced_off_for_ever(wire: Wire) -> None:
         wire.publish(zombie, "delta")
         wire.publish(zombie, "base")
         served(subscriber, wire.publish(heir))
-        swaps = subscriber.holder.num_swaps
+        swaps = subscriber.manager.num_swaps
         wire.publish(zombie, "base")
         wire.publish(zombie, "delta")
         served(subscriber, wire.publish(heir, "delta"))
-        assert subscriber.holder.num_swaps == swaps + 1
+        assert subscriber.manager.num_swaps == swaps + 1
     with wire.subscriber() as late:
-        wait_until(lambda: late.holder.current is not None, 60, "a version")
-        assert late.holder.current is not None
-        assert late.holder.current.which == (2, 1), "also for a server that starts after all this"
+        wait_until(lambda: late.manager.current is not None, 60, "a version")
+        assert late.manager.current is not None
+        assert late.manager.current.which == (2, 1), "also for a server that starts after all this"
 
 
 def test_a_zombies_base_behind_the_claim_does_not_fool_a_server_that_starts_later(wire: Wire) -> None:
@@ -136,8 +136,8 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
         wire.publish(world, "delta")
         wire.publish(world, "delta")
         wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 60, "the gap to be seen")
-        assert subscriber.holder.current is not None
-        assert subscriber.holder.current.which == (1, 0)
+        assert subscriber.manager.current is not None
+        assert subscriber.manager.current.which == (1, 0)
         served(subscriber, wire.publish(world))
         served(subscriber, wire.publish(world, "delta"))
 

@@ -19,15 +19,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import holder as holder_module
+from serving import manager as weights_manager
 from serving.config import ServingConfig
 from serving.engine import Engine
-from serving.holder import HeldVersion, WeightsManager
 from serving.request_bodies import RecommendRequest
 from serving.request_builder import RequestBuilder
 from serving.service import Service
+from serving.weights_manager import HeldVersion, WeightsManager
 from tests.serving.live import WORLD, live_server, service_of
-from tests.serving.world import START_MS, World, holder_of, versions
+from tests.serving.world import START_MS, World, manager_of, versions
 from wire.weights import Version
 
 NUM_REQUESTS = int(os.environ.get("HEADRACE_SWAP_REQUESTS", "3000"))
@@ -69,15 +69,15 @@ def renumbered(deltas: list[Version]) -> Iterator[Version]:
 
 
 @contextmanager
-def swapping(holder: WeightsManager, coming: Iterator[Version]) -> Iterator[None]:
+def swapping(manager: WeightsManager, coming: Iterator[Version]) -> Iterator[None]:
     """Versions come into service all the while."""
     over = threading.Event()
 
     def swap() -> None:
         while not over.wait(SWAP_EVERY_S):
-            holder.stage(next(coming))
-            holder.swap()
-            holder.settle()
+            manager.stage(next(coming))
+            manager.swap()
+            manager.settle()
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -125,15 +125,15 @@ def run(num_requests: int, least_s: float) -> tuple[Counter[str], int, int]:
     """Faults, answers, versions that answered."""
     world = World(num_users=4)
     base = next(versions(world, 1))
-    holder = holder_of(base)
-    service = service_of(holder, ServingConfig(cache_versions=0))
+    manager = manager_of(base)
+    service = service_of(manager, ServingConfig(cache_versions=0))
     expected = Expected(service)
-    assert holder.current is not None
-    expected.note(holder.current)
-    holder.before_swap.append(expected.note)
+    assert manager.current is not None
+    expected.note(manager.current)
+    manager.before_swap.append(expected.note)
     deltas = [each for each in versions(world, NUM_DELTAS, base_every=10**9) if each.manifest.kind == "delta"]
     seen: list[tuple[str, int, bytes]] = []
-    with live_server(service) as (_, port), swapping(holder, renumbered(deltas)):
+    with live_server(service) as (_, port), swapping(manager, renumbered(deltas)):
 
         async def everybody() -> None:
             await asyncio.gather(*(ask(port, num_requests // NUM_CLIENTS, seen, least_s) for _ in range(NUM_CLIENTS)))
@@ -165,7 +165,7 @@ def test_versions_that_are_written_over_while_they_answer_would_be_noticed(monke
             current.tables.apply(version.snapshot, current.network.derived, current.network.config, is_base=False)
         stage(self, version)
 
-    stage = holder_module.WeightsManager.stage
-    monkeypatch.setattr(holder_module.WeightsManager, "stage", tear)
+    stage = weights_manager.WeightsManager.stage
+    monkeypatch.setattr(weights_manager.WeightsManager, "stage", tear)
     faults, _, _ = run(400, 1.0)
     assert faults["mixed"] > 0

@@ -12,10 +12,10 @@ import httpx
 from kafka import KafkaAdminClient, KafkaProducer
 
 from serving.guard import Guard
-from serving.holder import WeightsManager
 from serving.intake import VersionIntake
 from serving.rollout import Rollout
 from serving.subscriber import WeightsSubscriber
+from serving.weights_manager import WeightsManager
 from tests.brokers import Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.world import Record, World
@@ -90,7 +90,7 @@ def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: flo
     """Wait until this version is in service."""
 
     def holds() -> bool:
-        current = subscriber.holder.current
+        current = subscriber.manager.current
         return current is not None and current.which == which
 
     wait_until(holds, timeout_s, f"version {which} to be served ({subscriber.intake.counters})")

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.probe import probe_outputs
-from serving.holder import WeightsManager
+from serving.weights_manager import WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -31,7 +31,6 @@ from wire.weights import (
     decode_blob,
     encode_blob,
     encode_manifest,
-    split_blob,
     version_key,
 )
 
@@ -65,7 +64,7 @@ def example(user: str, rows: Interactions, *, num_new: int = 0, number: int = 0,
         user=user, partition=partition, writer_epoch=writer_epoch, number=number, segment=segment,
         segment_len=segment_len, interactions=rows, num_new=num_new, feedback_index=none,
         feedback_bits=np.empty(0, np.uint32), session_hash=np.zeros(len(rows), np.int64), action_ids=none,
-        user_feature_hash=none, user_offset=0, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+        user_feature_hash=none, user_offset=0, user_index=0, applied_offset=number, resume_from_offset=number + 1,
         newest_event_ms=newest, newest_record_ms=int(time.time() * 1000),
         names={item_hash(i): i for i in range(1, 21)} if number == 0 else {},
     )  # fmt: skip
@@ -126,7 +125,7 @@ class World:
         self.learn()
         self.base_offset = next_offset if kind == "base" else self.base_offset
         manifest, blob = self.version(kind)
-        chunks = split_blob(blob, chunk_bytes)
+        chunks = [blob[at : at + chunk_bytes] for at in range(0, len(blob), chunk_bytes)]
         manifest = msgspec.structs.replace(manifest, num_chunks=len(chunks))
         key = version_key(manifest.epoch, manifest.number)
         records: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
@@ -151,9 +150,9 @@ def encoded(examples: Sequence[Example]) -> list[bytes]:
     return [encode_example(each) for each in examples]
 
 
-def holder_of(version: Version) -> WeightsManager:
-    """A holder that answers from this (base) version."""
-    holder = WeightsManager()
-    holder.stage(version)
-    holder.swap()
-    return holder
+def manager_of(version: Version) -> WeightsManager:
+    """A manager that answers from this (base) version."""
+    manager = WeightsManager()
+    manager.stage(version)
+    manager.swap()
+    return manager

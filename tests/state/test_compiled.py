@@ -22,6 +22,7 @@ from state.compiled import rules_of
 from state.config import StoreConfig
 from state.errors import StoreCorrupt, StoreError
 from state.store import PartitionStore, Record
+from state.user_store import UserStore
 from tests.state.test_promises import MEMORY, SEQUENCES
 from tests.state.world import ACTION, stream_of
 from wire.action import decode_record
@@ -66,7 +67,7 @@ def hostile_of(seed: int, num_records: int) -> list[Record]:
     rng = random.Random(seed)
     return [
         (offset, record_ms, key, _spoiled(rng, value or b"", record_ms))
-        for offset, record_ms, key, value in stream_of(seed, num_records, orders=True)
+        for offset, record_ms, key, value in stream_of(seed, num_records, forgets=True)
     ]
 
 
@@ -135,7 +136,7 @@ def both(folder: Path, sequence: SequenceConfig, log: list[Record], rng: random.
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(sequence=SEQUENCES, seed=st.integers(0, 2**32), is_hostile=st.booleans())
 def test_cpp_writes_what_the_definition_writes(sequence: SequenceConfig, seed: int, is_hostile: bool) -> None:
-    log = hostile_of(seed, 60) if is_hostile else stream_of(seed, 60, orders=True)
+    log = hostile_of(seed, 60) if is_hostile else stream_of(seed, 60, forgets=True)
     with TemporaryDirectory(dir=MEMORY) as folder:
         both(Path(folder), sequence, log, random.Random(seed))
 
@@ -167,13 +168,14 @@ def test_missing_kernels_are_named_with_what_to_do(tmp_path: Path, monkeypatch: 
     PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig(), StoreConfig(backend="python")).close()
 
 
-def test_a_user_whose_bytes_are_damaged_is_named(tmp_path: Path) -> None:
+def test_a_user_whose_bytes_are_damaged_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = b'{"user":"u","item":1,"action":"see","timestamp":%d}'
     store = PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig())
     store.apply([(0, 1_000, None, value % 1)])
-    stored = store._users.stored(["u"])
+    stored = store.users.stored(["u"])
     store.close()
     store = PartitionStore.open(tmp_path, 0, ACTION, SequenceConfig())
-    store._users.stored = lambda names: [(name, encoded[:-1]) for name, encoded in stored]  # type: ignore[method-assign]
+    damaged = [(name, encoded[:-1]) for name, encoded in stored]
+    monkeypatch.setattr(UserStore, "stored", lambda self, names: damaged)
     with pytest.raises(StoreCorrupt, match="user 'u'"):
         store.apply([(1, 1_000, None, value % 2)])

@@ -15,16 +15,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from state import outbox
+from state.batch_applier import BatchApplier
 from state.config import StoreConfig
 from state.emitter import Draft, Emitter
-from state.intake import Intake, Looked
+from state.intake import Decoded, Intake
 from state.segment import Segment
 from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
 from state.user_store import UserStore
 from tests.state.world import World, stream_of
-from wire.action_json import Order
+from wire.action_json import ForgetRequest
 from wire.config import SequenceConfig
 from wire.errors import HeadraceError
 from wire.example import Example, Mark
@@ -72,12 +73,12 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
 
 @contextmanager
 def lived(
-    sequence: SequenceConfig, seed: int, num_records: int, num_events: int, *, orders: bool = False
+    sequence: SequenceConfig, seed: int, num_records: int, num_events: int, *, forgets: bool = False
 ) -> Iterator[World]:
-    """A world after a random life; with ``orders``, to forget users and items too."""
+    """A world after a random life; with ``forgets``, to forget users and items too."""
     with TemporaryDirectory(dir=MEMORY) as folder:
         rng = random.Random(seed)
-        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)), orders=orders)
+        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)), forgets=forgets)
         config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)), backend=BACKENDS[seed % 2])
         world = World(Path(folder), log, sequence, config)
         try:
@@ -109,7 +110,7 @@ def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
 def test_users_and_items_that_are_forgotten_stay_forgotten_whatever_happens(
     sequence: SequenceConfig, seed: int, num_records: int, num_events: int
 ) -> None:
-    with lived(sequence, seed, num_records, num_events, orders=True) as world:
+    with lived(sequence, seed, num_records, num_events, forgets=True) as world:
         world.check()
         nothing_is_left(world)
 
@@ -143,13 +144,13 @@ def test_an_event_after_every_batch_changes_nothing(event: str) -> None:
 # Broken builds, each of which has to be caught.
 
 
-def _replay_from_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
+def _resume_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
     drain = Sequencer.drain_drafts
 
     def drain_drafts(self: Sequencer) -> list[Draft]:
         drafts = drain(self)
         for header, _ in drafts:
-            header.replay_from_offset = self.applied_offset + 1
+            header.resume_from_offset = self.applied_offset + 1
         return drafts
 
     patch.setattr(Sequencer, "drain_drafts", drain_drafts)
@@ -238,7 +239,7 @@ def _forget_feedback(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Segment, "join", lambda self, place, action: (0, join(self, place, action)[1]))
 
 
-def _count_a_replay_again(patch: pytest.MonkeyPatch) -> None:
+def _count_records_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sequencer, "counted_upto", property(lambda self: -1))
 
 
@@ -255,8 +256,8 @@ def _name_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
-    commit = PartitionStore._commit
-    patch.setattr(PartitionStore, "_commit", lambda self, drafts, dead, **rest: commit(self, [], dead, **rest))
+    commit = BatchApplier.commit
+    patch.setattr(BatchApplier, "commit", lambda self, drafts, dead, **rest: commit(self, [], dead, **rest))
 
 
 def _apply_again(patch: pytest.MonkeyPatch) -> None:
@@ -269,9 +270,9 @@ def _apply_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leave_examples_in_the_topic(patch: pytest.MonkeyPatch) -> None:
-    commit = PartitionStore._commit
+    commit = BatchApplier.commit
     patch.setattr(
-        PartitionStore, "_commit", lambda self, *parts, erased="", tombstones=(): commit(self, *parts, erased=erased)
+        BatchApplier, "commit", lambda self, *parts, erased="", tombstones=(): commit(self, *parts, erased=erased)
     )
 
 
@@ -288,28 +289,28 @@ def _trust_tombstones(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExampleLog, "bury", lambda self, address: None)
 
 
-def _obey_within_a_batch(patch: pytest.MonkeyPatch) -> None:
+def _forget_within_a_batch(patch: pytest.MonkeyPatch) -> None:
     """Users are forgotten before what they did is told."""
 
-    def look(self: Intake, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Looked:
-        looked = right(self, offset, record_ms, value, dead)
-        if isinstance(looked, Order):
+    def decode(self: Intake, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Decoded:
+        decoded = right(self, offset, record_ms, value, dead)
+        if isinstance(decoded, ForgetRequest):
             self._sequencer._emitter._running.clear()
-        return looked
+        return decoded
 
-    right = Intake.look
-    patch.setattr(Intake, "look", look)
+    right = Intake.decode
+    patch.setattr(Intake, "decode", decode)
 
 
-BROKEN_ORDERS = [
+BROKEN_FORGETTING = [
     _leave_examples_in_the_topic, _leave_users_on_the_disk, _name_who_was_forgotten, _trust_tombstones,
-    _obey_within_a_batch,
+    _forget_within_a_batch,
 ]  # fmt: skip
 BROKEN = [
-    _replay_from_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,
+    _resume_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,
     _adopt_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
     _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
-    _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
+    _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_records_twice, _trust_compaction, _take_in_ghosts,
     _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
 
@@ -318,31 +319,31 @@ SEEDS = (29, 13, 6, 9, 39, *range(60))
 """Of the lives that a broken build is tried on. The first five catch what shows only rarely."""
 
 
-@pytest.mark.parametrize("break_it", [*BROKEN, *BROKEN_ORDERS], ids=lambda function: function.__name__.strip("_"))
+@pytest.mark.parametrize("break_it", [*BROKEN, *BROKEN_FORGETTING], ids=lambda function: function.__name__.strip("_"))
 def test_a_broken_build_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
     for seed in SEEDS:
         try:
-            _one_life(seed, "python", orders=break_it in BROKEN_ORDERS)
+            _one_life(seed, "python", forgets=break_it in BROKEN_FORGETTING)
         except (AssertionError, KeyError, ValueError, HeadraceError):
             return
     pytest.fail(f"{len(SEEDS)} lives passed")
 
 
-def _one_life(seed: int, backend: str, *, orders: bool = False) -> None:
+def _one_life(seed: int, backend: str, *, forgets: bool = False) -> None:
     rng = random.Random(seed)
     sequence = SequenceConfig(
         join_window_s=rng.choice((0.05, 0.3)), max_context=rng.choice((2, 9)), segment_len=rng.choice((1, 4))
     )
     with TemporaryDirectory(dir=MEMORY) as folder:
-        log = stream_of(seed, 150, 2, orders=orders)
+        log = stream_of(seed, 150, 2, forgets=forgets)
         world = World(Path(folder), log, sequence, StoreConfig(backend=backend))
         try:
             live(world, rng, 80)
             world.check()
-            if orders:
+            if forgets:
                 nothing_is_left(world)
         finally:
             world.store.close()
@@ -351,4 +352,4 @@ def _one_life(seed: int, backend: str, *, orders: bool = False) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_same_lives_pass_if_nothing_is_broken(backend: str) -> None:
     for seed in SEEDS[:10]:
-        _one_life(seed, backend, orders=seed % 3 == 0)
+        _one_life(seed, backend, forgets=seed % 3 == 0)

@@ -231,16 +231,16 @@ def test_a_name_travels_once() -> None:
     assert (first.names, second.names) == ({item_hash("a"): "a"}, {item_hash("b"): "b"})
 
 
-def test_a_replay_starts_with_the_batch_until_all_of_it_is_emitted() -> None:
+def test_a_restored_worker_resumes_at_the_batch_until_all_of_it_is_emitted() -> None:
     driver = Driver()
     for user in "uvw":
         driver.act(user, "a", "see", 1000)
-    assert [e.replay_from_offset for e in driver.sequencer.drain()] == [0, 0, 3]
+    assert [e.resume_from_offset for e in driver.sequencer.drain()] == [0, 0, 3]
     driver.sequencer.advance(7, 1)
     for user in "uv":
         driver.act(user, "b", "see", 1001)
     examples = driver.sequencer.drain()
-    assert [(e.applied_offset, e.counted_offset, e.replay_from_offset) for e in examples] == [(9, 9, 3), (9, 9, 10)]
+    assert [(e.applied_offset, e.counted_offset, e.resume_from_offset) for e in examples] == [(9, 9, 3), (9, 9, 10)]
 
 
 def test_an_example_has_the_times_of_its_newest_record_and_of_the_newest_event() -> None:

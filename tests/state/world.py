@@ -55,17 +55,17 @@ def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracl
 
 
 def stream_of(
-    seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40, *, orders: bool = False
+    seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40, *, forgets: bool = False
 ) -> list[Record]:
     """A log with joins, duplicates, late actions, lists, jumps in time and records that are not actions; with
-    ``orders`` also some to forget a user or an item."""
+    ``forgets`` also some to forget a user or an item."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
         now += rng.choice((0, 0, 1, rng.randrange(step_ms), rng.randrange(step_ms), 8 * rng.randrange(step_ms)))
         dice = rng.random()
         value: bytes | None
-        if orders and rng.random() < 0.08:
+        if forgets and rng.random() < 0.08:
             value = json.dumps(_order(rng, num_users, num_items)).encode()
         elif dice < 0.05:
             value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]", b'{"user":"u1"}'))
@@ -310,7 +310,7 @@ class World:
             assert ids_of(example) == [hashed(moment.ids.get(first + at, [])) for at in range(len(rows))]
             assert example.user_feature_hash.tolist() == [moment.user_features.get("land", 0)]
             assert {row[0] for row in rows} <= names.keys()
-            assert example.replay_from_offset <= example.applied_offset + 1
+            assert example.resume_from_offset <= example.applied_offset + 1
             self._learn(learned.setdefault(example.user, []), example)
         assert learned == {user: [token.bits for token in life.tokens] for user, life in oracle.users.items()}
 

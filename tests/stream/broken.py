@@ -19,6 +19,7 @@ from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance
 
 import stream.applier
 import stream.claim
+import stream.heartbeat
 import stream.held_back
 import stream.partition
 import stream.relay
@@ -145,7 +146,7 @@ def loses_its_beat() -> None:
     def fail(self: Any, ends: dict[int, int]) -> None:
         raise ValueError("no beat")
 
-    stream.worker.Worker._look_after = fail  # type: ignore[method-assign]
+    stream.heartbeat.Heartbeat._look_after = fail  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def _shares(actions: History) -> dict[int, History]:
     return {number: [action for action in actions if placed(action, 2) == number] for number in range(2)}
 
 
-def test_the_file_comes_before_the_hand_over_and_live_traffic_after_it(deployment: Deployment) -> None:
+def test_the_file_comes_before_the_switch_and_live_traffic_after_it(deployment: Deployment) -> None:
     history = _history()
     done = backfill(history, deployment.kafka)
     _live(deployment, 50)
@@ -56,7 +56,7 @@ def test_the_file_comes_before_the_hand_over_and_live_traffic_after_it(deploymen
     assert (done.num_actions, done.num_sent) == (600, 600)
 
 
-def test_a_second_run_sends_nothing_and_hands_over_at_the_same_offsets(deployment: Deployment) -> None:
+def test_a_second_run_sends_nothing_and_switches_at_the_same_offsets(deployment: Deployment) -> None:
     first = backfill(_history(), deployment.kafka)
     _live(deployment, 20)
     second = backfill(_history(), deployment.kafka)

@@ -1,4 +1,4 @@
-"""Kill things at random during a replay; then recount from the topics. Each test is shown to catch a broken worker."""
+"""Kill things at random while actions are sent, then recount from the topics. Each test catches a broken worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from stream.producer import BatchConfig
-from stream.replay import send_actions
+from stream.sender import send_actions
 from tests.brokers import Broker, wait_until
 from tests.stream.audit import Recount, check, is_idle, last_statuses, world
 from tests.stream.workers import Deployment, WorkerProcess
@@ -20,8 +20,8 @@ from tests.stream.workers import Deployment, WorkerProcess
 Make = Callable[..., WorkerProcess]
 
 
-class Replay:
-    """A replay that runs until `stop`; then `num_actions` says how much it sent."""
+class Sending:
+    """Actions being sent until `stop`; then `num_actions` says how much it sent."""
 
     def __init__(self, deployment: Deployment, rate: float = 500.0) -> None:
         self.num_actions = -1
@@ -43,13 +43,13 @@ class Replay:
 
 
 @contextmanager
-def replaying(deployment: Deployment) -> Iterator[Replay]:
-    """A replay that runs during the block."""
-    replay = Replay(deployment)
+def being_sent(deployment: Deployment) -> Iterator[Sending]:
+    """Actions are sent during the block."""
+    sending = Sending(deployment)
     try:
-        yield replay
+        yield sending
     finally:
-        replay.stop()
+        sending.stop()
 
 
 def num_examples(deployment: Deployment) -> int:
@@ -75,19 +75,19 @@ def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kil
         process.start()
 
 
-def settle(deployment: Deployment, replay: Replay) -> Recount:
+def settle(deployment: Deployment, sending: Sending) -> Recount:
     """Let the workers finish, then recount."""
     wait_until(lambda: is_idle(deployment), 60, "the workers to finish", 0.2)
-    return check(deployment, replay.num_actions)
+    return check(deployment, sending.num_actions)
 
 
-def is_caught(deployment: Deployment, replay: Replay, *processes: WorkerProcess) -> None:
+def is_caught(deployment: Deployment, sending: Sending, *processes: WorkerProcess) -> None:
     """Check that the recount finds a broken worker. It may never finish, so it gets only some seconds; and it must be
     broken as intended, not by an error in the breaking."""
     with suppress(AssertionError):
         wait_until(lambda: is_idle(deployment), 4, "the workers to finish", 0.2)
     with pytest.raises(AssertionError) as caught:
-        check(deployment, replay.num_actions)
+        check(deployment, sending.num_actions)
     print("CAUGHT", str(caught.value)[:300])
     for process in processes:
         assert not re.search(r"(Type|Attribute|Name|Key|Index|Assertion)Error", process.log()), process.log()[-3000:]
@@ -95,9 +95,9 @@ def is_caught(deployment: Deployment, replay: Replay, *processes: WorkerProcess)
 
 def test_a_worker_killed_at_random_points_loses_and_doubles_nothing(deployment: Deployment, worker: Make) -> None:
     process = worker()
-    with replaying(deployment) as replay:
+    with being_sent(deployment) as sending:
         kill_again_and_again(deployment, process, num_kills=5, seed=1)
-    recount = settle(deployment, replay)
+    recount = settle(deployment, sending)
     assert process.num_kills == 5
     # How much is sent by the last kill depends on the machine; each kill waits for progress, so it is not little.
     assert sum(len(rows) for rows in recount.rows.values()) > 500
@@ -110,12 +110,12 @@ def test_the_kill_test_catches(broken: str, deployment: Deployment, worker: Make
     deployment.environment["BROKEN"] = broken
     process = worker()
     process.module = "tests.stream.broken"
-    with replaying(deployment) as replay:
+    with being_sent(deployment) as sending:
         kill_again_and_again(deployment, process, num_kills=2, seed=2)
-    is_caught(deployment, replay, process)
+    is_caught(deployment, sending, process)
 
 
-def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, WorkerProcess, Replay]:
+def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, WorkerProcess, Sending]:
     """Stop one worker while its outbox is full, until another has taken its partitions; it wakes without knowing."""
     deployment.environment["BROKEN"] = ",".join(name for name in ("relays_slowly", broken) if name)
     ghost = worker("ghost")
@@ -124,13 +124,13 @@ def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[Worke
     ghost.module = "tests.stream.broken"
     other.module = "tests.stream.broken" if broken else "stream"
     ghost.start().wait_for("partition claimed", times=2)
-    with replaying(deployment) as replay:
+    with being_sent(deployment) as sending:
         wait_until(lambda: waiting(deployment) > 50, 60, "a full outbox", 0.1)
         ghost.pause()
         other.start().wait_for("partition claimed", times=2)
         ghost.resume()
         wait_for_more(deployment, 100)
-    return ghost, other, replay
+    return ghost, other, sending
 
 
 def waiting(deployment: Deployment) -> int:
@@ -142,39 +142,39 @@ def waiting(deployment: Deployment) -> int:
 def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
     deployment: Deployment, worker: Make
 ) -> None:
-    ghost, _, replay = haunt(deployment, worker)
-    recount = settle(deployment, replay)
+    ghost, _, sending = haunt(deployment, worker)
+    recount = settle(deployment, sending)
     # The ghost did write: fences are for that.
     assert recount.verdicts["stale"] > 0
     assert "fenced off" in ghost.log()
 
 
 def test_the_ghost_test_catches_a_worker_that_takes_without_a_fence(deployment: Deployment, worker: Make) -> None:
-    ghost, other, replay = haunt(deployment, worker, "takes_without_a_fence")
-    is_caught(deployment, replay, ghost, other)
+    ghost, other, sending = haunt(deployment, worker, "takes_without_a_fence")
+    is_caught(deployment, sending, ghost, other)
 
 
 def test_partitions_move_between_workers_that_come_and_go(deployment: Deployment, worker: Make) -> None:
     first, second = worker("first"), worker("second")
     first.start().wait_for("partition claimed", times=2)
-    with replaying(deployment) as replay:
+    with being_sent(deployment) as sending:
         second.start().wait_for("partition claimed")
         wait_for_more(deployment, 30)
         assert first.stop() == 0
         second.wait_for("partition claimed", times=2)
         wait_for_more(deployment, 30)
         first.start()
-    settle(deployment, replay)
+    settle(deployment, sending)
 
 
 def test_a_broker_killed_in_flight_is_waited_for(durable_kafka: Broker, deployment: Deployment, worker: Make) -> None:
     process = worker().start()
     process.wait_for("partition claimed", times=2)
-    with replaying(deployment) as replay:
+    with being_sent(deployment) as sending:
         for _ in range(2):
             wait_for_more(deployment, 40)
             durable_kafka.kill()
             durable_kafka.restart()
-    settle(deployment, replay)
+    settle(deployment, sending)
     assert process.process.poll() is None
     assert process.stop() == 0

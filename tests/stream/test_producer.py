@@ -1,4 +1,4 @@
-"""The batching producer, replay and topics, on a broker."""
+"""The batching producer, files and topics, on a broker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from stream.errors import FileError, ProducerError
 from stream.producer import ActionProducer, BatchConfig
-from stream.replay import replay, send_actions
+from stream.sender import produce, send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
 from wire.action import Action, decode_record
@@ -70,7 +70,7 @@ def test_a_file_is_sent_in_records_that_the_worker_accepts(deployment: Deploymen
         deployment.action = replace(deployment.action, **changed)
         actions = [{**_action(f"u{number}", number), "item": name} for number in range(50)]
         (tmp_path / name).write_text("".join(json.dumps(action) + "\n" for action in actions))
-        assert replay(deployment, tmp_path / name) == 0
+        assert produce(deployment, tmp_path / name) == 0
         records = [record for part in deployment.read(deployment.topics.actions).values() for record in part]
         values = [record.value for record in records if name.encode() in record.value]
         outcomes = [each for value in values for each in decode_record(value, NOW, deployment.action)]
@@ -91,15 +91,15 @@ def test_a_record_that_the_broker_refuses_is_an_error(deployment: Deployment) ->
             producer.flush()
 
 
-def test_a_replay_says_what_it_sent(deployment: Deployment) -> None:
+def test_the_report_says_what_was_sent(deployment: Deployment) -> None:
     actions = [_action(number % 5, number) for number in range(100)]
     report = send_actions(actions, deployment.kafka)
-    assert (report.num_actions, report.last_timestamp_ms) == (100, 1_700_000_000_099)
+    assert (report.num_actions, report.is_whole) == (100, True)
     found = [record for records in deployment.read(deployment.topics.actions).values() for record in records]
     assert sum(len(_actions(record.value)) for record in found) == 100
 
 
-def test_a_replay_that_is_interrupted_says_what_it_sent(deployment: Deployment) -> None:
+def test_sending_that_is_interrupted_says_what_was_sent(deployment: Deployment) -> None:
     def interrupted() -> Iterator[dict[str, object]]:
         yield from (_action(number, number) for number in range(30))
         raise KeyboardInterrupt
@@ -115,23 +115,23 @@ def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path)
     (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
     settings = SimpleNamespace(kafka=KafkaConfig("127.0.0.1:1"), action=ActionConfig(), sequence=SequenceConfig())
     with pytest.raises(FileError, match=r"got rate, love.*HEADRACE_ACTION__KINDS=rate,like,love.*JOIN_WINDOW_S=0"):
-        replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
+        produce(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
 
 
 def test_nothing_is_sent_of_a_file_with_one_wrong_line(deployment: Deployment, tmp_path: Path) -> None:
     lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0].replace('"u"', "null")]) + "\n")
     with pytest.raises(FileError, match=r"a\.jsonl:101: user: expected a string or an integer, got null"):
-        replay(settings_of(deployment), tmp_path / "a.jsonl")
+        produce(settings_of(deployment), tmp_path / "a.jsonl")
     assert set(deployment.ends(deployment.topics.actions).values()) == {0}
 
 
-def test_a_replay_says_how_many_records_it_sent(
+def test_producing_a_file_says_how_many_records_were_sent(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert replay(settings_of(deployment), tmp_path / "a.jsonl") == 0
+    assert produce(settings_of(deployment), tmp_path / "a.jsonl") == 0
     assert f"sent 3 actions in 1 records to {deployment.topics.actions}" in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_an_action_without_a_usable_user_is_an_error_of_ours(user: object, deplo
     assert producer.num_actions == 1
 
 
-def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
+def test_sending_keeps_its_rate(deployment: Deployment) -> None:
     actions = (_action(number % 5, number) for number in range(10_000))
     report = send_actions(actions, deployment.kafka, rate=400.0, limit=200)
     assert report.num_actions == 200

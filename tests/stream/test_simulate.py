@@ -25,7 +25,7 @@ def test_same_seed_same_actions() -> None:
 
 
 def test_every_action_is_well_formed() -> None:
-    config = ActionConfig(kinds=KINDS, features=("taste",))
+    config = ActionConfig(kinds=KINDS, features=("genre",))
     for action in _actions(500):
         decoded = decode_record(msgspec.json.encode(action), int(str(action["timestamp"])), config)
         assert [type(one) for one in decoded] == [Action]
@@ -65,15 +65,15 @@ def test_the_world_makes_several_kinds_and_only_configured_ones() -> None:
 
 def test_a_session_follows_an_interest() -> None:
     # What was clicked in a session says more about the next click there than about another session's.
-    clicks = [action for action in _actions(20_000, taste_drift=0.0) if action["action"] == "click"]
+    clicks = [action for action in _actions(20_000, preference_drift=0.0) if action["action"] == "click"]
     by_session: dict[object, list[object]] = {}
     for action in clicks:
         features = action["features"]
         assert isinstance(features, dict)
-        by_session.setdefault(action["session"], []).append(features["taste"])
-    pairs = [(a, b) for tastes in by_session.values() for a, b in pairwise(tastes)]
+        by_session.setdefault(action["session"], []).append(features["genre"])
+    pairs = [(a, b) for genres in by_session.values() for a, b in pairwise(genres)]
     same = sum(a == b for a, b in pairs) / len(pairs)
-    shares = Counter(taste for tastes in by_session.values() for taste in tastes)
+    shares = Counter(genre for genres in by_session.values() for genre in genres)
     by_chance = sum((num / shares.total()) ** 2 for num in shares.values())
     assert same > 1.3 * by_chance
 

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from kafka.errors import MessageSizeTooLargeError
 
 from stream.producer import BatchConfig
-from stream.replay import send_actions
+from stream.sender import send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.audit import check, is_idle, last_statuses, world, written
 from tests.stream.workers import Deployment, WorkerProcess

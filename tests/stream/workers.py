@@ -36,7 +36,7 @@ class Deployment:
     prefix: str
     folder: Path
     partitions: int = 2
-    action: ActionConfig = field(default_factory=lambda: ActionConfig(kinds=KINDS, features=("taste",)))
+    action: ActionConfig = field(default_factory=lambda: ActionConfig(kinds=KINDS, features=("genre",)))
     sequence: SequenceConfig = field(
         default_factory=lambda: SequenceConfig(join_window_s=20.0, max_context=20, segment_len=4)
     )

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from headrace.processes import Child, ChildError
 from headrace.report import Report
-from stream.replay import ReplayReport, send_actions
+from stream.sender import SendReport, send_actions
 from tests.brokers import Broker, start_broker
 from tests.system.loop import Loop, Watcher, explain, is_learned, try_audit
 from tests.system.test_kill import AT_WORK, world
@@ -91,13 +91,13 @@ class Soak:
         until_s = time.monotonic() + seconds
         with self._loop as loop, ExitStack() as stack:
             self._children = loop.start("worker", "trainer", "server", broken=self._broken)
-            over, sent = threading.Event(), list[ReplayReport]()
+            over, sent = threading.Event(), list[SendReport]()
             stack.callback(over.set)
             kafka = loop.settings.kafka
-            replay = threading.Thread(
+            sending = threading.Thread(
                 target=lambda: sent.append(send_actions(world(over), kafka, rate=RATE)), daemon=True
             )
-            replay.start()
+            sending.start()
             loop.wait_until(lambda: bool(loop.server.version()), 120, "a first version to be served")
             watcher = stack.enter_context(Watcher(loop.server))
             for number, each in enumerate(rounds, 1):
@@ -106,8 +106,8 @@ class Soak:
                 self._play(each)
                 self._audit(f"round {number} of {len(rounds)}: {each}")
             over.set()
-            replay.join(120)
-            assert sent, "the replay did not end"
+            sending.join(120)
+            assert sent, "sending did not end"
             self._settle(sent[0])
             watcher.stop()
             assert watcher.seen == sorted(watcher.seen), "a served version went back"
@@ -173,7 +173,7 @@ class Soak:
         done = f"{self.tally.kills.total()} kills, {self.tally.num_while_recovering} while something recovered"
         self._say(f"{what}; {done}; the audit holds: {report.checks[0].found}")
 
-    def _settle(self, sent: ReplayReport) -> None:
+    def _settle(self, sent: SendReport) -> None:
         report = self._loop.audit_when(is_learned, 180)
         assert report.passed, explain(report)
         assert is_learned(report), explain(report)

@@ -12,9 +12,9 @@ import pytest
 from kafka import KafkaProducer
 
 from headrace.audit import audit
-from headrace.dead_letters import replay
+from headrace.dead_letters import resend
 from headrace.report import Report
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.broken import BUILDS
@@ -112,7 +112,7 @@ def test_what_an_earlier_configuration_refused_is_no_violation_and_can_be_sent_a
         started_before = audit(after.settings)
         assert started_before.passed, explain(started_before)
         worker.start()
-        assert replay(after.settings) == 1
+        assert resend(after.settings) == 1
         loop.wait_until(lambda: has_applied_everything(after, 67), 60, "what was sent again to be applied")
         report = audit(after.settings)
         assert report.passed, explain(report)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.audit import audit
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned

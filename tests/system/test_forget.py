@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from headrace.audit import audit
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned
@@ -37,7 +37,7 @@ def ask(loop: Loop, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer.json() if answer.status_code == 200 else {}
 
 
-def order(loop: Loop, *words: str) -> None:
+def forget(loop: Loop, *words: str) -> None:
     command = [sys.executable, "-m", "headrace", "forget", *words, "--config", str(loop.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,12 +79,12 @@ def test_a_user_and_an_item_stay_forgotten_through_kills_and_a_wiped_disk(
         item = Counter(each["item"] for each in first).most_common(1)[0][0]
         assert ask(loop, "/recommend", {"user": user})["num_history"] > 0
         assert ask(loop, "/items", {"items": [item]})["items"][0]["known"]
-        # Killed before they can obey: the order waits for them in the topic.
+        # Killed before they can forget: the request waits for them in the topic.
         for name in ("worker", "trainer"):
             children[name].kill()
             children[name].start()
-        order(loop, "user", user)
-        order(loop, "item", str(item))
+        forget(loop, "user", user)
+        forget(loop, "item", str(item))
         for name in ("worker", "trainer", "server"):
             children[name].kill()
         shutil.rmtree(loop.settings.store.path)
@@ -106,8 +106,8 @@ def test_a_user_and_an_item_stay_forgotten_through_kills_and_a_wiped_disk(
         left = {key for key, value in last_records(loop).items() if value is not None}
         assert not {key for key in left if key.startswith(user.encode() + b"\0")}
         loop.wait_until(lambda: item_hash(item) not in published_items(loop), 60, "weights without the item")
-        # And back: he acts again, as somebody new; the item is learned of again.
-        order(loop, "item", str(item), "--undo")
+        # And back: the user acts again, as a new user; the item is learned again.
+        forget(loop, "item", str(item), "--undo")
         again = [{**each, "user": user, "item": item} for each in others[-3:]]
         send_actions(iter(again), loop.settings.kafka)
         loop.wait_until(lambda: ask(loop, "/items", {"items": [item]})["items"][0]["known"], 60, "the item to be known")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.processes import Child
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import REPOSITORY, Broker, wait_until
 from tests.system.loop import KINDS, Loop, explain, is_learned

@@ -1,4 +1,4 @@
-"""Worker, trainer, server and broker are killed (-9) at random during a replay; nothing is lost, doubled or torn."""
+"""Worker, trainer, server and broker are killed (-9) at random during traffic; nothing is lost, doubled or torn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaProducer
 
 from headrace.processes import Child
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, Watcher, explain, is_learned
@@ -78,14 +78,14 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
         over = threading.Event()
         stack.callback(over.set)
         kafka = loop.settings.kafka
-        replay = threading.Thread(target=lambda: sent.append(send_actions(world(over), kafka, rate=RATE)), daemon=True)
-        replay.start()
+        sending = threading.Thread(target=lambda: sent.append(send_actions(world(over), kafka, rate=RATE)), daemon=True)
+        sending.start()
         loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
         watcher = stack.enter_context(Watcher(loop.server))
         order = list(KILLS)
         chance.shuffle(order)
         for victim in order:
-            # Only the moment is left to chance; the replay goes on meanwhile.
+            # Only the moment is left to chance; sending goes on meanwhile.
             kills[victim] += 1
             if victim == "broker":
                 time.sleep(chance.uniform(0.0, 2.0))
@@ -95,8 +95,8 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
             else:
                 victims[victim].kill(chance)
         over.set()
-        replay.join(120)
-        assert sent, "the replay did not end"
+        sending.join(120)
+        assert sent, "sending did not end"
         send_rubbish(loop, 40)
         report = loop.audit_when(is_learned, 120)
         assert report.passed, explain(report)

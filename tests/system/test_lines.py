@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from headrace.versions import manifests
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop

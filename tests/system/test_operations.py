@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.commands import commands, why_not

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.audit import audit
 from headrace.versions import manifests
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned

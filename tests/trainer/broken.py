@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trainer.checkpointing
 import trainer.collection
+import trainer.division
 import trainer.election
 import trainer.kafka_source
 import trainer.loop
@@ -150,8 +153,8 @@ def copies_once() -> None:
     copies_little_at_a_time()
 
     def forget(self: Any, budget: int) -> None:
-        for region, rows_U in self._marked():
-            region.marks[rows_U] = 0
+        for region, rows_U in self._dirty():
+            region.dirty[rows_U] = 0
 
     trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
 
@@ -200,7 +203,7 @@ def trusts_all_ranks() -> None:
 def gives_the_others_rows_without_their_state() -> None:
     """After a restart, the other ranks learn rows as if they were new."""
     of = trainer.replica.rows_of
-    trainer.sharding.rows_of = lambda table, rows_U, **_: of(table, rows_U, with_state=False)  # type: ignore[attr-defined]
+    trainer.sharding.rows_of = lambda table, rows_U: replace(of(table, rows_U), state_U=None)  # type: ignore[attr-defined]
 
 
 def is_another_build() -> None:
@@ -208,3 +211,31 @@ def is_another_build() -> None:
     import trainer.agreement
 
     trainer.agreement.build_digest = lambda root=None: "another"
+
+
+def divides_small_catalogues() -> None:
+    """Not broken: the tables are divided among ranks, and choices learned from a sample, as in a large catalogue."""
+    trainer.step.MemoryPass = partial(trainer.step.MemoryPass, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
+
+
+def learns_before_it_is_asked() -> None:
+    """Owners of rows apply a step's gradients before the memory has asked for the logits that it mixes with."""
+    work = trainer.replica.Replica._work
+
+    def eager(self: Any, given: Any) -> None:
+        work(self, given)
+        if given.wanted is not None:
+            self._due()
+            self._due = lambda: None
+
+    trainer.replica.Replica._work = eager  # type: ignore[method-assign]
+
+
+def counts_one_reader_of_a_row_alone() -> None:
+    """Of what the ranks return for a row, its owner learns the first part alone."""
+    trainer.division.added = lambda parts: parts[0]
+
+
+def keeps_quiet_about_evicted_rows() -> None:
+    """Owners are asked for rows before they hear which ones belong to no key any more."""
+    trainer.sharding.Sharding._tell_renewed = lambda self: None  # type: ignore[method-assign]

@@ -139,5 +139,7 @@ RANK_POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "answered": lambda reach: _after(Ranks, "answer", reach),
     "to_be_summed": lambda reach: _before(Ranks, "summed", reach),
     "summed": lambda reach: _after(Ranks, "summed", reach),
+    "to_be_swapped": lambda reach: _before(Ranks, "swapped", reach),
+    "swapped": lambda reach: _after(Ranks, "swapped", reach),
 }
 """Points between processes that train together."""

@@ -83,7 +83,7 @@ def example(
         user_offset=number,
         user_index=0,
         applied_offset=number,
-        replay_from_offset=number + 1,
+        resume_from_offset=number + 1,
         newest_event_ms=newest_ms,
         newest_record_ms=newest_ms + 5,
         names=names or {},
@@ -268,8 +268,9 @@ def predict_slowly(learner: Learner, examples: Sequence[Example]) -> list[SlowPr
 def prior_of(learner: Learner, past: Interactions) -> torch.Tensor:
     """(1, 2, K) the prior from rates for the last of these interactions."""
     rates, row = learner.rates, int(learner.items.lookup(past.item_hash[-1:])[0])
-    overall = (rates.done_VK.sum(axis=0) + 1) / (rates.shown_V.sum() + 2)
-    item = (rates.done_VK[row] + 10 * overall) / (rates.shown_V[row] + 10)
+    num_V, done_VK = rates.arrays.item_VC[:, 0], rates.arrays.item_VC[:, 1 : 1 + len(KINDS)]
+    overall = (done_VK.sum(axis=0) + 1) / (num_V.sum() + 2)
+    item = (done_VK[row] + 10 * overall) / (num_V[row] + 10)
     bits = past.action_bits[:-1]
     done = np.array([int((bits >> bit & 1).sum()) for bit in range(len(KINDS))])
     user = (done + 5 * overall) / (len(bits) + 5)

@@ -57,7 +57,10 @@ REFUSED_TRAINER = [
     ({"dropout": 1.0}, r"trainer\.dropout: expected a number, 0 to below 1, got 1\.0; 0 turns it off"),
     ({"metric_share": 0.0}, r"trainer\.metric_share: expected a number, above 0 to 1, got 0\.0"),
     ({"metrics_port": 65536}, r"trainer\.metrics_port: expected a whole number, 0 to 65535, got 65536; 0 switches"),
-    ({"num_threads": -1}, r"trainer\.num_threads: expected a whole number, 0 or more, got -1; 0 lets torch choose"),
+    (
+        {"num_threads": -1},
+        r"trainer\.num_threads: expected a whole number, 0 or more, got -1; 0: half of the processors",
+    ),
     ({"checkpoint_every_steps": -1}, r"trainer\.checkpoint_every_steps: expected a whole number, 0 or more"),
     ({"checkpoint_dir": ""}, r"trainer\.checkpoint_dir: expected a string that is not empty, got ''"),
     ({"model_id": " "}, r"trainer\.model_id: expected a string that is not empty, got ' '"),

@@ -13,7 +13,7 @@ from tests.serving.wire import Wire, served
 from tests.serving.world import World
 from trainer.keeper import VersionKeeper
 from wire.config import KafkaConfig
-from wire.control import PIN_KEY, Pin, encode_order
+from wire.control import PIN_KEY, Pin, encode_decision
 from wire.kafka.consumer import connect, read, spans
 from wire.weights import Manifest, decode_manifest, record_kind
 
@@ -80,8 +80,8 @@ def test_older_versions_leave_the_topic_and_any_that_is_left_can_still_be_served
             published.append((world.epoch, world.number))
             made.note([decode_manifest(records[-1][2])])
             if number == 8:
-                order = Pin(epoch=world.epoch, number=published[4][1], made_ms=int(time.time() * 1000))
-                producer.send(wire.topics.control, key=PIN_KEY, value=encode_order(order)).get(60)
+                pin = Pin(epoch=world.epoch, number=published[4][1], made_ms=int(time.time() * 1000))
+                producer.send(wire.topics.control, key=PIN_KEY, value=encode_decision(pin)).get(60)
         made.trim()
         assert first_version(wire) == published[3], "the pinned one is the fifth, and builds on the fourth"
         producer.send(wire.topics.control, key=PIN_KEY, value=None).get(60)

@@ -63,7 +63,7 @@ def test_an_item_that_is_taken_back_is_learned_of_as_a_new_one() -> None:
 def test_a_user_who_is_forgotten_has_no_history() -> None:
     learner, _, _ = trained()
     (user, other) = list(learner.histories.users)[:2]
-    for _ in range(2):  # again: he is not there
+    for _ in range(2):  # again: the user is not there
         learner.step([mark_of(Mark.USER, 60, user=user)])
     assert user not in learner.histories.users
     assert other in learner.histories.users

@@ -22,6 +22,8 @@ from trainer.checkpoint import Checkpoint, read_checkpoint
 
 Make = Callable[..., Stage]
 SEED, SHARDS = 5, 4
+DIVIDED = ("divides_small_catalogues",)
+"""A build whose tables are whole in some steps, and divided among the ranks in the others."""
 
 
 def place_of(size: int) -> Callable[[int], dict[str, str]]:
@@ -85,15 +87,23 @@ def assert_equal(ours: tuple[Checkpoint, Any], theirs: tuple[Checkpoint, Any]) -
     assert ours[1] == theirs[1]
 
 
-def test_any_number_of_ranks_learns_what_one_learns_to_the_bit(run: RankRun) -> None:
+@pytest.mark.parametrize("builds", [(), DIVIDED])
+def test_any_number_of_ranks_learns_what_one_learns_to_the_bit(run: RankRun, builds: tuple[str, ...]) -> None:
     """With sampled negatives and the exact softmax, dropout, thinned contexts, eviction, features and domains."""
-    alone = run.outcome("1", run.start("1", 1))
+    alone = run.outcome("1", run.start("1", 1, broken=builds))
     for size in (2, 4):
-        assert_equal(run.outcome(str(size), run.start(str(size), size)), alone)
+        assert_equal(run.outcome(str(size), run.start(str(size), size, broken=builds)), alone)
 
 
 @pytest.mark.parametrize(
-    "broken", [("adds_up_one_after_the_other",), ("learns_its_own_part_alone", "trusts_all_ranks")]
+    "broken",
+    [
+        ("adds_up_one_after_the_other",),
+        ("learns_its_own_part_alone", "trusts_all_ranks"),
+        (*DIVIDED, "learns_before_it_is_asked"),
+        (*DIVIDED, "counts_one_reader_of_a_row_alone"),
+        (*DIVIDED, "keeps_quiet_about_evicted_rows"),
+    ],
 )
 def test_ranks_that_do_not_learn_what_one_learns_are_caught(run: RankRun, broken: tuple[str, ...]) -> None:
     alone = run.outcome("1", run.start("1", 1, broken=broken))
@@ -135,24 +145,24 @@ def test_whichever_rank_is_killed_at_whatever_point_all_go_on_as_if_it_had_not_b
     kills += [(1, f"{name}:{rng.randint(3, 9)}:kill") for name in RANK_POINTS if name != "given"]
     rng.shuffle(kills)
     for rank, point in kills:
-        run.die("killed", 2, rank, point)
-    killed = run.outcome("killed", run.start("killed", 2))
-    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+        run.die("killed", 2, rank, point, DIVIDED)
+    killed = run.outcome("killed", run.start("killed", 2, broken=DIVIDED))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1, broken=DIVIDED)))
 
 
 @pytest.mark.slow
 def test_of_four_ranks_each_may_be_killed(run: RankRun) -> None:
-    for rank, point in enumerate(("learned:5", "taken:4", "to_be_summed:6", "summed:7")):
-        run.die("killed", 4, rank, f"{point}:kill")
-    killed = run.outcome("killed", run.start("killed", 4))
-    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+    for rank, point in enumerate(("learned:5", "taken:4", "to_be_summed:6", "swapped:7")):
+        run.die("killed", 4, rank, f"{point}:kill", DIVIDED)
+    killed = run.outcome("killed", run.start("killed", 4, broken=DIVIDED))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1, broken=DIVIDED)))
 
 
 def test_a_checkpoint_goes_on_with_any_other_number_of_ranks(run: RankRun) -> None:
-    for size in (1, 4, 2):
-        run.die("killed", size, 0, "checkpointed:3:kill")
-    killed = run.outcome("killed", run.start("killed", 4))
-    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+    for size in (2, 1, 4):
+        run.die("killed", size, 0, "checkpointed:3:kill", DIVIDED)
+    killed = run.outcome("killed", run.start("killed", 2, broken=DIVIDED))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1, broken=DIVIDED)))
 
 
 def test_a_restart_that_gives_the_others_less_than_all_is_caught(run: RankRun) -> None:

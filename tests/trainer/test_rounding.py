@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model.memory import _numbers_of, neighbours_at
+from model.memory import neighbours_at
+from model.memory_version import _numbers_of
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from tests.trainer.test_weights import Reader, records, truth_of, values_of
 from trainer.errors import UnsoundVersionError

@@ -50,8 +50,8 @@ from trainer.losses import (
     ranking_loss,
     sampled_retrieval_loss,
 )
+from trainer.memory_pass import MemoryPass
 from trainer.metrics import RANKERS, Predictions
-from trainer.recall import Recall
 from trainer.retrieval import RetrievalRows
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner, StepReport
@@ -101,7 +101,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     places = [kept_at(before, one.piece) for one in said]
     lags = [(int(kept.rows.count_2[0]) - 1 - place) % len(kept.key_P) for place in places if place >= 0]
     kept.lags = np.concatenate([kept.lags, np.array(lags, np.int64)])[-NUM_LAGS:]
-    rules = OddsRules(horizon=kept.horizon(before.rates.late_kinds))
+    rules = OddsRules(horizon=before.rates.horizon)
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
         features = [*own["features"].tolist(), *folded(before, examples).users[one.piece.user].user_features.tolist()]
@@ -208,8 +208,8 @@ class InsertsFirst(Learner):
 class RemembersBackwards(Learner):
     """Broken: the memory takes a batch's newest targets first, and predicts older ones from what came later."""
 
-    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        return super()._recall(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
+        return super()._predict_choices(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
 
 
 class RanksBackwards(Learner):
@@ -272,7 +272,7 @@ def test_a_large_catalogue_is_predicted_in_parts() -> None:
     learner, world = taught()
     examples = world.examples(12)
     whole, parts = twin(learner), twin(learner)
-    parts.recall = Recall(parts.memory, parts.items, parts.model, most_logits=1)
+    parts.memory_pass = MemoryPass(parts.memory, parts.items, parts.model, most_logits=1)
     said, in_parts = predictions_of(whole, examples), predictions_of(parts, examples)
     np.testing.assert_allclose(in_parts.log_loss_S, said.log_loss_S, rtol=0.05)
 
@@ -281,7 +281,7 @@ def test_a_share_of_a_large_catalogues_choices_is_ranked_and_all_are_learned() -
     learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
     examples = world.examples(12)
     whole, shared = twin(learner), twin(learner)
-    shared.recall = Recall(shared.memory, shared.items, shared.model, exact_rows=10, rows_per_share=10)
+    shared.memory_pass = MemoryPass(shared.memory, shared.items, shared.model, exact_rows=10, rows_per_share=10)
     said, some = predictions_of(whole, examples), predictions_of(shared, examples)
     assert 0 < some.ranked_S.sum() < said.ranked_S.sum()
     np.testing.assert_array_equal(np.isfinite(some.log_loss_S), np.isfinite(said.log_loss_S) & some.ranked_S)
@@ -325,7 +325,7 @@ def test_an_item_that_stands_in_the_context_alone_is_not_learned_as_a_target() -
     items = np.array([5, 5, 5, 5, 6, 7], np.int64)
     learner.step([example(replace(sealed, item_hash=items), 2)])
     assert learner.items.lookup(np.array([5, 6, 7])).tolist() == [0, 1, 2]
-    assert learner.rates.shown_V.sum() == learner.num_interactions == 2
+    assert learner.rates.arrays.item_VC[:, 0].sum() == learner.num_interactions == 2
 
 
 def test_a_step_may_have_nothing_to_retrieve() -> None:
@@ -607,7 +607,7 @@ def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere()
     assert learner.items.tombstones == [5]
     assert (
         learner.popularity.count_V[old]
-        == learner.rates.shown_V[old]
+        == learner.rates.arrays.item_VC[old, 0]
         == learner.frequency.share(np.array([old]))[0]
         == 0
     )

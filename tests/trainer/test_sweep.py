@@ -243,8 +243,8 @@ class CopiesOnce(Sweep):
     """Rows that change behind the copying are not copied again."""
 
     def _take_changed(self, budget: int) -> None:
-        for region, rows_U in self._marked():
-            region.marks[rows_U] = 0
+        for region, rows_U in self._dirty():
+            region.dirty[rows_U] = 0
 
 
 def shares_memory(self: Any, region: str, rows_U: Any, columns: Arrays) -> int:

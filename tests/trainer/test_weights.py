@@ -20,6 +20,7 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.assembler import VersionAssembler
 from wire.errors import VersionError
+from wire.tensors import Tensors
 from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
@@ -30,13 +31,13 @@ from wire.weights import (
     Snapshot,
     TableRows,
     Version,
+    blob_of,
     checksum,
     chunk_headers,
     decode_blob,
     decode_manifest,
     encode_blob,
     encode_manifest,
-    split_blob,
     version_key,
 )
 
@@ -56,7 +57,7 @@ def manifest(blob: bytes, num_chunks: int, number: int, kind: str, epoch: int = 
 def records(snapshot: Snapshot, number: int, kind: str, epoch: int = 1, chunk_bytes: int = 3000) -> list[Record]:
     """A version as the topic's records."""
     blob = encode_blob(snapshot)
-    chunks, key = split_blob(blob, chunk_bytes), version_key(epoch, number)
+    chunks, key = list(blob_of(snapshot).chunks(chunk_bytes)), version_key(epoch, number)
     out: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
     return [*out, (key, MANIFEST_HEADERS, encode_manifest(manifest(blob, len(chunks), number, kind, epoch)))]
 
@@ -183,9 +184,9 @@ def test_a_blob_is_its_snapshot_again_and_always_the_same_bytes() -> None:
 @given(size=st.integers(0, 50), chunk=st.integers(1, 20))
 @settings(max_examples=40, deadline=None)
 def test_chunks_are_at_most_the_size_asked_for_and_add_up(size: int, chunk: int) -> None:
-    blob = bytes(range(size))
-    chunks = split_blob(blob, chunk)
-    assert b"".join(chunks) == blob
+    tensors = Tensors({"x": np.arange(size, dtype=np.uint8)})
+    chunks = list(tensors.chunks(chunk))
+    assert b"".join(chunks) == b"".join(map(bytes, tensors.parts))
     assert len(chunks) >= 1
     assert max(map(len, chunks)) <= chunk
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from wire.config import ActionConfig, SequenceConfig
-from wire.control import Pin, Switch, decode_pin, decode_switch, encode_order
+from wire.control import Pin, Switch, decode_pin, decode_switch, encode_decision
 from wire.shape import decode_shape, encode_shape, shape_of
 from wire.status import PartitionStatus, WorkerStatus, decode_status, encode_status
 from wire.weights import decode_claim
@@ -28,8 +28,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "a status": partial(decode_status, encode_status(STATUS)),
     "a shape": partial(decode_shape, encode_shape(shape_of(ACTION, SEQUENCE))),
     "a claim": partial(decode_claim, b'{"epoch": 1, "claimant": "c"}'),
-    "a pin": partial(decode_pin, encode_order(Pin(epoch=1, number=1, made_ms=1))),
-    "a line": partial(decode_switch, encode_order(Switch(line="b", made_ms=1))),
+    "a pin": partial(decode_pin, encode_decision(Pin(epoch=1, number=1, made_ms=1))),
+    "a line": partial(decode_switch, encode_decision(Switch(line="b", made_ms=1))),
 }
 
 

@@ -55,7 +55,7 @@ def examples(draw: st.DrawFn) -> Example:
         feedback_index=np.array(sorted(places), np.int64), feedback_bits=draw(arrays(np.uint32, len(places))),
         session_hash=column(draw, length), action_ids=draw(longs(sum(ids))),
         user_feature_hash=draw(longs(draw(st.integers(0, 2)))), user_offset=draw(INT64), user_index=draw(INT64),
-        applied_offset=draw(INT64), replay_from_offset=draw(INT64), newest_event_ms=draw(INT64),
+        applied_offset=draw(INT64), resume_from_offset=draw(INT64), newest_event_ms=draw(INT64),
         newest_record_ms=draw(INT64), names=draw(st.dictionaries(INT64, INT64 | TEXT, max_size=3)),
         is_fence=draw(st.booleans()), counted_offset=draw(INT64), counts=Counts(*(draw(INT64) for _ in range(4))),
         first=draw(st.integers(0, segment_len - length)), id_counts=np.array(ids if any(ids) else [], np.uint8),
@@ -95,7 +95,7 @@ def golden() -> Example:
         fence(3, 2, 9), user="ü", segment=4, segment_len=16, interactions=rows, num_new=1,
         feedback_index=np.array([1]), feedback_bits=np.array([4], np.uint32), session_hash=np.array([0, 31, 0]),
         action_ids=np.array([8, 9]), user_feature_hash=np.array([77]), user_offset=41, user_index=5, applied_offset=50,
-        replay_from_offset=40, newest_event_ms=2500, newest_record_ms=3000, names={-12: "b", 11: 7}, is_fence=False,
+        resume_from_offset=40, newest_event_ms=2500, newest_record_ms=3000, names={-12: "b", 11: 7}, is_fence=False,
         counted_offset=50, counts=Counts(5, 4, 3, 2), first=12, id_counts=np.array([2, 0, 0], np.uint8),
     )  # fmt: skip
 

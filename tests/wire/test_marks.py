@@ -1,4 +1,4 @@
-"""Marks: the orders that make them, their bytes, their keys."""
+"""Marks: the requests that make them, their bytes, their keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wire.action import Rejection, decode_record
-from wire.action_json import Order, Refused, order_of
+from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.config import ActionConfig
 from wire.errors import CodecError
 from wire.example import PIECE, Address, Mark, fence
@@ -31,16 +31,16 @@ def mark_of(mark: Mark, user: str = "", item: Any = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("content", "order"),
+    ("content", "expected"),
     [
-        ({"forget": True, "user": 5}, Order("5")),
-        ({"forget": True, "user": "u"}, Order("u")),
-        ({"forget": True, "item": 5}, Order("", 5)),
-        ({"forget": False, "item": "x"}, Order("", "x", is_back=True)),
+        ({"forget": True, "user": 5}, ForgetRequest("5")),
+        ({"forget": True, "user": "u"}, ForgetRequest("u")),
+        ({"forget": True, "item": 5}, ForgetRequest("", 5)),
+        ({"forget": False, "item": "x"}, ForgetRequest("", "x", is_back=True)),
     ],
 )
-def test_a_record_that_orders_to_forget_is_an_order(content: Any, order: Order) -> None:
-    assert decode_record(msgspec.json.encode(content), 0, CONFIG) == [order]
+def test_a_record_can_be_a_request_to_forget(content: Any, expected: ForgetRequest) -> None:
+    assert decode_record(msgspec.json.encode(content), 0, CONFIG) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_anything_else_with_the_word_is_a_dead_letter(content: Any) -> None:
 @pytest.mark.parametrize("what", ["user", "item"])
 def test_a_name_that_no_encoding_has_is_refused(what: str) -> None:
     with pytest.raises(Refused, match=rf"{what}: expected text in UTF-8, got .* check the terminal's encoding"):
-        order_of({"forget": True, what: "caf\udce9"})  # as a terminal in Latin-1 passes it on
+        forget_request_of({"forget": True, what: "caf\udce9"})  # as a terminal in Latin-1 passes it on
 
 
 def test_an_action_with_such_a_field_stays_an_action() -> None:

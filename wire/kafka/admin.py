@@ -87,8 +87,8 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
 
 
 def untold(config: KafkaConfig) -> list[str]:
-    """Topics that exist, but of which the broker does not say how they are set: it tells those with the right to ask.
-    Raises `KafkaError`."""
+    """Topics whose settings the broker does not show: the client may lack the right to describe them. Raises
+    `KafkaError`."""
     admin = make_admin(config)
     try:
         present = {topic.name for topic in topics_of(config)} & partition_counts(admin).keys()
@@ -112,8 +112,8 @@ def _reported(admin: KafkaAdminClient, names: Collection[str]) -> dict[str, Mapp
 
 
 def check_policies(admin: KafkaAdminClient, config: KafkaConfig) -> None:
-    """Raise `TopicsMismatch` if a topic's ``cleanup.policy`` removes what is needed: nobody can tell afterwards, since
-    transactions leave the same holes in the offsets as compaction does. Raises `KafkaError`."""
+    """Raise `TopicsMismatch` if a topic's ``cleanup.policy`` removes what is needed. Afterwards that could not be
+    noticed, since transactions leave the same gaps in the offsets as compaction does. Raises `KafkaError`."""
     topics = {topic.name: topic for topic in topics_of(config) if topic.other_policy}
     for name, differing in _drift(admin, topics.values()).items():
         if has := differing.get(POLICY):

@@ -18,15 +18,15 @@ from kafka.record.memory_records import MemoryRecords
 from zstandard import ZstdDecompressor, ZstdError
 
 FORMAT = 2
-"""Of batches. Kafka has written it since 0.11."""
+"""The format of batches that Kafka has written since 0.11."""
 _HEADER = DefaultRecordBatch.HEADER_STRUCT
 _BEFORE_LENGTH, _BEFORE_CRC = 12, 21
-"""Bytes that a batch's length does not count, and that its checksum does not cover."""
+"""How many bytes a batch's length does not count, and how many its checksum does not cover."""
 _ZSTD = DefaultRecordBatch.CODEC_ZSTD
 _PLAIN = frozenset({DefaultRecordBatch.CODEC_NONE, _ZSTD})
 """Attributes of a batch outside of transactions, whoever set its times."""
 _MOST_UNKNOWN = 1 << 20
-"""Bytes of a batch that does not say how many it has."""
+"""The assumed size of a batch that does not state its own."""
 
 
 class Batch(NamedTuple):
@@ -55,12 +55,12 @@ class _Whole:
 
     @property
     def offset(self) -> int:
-        """That of the last record."""
+        """The offset of the last record."""
         return int(self._batch.last_offset)
 
     @property
     def timestamp(self) -> int:
-        """That of the newest record."""
+        """The timestamp of the newest record."""
         return int(self._batch.max_timestamp)
 
     @property
@@ -84,8 +84,8 @@ class _WholeBatches:
 
 
 class _Range(Fetcher.PartitionRecords):
-    """What was fetched. Plain batches are read here, checksums included; from the first other one on kafka-python reads
-    (transactions, markers, other codecs and formats), which takes six times as long."""
+    """A fetched range. Plain batches are read here, checksums included. From the first other one on (transactions,
+    markers, other codecs and formats), kafka-python reads the rest, which takes six times as long."""
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Any:
         data = memoryview(records._buffer)  # noqa: SLF001
@@ -103,8 +103,8 @@ class _Range(Fetcher.PartitionRecords):
 
 
 def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[Batch, int, int, int, int] | None:
-    """The batch at a place, if it is whole, sound, in no transaction and no marker, and not compressed by anything but
-    zstd: with where the next one begins, its last offset, its newest time and its leader's epoch."""
+    """The batch at a place, if it is whole, sound, outside of transactions, no marker, and uncompressed or compressed
+    with zstd; also where the next one begins, its last offset, its newest time and its leader's epoch."""
     if len(data) - at < _HEADER.size:
         return None
     base, length, epoch, magic, crc, attributes, last, _, newest_ms, _, _, _, num = _HEADER.unpack_from(data, at)

@@ -26,7 +26,7 @@ POLL_MS = 200
 ANSWER_S = 10.0
 """How long a broker may take to say where its partitions end."""
 STALL_S = 20.0
-"""How long it may send nothing while a range that it has is being read."""
+"""How long the broker may send nothing while a range that it has is being read."""
 PROMPT = {"fetch_max_wait_ms": 10}
 """Options for a consumer that asks for news instead of waiting for it: if there is none, the broker answers at once."""
 

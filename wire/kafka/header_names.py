@@ -1,7 +1,7 @@
-"""Names of headers that are not UTF-8. Kafka's protocol says that they are; its broker does not check.
+"""Header names that are not UTF-8. Kafka's protocol requires UTF-8, but its brokers do not check it.
 
-Both clients would raise from every poll, for ever, at the first such record in any topic. Here it is decoded again,
-with U+FFFD in place of what cannot be decoded: nothing of ours has such a name.
+At the first such record in any topic, both clients would raise from every poll, for ever. Here the record is decoded
+again, with U+FFFD in place of what cannot be decoded. None of our own headers has such a name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _read_strictly = DefaultRecordBatch._read_msg  # noqa: SLF001
 
 
 class _Lenient(bytearray):
-    """A buffer whose slices can always be decoded."""
+    """A buffer whose slices can always be decoded as text."""
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)

@@ -1,4 +1,4 @@
-"""Which topics the names stand for: the broker's own id of each, and how many partitions it has.
+"""The identities of topics: the broker's own id of each, and its number of partitions.
 
 A topic that was deleted and created again has the same name, other records under the same offsets, and another id.
 """
@@ -19,7 +19,7 @@ from wire.kafka.refusal import refusal
 LOOK_S = 5.0
 """How often a process checks that its topics are still the same."""
 MISSES = 2
-"""A topic that is missing this often in a row is gone. (A broker that has just started may not know it yet.)"""
+"""A topic that is missing this many times in a row is gone. (A broker that has just started may not know it yet.)"""
 
 
 class Identity(NamedTuple):
@@ -72,9 +72,8 @@ class TopicWatch:
         self._admin: KafkaAdminClient | None = None
 
     def look(self, where: str) -> None:
-        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` if a topic is not what it was, or removes what is
-        needed; ``where`` names the position that refers to it. While the broker is away, nothing is known and nothing
-        raised."""
+        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` if a topic is no longer the same, or removes what
+        is needed; ``where`` names the position that refers to it. While the broker is away, nothing is raised."""
         try:
             self._admin = self._admin or make_admin(self._kafka)
             self._compare(_ask(self._admin, self._known), where)

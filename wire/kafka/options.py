@@ -29,13 +29,13 @@ BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaErro
 """What the clients raise while a broker is away. Callers try again, unless `wire.kafka.refusal` says it is useless."""
 _REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, TlsRefused)
 MAX_CUT = 3
-"""This many connections that end during authentication mean a refusal, not a broker that goes away."""
+"""This many connections that end during authentication mean a refusal, not a broker that is going away."""
 ISOLATION = "read_committed"
 
 
 class _Client(KafkaNetClient):
-    """kafka-python's connections, which do not pass two options on to metadata requests, and do not say why a broker
-    refuses them: a caller would hear that none answered in time."""
+    """kafka-python's connections, which do not apply two options to metadata requests, and do not report why a broker
+    refuses them: the caller would only see a timeout."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

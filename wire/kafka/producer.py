@@ -1,13 +1,21 @@
-"""The one way to create kafka-python's producers."""
+"""The one way to create kafka-python's producers, and to send a single record."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaError
 
 from wire.config import KafkaConfig
+from wire.errors import HeadraceError
+from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.options import sync_options
+from wire.kafka.refusal import refusal
+from wire.partitioner import partition_of
+
+SEND_S = 20.0
+"""How long `send_one` waits for the broker."""
 
 
 def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
@@ -31,3 +39,24 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
         "compression_type": None if kafka.compression == "none" else kafka.compression,
     }
     return KafkaProducer(**{**ours, **options, **sync_options(kafka)})
+
+
+def send_one(kafka: KafkaConfig, topic: str, key: bytes, value: bytes | None, what: str) -> Any:
+    """Send a record to its key's partition, and wait until the broker has it; returns its metadata.
+
+    Raises `TopicMissing`, or `HeadraceError` if the broker does not accept it; ``what`` names the record there.
+    """
+    consumer = connect(kafka)
+    try:
+        num_partitions = len(partitions_of(consumer, topic))
+    finally:
+        consumer.close()
+    producer = make_producer(kafka)
+    try:
+        return producer.send(topic, key=key, value=value, partition=partition_of(key, num_partitions)).get(SEND_S)
+    except KafkaError as error:
+        raise refusal(error, kafka.bootstrap, "writing") or HeadraceError(
+            f"the broker did not accept the {what} ({error}); nothing has changed, try again"
+        ) from error
+    finally:
+        producer.close(timeout=2)

@@ -150,7 +150,7 @@ struct User {
                     due[k] = due_time(cut[k], k);
                     continue;
                 }
-                if (k > 0 && cut[k - 1] > cut[k] + FAR) {  // many keys, but no further than the previous one
+                if (k > 0 && cut[k - 1] > cut[k] + FAR) {  // far, but no further than the previous threshold
                     cut[k] = first_later(now - thresholds[k], cut[k], cut[k - 1]);
                     due[k] = due_time(cut[k], k);
                     continue;
@@ -194,7 +194,7 @@ int build(const HeadraceBuckets& args) {
     {
         int64_t* room = static_cast<int64_t*>(
             malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 2)));
-        int64_t* cut = room + 1;                                     // read eight at a time, with the one before
+        int64_t* cut = room + 1;  // read eight at a time, together with the entry before
         int64_t* due = cut + round_up(args.num_thresholds + 8, 8);   // read eight at a time too
         int64_t* next = due + round_up(args.num_thresholds + 8, 8);  // the first key with a later time
         int64_t* joined = next + most_keys;

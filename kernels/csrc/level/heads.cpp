@@ -1,8 +1,8 @@
-// What stands behind the layers of a training step, forward and backward at once: the logits of what is done with each
-// target and of which item comes next, both losses, and their gradients (kernels/heads/reference.py is the definition).
+// The output heads of a training step, forward and backward in one call: logits of the kinds of action on each target
+// and of the next item, both losses, and their gradients (kernels/heads/reference.py is the definition).
 //
-// The catalogue goes by twice: its rows at unit length against all queries, and each row's gradient, back through its
-// length. What lies between, a row of logits a query, is kept: the caller wants it. Threads share rows, panels and
+// There are two passes over the catalogue: its rows at unit length against all queries, and each row's gradient, back
+// through its length. The logits in between, one row per query, are kept for the caller. Threads share rows, panels and
 // queries; no sum depends on how many there are.
 #include <math.h>
 #include <omp.h>
@@ -15,7 +15,7 @@ struct HeadsCall {
     int64_t num_outputs, model, width, num_rows, num_kinds, num_priors, num_targets, num_queries, logit_stride,
         num_threads;
     const float* y_SM;
-    const int64_t *output_R, *output_Q;  // rows of y; of a query also -1: the learnt start
+    const int64_t *output_R, *output_Q;  // rows of y; -1 in output_Q: the learnt start
     const float* table_VD;
     const uint8_t* valid_V;   // which rows compete; a target always does
     const int64_t* target_Q;  // 0: not learned
@@ -24,8 +24,8 @@ struct HeadsCall {
     const float *start_M, *query_weight, *query_bias, *rank_weight, *rank_bias_K, *rank_prior_PK, *norm_weight_M,
         *norm_bias_M;
     float *logit_QV, *logit_RK, *query_QD;
-    float* loss;                 // retrieval and ranking: two means
-    float *d_y_SM, *d_table_VD;  // null: no gradients are wanted
+    float* loss;                 // mean losses of retrieval and ranking
+    float *d_y_SM, *d_table_VD;  // null: no gradients
     float *d_start_M, *d_query_weight, *d_query_bias, *d_rank_weight, *d_rank_bias_K, *d_rank_prior_PK,
         *d_norm_weight_M, *d_norm_bias_M;
     double norm_eps, unit_eps, temperature, bias_scale, rank_share;  // rank_share: what ranking's loss is weighed by
@@ -37,9 +37,9 @@ HEADRACE_BEGIN
 constexpr int MOST_KINDS = 32;
 constexpr int64_t TABLE_BLOCK = 64;
 
-// ---- what is done with a target ----
+// ---- ranking: the kinds of action on a target ----
 
-// Loss of one target's kind by its logit, and the slope.
+// Loss of one kind of one target, and its derivative with respect to the logit.
 inline float rank_loss(float logit, float kind, bool is_new, int64_t feedback, float* slope) {
     const float small = expf(-fabsf(logit)), p = (logit >= 0 ? 1.0f : small) / (1.0f + small);
     const float positive = log1pf(small) + (logit < 0 ? -logit : 0.0f),
@@ -62,7 +62,7 @@ inline void turn(const float* from, int64_t rows, int64_t columns, int64_t strid
         for (int64_t c = 0; c < columns; ++c) to[c * stride + r] = from[r * columns + c];
 }
 
-// One target after the other: few, and each a few dot products. Adds to d_y_SM.
+// Targets one by one: there are few, each a few dot products. Adds to d_y_SM.
 inline int rank_targets(const HeadsCall& c) {
     const int64_t stride = padded(c.model, LANES), kinds = c.num_kinds;
     Scratch<float> room((6 + 2 * kinds) * stride);
@@ -133,9 +133,9 @@ inline int rank_targets(const HeadsCall& c) {
     return 0;
 }
 
-// ---- which item comes next ----
+// ---- retrieval: the next item ----
 
-// A row whose first `direction` columns are brought to unit length; the next is left, and what follows it is zero.
+// Scales the first `direction` columns of a row to unit length, keeps the next one, and pads with zeros.
 inline Length unit_direction(float* row, int64_t direction, int64_t stride, float eps) {
     const float last = row[direction];
     row[direction] = 0.0f;
@@ -147,7 +147,7 @@ inline Length unit_direction(float* row, int64_t direction, int64_t stride, floa
     return found;
 }
 
-// Its gradient, in place: that of the next column stays as it is.
+// The gradient of that, in place; the kept column's stays as it is.
 inline void through_direction(float* g, float* unit, Length length, int64_t direction, int64_t stride) {
     const float last = g[direction], kept = unit[direction];
     g[direction] = unit[direction] = 0.0f;
@@ -203,7 +203,7 @@ inline void score_panel(const HeadsCall& c, const Retrieval& t, int64_t first) {
                               c.logit_stride);
 }
 
-// The loss of one query, and its slope by each logit.
+// The loss of one query, and its derivative with respect to each logit.
 inline void push_query(const HeadsCall& c, const Retrieval& t, int64_t q, float scale) {
     const int64_t target = c.target_Q[q];
     float* push = t.push + q * t.columns;
@@ -313,7 +313,7 @@ inline int retrieve(const HeadsCall& c) {
 
 HEADRACE_END
 
-// Returns 1 when memory ran out.
+// Returns 1 if out of memory.
 HEADRACE_LEVEL_API(heads)(const HeadsCall* c) {
     using namespace headrace::HEADRACE_LEVEL;
     if (c->d_y_SM) memset(c->d_y_SM, 0, c->num_outputs * c->model * sizeof(float));

@@ -1,5 +1,5 @@
-// The odds' events, in order: predict, learn, count (kernels/odds/reference.py is the definition). One thread: each
-// event is predicted by what the one before it left behind.
+// The odds' events, in order: predict, learn, count (kernels/odds/reference.py is the definition). Single-threaded:
+// each event is predicted from the state that the previous one left.
 #include <math.h>
 #include <string.h>
 
@@ -19,7 +19,7 @@ struct OddsCall {
     // the num_kinds probabilities that the weights had for them when they learned of them.
     float* kept_log;
     uint32_t* kept_bits;
-    int64_t* kept_count;  // how many there were, and how many of them the weights have learned
+    int64_t* kept_count;  // interactions so far, and how many of them the weights have learned
     uint8_t* kept_dirty;
     // The events.
     const int32_t* row_R;
@@ -34,8 +34,8 @@ struct OddsCall {
     const int32_t* kept_R;
     float* logit_RK;
     float rate, hidden_rate, decay;
-    int32_t learn;    // 0: predict alone, in any order
-    int64_t horizon;  // how many interactions later the weights learn of one
+    int32_t learn;    // 0: only predict, in any order
+    int64_t horizon;  // the weights learn an interaction this many interactions later
 };
 
 HEADRACE_BEGIN
@@ -88,7 +88,7 @@ HEADRACE_INLINE vf columns_of(uint32_t bits, int g) {
     return __builtin_convertvector((shifted >> lane) & 1, vf);
 }
 
-// One user's candidates share what he did; what he did with the item, and with those like it, is each one's own.
+// Candidates of one user share the user's counts; counts with the item, and with items like it, differ.
 inline void recall(const OddsCall& c, Past& past, int64_t r) {
     const int64_t begin = c.past_begin_R[r], end = c.past_end_R[r], item = c.item_R[r];
     const int num_vectors = (int)((c.num_kinds + W) / W);
@@ -132,19 +132,19 @@ inline void recall(const OddsCall& c, Past& past, int64_t r) {
     }
 }
 
-// A rate, and what is missing to 1, which a float near 1 would lose.
+// A rate and its complement, which 1 - rate would lose for a rate near 1.
 struct Rate {
     float rate, rest;
 };
 HEADRACE_INLINE Rate rate_of(float odds) { return {odds / (1.0f + odds), 1.0f / (1.0f + odds)}; }
 
-// The odds of a rate that `strength` sightings of another are added to.
+// The odds of a rate, smoothed by `strength` sightings of another.
 HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float strength) {
     const float done = count[1 + k], left = count[0] - done;
     return (done + strength * to.rate) / ((left > 0 ? left : 0.0f) + strength * to.rest);
 }
 
-// The log-odds of event r, and how much is known.
+// The log-odds of event r, and its confidences.
 inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K;
     const float* block = c.item + c.row_R[r] * NUM_BLOCKS * columns;
@@ -185,7 +185,7 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
 
 HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
 
-// What is made of an event's log-odds, now.
+// Predicts from an event's log-odds with the current weights.
 inline void predict(const OddsCall& c, Scratch& s, const float* log, float* logit) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
     for (int64_t i = 0; i < s.num_logs; ++i) {
@@ -212,7 +212,7 @@ HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, i
     }
 }
 
-// The gradient of the loss by the logits that `predict` has just given.
+// The gradient of the loss with respect to the logits that `predict` has just computed.
 inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* slope) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
     float back[HIDDEN];
@@ -236,7 +236,7 @@ inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* 
     }
 }
 
-// Means and variances of what is seen of new interactions.
+// Updates means and variances of the inputs of new interactions.
 inline void gauge(const OddsCall& c, const Scratch& s, const float* log) {
     *c.clock += 1.0;
     const float share = (float)(1.0 / (*c.clock + 1.0 < EVENTS_REMEMBERED ? *c.clock + 1.0 : EVENTS_REMEMBERED));
@@ -251,7 +251,7 @@ HEADRACE_INLINE float* kept_row(const OddsCall& c, const Scratch& s, int64_t pla
     return c.kept_log + place * (s.num_logs + NUM_CONFIDENCES + c.num_kinds);
 }
 
-// An interaction has the kinds that have come by now.
+// Learns an interaction with the kinds that have arrived by now.
 inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
     float *log = kept_row(c, s, place), *taught = log + s.num_logs + NUM_CONFIDENCES, slope[MOST_KINDS];
     predict(c, s, log, slope);
@@ -263,7 +263,7 @@ inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
     c.kept_dirty[place] = 0xFF;
 }
 
-// A new interaction is kept, and those that are old enough are learned.
+// Keeps a new interaction, and learns those that are old enough.
 inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t place = c.kept_count[0]++ % c.num_kept;
     memcpy(kept_row(c, s, place), s.log, (s.num_logs + NUM_CONFIDENCES) * sizeof(float));
@@ -273,8 +273,8 @@ inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
     gauge(c, s, s.log);
 }
 
-// Kinds that came to an interaction. If the weights have learned their absence, that is taken back: they had the slope
-// `taught` of it, and should have that of a 1 now.
+// Kinds that arrived for an earlier interaction. If the weights have learned their absence, that is reversed: they were
+// moved by the slope `taught`, and should have been moved by that of a 1.
 inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t place = c.kept_R[r], newer = (c.kept_count[0] - 1 - place) % c.num_kept;
     const uint32_t more = c.bits_R[r] & ~c.kept_bits[place];
@@ -289,7 +289,7 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     learn(c, s, log, slope);
 }
 
-// One more interaction, or kinds that came to an earlier one.
+// Counts one more interaction, or kinds that arrived for an earlier one.
 HEADRACE_INLINE void come(float* count, uint32_t bits, bool is_new) {
     count[0] += is_new;
     for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
@@ -335,7 +335,7 @@ inline bool fits(const OddsCall& c) {
 
 HEADRACE_END
 
-// Returns 1 when memory ran out, 2 for an index out of range (nothing is done then).
+// Returns 1 if out of memory, 2 for an index out of range (then nothing is changed).
 HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
     using namespace headrace::HEADRACE_LEVEL;
     const OddsCall& c = *call;

@@ -241,7 +241,7 @@ inline int per_row(const SoftmaxCall& c) {
             }
         }
     }
-    return outside ? 2 : 0;  // the caller says which
+    return outside ? 2 : 0;  // the caller finds out which
 }
 
 HEADRACE_END

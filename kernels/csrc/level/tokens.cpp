@@ -1,5 +1,4 @@
-// The tokens of interactions, and the gradients of what they are made of (kernels/tokens/reference.py is the
-// definition).
+// The tokens of interactions, and the gradients of their inputs (kernels/tokens/reference.py is the definition).
 //
 // Blocks of interactions go through the products one by one, so that their rows stay in the first caches. Gradients of
 // weights are summed per chunk of blocks, the chunks in their order: the same bits for any number of threads.
@@ -39,7 +38,7 @@ inline void pad_matrix(const float* from, int64_t rows, int64_t columns, bool tu
     }
 }
 
-// A value as the action's token gets it: whether there is one, and its signed logarithm.
+// A value as an input of the action's token: whether there is one, and its signed logarithm.
 HEADRACE_INLINE void parts_of(float value, float* present, float* scaled) {
     const bool is_there = isfinite(value);
     *present = is_there ? 1.0f : 0.0f;

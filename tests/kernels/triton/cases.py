@@ -316,6 +316,19 @@ def check_adagrad(
     assert error(there[1], exact[1]) < 1e-5
 
 
+def check_distinct_adagrad(device: str, *, table: int = 50, width: int = 12) -> None:
+    """Distinct rows in any order, known to be distinct or not: the same to the bit."""
+    g = torch.Generator().manual_seed(1)
+    rows, grad = torch.randperm(table, generator=g)[: table // 2].to(device), normal(g, table // 2, width).to(device)
+    results = []
+    for distinct in (False, True):
+        weight, state = torch.ones(table, width, device=device), torch.zeros(table, device=device)
+        rowwise_adagrad_(weight, state, rows, grad, lr=0.1, distinct=distinct, backend="triton")
+        results.append((weight, state))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert int((results[0][1] > 0).sum()) == table // 2
+
+
 def check_length(device: str, *, recency: bool, sometimes_whole: bool, longest: int = 200) -> None:
     lengths = torch.tensor([40, 0, 6, longest, 2, longest // 2])
     arguments = {

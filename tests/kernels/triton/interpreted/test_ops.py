@@ -204,6 +204,10 @@ def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> 
     cases.check_adagrad(CPU, dtype)
 
 
+def test_adagrad_on_distinct_rows_needs_no_sort() -> None:
+    cases.check_distinct_adagrad(CPU)
+
+
 @pytest.mark.parametrize("recency", [False, True])
 @pytest.mark.parametrize("sometimes_whole", [False, True])
 def test_stochastic_length_keeps_the_reference_s_tokens(recency: bool, sometimes_whole: bool) -> None:

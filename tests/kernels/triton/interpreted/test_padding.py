@@ -53,7 +53,7 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(plain[0], padded[0])
         assert torch.equal(plain[1], padded[1])
         assert cases.error(padded[2], plain[2]) < 1e-5
-    assert captures.num_sizes == 2
+    assert len(captures._known) == 2
 
 
 @pytest.mark.parametrize("context_gradient", [False, True])
@@ -63,21 +63,25 @@ def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeyp
     monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
     monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
     monkeypatch.setattr("trainer.graph_step.LEAST_ROWS", 80)
-    losses: dict[bool, list[tuple[float, float]]] = {}
-    for padded in (False, True):
-        learner = Learner(CONFIG, TrainerConfig(exclude_seen=False, context_gradient=context_gradient))
-        if padded:
+    losses: dict[str, list[tuple[float, float]]] = {}
+    for way in ("unpadded", "two graphs", "one graph"):
+        config = TrainerConfig(
+            exclude_seen=False, context_gradient=context_gradient, graph_gradients=way == "one graph"
+        )
+        learner = Learner(CONFIG, config)
+        if way != "unpadded":
             captures = Captures(CPU, wanted=False)
             learner.forward_pass.step_graphs = PaddedStep(
                 learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
             )
         examples = synthetic_examples(5, 30, 8, 3, 12)
-        losses[padded] = []
+        losses[way] = []
         for _ in range(4):
             report = learner.step(list(islice(examples, 4)))
-            losses[padded].append((report.retrieval_loss, report.ranking_loss))
-    for ours, theirs in zip(losses[True], losses[False], strict=True):
+            losses[way].append((report.retrieval_loss, report.ranking_loss))
+    for ours, theirs in zip(losses["two graphs"], losses["unpadded"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+    assert losses["one graph"] == losses["two graphs"]
 
 
 def test_sizes_are_few_and_at_most_half_as_much_again() -> None:

@@ -48,7 +48,7 @@ def ranking(metrics: PrequentialMetrics) -> dict[str, Any]:
     return {"num": summary["num_targets"], "ne": summary["ranking"]["all"]["ne"], "kinds": kinds, "lately": lately}
 
 
-def judge_retriever(rival: Retriever, stream: Iterable[Step], progress: Progress) -> NDArray[np.int64]:
+def evaluate_retriever(rival: Retriever, stream: Iterable[Step], progress: Progress) -> NDArray[np.int64]:
     """(A,) ranks of every choice."""
     found, num = list[NDArray[np.int64]](), 0
     for step in stream:
@@ -59,7 +59,9 @@ def judge_retriever(rival: Retriever, stream: Iterable[Step], progress: Progress
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def judge_ranker(ranker: Ranker, stream: Iterable[Step], kinds: tuple[str, ...], progress: Progress) -> dict[str, Any]:
+def evaluate_ranker(
+    ranker: Ranker, stream: Iterable[Step], kinds: tuple[str, ...], progress: Progress
+) -> dict[str, Any]:
     """See `ranking`."""
     metrics, num = PrequentialMetrics(kinds, LATELY), 0
     for step in stream:

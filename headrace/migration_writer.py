@@ -1,6 +1,6 @@
-"""Filling the sequences topic of a new deployment with what was carried over, and reading it back.
+"""Writes the migrated users into the sequences topic of the new deployment, and reads them back.
 
-An earlier run may have been interrupted: what it wrote is compared by digest, and only the rest is written.
+If an earlier run was interrupted, what it wrote is compared by digest, and only the rest is written.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import xxhash
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from headrace.carried import EPOCH, Carried, Carrier, Source
 from headrace.config import Settings
+from headrace.migration import EPOCH, MigratedRecord, Migrator, Source
 from stream.claim import ACTIONS_ID
 from trainer.source import Position
 from wire.errors import HeadraceError
@@ -29,13 +29,13 @@ ACK_EVERY = 10_000
 
 @dataclass(slots=True)
 class Tally:
-    """The first carried records of a partition: how many, and a digest of their keys and values in order."""
+    """The first migrated records of a partition: how many, and a digest of their keys and values in order."""
 
     num: int = 0
     digest: Any = field(default_factory=xxhash.xxh3_128)
 
     def add(self, key: bytes, value: bytes) -> None:
-        """Count one more."""
+        """Count a record."""
         self.num += 1
         for part in (key, value):
             self.digest.update(len(part).to_bytes(8, "little"))
@@ -43,14 +43,14 @@ class Tally:
 
 
 def fill(old: Settings, new: Settings, source: Source) -> tuple[list[Tally], int]:
-    """Write what is missing in the new sequences topic; how much there is of each partition, and of how many users."""
+    """Write what the new sequences topic lacks; returns what each partition should hold, and the number of users."""
     present, tallies = _present(new), [Tally() for _ in range(new.kafka.partitions)]
     users = set[bytes]()
     producer = make_producer(new.kafka, max_in_flight_requests_per_connection=1, linger_ms=20, batch_size=1 << 18)
     writer = Writer(producer, Topics.under(new.kafka.prefix).sequences)
     try:
         _write_fences(new, writer, present)
-        for each in Carrier(old, new, source).records():
+        for each in Migrator(old, new, source).records():
             tally, there = tallies[each.partition], present[each.partition]
             tally.add(each.key, each.value)
             users.add(xxhash.xxh3_64_digest(each.key.rpartition(b"\x00")[0]))
@@ -70,8 +70,8 @@ class Writer:
     def __init__(self, producer: KafkaProducer, topic: str) -> None:
         self._producer, self._topic, self._sent = producer, topic, list[Any]()
 
-    def write(self, record: Carried, headers: list[tuple[str, bytes]] | None = None) -> None:
-        """Begin to write one."""
+    def write(self, record: MigratedRecord, headers: list[tuple[str, bytes]] | None = None) -> None:
+        """Begin to write a record."""
         sent = self._producer.send(
             self._topic, key=record.key, value=record.value, partition=record.partition, headers=headers
         )
@@ -80,7 +80,7 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Until the broker has all of them."""
+        """Wait until the broker has acknowledged all of them."""
         try:
             self._producer.flush()
             for each in self._sent:
@@ -91,7 +91,7 @@ class Writer:
 
 
 def _write_fences(new: Settings, writer: Writer, present: list[Tally]) -> None:
-    """Each partition begins with a fence, which says what the bits and columns mean."""
+    """Begin each partition with a fence, which says what the bits and columns mean."""
     consumer = connect(new.kafka)
     try:
         topics = Topics.under(new.kafka.prefix)
@@ -104,7 +104,7 @@ def _write_fences(new: Settings, writer: Writer, present: list[Tally]) -> None:
         consumer.close()
     for number, there in enumerate(present):
         if not there.num:
-            writer.write(Carried(number, fence_key(EPOCH), encode_example(fence(number, EPOCH))), headers)
+            writer.write(MigratedRecord(number, fence_key(EPOCH), encode_example(fence(number, EPOCH))), headers)
     writer.wait()
 
 
@@ -122,7 +122,7 @@ def _present(new: Settings) -> list[Tally]:
 
 
 def verify(new: Settings, tallies: list[Tally]) -> dict[int, Position]:
-    """Compare what the broker holds with what it should; the positions behind it."""
+    """Compare what the broker holds with what it should hold; returns the positions after it."""
     topic, consumer = Topics.under(new.kafka.prefix).sequences, connect(new.kafka)
     for number, (there, wanted) in enumerate(zip(_present(new), tallies, strict=True)):
         if there.num != wanted.num or there.digest.digest() != wanted.digest.digest():
@@ -140,6 +140,6 @@ def verify(new: Settings, tallies: list[Tally]) -> dict[int, Position]:
 def _other_content(new: Settings, partition: int) -> HeadraceError:
     return HeadraceError(
         f"{Topics.under(new.kafka.prefix).sequences} partition {partition}: expected nothing but the old deployment's "
-        "users, in their order, got other records: a worker was here, or the old topics have changed since an earlier "
-        "run; choose another kafka.prefix"
+        "users, in order, got other records: a worker has written there, or the old topics have changed since an "
+        "earlier run; choose another kafka.prefix"
     )

@@ -1,7 +1,7 @@
-"""What a step asks of the memory, and how the answers are put back in the order of the targets.
+"""The memory's part of a step: what it predicts and learns, and its outcomes in the order of the targets.
 
-The memory meets new interactions and predicts, counts and learns choices one after the other, in the order of their
-times. The network's logits that it mixes with are those before the step.
+The memory counts new interactions, and predicts, counts and learns choices, one after the other, in the order of their
+times. It mixes with the network's logits as they were before the step.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ Int64 = NDArray[np.int64]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE, EXACT_TOGETHER = 1 << 11, 4
-"""In a larger catalogue, one choice in (rows / `ROWS_PER_SHARE`) is, four in a row at a time, which share the work on
-all rows. So on average their cost does not depend on the size of the catalogue."""
+"""In a larger catalogue, one choice in (rows / `ROWS_PER_SHARE`) is, always four in a row, which share the work on all
+rows. So their average cost does not depend on the size of the catalogue."""
 MOST_DEVICE_LOGITS = 1 << 28
-"""Of the network's logits at a time, where the memory is on a GPU: a gigabyte."""
+"""How many of the network's logits are computed at a time if the memory is on a GPU: a gigabyte."""
 MOST_PREDICTED_ROWS = 1 << 16
-"""Where nothing is learned from a sample: in a catalogue of n times as many rows, every nth choice is predicted."""
+"""Where nothing is learned from a sample, every nth choice is predicted in a catalogue of n times as many rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some consecutive events, and what the network says of the choices to predict: ``logit_AV`` over all rows, or the
-    queries ``query_AD`` if they are learned from a sample of the rows."""
+    """Some consecutive events, and the network's part for the choices to predict: logits over all rows (``logit_AV``),
+    or the queries (``query_AD``) if the choices are learned from a sample of the rows."""
 
     events: MemoryEvents
     logit_AV: NDArray[np.float32] | None
     query_AD: NDArray[np.float32] | None = None
 
 
-class Recall:
-    """Asks ``memory``, whose rows are those of ``items``.
+class MemoryPass:
+    """Passes of ``memory``, whose rows are those of ``items``.
 
     At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
     rows only a share of the choices is compared with all rows, and ranked; the others are learned from a sample of the
-    rows. Where the step has all rows at hand anyway they are all compared, and where the table is on a GPU, the others
-    are only counted: see `MOST_PREDICTED_ROWS`.
+    rows. If the step computes all rows anyway, all choices are compared; if the table is on a GPU, the others are only
+    counted: see `MOST_PREDICTED_ROWS`.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Recall:
         max_weight: float = 1.0,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
-        self._most_logits, self._exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
+        self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
         self._max_weight = max_weight
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
-        """The batch's events with what the network says of the choices, in parts that fit.
+        """The batch's events with the network's part for the choices, in parts that fit.
 
         ``seen_rows_n``: the items' rows before the batch. ``num_before``: interactions before it; decides which share
         of the choices is compared with all rows.
@@ -98,7 +98,7 @@ class Recall:
                 yield Part(events[part], None, forward.query_SD[torch.from_numpy(asked)].numpy())
 
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
-        """What the memory, which gets room for it, is told of these targets."""
+        """These targets as the memory's events; the memory grows to hold their rows."""
         self._memory.grow(self._items.num_rows)
         rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
         rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
@@ -118,8 +118,8 @@ class Recall:
 
     @torch.no_grad()
     def launch(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Launched:
-        """Let a memory on a GPU predict, count and learn the batch, each choice compared with all rows; waits for
-        nothing. Arguments as for `ask`."""
+        """Have a memory on a GPU predict, count and learn the batch, comparing each choice with all rows. Does not wait
+        for it. Arguments as for `ask`."""
         num_rows, told = self._items.num_rows, _told(batch)
         events = self._events(batch, told, seen_rows_n)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
@@ -135,22 +135,24 @@ class Recall:
         """Which of these events are compared with all rows."""
         if not samples:
             return np.asarray(number_R % -(-num_rows // MOST_PREDICTED_ROWS) == 0)
-        if num_rows <= self._exact_rows:
+        if num_rows <= self.exact_rows:
             return np.ones(len(number_R), np.bool_)
         return np.asarray(number_R // EXACT_TOGETHER % -(-num_rows // self._rows_per_share) == 0)
 
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
-        if samples and num_rows > self._exact_rows:  # few are asked: not worth a table of unit rows
-            table_VD = self._items.weight.numpy()
-            return lambda asked: memory_logits(
-                forward.query_SD[torch.from_numpy(asked)].numpy(), table_VD, num_rows, self._unit_width
-            )
+        if samples and num_rows > self.exact_rows:  # too few choices to be worth a table of unit rows
+            return lambda asked: self._all_logits(forward.query_SD[torch.from_numpy(asked)].numpy(), num_rows)
         there, device = self._there(forward, num_rows), forward.query_SD.device
         return lambda asked: there(to_device(asked, device)).cpu().numpy()
 
+    def _all_logits(self, query_AD: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
+        if self._items.owners is not None:
+            return self._items.owners.logits(query_AD, self._unit_width)
+        return memory_logits(query_AD, self._items.weight.numpy(), num_rows, self._unit_width)
+
     def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
-        """The same where the network is."""
+        """The same on the network's device."""
         known_SV = forward.logit_SV
         if known_SV is not None:
             return lambda asked: known_SV[asked]
@@ -162,9 +164,9 @@ class Recall:
         return self._model.config.item_width - 1
 
     def answer(self, batch: JaggedBatch, parts: Iterable[Part]) -> MemoryOutcome:
-        """Predict, count and learn what `ask` gave; the outcomes of the choices, in the order of the targets.
+        """Predict, count and learn what `ask` returned; the outcomes of the choices, in the order of the targets.
 
-        What was learned from a sample has neither ranks nor a loss: those of a sample would flatter.
+        A choice that was learned from a sample has neither rank nor loss: those within a sample would flatter.
         """
         return _in_order(batch, [self._learn(part) for part in parts])
 
@@ -172,8 +174,13 @@ class Recall:
         if part.logit_AV is not None:
             return self._memory.learn(part.events, part.logit_AV)
         assert part.query_AD is not None
-        table_VD = self._items.weight.numpy()
-        outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
+        if (owners := self._items.owners) is not None:
+            row, begin_A1 = self._memory.candidates(part.events)
+            logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
+            outcome = self._memory.learn_given(part.events, row, begin_A1, logit)
+        else:
+            table_VD = self._items.weight.numpy()
+            outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
 
@@ -197,7 +204,7 @@ def _in_order(batch: JaggedBatch, parts: Sequence[MemoryOutcome]) -> MemoryOutco
 
 
 def _runs(is_exact_R: NDArray[np.bool_], size: int) -> Iterator[slice]:
-    """Consecutive events of one kind; of those that are compared with all rows, at most ``size`` at a time."""
+    """Consecutive events that are all compared with all rows (at most ``size`` at a time), or all not."""
     ends = [*(np.flatnonzero(np.diff(is_exact_R)) + 1).tolist(), len(is_exact_R)]
     start = 0
     for end in ends:

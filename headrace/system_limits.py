@@ -1,19 +1,19 @@
-"""What the operating system does not let a process have: files, memory, threads, space. One line says so."""
+"""Limits of the operating system: files, memory, threads, disk space. An error about one of them is one line."""
 
 from __future__ import annotations
 
 import resource
 
 MIN_FILES = 128
-"""Libraries that find no file left neither wait nor say so: one aborts the process, another takes the broker for
-away. A server opens forty, and one more for each connection."""
+"""Libraries that cannot open another file neither wait nor report it: one aborts the process, another treats the broker
+as unavailable. A server opens forty files, and one more for each connection."""
 MAX_FILES = 65_536
 _MEMORY = ("failed to map segment", "can't allocate memory", "Cannot allocate memory")
 
 
-def open_more_files() -> str:
-    """Raise the limit on open files as far as the system allows: it is often 1,024 only for programs that use
-    ``select``. Returns what to do if that is too low, or nothing."""
+def raise_file_limit() -> str:
+    """Raise the limit on open files as far as the system allows; it is often 1,024 for the sake of programs that use
+    ``select``. Returns what to do if it is still too low, otherwise an empty string."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -27,8 +27,8 @@ def open_more_files() -> str:
     )
 
 
-def described(error: Exception) -> str:
-    """What to tell a person about an error of the system, or nothing if ``error`` is not one."""
+def system_error(error: Exception) -> str:
+    """One line about an error of the operating system; empty if ``error`` is not one."""
     text = str(error)
     if isinstance(error, MemoryError) or any(each in text for each in _MEMORY):
         return f"expected enough memory, the system refused some ({text or 'it does not say how much'}); give it more"

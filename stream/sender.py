@@ -22,14 +22,12 @@ PACE_S = 0.02
 
 
 @dataclass(frozen=True)
-class ReplayReport:
-    """What was sent. ``last_timestamp_ms``: the latest event time, -1 if nothing was sent; ``is_whole``: whether it was
-    not interrupted."""
+class SendReport:
+    """What was sent. ``is_whole``: whether sending was not interrupted."""
 
     num_actions: int
     num_records: int
     elapsed_s: float
-    last_timestamp_ms: int
     is_whole: bool = True
 
 
@@ -41,19 +39,19 @@ def send_actions(
     limit: int | None = None,
     batch: BatchConfig | None = None,
     progress: Callable[[int], None] | None = None,
-) -> ReplayReport:
+) -> SendReport:
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as possible.
 
     Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
-    last_ms, is_whole = -1, True
+    is_whole = True
     topic = Topics.under(kafka.prefix).actions
     with ActionProducer(kafka, topic, batch, kafka.partitions) as producer:
         try:
             for action in islice(_paced(actions, rate), limit):
                 producer.send(action)
-                last_ms = max(last_ms, int(action["timestamp"]))
+
                 if progress is not None and producer.num_actions % 1000 == 0:
                     progress(producer.num_actions)
         except KeyboardInterrupt:
@@ -61,7 +59,7 @@ def send_actions(
         producer.flush()
         if progress is not None:
             progress(producer.num_actions)
-        return ReplayReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, last_ms, is_whole)
+        return SendReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, is_whole)
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
@@ -81,7 +79,7 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
         yield action
 
 
-def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
+def produce(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
     """Send the actions of a file (`stream.files`) and print a report; returns the exit status.
 
     If the worker would refuse any line, nothing is sent: raises `stream.errors.FileError`.
@@ -100,7 +98,7 @@ def show_progress(num_actions: int) -> None:
     print(f"\r{num_actions:,} actions ", end="\r", file=sys.stderr, flush=True)
 
 
-def print_report(report: ReplayReport, kafka: KafkaConfig) -> int:
+def print_report(report: SendReport, kafka: KafkaConfig) -> int:
     """Print one line about what was sent; returns the exit status."""
     rate = report.num_actions / max(report.elapsed_s, 1e-9)
     start = "sent" if report.is_whole else "interrupted: sent"

@@ -16,16 +16,16 @@ def repartition(
         typer.Argument(metavar="NEW.toml", help="The new deployment's configuration: another prefix, its partitions."),
     ],
     without_trainer: Annotated[
-        bool, typer.Option("--without-trainer", help="There is no checkpoint to carry over, only users.")
+        bool, typer.Option("--without-trainer", help="Migrate the users only; there is no checkpoint.")
     ] = False,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Continue this deployment under another prefix, with another number of partitions.
 
-    To be run when its producers send to the new topics, and its worker and trainer have learned the rest and are
-    stopped. Users, forgotten items and the trainer's checkpoint are carried over; the old topics stay as they are. If
-    it is interrupted, run it again. Once it is done, it says whether actions still arrive in the old topics.
+    Run it once the producers send to the new topics, and the old worker and trainer have processed the rest and
+    stopped. Users, forgotten items and the trainer's checkpoint are migrated; the old topics stay as they are. If it
+    is interrupted, run it again. After it has finished, it reports whether actions still arrive in the old topics.
     """
     from headrace.repartition import repartition as run
 

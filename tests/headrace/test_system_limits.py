@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.shortage import MIN_FILES, described, open_more_files
+from headrace.system_limits import MIN_FILES, raise_file_limit, system_error
 from tests.brokers import REPOSITORY
 
 LIMITED = """
@@ -46,7 +46,7 @@ def test_the_limit_on_open_files_is_raised_as_far_as_the_system_allows() -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:
-        assert open_more_files() == ""
+        assert raise_file_limit() == ""
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -65,5 +65,5 @@ def test_the_limit_on_open_files_is_raised_as_far_as_the_system_allows() -> None
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_errors_of_the_system_are_told_and_no_others(error: Exception, words: str) -> None:
-    assert words in described(error)
-    assert described(ValueError("a mistake of ours")) == ""
+    assert words in system_error(error)
+    assert system_error(ValueError("a mistake of ours")) == ""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from model.embedding import EmbeddingTable
 from model.tokens import ITEMS
-from serving.holder import HeldVersion, WeightsManager
 from serving.tables import RowTable, TableSet
+from serving.weights_manager import HeldVersion, WeightsManager
 from tests.serving.world import World, versions
 from trainer.weights import Weights
 from wire.errors import ConfigError, VersionError
@@ -37,57 +37,57 @@ def same_as(held: HeldVersion | None, expected: Weights) -> None:
     assert all(np.array_equal(weights[name], value) for name, value in expected.dense.items())
 
 
-def follow(holder: WeightsManager, version: Version, expected: Weights | None) -> Weights:
-    assert holder.accepts(version.manifest)
-    holder.stage(version)
-    holder.swap()
+def follow(manager: WeightsManager, version: Version, expected: Weights | None) -> Weights:
+    assert manager.accepts(version.manifest)
+    manager.stage(version)
+    manager.swap()
     return expected.apply(version) if expected else Weights.from_base(version)
 
 
 @pytest.mark.parametrize("settle", [False, True])
 def test_every_version_is_what_its_base_and_deltas_say(settle: bool) -> None:
-    holder, expected = WeightsManager(), None
+    manager, expected = WeightsManager(), None
     for version in versions(World(num_users=3), 9, base_every=4):
-        expected = follow(holder, version, expected)
-        same_as(holder.current, expected)
+        expected = follow(manager, version, expected)
+        same_as(manager.current, expected)
         if settle:
-            holder.settle()
-    assert holder.num_copies == 0
+            manager.settle()
+    assert manager.num_copies == 0
 
 
 def test_several_versions_staged_before_one_swap_are_all_in_it() -> None:
-    holder, expected = WeightsManager(), None
+    manager, expected = WeightsManager(), None
     for index, version in enumerate(versions(World(num_users=3), 9, base_every=5)):
-        holder.stage(version)
+        manager.stage(version)
         expected = expected.apply(version) if expected else Weights.from_base(version)
         if index % 3 == 2:
-            holder.swap()
-            same_as(holder.current, expected)
+            manager.swap()
+            same_as(manager.current, expected)
 
 
 def test_a_request_keeps_its_version_through_swaps_however_long_it_takes() -> None:
-    holder, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
-    follow(holder, all_versions[0], None)
+    manager, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    follow(manager, all_versions[0], None)
     expected = Weights.from_base(all_versions[0])
     newest = expected
-    with holder.hold() as held:
+    with manager.hold() as held:
         for version in all_versions[1:]:
-            newest = follow(holder, version, newest)
+            newest = follow(manager, version, newest)
             same_as(held, expected)
-            same_as(holder.current, newest)
-    assert holder.num_copies == 1, "one copy, because the held side stays with its reader"
+            same_as(manager.current, newest)
+    assert manager.num_copies == 1, "one copy, because the held side stays with its reader"
 
 
 def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the count of readers, the idle side is overwritten while a request reads it."""
-    holder, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
-    follow(holder, all_versions[0], None)
+    manager, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    follow(manager, all_versions[0], None)
     expected = Weights.from_base(all_versions[0])
     monkeypatch.setattr(threading.Condition, "wait_for", lambda self, predicate, timeout=None: True)
     newest = expected
-    with holder.hold() as held:
+    with manager.hold() as held:
         for version in all_versions[1:]:
-            newest = follow(holder, version, newest)
+            newest = follow(manager, version, newest)
         with pytest.raises(AssertionError):
             same_as(held, expected)
 
@@ -95,37 +95,37 @@ def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest
 def test_only_what_follows_is_accepted() -> None:
     world = World(num_users=2)
     base, delta, later = list(versions(world, 3))
-    holder = WeightsManager()
-    assert not holder.accepts(delta.manifest), "a delta without its base"
-    follow(holder, base, None)
-    assert not holder.accepts(later.manifest), "a gap"
-    assert not holder.accepts(base.manifest), "the same again"
-    follow(holder, delta, Weights.from_base(base))
+    manager = WeightsManager()
+    assert not manager.accepts(delta.manifest), "a delta without its base"
+    follow(manager, base, None)
+    assert not manager.accepts(later.manifest), "a gap"
+    assert not manager.accepts(base.manifest), "the same again"
+    follow(manager, delta, Weights.from_base(base))
     stale = next(versions(World(epoch=0), 1))
-    assert not holder.accepts(stale.manifest), "a lower epoch"
+    assert not manager.accepts(stale.manifest), "a lower epoch"
     newer, of_newer = list(versions(World(num_users=2, epoch=2), 2))
     assert of_newer.manifest.onto_number == base.manifest.number
     fresh = WeightsManager()
     follow(fresh, base, None)
     assert not fresh.accepts(of_newer.manifest), "a delta onto another epoch's version of that number"
-    assert holder.accepts(newer.manifest), "a base of a higher epoch, though its number is lower"
+    assert manager.accepts(newer.manifest), "a base of a higher epoch, though its number is lower"
 
 
 def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
     base, delta, _ = list(versions(World(num_users=2), 3))
-    holder = WeightsManager()
-    expected = follow(holder, base, None)
+    manager = WeightsManager()
+    expected = follow(manager, base, None)
     delta.manifest.model_config["no_such_key"] = 1
     with pytest.raises(ConfigError):
-        holder.stage(delta)
-    same_as(holder.current, expected)
+        manager.stage(delta)
+    same_as(manager.current, expected)
     del delta.manifest.model_config["no_such_key"]
     broken = TableRows(np.array([5]), np.array([1]), np.zeros((1, 3), np.float32), np.zeros(0, np.int64))
     with pytest.raises(RuntimeError):
-        holder.stage(Version(delta.manifest, type(delta.snapshot)(delta.snapshot.dense, {ITEMS: broken}, {})))
-    same_as(holder.current, expected)
-    expected = follow(holder, delta, expected)
-    same_as(holder.current, expected)
+        manager.stage(Version(delta.manifest, type(delta.snapshot)(delta.snapshot.dense, {ITEMS: broken}, {})))
+    same_as(manager.current, expected)
+    expected = follow(manager, delta, expected)
+    same_as(manager.current, expected)
     assert expected.which == (1, 1)
 
 
@@ -142,8 +142,8 @@ def test_weights_that_say_something_else_here_than_to_their_trainer_are_refused(
 @pytest.mark.parametrize("where", ["dense", "rows"])
 def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where: str) -> None:
     base, delta, _ = list(versions(World(num_users=2), 3))
-    holder = WeightsManager()
-    expected = follow(holder, base, None)
+    manager = WeightsManager()
+    expected = follow(manager, base, None)
     dense, items = dict(delta.snapshot.dense), delta.snapshot.tables[ITEMS]
     if where == "dense":
         dense = {name: np.full_like(array, value) for name, array in dense.items()}
@@ -151,10 +151,10 @@ def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where:
         items = replace(items, rows=np.full_like(items.rows, value))
     bad = replace(delta.snapshot, dense=dense, tables={**delta.snapshot.tables, ITEMS: items})
     with pytest.raises(VersionError, match="finite"):
-        holder.stage(Version(delta.manifest, bad))
-    same_as(holder.current, expected)
-    expected = follow(holder, delta, expected)
-    same_as(holder.current, expected)
+        manager.stage(Version(delta.manifest, bad))
+    same_as(manager.current, expected)
+    expected = follow(manager, delta, expected)
+    same_as(manager.current, expected)
 
 
 @settings(max_examples=60, deadline=None)

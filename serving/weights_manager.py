@@ -1,4 +1,4 @@
-"""Which version is in service: a single reference, swapped atomically, and a count of the requests that hold each.
+"""The version in service: a single reference, swapped atomically, and a count of the requests that hold each version.
 
 `WeightsManager.hold` gives a request its version for as long as it takes; `stage` prepares the next one beside it (on
 the subscriber's thread), and `swap` makes it the one that later requests get. No request waits for a swap.
@@ -95,7 +95,7 @@ class WeightsManager:
 
     @property
     def current(self) -> HeldVersion | None:
-        """The version in service, to look at; to compute with it, `hold` it."""
+        """The version in service, for inspection; to compute with it, `hold` it."""
         return self._current
 
     @contextmanager
@@ -213,7 +213,7 @@ class WeightsManager:
         with self._free:
             is_free = self._free.wait_for(lambda: self._idle.num_readers == 0, self._swap_wait_s)
         if not is_free:
-            # A request takes long: leave that side to it, and go on with a copy of the one in service.
+            # A request takes long: leave that side to it, and continue with a copy of the one in service.
             self.num_copies += 1
             self.discard()
             return

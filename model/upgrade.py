@@ -1,4 +1,4 @@
-"""The memory of older builds, as this one holds it."""
+"""Upgrades the memory of older builds to this build's form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from kernels.memory import FEATURES
 from kernels.memory.arrays import FIRST_GAIN_SQUARE, FIRST_GAINS
 
 ADDED = (("threads", "own_visit", "own_since"), ("direct",))
-"""The features that each build had more than the one before it, the newest build first."""
+"""The features that each build added, the newest build first."""
 
 
 def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A memory's state, or what a version carries of it, with this build's features.
 
-    Those that it does not have start as in an empty memory, and so does the shortlist's network, whose inputs have
-    changed.
+    Features that it lacks start as in an empty memory, and so does the shortlist's network, whose inputs have changed.
     """
     gain = state.get("gain")
     missing = _missing(len(FEATURES) - gain.shape[1]) if gain is not None else ()
@@ -36,7 +35,7 @@ def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _missing(num: int) -> tuple[str, ...]:
-    """The ``num`` features that came last; none if no build had that many fewer."""
+    """The ``num`` features that were added last; none if no build lacked exactly those."""
     names: tuple[str, ...] = ()
     for added in ADDED:
         if len(names) == num:

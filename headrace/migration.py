@@ -1,13 +1,13 @@
-"""What a deployment's users amount to, and the examples that carry them over to one with other partitions.
+"""Reads a deployment's users from its topics, and makes the examples that migrate them to other partitions.
 
-Each partition is restored as a worker with a wiped disk would (`state.restore`), and the actions that no example covers
-are applied again: if that emits anything, the deployment had not come to its end. A user then becomes one example for
-each kept segment: what a compacted topic would hold of them, but under the numbers of another partition, and of no
-action (`Example.is_carried`). So the new workers restore users as always, with the ids that tell a repeated action, and
-the trainer learns nothing twice.
+Each partition is restored as a worker with a wiped disk would restore it (`state.restore`), and the actions that no
+example covers are applied again; if that emits anything, the deployment was not drained. Each kept segment of a user
+then becomes one example, as a compacted topic would hold it, but numbered in the user's new partition and belonging to
+no action (`Example.is_migrated`). So the new workers restore users in the usual way, including the ids by which
+repeated actions are recognised, and the trainer learns nothing twice.
 
-The examples of a partition are a function of the old topics alone: who is interrupted begins again, and finds that the
-first ones are there.
+The examples of a partition depend on the old topics alone. So an interrupted migration can start over, and finds the
+examples that it has written already.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from wire.partitioner import partition_of
 from wire.topics import Topics, example_key
 
 EPOCH = 1
-"""Under which carried examples are written; the first worker's is the next."""
+"""The writer epoch of migrated examples; the first worker takes the next one."""
 BATCH_RECORDS = 500
 
 
 class NotDrained(HeadraceError):
-    """The old deployment has not come to the end of its actions."""
+    """The old deployment has not processed all of its actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +98,17 @@ def _rebuild(
             store.apply(records)
         if store.next_number > next_number:
             raise NotDrained(
-                f"{topics.actions} partition {number}: expected its worker to have applied all of it, but of the last "
-                f"actions come {store.next_number - next_number} examples that {topics.sequences} does not hold; send "
-                "the producers' actions to the new topics, and let the old worker run until `headrace lag` says that "
-                "nothing is left"
+                f"{topics.actions} partition {number}: expected its worker to have applied all of it, but the last "
+                f"actions lead to {store.next_number - next_number} examples that {topics.sequences} does not have; "
+                "send the producers' actions to the new topics, and let the old worker run until `headrace lag` says "
+                "that nothing is left"
             )
         return next_number
     finally:
         store.close()
 
 
-class Carried(NamedTuple):
+class MigratedRecord(NamedTuple):
     """A record for the new sequences topic."""
 
     partition: int
@@ -116,7 +116,7 @@ class Carried(NamedTuple):
     value: bytes
 
 
-class Carrier:
+class Migrator:
     """Turns the old partitions into records of the new ones, always in the same order."""
 
     def __init__(self, old: Settings, new: Settings, source: Source) -> None:
@@ -127,17 +127,17 @@ class Carrier:
         ]
         self._newest_ms = [-1] * self._num_partitions
 
-    def records(self) -> Iterator[Carried]:
+    def records(self) -> Iterator[MigratedRecord]:
         """All of them."""
         for number in sorted(self._source.numbers):
             store = opened(self._old, self._source.folder, number)
             try:
                 yield from self._users(store)
-                yield from self._orders(store)
+                yield from self._forgotten_items(store)
             finally:
                 store.close()
 
-    def _users(self, store: PartitionStore) -> Iterator[Carried]:
+    def _users(self, store: PartitionStore) -> Iterator[MigratedRecord]:
         record_ms, length = store.status().applied_record_ms, self._sequence.segment_len
         for user in store.users.everyone():
             user.offset = user.index = -1
@@ -150,19 +150,20 @@ class Carrier:
                 emitter.next_number += 1
                 yield self._record(draft)
 
-    def _orders(self, store: PartitionStore) -> Iterator[Carried]:
-        """Items that were forgotten."""
-        for order in store.users.orders():
-            if not order.is_back:
-                emitter = self._emitters[self._home_of(canonical(order.item))]
-                record_ms, name = store.status().applied_record_ms, {item_hash(order.item): order.item}
+    def _forgotten_items(self, store: PartitionStore) -> Iterator[MigratedRecord]:
+        for request in store.users.forget_requests():
+            if not request.is_back:
+                emitter = self._emitters[self._home_of(canonical(request.item))]
+                record_ms, name = store.status().applied_record_ms, {item_hash(request.item): request.item}
                 emitter.mark(Mark.ITEM, "", -1, record_ms, name)
                 yield from map(self._record, emitter.drain())
 
     def _home_of(self, key: str) -> int:
         return partition_of(key.encode(), self._num_partitions)
 
-    def _record(self, draft: Draft) -> Carried:
+    def _record(self, draft: Draft) -> MigratedRecord:
         header, columns = draft
         header.writer_epoch, header.newest_event_ms = EPOCH, self._newest_ms[header.partition]
-        return Carried(header.partition, example_key(header.address, self._sequence.num_slots), pack(header, columns))
+        return MigratedRecord(
+            header.partition, example_key(header.address, self._sequence.num_slots), pack(header, columns)
+        )

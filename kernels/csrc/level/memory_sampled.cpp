@@ -1,16 +1,21 @@
 // Events that are learned from a sample of the rows (kernels/memory/sampled.py is the definition), for catalogues that
-// are too large to score for every event; included only by csrc/level/memory.cpp.
+// are too large to score for every event.
 //
 // The certain candidates are the rows with evidence, the target and those chosen lately; the others are represented by
 // a few drawn at random, each of which stands for many. What an event costs depends on the history, not on the
 // catalogue.
-#pragma once
+#include "memory_counts.h"
+#include "memory_gains.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
 struct SampledCall {
     MemoryCall memory;
-    const float *query_AD, *table_VD;  // a query for each event that is asked; the table's rows as they are learned
-    int64_t width, unit_width;         // D; the columns of a row that are brought to unit length
+    const float *query_AD, *table_VD;  // a query for each event to predict; the table's rows, not normalised
+    int64_t width, unit_width;         // D; columns of a row that are scaled to unit length
+    // Where the table is elsewhere, instead of the four above: the logits of each predicted event's candidates.
+    const int32_t* given_row;
+    const int64_t* given_begin_A1;
+    const float* given_logit;
 };
 
 struct LogitsCall {
@@ -23,7 +28,7 @@ HEADRACE_BEGIN
 
 constexpr int DRAWN = 512;
 constexpr float LEAST_NORM = 1e-6f;
-constexpr int64_t AHEAD_ROWS = 12;  // how far ahead a row is asked for
+constexpr int64_t AHEAD_ROWS = 12;  // rows between a prefetch and its use
 
 // splitmix64 of the event's number and the draw's.
 HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_rows) {
@@ -60,6 +65,7 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
 struct Candidates {
     Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
+    float* given = nullptr;  // by row, the logits of the event at hand
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
             target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
@@ -93,10 +99,11 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     c.s.own = blank.own;
     c.s.marked = blank.bytes;
     c.barred = blank.bytes + blank.num_rows;
+    c.given = blank.logit;
     return true;
 }
 
-// Asks for what `collect` reads and writes of the neighbours: each is somewhere else, and nothing else waits for them.
+// Prefetches what `collect` reads and writes of the neighbours: each lies elsewhere, and nothing else waits for them.
 inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num_past) {
     for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) {
         const int64_t row = past[num_past - 1 - lag];
@@ -109,7 +116,7 @@ inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_
     }
 }
 
-// The event's candidates, with their evidence.
+// Finds the event's candidates and collects their evidence.
 inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const int32_t* past, int64_t num_past) {
     Scratch& s = c.s;
     const int32_t target = m.target_R[r];
@@ -137,7 +144,7 @@ inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const
     for (const int64_t end = round_up(c.num, W); c.num < end; ++c.num) c.row[c.num] = 0, c.share[c.num] = 0.0f;
 }
 
-// The candidates' standing features and the network's logits, one after the other.
+// Looks up the candidates' standing features, then the network's logits.
 inline void look_up(const SampledCall& call, Candidates& c, const float* query) {
     const MemoryCall& m = call.memory;
     for (int64_t i = 0; i < c.num; ++i) {
@@ -154,6 +161,10 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
     Scratch standing = {};
     standing.standing = c.standing, standing.padded = c.most;
     stand(few, standing, 0, c.num);
+    if (call.given_row) {
+        for (int64_t i = 0; i < c.num; ++i) c.logit[i] = c.given[c.row[i]];
+        return;
+    }
     for (int64_t i = 0; i < c.num; ++i) {
         if (i + AHEAD_ROWS < c.num) {
             const float* ahead = call.table_VD + c.row[i + AHEAD_ROWS] * call.width;
@@ -163,7 +174,7 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
     }
 }
 
-// The candidates' scores; the largest, and the largest of the certain ones.
+// Scores the candidates; returns the largest score, and in `best_certain` the largest of the certain ones.
 inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met,
                               float& best_certain) {
     set_gains(m, c.s, bucket);
@@ -219,7 +230,7 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
         float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
         own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
-        e[0] = c.push[i];  // for its weights as a neighbour; the evidence is not needed any more
+        e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
     store4(slope + NUM_STANDING + NUM_GATHERED, own);
@@ -262,13 +273,19 @@ inline bool learn_all_sampled(const SampledCall& call) {
     Arena arena;
     if (!make_candidates(m, c, blank, arena)) return false;
     const float* query = call.query_AD;
+    const int64_t* begin = call.given_begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {
         const int32_t target = m.target_R[r];
         const bool is_asked = m.chosen_R[r] == 1;
         m.rank_R[r] = m.model_rank_R[r] = m.count_rank_R[r] = -1;
         m.loss_R[r] = NAN;
-        if (target > 0 && is_asked && m.first_V[target] >= 0) learn_sampled(call, c, r, query);
+        if (target > 0 && is_asked && m.first_V[target] >= 0) {
+            for (int64_t i = begin ? begin[0] : 0, end = begin ? begin[1] : 0; i < end; ++i)
+                c.given[call.given_row[i]] = call.given_logit[i];
+            learn_sampled(call, c, r, query);
+        }
         query += is_asked * call.width;
+        if (begin) begin += is_asked;
         if (target > 0) meet(m, r);
     }
     return true;
@@ -301,3 +318,5 @@ HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
     headrace::HEADRACE_LEVEL::all_logits(*call);
     return 0;
 }
+
+#include "memory_candidates.h"

@@ -1,0 +1,116 @@
+"""`python -m bench recovery [--quick]`: what a kill costs two ranks with a million items (100,000 with ``--quick``).
+
+After a kill torchrun starts all ranks again. So two processes are started as torchrun does, with a checkpoint of that
+many items: they import, rank 0 reads the checkpoint and gives the other one its share of the rows, and they make a live
+step. torchrun's own time, about a second, comes on top, and the recorded steps after the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.feedback import MODEL
+from bench.growth import resident_bytes
+from bench.scale import CONFIG, Traffic, fill
+from bench.timing import Row, row
+from headrace.broker import free_port
+from headrace.processes import ROOT
+from trainer.checkpoint import CheckpointFolder
+from trainer.loop import Trainer
+from trainer.ranks import join
+from trainer.replica import Replica
+from trainer.snapshot import restore_learner
+from trainer.step import Learner
+
+SIZE, RECOVERED_S = 2, 15.0
+TRAINER = replace(CONFIG, shards=SIZE)
+
+
+def keep(folder: Path, num_items: int) -> None:
+    """Write a checkpoint of a trainer with so many items."""
+    traffic = Traffic(num_items)
+    trainer = Trainer(MODEL, TRAINER, lambda _: traffic, checkpoint_dir=folder)
+    trainer.start()
+    fill(trainer, num_items)
+    trainer.turn()
+    trainer.finish()
+    trainer.close()
+
+
+def recover(folder: Path, num_items: int) -> None:
+    """One rank, from its start to its first step; prints what it took."""
+    began_s = time.perf_counter()
+    torch.set_num_threads(1)
+    ranks = join(60.0)
+    assert ranks is not None
+    if ranks.rank > 0:
+        Replica(ranks).run()
+        ranks.close()
+        print(json.dumps({"bytes": resident_bytes()}), flush=True)
+        return
+    before = resident_bytes()
+    learner, traffic = Learner(MODEL, TRAINER, ranks=ranks), Traffic(num_items)
+    checkpoint = CheckpointFolder(folder, print).load()
+    assert checkpoint is not None
+    read_s = time.perf_counter()
+    restore_learner(learner, checkpoint)
+    del checkpoint
+    restored_s = time.perf_counter()
+    traffic.restore(learner.histories)
+    steps_s = [learner.step(traffic.poll(0.0)).seconds for _ in range(3)]
+    found = {
+        "load_s": read_s - began_s, "restore_s": restored_s - read_s, "first_s": steps_s[0], "step_s": steps_s[-1],
+        "done_ns": time.time_ns(), "bytes": resident_bytes() - before,
+    }  # fmt: skip
+    print(json.dumps(found), flush=True)
+    ranks.close()
+
+
+def start(folder: Path, num_items: int) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds from the start of the processes to the end of the third step, and what the ranks said."""
+    where = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    began_ns = time.time_ns()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.recovery", str(folder), str(num_items)], stdout=subprocess.PIPE, cwd=ROOT,
+            env={**os.environ, **where, "RANK": str(rank), "GOMP_SPINCOUNT": "1000"},
+        )
+        for rank in range(SIZE)
+    ]  # fmt: skip
+    said = [json.loads(process.communicate(timeout=140)[0].splitlines()[-1]) for process in processes]
+    return (said[0]["done_ns"] - began_ns) / 1e9, said
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    torch.set_num_threads(1)
+    num_items = 100_000 if quick else 1_000_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run(
+            [sys.executable, "-m", "bench.recovery", str(folder), str(num_items), "keep"], cwd=ROOT, check=True
+        )
+        took_s, (first, second) = start(folder, num_items)
+    label = f"{num_items:,} items, {SIZE} ranks"
+    note = f"the checkpoint {first['load_s']:.1f} s, into place {first['restore_s']:.1f} s"
+    return [
+        row(f"{label}: from their start to the third step", took_s, "s", RECOVERED_S, note, most=True),
+        row(f"{label}: the first step, which gives the other its rows", first["first_s"], "s",
+            note=f"the third: {first['step_s']:.3f} s"),
+        row(f"{label}: memory of rank 0 for an item", first["bytes"] / num_items, "B", note="after what starting took"),
+        row(f"{label}: memory of rank 1", second["bytes"] / 1e6, "MB", note="all of it, imports included"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    (keep if len(sys.argv) > 3 else recover)(Path(sys.argv[1]), int(sys.argv[2]))

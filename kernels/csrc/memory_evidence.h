@@ -1,0 +1,167 @@
+// What the memory knows of a row: features that do not depend on the query, and evidence from a user's history.
+#pragma once
+
+#include "memory_state.h"
+
+HEADRACE_BEGIN
+
+// Computes the standing features of rows [from, to).
+inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
+    const float seen_unit = (float)(1 / m.clock[SEEN_SCALE]);
+    float heat_unit[NUM_HEAT];
+    for (int h = 0; h < NUM_HEAT; ++h) heat_unit[h] = (float)(HEAT_SCALES[h] / m.clock[HEAT_SCALE + h]);
+    const int64_t now = (int64_t)m.clock[EVENTS];
+    for (int64_t i = from; i < to; i += W) {
+        const int count = (int)min64(W, to - i);
+        float* at = s.standing + i;
+        const vf seen = load_some(m.seen_V + i, count) * seen_unit;
+        store_some(at + LOG_SEEN * s.padded, log1p_of(seen), count);
+        store_some(at + RARITY * s.padded, 1.0f / (seen + 1.0f), count);
+        for (int h = 0; h < NUM_HEAT; ++h) {
+            const vf heat = load_some(m.heat_HV + h * m.stride + i, count) * heat_unit[h];
+            store_some(at + (HEAT + h) * s.padded, log1p_of(heat), count);
+        }
+        vf age = zero(), idle = zero();
+        for (int j = 0; j < count; ++j) {
+            const int64_t first = m.first_V[i + j], last = m.last_V[i + j];
+            age[j] = last >= 0 ? (float)(now - first) : 0.0f;
+            idle[j] = last >= 0 ? (float)(now - last) : 0.0f;
+        }
+        store_some(at + AGE * s.padded, log1p_of(age) * TIME_SHARE, count);
+        store_some(at + IDLE * s.padded, log1p_of(idle) * TIME_SHARE, count);
+    }
+}
+
+HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
+    s.touched[s.num_touched] = row;
+    s.num_touched += !s.marked[row];
+    s.marked[row] = 1;
+}
+
+// Transposes eight rows of eight floats.
+HEADRACE_INLINE void transpose8(v8* x) {
+    v8 y[8];
+    const i8 low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = __builtin_shuffle(x[i], x[i + 1], low);
+        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], high);
+    }
+    const i8 even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; ++h) {
+            x[i + 2 * h] = __builtin_shuffle(y[i + h], y[i + h + 2], even);
+            x[i + 2 * h + 1] = __builtin_shuffle(y[i + h], y[i + h + 2], odd);
+        }
+    const i8 first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
+    for (int i = 0; i < 4; ++i) {
+        y[i] = __builtin_shuffle(x[i], x[i + 4], first);
+        y[i + 4] = __builtin_shuffle(x[i], x[i + 4], second);
+    }
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+}
+
+// One over the square root of `seen`: precomputed for all rows, or computed here.
+HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row) {
+    if (s.inverse_root) return s.inverse_root[row];
+    return m.seen_V[row] > 0 ? 1.0f / sqrtf(m.seen_V[row]) : 0.0f;
+}
+
+// Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add
+// each.
+inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
+    const int64_t base = row * m.width, num = m.num_neighbours[row];
+    const float root = root_of(m, s, row), inverse = root * root;
+    const int32_t* id = m.neighbour_row + base;
+    for (int64_t j = 0; j < num; j += 8) {
+        const int count = (int)min64(8, num - j);
+        v8 f = {}, b = {}, d = {}, w = {}, q = {};
+        if (m.width - j >= 8) {
+            f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
+            d = load8(m.direct + base + j);
+        } else {
+            for (int l = 0; l < count; ++l) {
+                f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
+                d[l] = m.direct[base + j + l];
+            }
+        }
+        for (int l = 0; l < count; ++l) q[l] = root_of(m, s, id[j + l]) * root;
+        const v8 both = f + b * .5f, similar = both * q;
+        v8 add[NUM_GATHERED] = {};
+        add[WIDE] = similar * decay[WIDE];
+        if (lag < LEARNED_LAGS) add[LEARNED] = w * decay[LEARNED];
+        if (lag < CHAIN_LAGS) add[CHAIN] = log_of<v8, i8>(similar * COSINE_SCALE + 1.0f) * (.1f * decay[CHAIN]);
+        if (lag < FOLLOWS_LAGS) add[FOLLOWS] = both * (inverse * decay[FOLLOWS]);
+        if (lag < NEAR_LAGS) {
+            add[AFTER] = f * q * decay[AFTER];
+            add[BEFORE] = b * q * decay[AFTER];
+        }
+        add[THREADS] = d * (inverse * decay[THREADS]);
+        if (lag < DIRECT_LAGS) add[DIRECT] = d * (inverse * decay[DIRECT]);
+        transpose8(add);
+        for (int l = 0; l < count; ++l) {
+            touch(s, id[j + l]);
+            float* e = s.evidence + (int64_t)id[j + l] * NUM_GATHERED;
+            store8(e, load8(e) + add[l]);
+        }
+    }
+}
+
+// The time between two moments, as a feature.
+HEADRACE_INLINE float since(int64_t now_ms, int64_t then_ms) {
+    return now_ms > then_ms ? SINCE_SHARE * log1p_one((float)(now_ms - then_ms) * 1e-3f) : 0.0f;
+}
+
+// Index of the first past choice of event r that belongs to the current visit.
+HEADRACE_INLINE int64_t visit_of(const MemoryCall& m, int64_t r) {
+    int64_t visit = m.past_end_R[r];
+    for (int64_t after = m.now_ms_R[r]; visit > m.past_begin_R[r] && after - m.past_ms[visit - 1] < VISIT_MS; --visit)
+        after = m.past_ms[visit - 1];
+    return visit;
+}
+
+// Collects the features that only the user's own rows have, and how long ago the last choice was.
+inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visit) {
+    const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], now = m.now_ms_R[r];
+    for (int64_t k = first; k < end; ++k) {
+        touch(s, m.past_rows[k]);
+        float* own = s.own + (int64_t)m.past_rows[k] * NUM_OWN;
+        own[OWN_COUNT] += 1.0f;
+        own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
+        own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
+        own[OWN_SINCE] = since(now, m.past_ms[k]);
+    }
+    s.pause = end > first ? since(now, m.past_ms[end - 1]) : 0.0f;
+}
+
+inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
+    const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], visit = visit_of(m, r);
+    s.num_touched = 0;
+    float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 1};
+    for (int lag = 0; lag < WIDE_LAGS && lag < end - first; ++lag) {
+        if (end - lag == visit) decay[DIRECT] *= ACROSS_VISITS;
+        gather(m, s, m.past_rows[end - 1 - lag], lag, decay);
+        decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
+        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[DIRECT] *= DIRECT_DECAY;
+        decay[THREADS] *= THREADS_DECAY;
+    }
+    collect_own(m, s, r, visit);
+    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
+    const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * NUM_OWN;
+        if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
+        const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
+        store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
+    }
+}
+
+inline void clear(Scratch& s) {
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        const int64_t row = s.touched[t];
+        s.marked[row] = 0;
+        store8(s.evidence + row * NUM_GATHERED, v8{});
+        store4(s.own + row * NUM_OWN, v4{});
+    }
+}
+
+HEADRACE_END

@@ -1,0 +1,76 @@
+// Scores from the memory's features, and updates of their weights.
+#pragma once
+
+#include "memory_evidence.h"
+
+HEADRACE_BEGIN
+
+// A row's evidence, weighted by the gains.
+HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
+    const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
+    const v4 own = load4(s.own + row * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
+    return sum8(gathered) + ((own[0] + own[2]) + (own[1] + own[3]));
+}
+
+inline int bucket_of(const MemoryCall& m, int64_t num_past) {
+    int bucket = 0;  // round(log2(1 + n))
+    while (bucket < m.num_buckets - 1 &&
+           (double)(1 + num_past) * (double)(1 + num_past) >= (double)(2ull << (2 * bucket)))
+        ++bucket;
+    return 1 + bucket;
+}
+
+inline void set_gains(const MemoryCall& m, Scratch& s, int bucket) {
+    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+}
+
+// Rescores the listed rows by the shortlist's network; returns the shift of all new scores. The list holds indices into
+// `standing` and `logit`; `row_of_listed` maps them to rows of the evidence.
+template <typename RowOfListed>
+inline float look_again(const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride,
+                        const float* logit, int bucket, float best, RowOfListed row_of_listed) {
+    Shortlist<NUM_SEEN>& list = *s.shortlist;
+    for (int64_t c = 0; c < LISTED; ++c) {
+        const int64_t at = list.row[c], row = row_of_listed(at);
+        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * NUM_OWN;
+        const float used = list.listed[c], lead = list.score[c] - best;
+        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
+        for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
+        list.raw[MODEL][c] = used * logit[at];
+        list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
+        list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
+        list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;
+        list.raw[PAUSE][c] = used * s.pause;
+    }
+    list.look(m.shortlist_weight, m.shortlist_norm);
+    return list.shift();
+}
+
+// One step of the shared gains and of the bucket's against their slopes.
+inline void descend(const MemoryCall& m, const float* slope, int bucket) {
+    for (int part = 0; part < 2; ++part) {
+        float *gain = m.gain_BF + part * bucket * NUM_FEATURES, *square = m.square_BF + part * bucket * NUM_FEATURES;
+        const float rate = part ? .5f * m.gain_rate : m.gain_rate;
+        for (int f = 0; f < NUM_FEATURES; ++f) {
+            square[f] = square[f] * m.gain_decay + slope[f] * slope[f];
+            gain[f] -= rate * slope[f] / sqrtf(square[f]);
+        }
+    }
+}
+
+// `push` has a number for each row, `stride` apart.
+inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push,
+                          int64_t stride) {
+    float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
+    for (int lag = 0; lag < LEARNED_LAGS && lag < num; ++lag, rate *= LEARNED_DECAY) {
+        const int32_t row = past[num - 1 - lag];
+        const int64_t base = row * m.width, count = m.num_neighbours[row];
+        const int32_t* id = m.neighbour_row + base;
+        float* weight = m.weight + base;
+        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[id[j] * stride];
+        m.dirty_V[row] = CHANGED;
+    }
+}
+
+HEADRACE_END

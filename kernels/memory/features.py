@@ -1,0 +1,124 @@
+"""The memory's features in plain NumPy, one at a time: of items, and of items given a user's past choices."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.memory.arrays import (
+    EVIDENCE,
+    NUM_HEATS,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    MemoryArrays,
+    MemoryRules,
+)
+from kernels.memory.past import MemoryPast
+from kernels.memory.shortlist import Prediction
+
+# (lags, decay per lag): how many of the user's last choices count, and the factor by which each counts less than the
+# one after it.
+FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
+LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (4, 0.3), (60, 0.97)
+ACROSS_VISITS = 0.2
+"""Weight of the very next choice if it belongs to a later visit."""
+FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
+EVENTS, SEEN, HEAT, REPEATS, CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
+"""Entries of the clock; those of `SEEN` and `HEAT` say what one sighting is worth in the counts."""
+
+
+def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
+    """(standing features, rows)."""
+    seen = memory.seen[rows] / memory.clock[SEEN]
+    heat = memory.heat[:, rows] / memory.clock[HEAT : HEAT + NUM_HEATS, None]
+    now, was_chosen = memory.clock[EVENTS], memory.last[rows] >= 0
+    since = [np.where(was_chosen, now - when[rows], 0.0) for when in (memory.first, memory.last)]
+    return np.stack(
+        [
+            np.log1p(seen),
+            *np.log1p(heat * np.array(HEAT_SCALES)[:, None]),
+            *(TIME_SHARE * np.log1p(each) for each in since),
+            1.0 / (1.0 + seen),
+        ]
+    )
+
+
+def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
+    """(evidence features, V)."""
+    total = dict(zip(EVIDENCE, np.zeros((len(EVIDENCE), num_rows)), strict=True))
+    for lag, row in enumerate(past.row_P[::-1].tolist()):
+        num = memory.num_neighbours[row]
+        ids = memory.neighbour_row[row, :num]
+        after, before = memory.after[row, :num].astype(float), memory.before[row, :num].astype(float)
+        both, seen = after + 0.5 * before, float(memory.seen[row])
+        root = np.sqrt(seen * memory.seen[ids].astype(float))
+        _add(total["follows"], ids, both / seen if num else both, lag, FOLLOWS)
+        _add(total["chain"], ids, 0.1 * np.log1p(COSINE_SCALE * both / root), lag, CHAIN)
+        _add(total["wide"], ids, both / root, lag, WIDE)
+        _add(total["after"], ids, after / root, lag, NEAR)
+        _add(total["before"], ids, before / root, lag, NEAR)
+        _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
+        direct = memory.direct[row, :num] / seen if num else both
+        _add(total["direct"], ids, direct * visit_share(past, lag), lag, DIRECT)
+        _add(total["threads"], ids, direct, lag, THREADS)
+    for place, row in enumerate(past.row_P.tolist()):
+        total["own_count"][row] += 1.0
+        total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))
+        total["own_visit"][row], total["own_since"][row] = past.in_visit_P[place], past.since_P[place]
+    logs = (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("threads", FOLLOWS_SCALE), ("own_count", 1.0))
+    for name, scale in logs:
+        total[name] = np.log1p(scale * total[name])
+    for name in ("wide", "after", "before"):
+        total[name] = np.log1p(COSINE_SCALE * total[name])
+    return np.stack(list(total.values()))
+
+
+def visit_share(past: MemoryPast, lag: int) -> float:
+    """The weight of a past choice as the very next one: less than 1 if it belongs to an earlier visit."""
+    return 1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS
+
+
+def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, window: tuple[int, float]) -> None:
+    lags, decay = window
+    if lag < lags:
+        total_V[ids] += value * decay**lag
+
+
+def bucket_of(memory: MemoryArrays, num_past: int) -> int:
+    """The row of the gains for a user with this many past choices."""
+    return 1 + min(memory.num_buckets - 1, int(np.log2(1 + num_past) + 0.5))
+
+
+def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
+    """(features,) the gains for a user with this many past choices."""
+    return np.asarray(memory.gain[0].astype(float) + memory.gain[bucket_of(memory, num_past)])
+
+
+def weighted_sum(memory: MemoryArrays, num_rows: int, past: MemoryPast, logit_V: Float32) -> Prediction:
+    """The scores of all rows before the shortlist, for a user with these past choices and nothing left out."""
+    return mix(memory, num_rows, standing_of(memory, slice(num_rows)), past, past.row_P[:0], 0, logit_V)
+
+
+def leaves_out(memory: MemoryArrays, rules: MemoryRules) -> bool:
+    """Whether items that a user has met do not compete."""
+    return rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+
+
+def mix(
+    memory: MemoryArrays,
+    num_rows: int,
+    standing_FV: Float64,
+    past: MemoryPast,
+    left_out: Int32,
+    target: int,
+    logit: Float32,
+) -> Prediction:
+    """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
+    bucket, gain_F = bucket_of(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
+    feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
+    competes_V = memory.first[:num_rows] >= 0
+    competes_V[left_out] = False
+    competes_V[target] |= target > 0
+    return Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket, past.pause)

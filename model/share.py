@@ -1,0 +1,56 @@
+"""Which rows of a table a process holds, if several divide it; and what it asks of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of ``size`` processes, number ``rank`` holds the rows that leave this remainder: row r at place r // size.
+
+    Rows are given to keys in the order of their admission, so shares are equally large, and a row's owner is known
+    without asking anybody.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def is_own(self, rows_U: Int64) -> NDArray[np.bool_]:
+        """(U,) whether this process holds each row."""
+        return np.asarray(rows_U % self.size == self.rank)
+
+    def places(self, rows_U: Int64) -> Int64:
+        """(U,) where each of these rows is at its owner."""
+        return rows_U if self.size == 1 else rows_U // self.size
+
+    def rows(self, num_rows: int) -> Int64:
+        """This process's rows below ``num_rows``, ascending."""
+        return np.arange(self.rank, num_rows, self.size)
+
+
+WHOLE = Share()
+
+
+class Owners(Protocol):
+    """All of a divided table, wherever its rows are; this process's own included."""
+
+    def read(self, rows_U: Int64) -> tuple[Float32, Float32]:
+        """(U, D) weights and (U,) optimiser states."""
+
+    def logits(self, query_AD: Float32, unit_width: int) -> Float32:
+        """(A, V): `kernels.memory.memory_logits` of all rows."""
+
+    def logits_of(self, query_AD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+        """(n,): `kernels.memory.memory_logits_of` some rows."""
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""

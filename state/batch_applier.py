@@ -1,0 +1,160 @@
+"""Applies records to a partition's users, and puts everything that they change into one write batch.
+
+By default they are applied in C++ (`state.compiled`). `state.sequencer` is the definition, and carries out what C++
+does not: requests to forget, refreshes and restores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rocksdict import WriteBatch
+
+from kernels.sequences import EXAMPLE, NOT_DECODED
+from state.compiled import CompiledUsers, Run
+from state.emitter import Draft
+from state.intake import Intake
+from state.outbox import Outbox, OutboxEntry
+from state.sequencer import Sequencer
+from state.user_store import UserStore
+from wire.action_json import ForgetRequest
+from wire.config import SequenceConfig
+from wire.topics import keys_of_user
+
+Record = tuple[int, int, bytes | None, bytes | None]
+"""Offset, Kafka timestamp in milliseconds, key, value."""
+
+
+class BatchApplier:
+    """Applies one partition's records. ``compiled``: None to apply all of them by the definition.
+
+    ``write`` makes a batch durable; its second argument is the index after the batch's last outbox entry.
+    ``next_index`` returns the index of the next entry. Up to ``max_cached_users`` users stay in memory.
+    """
+
+    def __init__(
+        self,
+        sequencer: Sequencer,
+        intake: Intake,
+        compiled: CompiledUsers | None,
+        users: UserStore,
+        outbox: Outbox,
+        sequence: SequenceConfig,
+        max_cached_users: int,
+        next_index: Callable[[], int],
+        write: Callable[[WriteBatch, int], None],
+    ) -> None:
+        self._sequencer = sequencer
+        self._intake = intake
+        self._compiled = compiled
+        self._users = users
+        self._outbox = outbox
+        self._sequence = sequence
+        self._max_cached_users = max_cached_users
+        self._next_index = next_index
+        self._write = write
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Apply records whose offsets increase. Afterwards they are on disk, as one batch; a request to forget has a
+        batch of its own."""
+        if self._compiled is None:
+            self._apply_each(records)
+        else:
+            self._apply_together(self._compiled, records)
+
+    def _apply_each(self, records: Sequence[Record]) -> None:
+        """As `state.sequencer` defines it."""
+        sequencer, dead = self._sequencer, list[bytes]()
+        for offset, record_ms, _key, value in records:
+            decoded = self._intake.decode(offset, record_ms, value, dead)
+            if isinstance(decoded, ForgetRequest):
+                self.commit(sequencer.drain_drafts(), dead)
+                dead.clear()
+                self._carry_out(decoded, offset, record_ms)
+                continue
+            sequencer.advance(offset, record_ms)
+            for index, action in decoded:
+                sequencer.apply(action, offset, record_ms, index)
+        drafts = sequencer.drain_drafts()
+        if records or drafts:
+            self.commit(drafts, dead)
+
+    def _apply_together(self, compiled: CompiledUsers, records: Sequence[Record]) -> None:
+        """The same in C++."""
+        run: Run = []
+        dead: list[bytes] = []
+        ranges = compiled.decode([value or b"" for *_, value in records], [record_ms for _, record_ms, *_ in records])
+        for (offset, record_ms, _key, value), (first, last) in zip(records, ranges, strict=True):
+            if first == NOT_DECODED:
+                decoded = self._intake.decode(offset, record_ms, value, dead)
+                if isinstance(decoded, ForgetRequest):
+                    self._commit_run(compiled, run, dead)
+                    run.clear()
+                    dead.clear()
+                    self._carry_out(decoded, offset, record_ms)
+                    compiled.drop(decoded.user)
+                    continue
+                first, last = compiled.add(decoded)
+            run.append((first, last, offset, record_ms))
+        if run:
+            self._commit_run(compiled, run, dead)
+
+    def _carry_out(self, request: ForgetRequest, offset: int, record_ms: int) -> None:
+        """Forget, in a write batch of its own: a restore that finds the marks continues at the request, and applies no
+        action before it again."""
+        sequencer = self._sequencer
+        sequencer.advance(offset, record_ms)
+        num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
+        is_erased = sequencer.forget(request, record_ms)
+        keys = keys_of_user(request.user, num_slots, segment_len) if is_erased else ()
+        self.commit(sequencer.drain_drafts(), (), erased=request.user if is_erased else "", tombstones=keys)
+
+    def commit(
+        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
+    ) -> None:
+        """Write what the sequencer has changed. ``erased``: a user to remove. ``tombstones``: keys of the sequences
+        topic; they go before the drafts."""
+        batch = WriteBatch(raw_mode=True)
+        sequencer, index = self._sequencer, self._next_index()
+        if erased:
+            self._users.erase(batch, erased)
+        for key in tombstones:
+            self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
+            index += 1
+        index = self._outbox.put_dead_letters(batch, index, dead)
+        for header, columns in drafts:
+            self._outbox.put_draft(batch, index, header, columns)
+            index += 1
+        for user in sequencer.changed.values():
+            self._users.save(batch, user)
+        self._users.save_names(batch, sequencer.names.fresh)
+        self._users.save_forget_requests(batch, sequencer.forget_requests)
+        self._write(batch, index)
+        self._bound_memory()
+
+    def _commit_run(self, compiled: CompiledUsers, run: Run, dead: Iterable[bytes]) -> None:
+        changes = compiled.apply(run, self._sequencer)
+        batch = WriteBatch(raw_mode=True)
+        index = self._outbox.put_dead_letters(batch, self._next_index(), dead)
+        epoch = self._sequencer.writer_epoch
+        for kind, key, value, number, record_ms in changes.entries:
+            if kind == EXAMPLE:
+                self._outbox.put_example(batch, OutboxEntry(index, True, key, value, [], number, record_ms), epoch)
+                index += 1
+            else:
+                batch.put(key, value)
+        self._write(batch, index)
+        compiled.settle(self._max_cached_users)
+
+    def _bound_memory(self) -> None:
+        """Drop what is on disk now; of the users, those that were used longest ago."""
+        sequencer, users = self._sequencer, self._sequencer.users
+        for name in sequencer.changed:
+            users.move_to_end(name)
+        max_users = self._max_cached_users if self._compiled is None else 0
+        while len(users) > max_users:
+            users.popitem(last=False)
+        sequencer.changed.clear()
+        sequencer.forget_requests.clear()
+        sequencer.names.fresh.clear()
+        sequencer.names.shrink()

@@ -1,0 +1,102 @@
+"""What a worker does once a second: see how far its partitions have come, and report it to the status topic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stream.config import Settings
+from stream.held_back import HeldBack
+from stream.kafka_producer import Producer
+from stream.logs import log
+from stream.metrics import WorkerMetrics
+from stream.partition import Partition
+from wire.errors import BrokerUnavailable
+from wire.kafka.async_consumer import end_offsets, plain_consumer
+from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.refusal import refusal
+from wire.status import PartitionStatus, WorkerStatus, encode_status
+from wire.topics import Topics
+
+BEAT_S = 1.0
+ANSWER_S = 5.0
+"""A broker that takes longer to answer counts as away."""
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """Reports ``partitions``, which the worker changes as they are assigned. ``fail`` ends the worker."""
+
+    settings: Settings
+    component: str
+    disk: str
+    partitions: Mapping[int, Partition]
+    producer: Producer
+    metrics: WorkerMetrics
+    fail: Callable[[BaseException], None]
+    reached: dict[int, int] = field(default_factory=dict)
+    """Partition → the last offset applied here, including partitions that disappeared with their topic."""
+
+    async def run(self) -> None:
+        """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
+        kafka, topic = self.settings.kafka, self._topics.actions
+        away_since_s: float | None = None
+        held_back = HeldBack(topic, self.metrics)
+        while True:
+            try:
+                async with plain_consumer(kafka) as consumer, plain_consumer(kafka, "read_uncommitted") as everything:
+                    while True:
+                        await asyncio.sleep(BEAT_S)
+                        async with asyncio.timeout(ANSWER_S):
+                            numbers = sorted(self.partitions)
+                            ends = await end_offsets(consumer, topic, numbers)
+                            held_back.note(ends, await end_offsets(everything, topic, numbers))
+                            self._look_after(ends)
+                            await self._report()
+                        if away_since_s is not None:
+                            log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
+                            away_since_s = None
+            except BROKER_ERRORS as error:
+                if refused := refusal(error, kafka.bootstrap, "asking for the end offsets"):
+                    self.fail(refused)
+                if away_since_s is None:
+                    away_since_s = time.monotonic()
+                    log.warning("the broker is away", error=repr(error))
+                await asyncio.sleep(BEAT_S)
+                self._give_up_after(away_since_s)
+
+    @property
+    def _topics(self) -> Topics:
+        return Topics.under(self.settings.kafka.prefix)
+
+    def _give_up_after(self, away_since_s: float) -> None:
+        patience_s = self.settings.stream.recover_timeout_s
+        if time.monotonic() - away_since_s > patience_s:
+            self.fail(BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} was away for {patience_s:g} s"))
+
+    def _look_after(self, ends: dict[int, int]) -> None:
+        for number, end in ends.items():
+            partition = self.partitions.get(number)
+            if partition is None:
+                continue
+            partition.look(end)
+            status = partition.status()
+            self.reached[number] = status.applied_offset
+            self.metrics.show(number, status, max(0, end - 1 - status.applied_offset))
+
+    async def _report(self) -> None:
+        statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
+        status = WorkerStatus(
+            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self.disk
+        )
+        # It may get lost: the next one follows in a second. But if one is refused, all will be.
+        sent = await self.producer.send(self._topics.status, 0, self.component.encode(), encode_status(status))
+        sent.add_done_callback(self._note_refusal)
+
+    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
+            self.fail(refused)

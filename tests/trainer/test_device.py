@@ -1,0 +1,32 @@
+"""How many threads a trainer computes with."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trainer.config import TrainerConfig
+from trainer.device import num_threads
+
+
+@pytest.mark.parametrize(
+    ("told", "environment", "processors", "expected"),
+    [
+        (0, None, 1, 1),
+        (0, None, 2, 1),
+        (0, None, 16, 8),
+        (3, None, 2, 3),
+        (3, "5", 2, 3),
+        (0, "5", 2, 5),
+        (0, "2,1", 8, 2),
+    ],
+)
+def test_half_of_the_processors_are_left_to_the_others_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, told: int, environment: str | None, processors: int, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+    assert num_threads(TrainerConfig(num_threads=told)) == expected

@@ -1,0 +1,163 @@
+"""A step on tables whose rows are divided among the ranks (`model.share`), and what rank 0 asks of the owners.
+
+Each rank gets the rows that its shards read from their owners, and returns what it has added up of their gradients;
+each owner adds up what the ranks return for a row. Both are one all-to-all, in which a rank sends each row that another
+one reads once. Owners add up as a tree over ranks, as `trainer.ranks` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.memory import memory_logits, memory_logits_of
+from model.embedding import EmbeddingTable
+from model.share import Float32, Int32, Int64, Share
+from trainer.shards import added
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
+
+Tables = dict[str, EmbeddingTable]
+
+
+class Exchange:
+    """The rows of one step. ``rows``: by table, those that this rank reads, ascending. ``wanted``: for each rank, the
+    places at this one of those that it reads."""
+
+    def __init__(self, ranks: Ranks, tables: Tables, rows: dict[str, Int64], wanted: dict[str, list[Int64]]) -> None:
+        self._ranks, self._tables, self._rows, self._wanted = ranks, tables, rows, wanted
+        self._from = {
+            name: [np.flatnonzero(rows_U % ranks.size == rank) for rank in range(ranks.size)]
+            for name, rows_U in rows.items()
+        }
+        """Where among this rank's rows those of each owner are."""
+
+    def leaves(self) -> dict[str, Tensor]:
+        """(U, D) of each table: the rows that this rank reads, to collect gradients."""
+        weights = {name: table.weight for name, table in self._tables.items() if name in self._rows}
+        parts = self._swapped(weights, self._wanted, self._from)
+        found = {name: torch.empty((len(rows), weights[name].shape[1])) for name, rows in self._rows.items()}
+        for name, leaf_UD in found.items():
+            for at, part in zip(self._from[name], parts[name], strict=True):
+                leaf_UD[torch.from_numpy(at)] = part
+            leaf_UD.requires_grad_()
+        return found
+
+    def summed(self, gradients: dict[str, Tensor]) -> dict[str, tuple[Int64, Tensor]]:
+        """The rows that this rank owns and any rank reads: by table their places, ascending, and (M, D) the sum of the
+        ranks' gradients. ``gradients``: (U, D) of what this rank reads."""
+        parts = self._swapped(gradients, self._from, self._wanted)
+        found = dict[str, tuple[Int64, Tensor]]()
+        for name, wanted in self._wanted.items():
+            places = np.unique(np.concatenate(wanted))
+            all_NMD = torch.zeros((len(wanted), len(places), gradients[name].shape[1]))
+            for one_MD, mine, part in zip(all_NMD, wanted, parts[name], strict=True):
+                one_MD[torch.from_numpy(np.searchsorted(places, mine))] = part
+            found[name] = places, added(all_NMD)
+        return found
+
+    def _swapped(
+        self, rows: dict[str, Tensor], sent: dict[str, list[Int64]], got: dict[str, list[Int64]]
+    ) -> dict[str, list[Tensor]]:
+        """Send each rank these of the rows of each table; what each has sent, which are as many as ``got``."""
+        ranks, names = range(self._ranks.size), list(self._rows)
+        parts = [
+            torch.cat([rows[name].detach()[torch.from_numpy(sent[name][rank])].flatten() for name in names])
+            for rank in ranks
+        ]
+        widths = {name: rows[name].shape[1] for name in names}
+        lengths = [[len(got[name][rank]) * widths[name] for name in names] for rank in ranks]
+        flats = self._ranks.swapped(parts, [sum(each) for each in lengths])
+        pieces = [torch.split(flat, each) for flat, each in zip(flats, lengths, strict=True)]
+        return {name: [piece[index].view(-1, widths[name]) for piece in pieces] for index, name in enumerate(names)}
+
+
+def wanted_of(reads: Sequence[Int64], share: Share) -> list[Int64]:
+    """For each rank, the places at one owner of the rows that it reads. ``reads``: (U,) of each rank."""
+    return [share.places(rows_U[share.is_own(rows_U)]) for rows_U in reads]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """What rank 0 asks the owners of a table: a method of `model.share.Owners` with its arguments, by places."""
+
+    table: str
+    what: str
+    given: tuple[Any, ...]
+
+
+def told(tables: Tables, ask: Ask) -> Any:
+    """What this owner answers."""
+    table = tables[ask.table]
+    weight_VD = table.weight.numpy()
+    if ask.what == "read":
+        return table.read_at(*ask.given)
+    if ask.what == "logits":
+        query_AD, num, unit_width = ask.given
+        return memory_logits(query_AD, weight_VD, num, unit_width)
+    if ask.what == "logits_of":
+        query_AD, place, begin_A1, unit_width = ask.given
+        return memory_logits_of(query_AD, weight_VD, place, begin_A1, unit_width)
+    num = ask.given[0]
+    return bool(torch.isfinite(table.weight[:num].sum() + table.state[:num].sum()))
+
+
+class DividedRows:
+    """The rows of one table wherever they are, for rank 0: `model.share.Owners`.
+
+    ``before``: what the others must be told before they are asked.
+    """
+
+    def __init__(self, ranks: Ranks, tables: Tables, name: str, before: Callable[[], None]) -> None:
+        self._ranks, self._tables, self._name, self._before = ranks, tables, name, before
+
+    def read(self, rows_U: Int64) -> tuple[Float32, Float32]:
+        """See `Owners`."""
+        table = self._tables[self._name]
+        weight_UD, state_U = np.empty((len(rows_U), table.width), np.float32), np.empty(len(rows_U), np.float32)
+        owner_U = rows_U % self._ranks.size
+        at = [np.flatnonzero(owner_U == rank) for rank in range(self._ranks.size)]
+        found = self._asked("read", [(rows_U[each] // self._ranks.size,) for each in at])
+        for where, (weights, states) in zip(at, found, strict=True):
+            weight_UD[where], state_U[where] = weights, states
+        return weight_UD, state_U
+
+    def logits(self, query_AD: Float32, unit_width: int) -> Float32:
+        """See `Owners`."""
+        size, num_rows = self._ranks.size, self._tables[self._name].num_rows
+        logit_AV = np.empty((len(query_AD), num_rows), np.float32)
+        given = [(query_AD, len(range(rank, num_rows, size)), unit_width) for rank in range(size)]
+        for rank, part in enumerate(self._asked("logits", given)):
+            logit_AV[:, rank::size] = part
+        return logit_AV
+
+    def logits_of(self, query_AD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+        """See `Owners`."""
+        size, event = self._ranks.size, np.repeat(np.arange(len(query_AD)), np.diff(begin_A1))
+        at = [np.flatnonzero(row % size == rank) for rank in range(size)]
+        given = [
+            (query_AD, row[each] // size, np.searchsorted(event[each], np.arange(len(query_AD) + 1)), unit_width)
+            for each in at
+        ]
+        logit = np.empty(len(row), np.float32)
+        for where, part in zip(at, self._asked("logits_of", given), strict=True):
+            logit[where] = part
+        return logit
+
+    def is_finite(self) -> bool:
+        """See `Owners`."""
+        size, num_rows = self._ranks.size, self._tables[self._name].num_rows
+        return all(self._asked("is_finite", [(len(range(rank, num_rows, size)),) for rank in range(size)]))
+
+    def _asked(self, what: str, given: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What the owners answer, rank 0 first."""
+        self._before()
+        asks = [Ask(self._name, what, each) for each in given]
+        self._ranks.give(asks[1:])
+        return [told(self._tables, asks[0]), *self._ranks.answers()]
