@@ -117,7 +117,7 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
             lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),
             service.pulse, service.served,
         ))  # fmt: skip
-    service.sender = ActionSender(kafka) if config.allow_actions or config.allow_forget else None
+    service.sender = ActionSender(kafka, settings.action) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()
     try:

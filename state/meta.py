@@ -53,7 +53,7 @@ class Position(NamedTuple):
     applied_offset: int = -1
     """The highest action offset applied; -1 before any."""
     applied_record_ms: int = -1
-    """Kafka timestamp of that record."""
+    """Kafka timestamp of that record; -1 if it is not known, as after a restore."""
     newest_event_ms: int = -1
     counted_offset: int = -1
     """``counts`` are those of the actions up to here. After a restore, this is ahead of ``applied_offset``."""

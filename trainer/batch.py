@@ -10,9 +10,10 @@ Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, actio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,37 +116,74 @@ class _Pieces:
     is_new_P: Bools
 
 
-def build_batch(examples: Sequence[Example], histories: Histories, config: ModelConfig) -> JaggedBatch:
-    """Fold the examples into ``histories``, in the order given, and lay out what they teach."""
+class Taught(NamedTuple):
+    """Pieces of one user: their places in the user's lifetime, their kinds, and whether each interaction is new.
+    ``seed`` is derived from the example that they come from."""
+
+    user: str
+    history: History
+    seed: int
+    places: list[int]
+    bits: list[int]
+    is_new: list[bool]
+
+
+Choose = Callable[[Sequence[Example], Sequence[History], Histories], list[Taught]]
+"""What a step teaches, from its examples, the histories that they were folded into, and all histories."""
+
+
+def taught_at_once(examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
+    """Every piece of the examples."""
+    del histories
+    return [
+        _taught_by(example, history)
+        for example, history in zip(examples, touched, strict=True)
+        if example.num_new or example.num_feedback
+    ]
+
+
+def seed_of(partition: int, number: int) -> int:
+    """A number for an example of a partition, which no other example has."""
+    return (partition << 40) + number
+
+
+def _taught_by(example: Example, history: History) -> Taught:
+    first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
+    places = (first + example.feedback_index).tolist() if example.num_feedback else []
+    bits = example.feedback_bits.tolist() if example.num_feedback else []
+    is_new = [False] * len(places) + [True] * num_new
+    places += range(first + len(held) - num_new, first + len(held))
+    bits += held[len(held) - num_new :].tolist()
+    return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
+
+
+def build_batch(
+    examples: Sequence[Example], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
+) -> JaggedBatch:
+    """Fold the examples into ``histories``, in the order given, and lay out what they teach (``choose``)."""
     touched = [histories.gather(example) for example in examples]
-    teaching = [at for at, example in enumerate(examples) if example.num_new or example.num_feedback]
-    batch = _lay_out(_pieces([(examples[at], touched[at]) for at in teaching]), config) if teaching else None
+    taught = choose(examples, touched, histories)
+    batch = _lay_out(_pieces(taught), config) if taught else None
     for history in touched:
         histories.settle(history)
     return batch if batch is not None else nothing_learned(config)
 
 
-def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
+def _pieces(taught: Sequence[Taught]) -> _Pieces:
     number_of: dict[str, int] = {}
     users, seeds, keys = list[History](), list[int](), list[int]()
     owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
-    for example, history in pairs:
-        number = number_of.setdefault(example.user, len(users))
+    for each in taught:
+        number = number_of.setdefault(each.user, len(users))
         if number == len(users):
-            users.append(history)
-            seeds.append((example.partition << 40) + example.number)
+            users.append(each.history)
+            seeds.append(each.seed)
             # Not `wire.hashing`: this module needs nothing but torch and NumPy.
-            keys.append(int.from_bytes(blake2b(example.user.encode(), digest_size=8).digest(), "little", signed=True))
-        first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
-        if num_feedback:
-            places += (first + example.feedback_index).tolist()
-            bits += example.feedback_bits.tolist()
-        if num_new:
-            held = example.interactions.action_bits
-            places += range(first + len(held) - num_new, first + len(held))
-            bits += held[len(held) - num_new :].tolist()
-        owners += [number] * (num_feedback + num_new)
-        is_new += [False] * num_feedback + [True] * num_new
+            keys.append(int.from_bytes(blake2b(each.user.encode(), digest_size=8).digest(), "little", signed=True))
+        owners += [number] * len(each.places)
+        places += each.places
+        bits += each.bits
+        is_new += each.is_new
     return _Pieces(
         users,
         seeds,

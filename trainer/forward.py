@@ -53,7 +53,7 @@ class ForwardPass:
             self._graphs = PaddedEncoder(self._model, captures, context_gradient=through)
             if not self._predicts_value:
                 self.step_graphs = PaddedStep(
-                    self._model, captures, feedback=self._config.feedback, context_gradient=through,
+                    self._model, captures, feedback=self._config.late_feedback, context_gradient=through,
                     rank_weight=self._config.rank_weight,
                 )  # fmt: skip
         self._step = self._now_ms = 0

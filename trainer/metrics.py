@@ -1,8 +1,9 @@
 """Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
-and for the most popular items so far, with slices; over everything, and over the last ``window`` targets. Ranking:
-`trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where it stopped.
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model,
+its network and its counts alone, and the most popular items so far, with slices; over everything, and over the last
+``window`` targets. Ranking: `trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where
+it stopped.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class ShardPass:
         retrieval = self._retrieval_loss(query_SD, model.retrieval_table(leaf_UD), shard.target_row_R[wanted])
         ranking = (
             ranking_loss(
-                logits_RK, to_device(batch.learned_RK, device), to_device(batch.is_new_R, device), config.feedback
+                logits_RK, to_device(batch.learned_RK, device), to_device(batch.is_new_R, device), config.late_feedback
             ).sum()
             / step.num_targets
         )

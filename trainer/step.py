@@ -108,7 +108,9 @@ class Learner:
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
-        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_columns)
+        self.histories = TrainedHistories(
+            model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
+        )
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
         self.num_interactions = 0
@@ -143,7 +145,7 @@ class Learner:
         if examples[0].mark is not None:
             self.apply_marks(examples)
             return self._report(started, 0, 0)
-        whole = build_batch(examples, self.histories, self.model_config)
+        whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
             return self._report(started, 0, 0)
@@ -187,7 +189,7 @@ class Learner:
                 self.remove_items({each.marked_item})
             elif each.mark is Mark.ITEM_BACK:
                 self.items.unblock(np.array([each.marked_item], np.int64))
-            self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
+            self._note_record_time(each)
 
     def remove_items(self, item_hashes: Collection[int]) -> None:
         """Drop these items' rows, with everything known about them, and never learn them again."""
@@ -268,7 +270,7 @@ class Learner:
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
-        return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
+        return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
     def _value_loss(self, batch: JaggedBatch, value_R: Tensor) -> Tensor:
         """The mean squared error of the values that are known by now; counts them, as predicted before."""
@@ -307,9 +309,14 @@ class Learner:
             if example.names:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
-        self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
+        self._note_record_time(*examples)
         if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+
+    def _note_record_time(self, *examples: Example) -> None:
+        waiting = self.histories.waiting
+        newest_ms = max(each.newest_record_ms for each in examples) if waiting is None else waiting.learned_ms
+        self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
         """Learn the producers' ids of items, for versions and checkpoints."""

@@ -99,7 +99,7 @@ def forget_request_of(content: Any) -> ForgetRequest | None:
         refuse("bad_value", f"{fields[0]}: expected text in UTF-8, got {text[:40]!r}; check the terminal's encoding")
     if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
         refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
-               f"{len(text)}")  # fmt: skip
+               f"{len(text)}; send the id as the actions have it")  # fmt: skip
     if fields[0] == "item":
         return ForgetRequest("", key, is_back=not forget)
     if not forget:

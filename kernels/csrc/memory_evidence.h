@@ -119,16 +119,23 @@ HEADRACE_INLINE int64_t visit_of(const MemoryCall& m, int64_t r) {
     return visit;
 }
 
-// Collects the features that only the user's own rows have, and how long ago the last choice was.
+// Collects the features that only rows have which the user chose or was shown, and how long ago the last choice was.
 inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visit) {
     const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], now = m.now_ms_R[r];
     for (int64_t k = first; k < end; ++k) {
         touch(s, m.past_rows[k]);
-        float* own = s.own + (int64_t)m.past_rows[k] * NUM_OWN;
+        float* own = s.own + (int64_t)m.past_rows[k] * OWN_STRIDE;
         own[OWN_COUNT] += 1.0f;
         own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
         own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
         own[OWN_SINCE] = since(now, m.past_ms[k]);
+    }
+    const int64_t shown_end = m.shown_end_R[r];
+    for (int64_t k = m.shown_begin_R[r]; k < shown_end; ++k) {
+        touch(s, m.shown_rows[k]);
+        float* own = s.own + (int64_t)m.shown_rows[k] * OWN_STRIDE;
+        own[SHOWN_COUNT] += 1.0f;
+        own[SHOWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(shown_end - 1 - k));
     }
     s.pause = end > first ? since(now, m.past_ms[end - 1]) : 0.0f;
 }
@@ -148,8 +155,9 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * NUM_OWN;
+        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * OWN_STRIDE;
         if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
+        if (own[SHOWN_COUNT] > 0) own[SHOWN_COUNT] = log1p_one(own[SHOWN_COUNT]);
         const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
         store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
     }
@@ -160,7 +168,7 @@ inline void clear(Scratch& s) {
         const int64_t row = s.touched[t];
         s.marked[row] = 0;
         store8(s.evidence + row * NUM_GATHERED, v8{});
-        store4(s.own + row * NUM_OWN, v4{});
+        store8(s.own + row * OWN_STRIDE, v8{});
     }
 }
 

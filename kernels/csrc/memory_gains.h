@@ -8,8 +8,8 @@ HEADRACE_BEGIN
 // A row's evidence, weighted by the gains.
 HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
     const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
-    const v4 own = load4(s.own + row * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
-    return sum8(gathered) + ((own[0] + own[2]) + (own[1] + own[3]));
+    const v8 own = load8(s.own + row * OWN_STRIDE) * load8(gain + NUM_STANDING + NUM_GATHERED);
+    return sum8(gathered) + sum8(own);
 }
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
@@ -20,8 +20,10 @@ inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     return 1 + bucket;
 }
 
-inline void set_gains(const MemoryCall& m, Scratch& s, int bucket) {
-    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+// The gains for a bucket, followed by zeros up to the end of a vector of own features.
+inline void gains_of(const MemoryCall& m, int bucket, float* gain) {
+    for (int f = 0; f < MOST_GAINS; ++f)
+        gain[f] = f < NUM_FEATURES ? m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f] : 0.0f;
 }
 
 // Rescores the listed rows by the shortlist's network; returns the shift of all new scores. The list holds indices into
@@ -32,7 +34,7 @@ inline float look_again(const MemoryCall& m, const Scratch& s, const float* stan
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t at = list.row[c], row = row_of_listed(at);
-        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * NUM_OWN;
+        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * OWN_STRIDE;
         const float used = list.listed[c], lead = list.score[c] - best;
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];

@@ -69,9 +69,11 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
     recent = memory.recent[(memory.recent > 0) & (memory.recent < num_rows)].tolist()
     event, found, added = int(memory.clock[0]), list[list[int]](), dict[int, set[int]]()
     for r in range(len(events)):
-        target, past = int(events.target_R[r]), MemoryPast.of_event(events, r).row_P[::-1].tolist()
+        target, history = int(events.target_R[r]), MemoryPast.of_event(events, r)
+        past = history.row_P[::-1].tolist()
         if events.chosen_R[r] == 1:
-            found.append(_rows_asked(memory, num_rows, target, past, recent, added, event) if target else [])
+            certain = [target, *history.shown_S.tolist(), *recent]
+            found.append(_rows_asked(memory, num_rows, past, certain, added, event) if target else [])
         if target == 0:
             continue
         event += 1
@@ -85,10 +87,9 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
 
 
 def _rows_asked(
-    memory: MemoryArrays, num_rows: int, target: int, past: list[int], recent: list[int], added: dict[int, set[int]],
-    event: int,
+    memory: MemoryArrays, num_rows: int, past: list[int], certain: list[int], added: dict[int, set[int]], event: int
 ) -> list[int]:  # fmt: skip
-    rows = {target, *past, *recent, *drawn_rows(event, num_rows)}
+    rows = {*certain, *past, *drawn_rows(event, num_rows)}
     for row in past[: WIDE[0]]:
         rows |= {*memory.neighbour_row[row, : memory.num_neighbours[row]].tolist(), *added.get(row, ())}
     return sorted(rows)
@@ -122,12 +123,12 @@ def drawn_rows(event: int, num_rows: int) -> list[int]:
     return rows
 
 
-def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tuple[Float64, Float64]:
+def _shares(memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast) -> tuple[Float64, Float64]:
     """(V,) 1 for each row that competes for certain; (V,) for how many rows each drawn one stands."""
     certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
-    for row in past[::-1][: WIDE[0]].tolist():
+    for row in past.row_P[::-1][: WIDE[0]].tolist():
         certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
-    certain_V[past] = certain_V[target] = 1.0
+    certain_V[past.row_P] = certain_V[past.shown_S] = certain_V[target] = 1.0
     certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
     np.add.at(drawn_V, drawn_rows(int(memory.clock[0]), num_rows), (num_rows - 1) / DRAWN)
     return certain_V, np.where(certain_V > 0, 0.0, drawn_V)
@@ -140,7 +141,7 @@ def _learn(
     excludes = leaves_out(memory, rules)
     standing_FV = standing_of(memory, slice(num_rows))
     done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
-    certain_V, drawn_V = _shares(memory, num_rows, target, past.row_P)
+    certain_V, drawn_V = _shares(memory, num_rows, target, past)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)
     best = score_V.max()

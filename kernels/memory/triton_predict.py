@@ -43,12 +43,16 @@ from kernels.memory.past import SINCE_SHARE
 from kernels.memory.reference import OUT as SCORE_OUT
 from kernels.memory.shortlist import FURTHEST, LAST_LEAD, LEAK, LEAST_VARIANCE, LENGTH_SCALE
 
-TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT = map(tl.constexpr, range(9))
+TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT, SHOWN_BEGIN, SHOWN_END = map(
+    tl.constexpr, range(11)
+)
 EVENT = tl.constexpr(12)
 """The columns of an event."""
 GATHERED = tl.constexpr(len(EVIDENCE) - len(OWN))
 NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEATURES), len(SEEN_AGAIN)))
 LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
+OWN_COLUMNS = tl.constexpr(4)
+"""Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last."""
 TINY = tl.constexpr(1e-37)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 MET = tl.constexpr(1 << 20)
@@ -119,12 +123,31 @@ def since_of(lag, inside, history):
 
 
 @triton.jit
+def recency_of(newest):
+    """Of rows whose newest choice or showing has this number (`note_rows`), 0 for none."""
+    lag = (newest - MET) * -1
+    return tl.where(newest > 0, 1.0 / (1.0 + lag.to(tl.float32) * 0.1), 0.0)
+
+
+@triton.jit
+def note_rows(rows_ptr, num, count_ptr, newest_ptr, WIDTH: tl.constexpr):
+    """Count how often each row is among these, oldest first, and when last."""
+    for start in range(0, num, WIDTH):
+        place = start + tl.arange(0, WIDTH)
+        row = tl.load(rows_ptr + place, mask=place < num, other=0)
+        tl.atomic_add(count_ptr + row, 1, mask=place < num)
+        tl.atomic_max(newest_ptr + row, place - (num - 1) + MET, mask=place < num)
+
+
+@triton.jit
 def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
     """The features of rows given the user's history; and which rows are left out."""
     own = tl.load(own_ptr + row, mask=inside, other=0)
     newest = tl.load(own_ptr + stride + row, mask=inside, other=0)
+    shown = tl.load(own_ptr + 2 * stride + row, mask=inside, other=0)
+    newest_shown = tl.load(own_ptr + 3 * stride + row, mask=inside, other=0)
     is_own, lag = newest > 0, (newest - MET) * -1
-    recency = tl.where(is_own, 1.0 / (1.0 + lag.to(tl.float32) * 0.1), 0.0)
+    recency, shown_recency = recency_of(newest), recency_of(newest_shown)
     visit = (is_own & (lag < history[3])).to(tl.float32)
     since = tl.where(is_own, since_of(lag, is_own, history), 0.0)
     follows = tl.load(evidence_ptr + row, mask=inside, other=0.0)
@@ -139,7 +162,8 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
         logarithm(follows, SCALE_OF_FOLLOWS), chain, logarithm(wide, SCALE_OF_COSINE),
         logarithm(after, SCALE_OF_COSINE), logarithm(before, SCALE_OF_COSINE), learned,
         logarithm(direct, SCALE_OF_FOLLOWS), logarithm(threads, SCALE_OF_FOLLOWS),
-        logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since, own >= MET,
+        logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since,
+        logarithm(shown.to(tl.float32), 1.0), shown_recency, own >= MET,
     )  # fmt: skip
 
 
@@ -147,12 +171,12 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
 def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride):
     """All features of rows, in order; which rows are known, and which are left out."""
     s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
-    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, is_out = evidence_of(
+    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, is_out = evidence_of(
         row, inside, evidence_ptr, own_ptr, history, stride
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    features = s0, s1, s2, s3, s4, s5, s6, e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, logit
-    return features, first >= 0, is_out
+    standing, evidence = (s0, s1, s2, s3, s4, s5, s6), (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13)
+    return standing + evidence + (logit,), first >= 0, is_out
 
 
 @triton.jit
@@ -257,7 +281,7 @@ def num_better(value, own, runs):
     do_not_specialize=["first_event", "first_place", "num_rows", "width", "stride", "logit_stride", "num_events"]
 )
 def predict_events_kernel(
-    event_ptr, past_ptr, met_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
+    event_ptr, past_ptr, met_ptr, shown_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
     neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, gain_ptr,
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
@@ -288,7 +312,7 @@ def predict_events_kernel(
     if is_predicted:
         scratch = tl.program_id(0).to(tl.int64) * stride
         evidence_ptr += scratch * GATHERED
-        own_ptr += scratch * 2
+        own_ptr += scratch * OWN_COLUMNS
         score_ptr += scratch
         push_ptr += place.to(tl.int64) * stride
         logit_ptr += tl.load(event_ptr + QUERY).to(tl.int64) * logit_stride
@@ -298,14 +322,12 @@ def predict_events_kernel(
             row = start + tl.arange(0, BLOCK)
             for f in tl.static_range(GATHERED):
                 tl.store(evidence_ptr + f * stride + row, tl.zeros([BLOCK], tl.float32), mask=row < num_rows)
-            for f in tl.static_range(2):
+            for f in tl.static_range(OWN_COLUMNS):
                 tl.store(own_ptr + f * stride + row, tl.zeros([BLOCK], tl.int32), mask=row < num_rows)
         tl.debug_barrier()
-        for start in range(0, num_past, WIDTH):
-            place_P = start + tl.arange(0, WIDTH)
-            own = tl.load(past_ptr + place_P, mask=place_P < num_past, other=0)
-            tl.atomic_add(own_ptr + own, 1, mask=place_P < num_past)
-            tl.atomic_max(own_ptr + stride + own, place_P - (num_past - 1) + MET, mask=place_P < num_past)
+        note_rows(past_ptr, num_past, own_ptr, own_ptr + stride, WIDTH)
+        shown_begin, shown_end = tl.load(event_ptr + SHOWN_BEGIN), tl.load(event_ptr + SHOWN_END)
+        note_rows(shown_ptr + shown_begin, shown_end - shown_begin, own_ptr + 2 * stride, own_ptr + 3 * stride, WIDTH)
         if EXCLUDE == 2:
             share = tl.load(clock_ptr + 5) / (tl.load(clock_ptr + 6) + PRIOR)
             excludes = share.to(tl.float32) < FEW

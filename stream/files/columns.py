@@ -142,7 +142,9 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
     for name in (*config.features, *config.user_features):
         if plain.count(name.lower()) > 1:
             raise BadCell(f"expected one column {name}, got several; rename or drop the others")
-    return Columns(place, _features(config.features, free), _features(config.user_features, free))
+    return Columns(
+        place, _features("features", config.features, free), _features("user_features", config.user_features, free)
+    )
 
 
 def used_of(names: Sequence[str], config: ActionConfig) -> list[str]:
@@ -164,5 +166,10 @@ def _squeezed(name: str) -> str:
     return name.replace("_", "").replace("-", "").replace(" ", "")
 
 
-def _features(names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
-    return {name: free[name.lower()] for name in names if name.lower() in free}
+def _features(kind: str, names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
+    """Of each feature, its column: ``genre`` or, as flattened JSON has it, ``features.genre``."""
+    if names and kind in free and kind not in names:
+        each = ", ".join(names)
+        raise BadCell(f"expected a column for each feature ({each}), got one column {kind}; write them into columns")
+    found = {name: free.get(name.lower(), free.get(f"{kind}.{name.lower()}")) for name in names}
+    return {name: at for name, at in found.items() if at is not None}

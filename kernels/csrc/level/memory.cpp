@@ -14,7 +14,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
         s.evidence = arena.get<float>(s.padded * NUM_GATHERED);
-        s.own = arena.get<float>(s.padded * NUM_OWN);
+        s.own = arena.get<float>(s.padded * OWN_STRIDE);
         s.score = arena.get<float>(s.padded);
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
@@ -27,7 +27,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     }
     memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
     memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
-    memset(s.own, 0, s.padded * NUM_OWN * sizeof(float));
+    memset(s.own, 0, s.padded * OWN_STRIDE * sizeof(float));
     memset(s.marked, 0, s.padded);
     memset(s.excluded, 0, s.padded);
     for (int64_t i = 0; i < s.padded; ++i) {
@@ -40,7 +40,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
 
 // Scores of all rows, and the largest. Rows that do not compete get OUT.
 inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
-    set_gains(m, s, bucket);
+    gains_of(m, bucket, s.gain);
     for (int64_t i = 0; i < s.padded; i += W) {
         vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
@@ -110,14 +110,14 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    v4 own = {};
+    v8 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
         sparse += load8(s.evidence + row * NUM_GATHERED) * s.push[row];
-        own += load4(s.own + row * NUM_OWN) * s.push[row];
+        own += load8(s.own + row * OWN_STRIDE) * s.push[row];
     }
     store8(slope + NUM_STANDING, sparse);
-    store4(slope + NUM_STANDING + NUM_GATHERED, own);
+    for (int f = 0; f < NUM_OWN; ++f) slope[NUM_STANDING + NUM_GATHERED + f] = own[f];
     descend(m, slope, bucket);
 }
 

@@ -6,6 +6,7 @@
 // catalogue.
 #include "memory_counts.h"
 #include "memory_gains.h"
+#include "sampled_rows.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
 struct SampledCall {
@@ -26,42 +27,6 @@ struct LogitsCall {
 
 HEADRACE_BEGIN
 
-constexpr int DRAWN = 512;
-constexpr float LEAST_NORM = 1e-6f;
-constexpr int64_t AHEAD_ROWS = 12;  // rows between a prefetch and its use
-
-// splitmix64 of the event's number and the draw's.
-HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_rows) {
-    uint64_t x = (event * DRAWN + draw + 1) * 0x9e3779b97f4a7c15ull;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-    return 1 + (int64_t)((x ^ x >> 31) % (uint64_t)(num_rows - 1));
-}
-
-// The network's logits of one row, for `NUM` queries side by side.
-template <int NUM>
-HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width,
-                                   float* logit) {
-    vf square = zero(), dot[NUM] = {};
-    int64_t d = 0;
-    for (; d + W <= unit_width; d += W) {
-        const vf x = load(row + d);
-        square = fma(x, x, square);
-        for (int q = 0; q < NUM; ++q) dot[q] = fma(x, load(query + q * width + d), dot[q]);
-    }
-    float squares = sum(square), rest[NUM] = {};
-    for (; d < unit_width; ++d) {
-        squares += row[d] * row[d];
-        for (int q = 0; q < NUM; ++q) rest[q] += row[d] * query[q * width + d];
-    }
-    const float norm = sqrtf(squares), inverse = 1.0f / (norm > LEAST_NORM ? norm : LEAST_NORM);
-    for (int q = 0; q < NUM; ++q) {
-        float bias = 0.0f;
-        for (int64_t b = unit_width; b < width; ++b) bias += row[b] * query[q * width + b];
-        logit[q] = (sum(dot[q]) + rest[q]) * inverse + bias;
-    }
-}
-
 struct Candidates {
     Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
@@ -75,9 +40,13 @@ struct Candidates {
 };
 
 inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
-    int64_t most_past = 0;
-    for (int64_t r = 0; r < m.num_events; ++r) most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
-    const int64_t most = min64(m.num_rows, min64(most_past, WIDE_LAGS) * m.width + most_past + RECENT + 1);
+    int64_t most_past = 0, most_shown = 0;
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
+        most_shown = max64(most_shown, m.shown_end_R[r] - m.shown_begin_R[r]);
+    }
+    const int64_t most_met = min64(most_past, WIDE_LAGS) * m.width + most_past + most_shown;
+    const int64_t most = min64(m.num_rows, most_met + RECENT + 1);
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
@@ -177,7 +146,7 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
 // Scores the candidates; returns the largest score, and in `best_certain` the largest of the certain ones.
 inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met,
                               float& best_certain) {
-    set_gains(m, c.s, bucket);
+    gains_of(m, bucket, c.s.gain);
     const float* gains = c.s.gain;
     for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
     for (int64_t i = 0; i < c.num; i += W) {
@@ -225,15 +194,15 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    v4 own = {};
+    v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
         float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
+        own += load8(c.s.own + (int64_t)c.row[i] * OWN_STRIDE) * c.push[i];
         e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
-    store4(slope + NUM_STANDING + NUM_GATHERED, own);
+    for (int f = 0; f < NUM_OWN; ++f) slope[NUM_STANDING + NUM_GATHERED + f] = own[f];
     learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
     descend(m, slope, bucket);
 }
@@ -318,5 +287,3 @@ HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
     headrace::HEADRACE_LEVEL::all_logits(*call);
     return 0;
 }
-
-#include "memory_candidates.h"
