@@ -52,6 +52,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "feedback": Word(FEEDBACK, "use vanilla"),
     "feedback_window_s": ABOVE_0,
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
+    "value_weight": Number(0, advice="0 learns no values"),
+    "max_exposure_weight": Number(1, advice="1 corrects nothing, 10 is usual"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
     "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
@@ -148,6 +150,8 @@ class TrainerConfig:
     sgd_after_steps: int = 0
     sgd_lr_ratio: float = 10.0
     rank_weight: float = 1.0
+    value_weight: float = 1.0
+    max_exposure_weight: float = 10.0
     row_init_std: float = 0.02
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -247,6 +251,8 @@ ADDED: dict[str, Any] = {
     "top_dropout_ratio": 1.0,
     "sgd_after_steps": 0,
     "sgd_lr_ratio": 10.0,
+    "value_weight": 1.0,
+    "max_exposure_weight": 10.0,
 }
 """Settings that earlier builds did not have, with the values that describe those builds."""
 

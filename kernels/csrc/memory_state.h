@@ -31,6 +31,7 @@ struct MemoryCall {
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
     const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const float* weight_R;    // how much each choice counts and teaches; null: 1 each
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
     const int32_t* shown_rows;  // met, and not chosen

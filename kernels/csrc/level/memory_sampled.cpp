@@ -169,17 +169,17 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     return best;
 }
 
-// push = share of the softmax - [is the target]; returns the log of the estimated sum of e^score.
-inline float push_candidates(Candidates& c, float best) {
+// push = weight * (share of the softmax - [is the target]); returns the log of the estimated sum of e^score.
+inline float push_candidates(Candidates& c, float best, float weight) {
     vf total = zero();
     for (int64_t i = 0; i < c.num; i += W) {
         const vf p = exp_negative(load(c.score + i) - best) * load(c.share + i);
         store(c.push + i, p);
         total += p;
     }
-    const float all = sum(total), inverse = 1.0f / all;
-    for (int64_t i = 0; i < c.num; i += W) store(c.push + i, load(c.push + i) * inverse);
-    c.push[c.target] -= 1.0f;
+    const float all = sum(total), share = weight / all;
+    for (int64_t i = 0; i < c.num; i += W) store(c.push + i, load(c.push + i) * share);
+    c.push[c.target] -= weight;
     return best + logf(all);
 }
 
@@ -223,13 +223,14 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     list.pick(c.score, c.first_drawn);
     const float shift =
         look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [](int64_t at) { return at; });
-    const float mass = push_candidates(c, best);
+    const float mass = push_candidates(c, best, weight_of(m, r));
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
         if (list.row[k] == c.target) own = list.out[k] + shift;
     m.loss_R[r] = mass - own;
     learn_from_candidates(m, c, past, num_past, bucket);
-    list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
+               weight_of(m, r));
     list.settle(m.shortlist_norm);
     clear(c.s);
     count_repeat(m, is_repeat);
