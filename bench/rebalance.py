@@ -45,6 +45,10 @@ class Workers:
         prefix = f"bench{uuid.uuid4().hex[:8]}"
         self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=NUM_PARTITIONS)
         self.topic = Topics.under(prefix).sequences
+        self.workers: list[Child] = []
+
+    def start(self) -> None:
+        """Create the topics and start the workers."""
         self.workers = [self._start(number) for number in range(NUM_WORKERS)]
 
     def _start(self, number: int) -> Child:
@@ -65,7 +69,7 @@ class Workers:
         return self._folder / f"disk-{number}"
 
     def send(self) -> None:
-        """Begin the live traffic."""
+        """Start the live traffic."""
         options = ("--rate", str(RATE))
         config = str(self._folder / "worker-0.toml")
         self._group.start("traffic", "-m", "stream", "simulate", "--config", config, *options)
@@ -104,6 +108,7 @@ def run(quick: bool = False) -> list[Row]:
         try:
             with ProcessGroup(folder, {"OMP_NUM_THREADS": "1"}) as group:
                 made = Workers(folder, broker, group)
+                made.start()
                 made.send()
                 group.wait_until(lambda: made.num_examples() > 5 * RATE, START_S, "the first examples", every_s=1.0)
 
