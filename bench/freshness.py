@@ -29,7 +29,6 @@ from bench.__main__ import commit, machine, show
 from bench.curve import draw_curves
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
-from bench.frozen import Frozen
 from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
@@ -37,6 +36,7 @@ from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
 from trainer.batch import JaggedBatch, build_batch
+from trainer.frozen import Frozen
 from trainer.metrics import PrequentialMetrics
 from trainer.soundness import pass_over
 from trainer.step import Learner
@@ -66,7 +66,7 @@ class Stale:
             return
         epoch = int(batch.time_ms_n[batch.target_R].max()) // self.every_ms
         if self.copy is None or epoch > self.epoch:
-            self.copy, self.epoch = Frozen(learner), epoch
+            self.copy, self.epoch = Frozen.of(learner), epoch
         ranks, probability_RK = self.copy.predict(batch)
         self.ranks.append(ranks)
         self.metrics.add(kinds_alone(probability_RK, batch))
@@ -82,7 +82,7 @@ class Probe:
 
     def look(self, learner: Learner) -> None:
         """Evaluate how well they are predicted now."""
-        copy = Frozen(learner)
+        copy = Frozen.of(learner)
         self.num_rows = self.num_rows or copy.items.num_rows
         ranks = [copy.predict(batch, self.num_rows)[0] for batch in self.batches]
         self.found.append((learner.num_interactions, retrieval(np.concatenate(ranks))["hr10"]))

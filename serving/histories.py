@@ -147,7 +147,7 @@ class Histories:
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Forget users and orders, because a new topic has the old one's name: histories start over in it."""
+        """Drop users and requests to forget, because a new topic has the old one's name: histories start over in it."""
         self.forget_partitions()
         self.removed = set()
         with self._lock:

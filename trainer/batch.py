@@ -149,8 +149,8 @@ def seed_of(partition: int, number: int) -> int:
 
 def _taught_by(example: Example, history: History) -> Taught:
     first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
-    places = (first + example.feedback_index).tolist() if example.num_feedback else []
-    bits = example.feedback_bits.tolist() if example.num_feedback else []
+    places: list[int] = (first + example.feedback_index).tolist() if example.num_feedback else []
+    bits: list[int] = example.feedback_bits.tolist() if example.num_feedback else []
     is_new = [False] * len(places) + [True] * num_new
     places += range(first + len(held) - num_new, first + len(held))
     bits += held[len(held) - num_new :].tolist()

@@ -72,6 +72,9 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
+    "frozen_every_s": Number(0, advice="3600 is usual; 0 turns it off"),
+    "frozen_share": Number(0, 1, open_low=True, advice="0.02 is usual"),
+    "frozen_bytes": AT_LEAST_1,
     "checkpoint_dir": Word(),
     "checkpoint_every_s": ABOVE_0,
     "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
@@ -108,6 +111,8 @@ class TrainerConfig:
     added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
     ``rank_timeout_s``: how long a rank waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up
     to that many events are predicted from one state, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
+    ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
+    how much of the training thread's time it takes, and how large it may be (`trainer.frozen_rival`).
     """
 
     model_id: str = "headrace"
@@ -167,6 +172,9 @@ class TrainerConfig:
     exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
+    frozen_every_s: float = 3600.0
+    frozen_share: float = 0.02
+    frozen_bytes: int = 1 << 30
     # Checkpoints and versions
     checkpoint_dir: str = "checkpoints"
     checkpoint_every_s: float = 60.0
@@ -280,6 +288,9 @@ _NOT_LEARNING = frozenset(
         "rank_timeout_s",
         "metric_share",
         "metric_window",
+        "frozen_every_s",
+        "frozen_share",
+        "frozen_bytes",
         "model_id",
         "file_take",
         "max_step_tokens",

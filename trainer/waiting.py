@@ -83,7 +83,7 @@ class Waiting:
     def _take(self, example: Example) -> Iterator[_Entry]:
         """Let the example's new interactions wait; those that do not, and those that have waited too long."""
         record_ms, first = example.newest_record_ms, example.first_new_index
-        self._offsets.setdefault(example.partition, deque()).append((record_ms, example.replay_from_offset - 1))
+        self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
         if not example.num_new:
             return
         places = self._waits.setdefault(example.user, {})

@@ -1,7 +1,9 @@
-// Where events are learned from a sample of the rows: which rows are drawn, and the network's logits of a row.
+// Where events are learned from a sample of the rows: which rows are drawn, the network's logits of a row, and the
+// scratch memory by row.
 #pragma once
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "simd.h"
 
@@ -42,5 +44,32 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
         logit[q] = (sum(dot[q]) + rest[q]) * inverse + bias;
     }
 }
+
+// A thread's scratch memory by row, of which an event touches little. So it is small: what an event computes of its
+// rows is beside it, in the order in which they are found. Every call leaves it all zero, but for `logit`, of which an
+// event reads what was written for it.
+struct Sparse {
+    int32_t* slot = nullptr;
+    float* logit = nullptr;
+    uint8_t* barred = nullptr;
+    int64_t num_rows = 0;
+    ~Sparse() { clear(); }
+    void clear() {
+        free(slot);
+        free(logit);
+        free(barred);
+        slot = nullptr, logit = nullptr, barred = nullptr, num_rows = 0;
+    }
+    bool at_least(int64_t rows) {
+        if (rows <= num_rows) return true;
+        clear();
+        slot = static_cast<int32_t*>(calloc(rows, sizeof(int32_t)));
+        logit = static_cast<float*>(calloc(rows, sizeof(float)));
+        barred = static_cast<uint8_t*>(calloc(rows, 1));
+        if (!slot || !logit || !barred) return clear(), false;
+        num_rows = rows;
+        return true;
+    }
+};
 
 HEADRACE_END

@@ -163,12 +163,12 @@ def test_a_version_covers_only_what_is_learned() -> None:
     learner, steps = Learner(MODEL, WAIT), steps_of(40)
     for examples in steps:
         learner.step(examples)
-    taken = {0: max(each.replay_from_offset for examples in steps for each in examples) - 1}
+    taken = {0: max(each.resume_from_offset for examples in steps for each in examples) - 1}
     (covered,) = learner.histories.covered(taken).values()
     clock_ms = max(each.newest_record_ms for examples in steps for each in examples)
     in_order = [each for examples in steps for each in examples]
     first = next(place for place, each in enumerate(in_order) if each.newest_record_ms > clock_ms - WINDOW_MS)
-    assert covered == in_order[first - 1].replay_from_offset - 1 < taken[0]
+    assert covered == in_order[first - 1].resume_from_offset - 1 < taken[0]
     assert learner.newest_record_ms == clock_ms - WINDOW_MS
     assert TrainedHistories(10, 1 << 20, 2).covered(taken) == taken
 

@@ -114,12 +114,12 @@ inline void note_count(const MemoryCall& m, Listing& l, int64_t r) {
 // rows neighbours of each other, so the list includes what earlier events of the call will have added. Returns false if
 // there is no room.
 inline bool list_candidates(const CandidatesCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Listing l;
     Arena arena;
-    if (!blank.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
-    l.is_listed = blank.bytes;
+    if (!sparse.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
+    l.is_listed = sparse.barred;
     uint64_t event = (uint64_t)m.clock[EVENTS];
     int64_t* begin = call.begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {

@@ -28,7 +28,7 @@ struct LogitsCall {
 HEADRACE_BEGIN
 
 struct Candidates {
-    Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
+    Scratch s = {};  // of it `touched`, `slot`, `evidence`, `own`, `pause`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
     float* given = nullptr;  // by row, the logits of the event at hand
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
@@ -39,7 +39,7 @@ struct Candidates {
     int64_t *first = nullptr, *last = nullptr;
 };
 
-inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
+inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, Arena& arena) {
     int64_t most_past = 0, most_shown = 0;
     for (int64_t r = 0; r < m.num_events; ++r) {
         most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
@@ -50,6 +50,8 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
+        c.s.evidence = arena.get<float>(c.most * NUM_GATHERED);
+        c.s.own = arena.get<float>(c.most * OWN_STRIDE);
         c.s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         c.row = arena.get<int32_t>(c.most);
         c.score = arena.get<float>(c.most);
@@ -63,12 +65,12 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
         c.last = arena.get<int64_t>(c.most);
         if (pass == 0 && !arena.allocate()) return false;
     }
-    if (!blank.at_least(m.num_rows)) return false;
-    c.s.evidence = blank.evidence;
-    c.s.own = blank.own;
-    c.s.marked = blank.bytes;
-    c.barred = blank.bytes + blank.num_rows;
-    c.given = blank.logit;
+    if (!sparse.at_least(m.num_rows)) return false;
+    memset(c.s.evidence, 0, c.most * NUM_GATHERED * sizeof(float));
+    memset(c.s.own, 0, c.most * OWN_STRIDE * sizeof(float));
+    c.s.slot = sparse.slot;
+    c.barred = sparse.barred;
+    c.given = sparse.logit;
     return true;
 }
 
@@ -78,9 +80,8 @@ inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_
         const int64_t row = past[num_past - 1 - lag];
         for (int64_t j = row * m.width; j < row * m.width + m.num_neighbours[row]; ++j) {
             const int64_t id = m.neighbour_row[j];
-            __builtin_prefetch(s.evidence + id * NUM_GATHERED, 1);
             __builtin_prefetch(m.seen_V + id);
-            __builtin_prefetch(s.marked + id, 1);
+            __builtin_prefetch(s.slot + id, 1);
         }
     }
 }
@@ -106,7 +107,7 @@ inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const
     const uint64_t event = (uint64_t)m.clock[EVENTS];
     for (int draw = 0; draw < DRAWN; ++draw) {
         const int64_t row = drawn_row(event, draw, m.num_rows);
-        if (s.marked[row]) continue;
+        if (s.slot[row]) continue;
         c.row[c.num] = (int32_t)row;
         c.share[c.num++] = (float)(m.num_rows - 1) / DRAWN;
     }
@@ -159,7 +160,7 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     for (int64_t i = 0; i < c.num; ++i) {
         const int64_t row = c.row[i];
         const bool competes = c.share[i] > 0 && c.first[i] >= 0 && (!c.barred[row] || i == c.target);
-        if (i < c.num_certain) c.score[i] += weighed(c.s, row, gains);
+        if (i < c.num_certain) c.score[i] += weighed(c.s, i, gains);
         if (!competes) c.score[i] = OUT;
         best = c.score[i] > best ? c.score[i] : best;
         if (i < c.num_certain) best_certain = best;
@@ -196,9 +197,9 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     v8 sparse = {};
     v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
-        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
+        float* e = c.s.evidence + i * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        own += load8(c.s.own + (int64_t)c.row[i] * OWN_STRIDE) * c.push[i];
+        own += load8(c.s.own + i * OWN_STRIDE) * c.push[i];
         e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
@@ -220,8 +221,8 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
-    const float shift = look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain,
-                                   [&](int64_t at) { return (int64_t)c.row[at]; });
+    const float shift =
+        look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [](int64_t at) { return at; });
     const float mass = push_candidates(c, best, weight_of(m, r));
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
@@ -236,11 +237,11 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
 }
 
 inline bool learn_all_sampled(const SampledCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Candidates c;
     Arena arena;
-    if (!make_candidates(m, c, blank, arena)) return false;
+    if (!make_candidates(m, c, sparse, arena)) return false;
     const float* query = call.query_AD;
     const int64_t* begin = call.given_begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {
