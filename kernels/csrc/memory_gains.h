@@ -61,7 +61,7 @@ inline void descend(const MemoryCall& m, const float* slope, int bucket) {
     }
 }
 
-// `push` has a number for each row, `stride` apart.
+// `push` has a number for each place of the evidence, `stride` apart.
 inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push,
                           int64_t stride) {
     float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
