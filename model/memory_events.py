@@ -23,6 +23,7 @@ def events_of(
     config: ModelConfig,
     *,
     is_chosen_R: NDArray[np.bool_] | None,
+    weight_R: NDArray[np.float32] | None = None,
 ) -> MemoryEvents:
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
@@ -50,6 +51,7 @@ def events_of(
         shown_rows=rows[~chosen_n & known_n],
         shown_begin_R=shown[0],
         shown_end_R=shown[1],
+        weight_R=weight_R,
     )
 
 

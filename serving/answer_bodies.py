@@ -42,6 +42,9 @@ class RankedItem(Struct, frozen=True, gc=False):
     item: int | str
     known: bool
     probabilities: dict[str, float]
+    value: Annotated[
+        float | UnsetType, Meta(description="with `model.predict_value`: what is expected of the action's value")
+    ] = UNSET
     score: Annotated[
         float | UnsetType, Meta(description="with `weights`: the sum of the probabilities, each times its weight")
     ] = UNSET

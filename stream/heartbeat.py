@@ -54,6 +54,7 @@ class Heartbeat:
                         async with asyncio.timeout(ANSWER_S):
                             numbers = sorted(self.partitions)
                             ends = await end_offsets(consumer, topic, numbers)
+                            self.metrics.heard_s = time.monotonic()
                             held_back.note(ends, await end_offsets(everything, topic, numbers))
                             self._look_after(ends)
                             await self._report()

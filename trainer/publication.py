@@ -144,7 +144,7 @@ class Publication:
             Manifest,
             model_id=learner.config.model_id,
             covered={p: each.next_number - 1 for p, each in positions.items()},
-            covered_offsets={p: each.covered_offset for p, each in positions.items()},
+            covered_offsets=learner.histories.covered({p: each.covered_offset for p, each in positions.items()}),
             newest_event_ms=learner.newest_event_ms,
             newest_record_ms=learner.newest_record_ms,
             num_interactions=learner.num_interactions,

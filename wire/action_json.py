@@ -42,6 +42,7 @@ class Wire(msgspec.Struct, gc=False):
     session: str | int | None = None
     domain: str | int | None = None
     value: float | None = None
+    propensity: float | None = None
     features: dict[str, str | int | None] | None = None
     user_features: dict[str, str | int | None] | None = None
 
@@ -122,7 +123,8 @@ def check(content: Any) -> Wire:
         _check_names(content["action"]),
         _check_timestamp(content["timestamp"]),
         **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
-        value=_check_number(content.get("value")),
+        value=_check_number(content.get("value"), "value"),
+        propensity=_check_number(content.get("propensity"), "propensity"),
         features=_check_features(content.get("features"), "features"),
         user_features=_check_features(content.get("user_features"), "user_features"),
     )
@@ -153,11 +155,11 @@ def _check_names(entry: Any) -> str | list[str]:
     refuse("wrong_type", f"action: expected a string or a list of strings, got {_name(entry)}; name the kinds")
 
 
-def _check_number(entry: Any) -> float | None:
+def _check_number(entry: Any, field: str) -> float | None:
     if entry is None:
         return None
     if isinstance(entry, bool) or not isinstance(entry, int | float):
-        refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out if there is none")
+        refuse("wrong_type", f"{field}: expected a number, got {_name(entry)}; leave it out if there is none")
     try:
         return float(entry)
     except OverflowError:

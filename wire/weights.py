@@ -81,13 +81,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     newest_event_ms: int
     newest_record_ms: int
     num_interactions: int
-    """Interactions learned as new ones, in the whole lineage."""
+    """New interactions in the steps of the whole lineage: learned, or with `trainer.feedback` "wait" at least taken."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
     created_ms: int
     metrics: dict[str, Any]
     num_feedback: int = 0
-    """Pieces of feedback to earlier interactions that were learned, in the whole lineage."""
+    """Pieces of feedback to earlier interactions in the steps of the whole lineage."""
     lineage: str = ""
     first_step: int = 0
     """Number of the first step in ``plan``; the steps of a lineage are numbered from 0 without gaps."""

@@ -125,7 +125,7 @@ inline void lay_out(BestPass& p) {
         p.bucket_BQ[(bucket - 1) * p.padded + q] = 1.0f;
         for (int64_t d = 0; d < call.width; ++d)
             p.query_DQ[d * p.padded + q] = call.query_RD[r * call.width + d] * gain[MODEL];
-        p.best[q].start();
+        p.best[q].start(OUT / 2);
     }
 }
 

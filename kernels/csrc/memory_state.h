@@ -31,6 +31,7 @@ struct MemoryCall {
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
     const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const float* weight_R;    // how much each choice counts and teaches; null: 1 each
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
     const int32_t* shown_rows;  // met, and not chosen
@@ -88,33 +89,32 @@ struct Scratch {
     float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
+    int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
     int64_t num_touched, padded;
     float pause;  // time since the user's last choice
     float gain[MOST_GAINS];
     Shortlist<NUM_SEEN>* shortlist;
 };
 
-// A thread's per-row scratch memory, all zero between calls.
+// A thread's per-row scratch memory: all zero between calls.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr, *logit = nullptr;
+    float *evidence = nullptr, *own = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
-        free(logit);
         free(bytes);
-        evidence = own = logit = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
-        logit = static_cast<float*>(calloc(rows, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !logit || !bytes) return clear(), false;
+        if (!evidence || !own || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }

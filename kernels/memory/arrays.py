@@ -165,6 +165,7 @@ class MemoryEvents:
     ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. ``shown_rows``:
     likewise what they had met without choosing it. Rows are above 0. ``past_ms`` (as many as ``past_rows``) and
     ``now_ms_R`` (R,) int64: when each was chosen, and when event r is.
+    ``weight_R`` (R,) float32: how much a choice counts and teaches; None: 1 each.
     """
 
     target_R: Int32
@@ -180,6 +181,7 @@ class MemoryEvents:
     shown_rows: Int32
     shown_begin_R: Int64
     shown_end_R: Int64
+    weight_R: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.target_R)
@@ -187,9 +189,14 @@ class MemoryEvents:
     def __getitem__(self, part: slice) -> MemoryEvents:
         """Some of the events; the rows are shared."""
         shared = ("past_rows", "past_ms", "met_rows", "shown_rows")
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return MemoryEvents(
-            **{each.name: getattr(self, each.name)[() if each.name in shared else part] for each in fields(self)}
+            **{name: column if name in shared or column is None else column[part] for name, column in columns.items()}
         )
+
+    def weight(self, r: int) -> float:
+        """Of event r."""
+        return 1.0 if self.weight_R is None else float(self.weight_R[r])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,7 +41,8 @@ class _Call(ctypes.Structure):
         *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
         *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
-        *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
+        *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
+        *((name, c_void_p) for name in ("past_begin", "past_end")),
         *(
             (name, c_void_p)
             for name in (
@@ -100,13 +101,13 @@ class _SampledCall(ctypes.Structure):
 
 
 class _CandidatesCall(ctypes.Structure):
-    """``CandidatesCall`` of csrc/memory_candidates.h."""
+    """``CandidatesCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (("memory", _Call), ("row", c_void_p), ("begin", c_void_p), ("most", c_int64))
 
 
 class _RowLogitsCall(ctypes.Structure):
-    """``RowLogitsCall`` of csrc/memory_candidates.h."""
+    """``RowLogitsCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (
         ("query", c_void_p),
@@ -129,15 +130,18 @@ class _LogitsCall(ctypes.Structure):
 
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
     """The argument, and the arrays that must outlive it."""
-    kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
+    kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__ if name != "weight_R"]
     (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
      shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
+    if events.weight_R is not None:
+        kept.append(np.ascontiguousarray(events.weight_R, np.float32))
     call = _Call(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
         target=target,
         chosen=chosen,
+        weight_of=None if events.weight_R is None else _pointer(kept[-1]),
         past_rows=past_rows,
         met_rows=met_rows,
         past_begin=past_begin,

@@ -18,8 +18,9 @@ from torch import Tensor
 from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
+from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS
 from kernels.memory.triton_learn import count_events_kernel, learn_events_kernel, learn_weights_kernel
-from kernels.memory.triton_predict import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS, predict_events_kernel
+from kernels.memory.triton_predict import predict_events_kernel
 from kernels.triton_shared import INTERPRETED, next_power
 
 MOST_GROUP = 128

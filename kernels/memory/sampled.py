@@ -106,8 +106,8 @@ def _learn_all(
             continue
         past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
-            loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules)
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+            loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
 
@@ -135,8 +135,9 @@ def _shares(memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast) 
 
 
 def _learn(
-    memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules
-) -> float:
+    memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules,
+    weight: float,
+) -> float:  # fmt: skip
     excludes = leaves_out(memory, rules)
     standing_FV = standing_of(memory, slice(num_rows))
     done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
@@ -148,11 +149,12 @@ def _learn(
     mass = float(np.log(push_V.sum()) + best)
     push_V /= push_V.sum()
     push_V[target] -= 1.0
+    push_V *= weight
     competes_V = done.competes_V & (certain_V > 0)
     shortlist = Shortlist(memory, replace(done, competes_V=competes_V))
     shortlist.rescore(score_V)
     learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
     learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
-    shortlist.learn(memory, target, rules)
+    shortlist.learn(memory, target, rules, weight)
     count_repeat(memory, is_repeat=target in met, rules=rules)
     return mass - float(score_V[target])

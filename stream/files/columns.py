@@ -29,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "action_id", "event_id"),
     "session": ("session", "session_id", "sessionid", "user_session"),
     "domain": ("domain",),
+    "propensity": ("propensity",),
 }  # fmt: skip
 """Role of a column → the names for it, in lower case; the first that a table has is used."""
 _OPTIONAL = ("id", "session", "domain")
@@ -76,7 +77,7 @@ class Columns:
     @cached_property
     def _has_more(self) -> bool:
         named = any(self.place[name] >= 0 for name in _OPTIONAL)
-        return named or bool(self.features) or bool(self.user_features)
+        return named or self.place["propensity"] >= 0 or bool(self.features) or bool(self.user_features)
 
     def read(self, cells: Sequence[Any], clock: Clock) -> Row:
         """A row's cells as one action. Raises `BadCell`."""
@@ -96,6 +97,11 @@ class Columns:
     def _more(self, cells: Sequence[Any]) -> dict[str, Any]:
         found = {name: cells[self.place[name]] for name in _OPTIONAL if self.place[name] >= 0}
         more: dict[str, Any] = {name: read_key(cell, name) for name, cell in found.items() if not is_nothing(cell)}
+        at = self.place["propensity"]
+        if at >= 0 and (propensity := read_number(cells[at], "propensity")) is not None:
+            if not 0 < propensity <= 1:
+                raise BadCell(f"propensity: expected a probability above 0 and up to 1, got {propensity:g}; correct it")
+            more["propensity"] = propensity
         for name, places in (("features", self.features), ("user_features", self.user_features)):
             given = {each: cells[at] for each, at in places.items()}
             values = {each: read_key(cell, f"{name}.{each}") for each, cell in given.items() if not is_nothing(cell)}

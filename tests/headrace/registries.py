@@ -1,5 +1,7 @@
 """The Prometheus registries of the three processes, as the processes create them."""
 
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import ServerMetrics, readings
@@ -14,7 +16,7 @@ from wire.config import KafkaConfig
 def registries() -> list[CollectorRegistry]:
     server = ServerMetrics(lambda: readings(HELP, dict.fromkeys(HELP, 0.0)))
     reporter = LagReporter(KafkaConfig(), TrainerConfig(), Progress)
-    return [WorkerMetrics().registry, reporter.metrics.registry, server.registry]
+    return [WorkerMetrics(Path()).registry, reporter.metrics.registry, server.registry]
 
 
 def metric_names() -> set[str]:

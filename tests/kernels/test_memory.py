@@ -28,6 +28,7 @@ class Stream:
     num_events: int = 40
     repeats: bool = True
     seed: int = 0
+    weighed: bool = False
 
     def events(self) -> MemoryEvents:
         rng = np.random.default_rng(self.seed)
@@ -50,6 +51,8 @@ class Stream:
             if row:
                 history.append((row, bool(chosen[-1]), now_ms[-1]))
         timeless = events_at_once(target, chosen, past, met, shown)
+        if self.weighed:
+            timeless = replace(timeless, weight_R=rng.uniform(0.1, 3.0, len(target)).astype(np.float32))
         return replace(timeless, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms[1:], np.int64))
 
     def logits(self) -> np.ndarray:
@@ -124,7 +127,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
 @given(
     stream=st.builds(
         Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
-        repeats=st.booleans(), seed=st.integers(0, 10_000),
+        repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(),
     )
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)

@@ -13,12 +13,15 @@ from itertools import pairwise
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage
+from tests.trainer.test_weights import manifest
 from trainer.lag import build_message
+from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
 from trainer.rates import Rates
 from trainer.reporter import LagReporter
@@ -178,7 +181,8 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
     assert message["freshness"]["at_swap_s"] == 1.5
     assert message["freshness"]["now_s"] == pytest.approx((message["time_ms"] - second + 7_000) / 1000, abs=0.1)
 
-    told.say(server("far", message["version"], behind=0, age_ms=1_000))
+    for name in ("with a clock that is behind", "far"):
+        told.say(server(name, message["version"], behind=0, age_ms=1_000))
     told.wait_for(
         lambda each: each["stages"]["serve"] == {"lag_records": 0, "lag_s": 0.0, "partitions": {}}, "caught up"
     )
@@ -206,6 +210,32 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
     assert 0 < message["stages"]["publish"]["lag_s"] < 600
+
+
+def test_a_copy_that_stopped_learning_and_the_last_checkpoint_are_reported(board: Callable[..., Board]) -> None:
+    told = board(
+        metric_window=20, frozen_share=1.0, checkpoint_every_steps=3, max_step_targets=4, max_step_tokens=64,
+        lag_every_s=0.02,
+    )  # fmt: skip
+    told.made.feed(600)
+    told.made.start()
+    message = told.wait_for(lambda each: bool(each["metrics"].get("frozen")), "a frozen copy that was compared")
+    copy = message["metrics"]["frozen"]
+    assert 20 <= copy["num_interactions"] < message["num_interactions"]
+    assert copy["num"] == 20
+    assert 0 <= message["checkpoint_age_s"] < 60
+    collected = LagMetrics(lambda: message, REPOSITORY).registry.collect()
+    gauges = {(each.name, *each.labels.values()): each.value for family in collected for each in family.samples}
+    for weights in ("fresh", "frozen"):
+        assert gauges["headrace_trainer_frozen_hr10_ratio", weights] == copy[weights]["hr10"]
+    assert gauges["headrace_trainer_frozen_age_seconds",] > 0
+    assert gauges["headrace_trainer_checkpoint_age_seconds",] == message["checkpoint_age_s"]
+    assert gauges["headrace_disk_bytes",] > gauges["headrace_disk_free_bytes",] > 0
+    window = message["metrics"]["ranking_window"]
+    for kind in told.made.settings.action.kinds:
+        for name, key in (("normalized_entropy", "ne"), ("calibration", "calibration")):
+            value = gauges[f"headrace_trainer_kind_{name}_ratio", kind]
+            assert value == window[kind][key] or (np.isnan(value) and window[kind][key] is None)
 
 
 def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durable_kafka: Broker) -> None:
@@ -284,6 +314,20 @@ def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> 
         assert message["stages"][name]["lag_s"] == 31.0
     silences = {each["component"]: each["silent_s"] for each in message["processes"]}
     assert silences == {"dead": 31.0, "alive": 0.9}
+
+
+@pytest.mark.parametrize(("silent_ms", "num_servers", "lag_s"), [(900, 2, 0.0), (4_000, 2, 4.0), (31_000, 0, 31.0)])
+def test_servers_that_are_silent_leave_their_stage_as_old_as_the_last_word(
+    silent_ms: int, num_servers: int, lag_s: float
+) -> None:
+    around, now = ClusterState(), now_ms()
+    for name, more_ms in (("first", 5_000), ("last", 0)):
+        told = ServerStatus(component=name, time_ms=now - silent_ms - more_ms, epoch=0, number=3)
+        around.note(encode_status(told))
+    published = Progress(published=manifest(b"", 1, 3, "base", epoch=0), published_ms=now - 60_000)
+    message = build_message(published, around, {}, now)
+    assert message["stages"]["serve"] == {"lag_records": 0, "lag_s": lag_s, "partitions": {}}
+    assert message["num_servers"] == num_servers
 
 
 @pytest.mark.parametrize(

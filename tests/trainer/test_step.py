@@ -147,7 +147,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
 
 def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
     """Events, concatenated."""
-    columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__}
+    columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__ if name != "weight_R"}
     for kind in ("past", "met", "shown"):
         before = np.cumsum([0, *(len(rows) for rows in columns[f"{kind}_rows"])])
         for end in ("begin", "end"):

@@ -85,17 +85,17 @@ inline void rescore(Scratch& s, float shift) {
     for (int64_t c = 0; c < s.shortlist->num; ++c) s.score[s.shortlist->row[c]] = s.shortlist->out[c] + shift;
 }
 
-// push = probability - [is the target]; returns the log of the sum of e^score.
-inline float push_of(Scratch& s, float best, int64_t target) {
+// push = weight * (probability - [is the target]); returns the log of the sum of e^score.
+inline float push_of(Scratch& s, float best, int64_t target, float weight) {
     vf total = zero();
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf p = exp_negative(load(s.score + i) - best);
         store(s.push + i, p);
         total += p;
     }
-    const float all = sum(total), inverse = 1.0f / all;
-    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
-    s.push[target] -= 1.0f;
+    const float all = sum(total), share = weight / all;
+    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * share);
+    s.push[target] -= weight;
     return best + logf(all);
 }
 
@@ -136,7 +136,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
         s.score[target] = own;
         best = own > best ? own : best;
     }
-    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target);
+    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target, weight_of(m, r));
     rescore(s, shift);
     m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
@@ -144,7 +144,8 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
-    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
+                       weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
     count_repeat(m, is_repeat);

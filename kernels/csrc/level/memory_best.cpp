@@ -85,7 +85,7 @@ inline int64_t rank_best(BestPass& p, int64_t q) {
         if (best.at[0].row != INT32_MAX) ++num;
         p.ranked[size - 1] = best.at[0];
         best.at[0] = best.at[size - 1];
-        best.sift(size - 1, 0);
+        sift_down(best.at, size - 1, 0);
     }
     return num;
 }
@@ -149,7 +149,7 @@ inline void answer(BestPass& p, int64_t q) {
     const int64_t out_from = call.out_begin_R1[r], out_to = call.out_begin_R1[r + 1];
     for (int64_t k = out_from; k < out_to; ++k) p.barred[call.out_rows[k]] = 1;
     p.answer.k = call.k_R[r];
-    p.answer.start();
+    p.answer.start(OUT / 2);
     if (call.limited_R[r]) offer_limited(p, q, shift);
     else
         for (int64_t i = 0; i < num; ++i)

@@ -1,6 +1,7 @@
-// What learning from a sample needs where the table's rows are elsewhere: which rows an event may be compared with,
-// and, for whoever has rows, the logits of some of them; included only by csrc/level/memory_sampled.cpp.
-#pragma once
+// For learning from a sample where the table's rows are elsewhere: lists the rows that an event may be compared with,
+// and computes the logits of such rows where they are.
+#include "memory_counts.h"
+#include "sampled_rows.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
 struct CandidatesCall {
@@ -109,15 +110,16 @@ inline void note_count(const MemoryCall& m, Listing& l, int64_t r) {
     }
 }
 
-// Of each event that is asked, all rows whose logits `learn_all_sampled` may read, each once. Events make their rows
-// neighbours of each other, so what earlier ones of the call will have added is among them. False if there is no room.
+// Lists, for each event to predict, all rows whose logits `learn_all_sampled` may read, each once. Events make their
+// rows neighbours of each other, so the list includes what earlier events of the call will have added. Returns false if
+// there is no room.
 inline bool list_candidates(const CandidatesCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Listing l;
     Arena arena;
-    if (!blank.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
-    l.is_listed = blank.bytes;
+    if (!sparse.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
+    l.is_listed = sparse.barred;
     uint64_t event = (uint64_t)m.clock[EVENTS];
     int64_t* begin = call.begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {
