@@ -32,7 +32,7 @@ from trainer.snapshot import restore_learner
 from trainer.step import Learner
 
 SIZE, RECOVERED_S = 2, 15.0
-TRAINER = replace(CONFIG, shards=SIZE)
+TRAINER = replace(CONFIG, shards=SIZE, whole_table_bytes=0)
 
 
 def keep(folder: Path, num_items: int) -> None:
