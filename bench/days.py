@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from bench.__main__ import report
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
-from bench.frozen import Frozen
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from trainer.batch import JaggedBatch, build_batch
+from trainer.frozen import Frozen
 from trainer.metrics import PrequentialMetrics
 from trainer.step import Learner
 from wire.history import Histories
@@ -79,7 +79,7 @@ def measure(settings: Settings, actions: list[dict[str, Any]], num_windows: int,
         for ended in range(done_days + 1, min(day, num_days - 1) + 1):
             if ended in ends:
                 kept = PrequentialMetrics(model.kinds, LATELY)
-                copies.append(Copy(ended, learner.num_interactions, Frozen(learner), kept))
+                copies.append(Copy(ended, learner.num_interactions, Frozen.of(learner), kept))
         done_days = max(done_days, min(day, num_days - 1))
         if day < num_days - 1:
             learner.step(examples)

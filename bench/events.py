@@ -8,7 +8,7 @@ before an event are rows 1 to ``num_known``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from kernels.memory.arrays import FEW_REPEATS, PRIOR_CHOICES
 from model.config import ModelConfig
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch, build_batch
+from trainer.metrics import rank_among
 from trainer.scheduler import Scheduler
 from wire.example import Example
 from wire.history import Histories
@@ -160,19 +161,8 @@ def ranks(step: Step, score_AV: NDArray[Any]) -> Int64:
     for a, e in enumerate(step.asked.tolist()):
         row, num = int(step.events.target_R[e]), int(step.num_known_E[e])
         if row <= num:
-            found[a] = rank(score_AV[a, : num + 1], row, step.met(e) if step.leaves_out_E[e] else ())
+            found[a] = rank_among(score_AV[a, : num + 1], row, step.met(e) if step.leaves_out_E[e] else ())
     return found
-
-
-def rank(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Sequence[int]) -> int:
-    """1 + better competitors + half of the equal ones, rounded up; excluded items and row 0 do not compete."""
-    mine = score_V[row]
-    better, equal = int((score_V[1:] > mine).sum()), int((score_V[1:] == mine).sum()) - 1
-    absent = np.unique(np.asarray(left_out, np.int64))
-    absent = absent[(absent != row) & (absent > 0) & (absent < len(score_V))]
-    better -= int((score_V[absent] > mine).sum())
-    equal -= int((score_V[absent] == mine).sum())
-    return 1 + better + (equal + 1) // 2
 
 
 def num_items(actions: Iterable[dict[str, Any]]) -> int:

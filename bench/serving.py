@@ -227,7 +227,7 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
             failures += wrong
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
             found[case].append((len(taken) / wall_s, float(p50), float(p99)))
-    rows = []
+    rows, still = [], 0.0
     for case, each in found.items():
         rate, p50, p99 = (median(column) for column in zip(*each, strict=True))
         note = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
@@ -238,6 +238,9 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
         rows.append(row(f"HTTP: {case}", rate, "requests/s", 1000.0 if is_main else None, note=note))
         if is_main:
             rows.append(row(f"HTTP: p99 of {case}", p99, "ms", 25.0, most=True))
+            still = p99
+        if case.what == "recommend" and case.server == "cached" and case.swaps_per_s:
+            rows.append(row(f"HTTP: p99 of {case}, over that without", p99 / still, "times", 1.15, most=True))
     return [*rows, row("HTTP: requests dropped or refused", float(failures), "requests", 0.0, most=True)]
 
 

@@ -142,7 +142,12 @@ class Demo:
             "sequence": {"join_window_s": 0.0 if "rate" in kinds else 60.0},
             "store": {"path": str(self.folder / "store")},
             "stream": {"metrics_port": 0},
-            "trainer": {"checkpoint_dir": str(self.folder / "checkpoints"), "publish_every_s": 1.0},
+            # A checkpoint soon, so that the page has a frozen copy to compare with.
+            "trainer": {
+                "checkpoint_dir": str(self.folder / "checkpoints"),
+                "checkpoint_every_s": 5.0,
+                "publish_every_s": 1.0,
+            },
             "serving": {"port": port or free_port(), "titles_file": str(titles), "allow_actions": True},
         }
         path = self.folder / "headrace.toml"

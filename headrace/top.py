@@ -116,13 +116,17 @@ def stages(point: Point) -> Table:
 def quality(point: Point) -> Text:
     """How well the newest weights predicted what came next, what they know, and how much was refused."""
     rankers = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in point.quality.items()) or "–"
+    if point.frozen is not None:
+        rankers += f"\nfrozen {point.frozen.hr10:.4f} after {point.frozen.num_interactions:,} interactions, "
+        rankers += f"fresh {point.frozen.fresh_hr10:.4f} on the same choices"
     letters = f"{point.dead_letters:,}"
     if point.reasons:
         worst = sorted(point.reasons.items(), key=lambda pair: -pair[1])[:3]
         letters += " (" + ", ".join(f"{num:,} {reason}" for reason, num in worst) + ")"
     return Text(
         f"\nHR@10  {rankers}\nNE     {number(point.entropy)}, baseline {number(point.entropy_baseline)}\n"
-        f"items  {point.num_items:,}   interactions learned  {point.num_interactions:,}\ndead letters  {letters}"
+        f"items  {point.num_items:,}, evicted {point.num_evicted:,}  learned {point.num_interactions:,} interactions\n"
+        f"dead letters  {letters}"
     )
 
 

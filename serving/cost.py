@@ -19,13 +19,13 @@ class CostModel:
     def note(self, weight: float, seconds: float) -> None:
         """Note how long a batch of this weight took."""
         self._num += 1
-        if expected_s := self.seconds(weight, weight):
+        if expected_s := self.seconds(weight, 1.0):
             seconds = min(seconds, 10 * expected_s)
         new = (1.0, weight, weight * weight, seconds, weight * seconds)
         self._sums = [self.DECAY * old + each for old, each in zip(self._sums, new, strict=True)]
 
-    def seconds(self, weight: float, max_batch_weight: float) -> float:
-        """How long work of this weight takes in full batches; 0 before enough was measured."""
+    def seconds(self, weight: float, num_batches: float) -> float:
+        """How long work of this weight takes in so many batches; 0 before enough was measured."""
         n, w, ww, s, ws = self._sums
         if self._num < self.ENOUGH:
             return 0.0
@@ -33,4 +33,4 @@ class CostModel:
         per_weight = (n * ws - w * s) / spread if spread > 1e-9 * n * ww else s / max(w, 1e-9)
         per_weight = min(max(per_weight, 0.0), s / max(w, 1e-9))
         fixed = max(0.0, (s - per_weight * w) / n)
-        return fixed * weight / max_batch_weight + per_weight * weight
+        return fixed * num_batches + per_weight * weight

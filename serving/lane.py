@@ -92,12 +92,17 @@ class Lane:
     def expected_wait_s(self) -> float:
         """How long the requests admitted so far will take."""
         with self._changed:
-            return self._cost.seconds(self._weight, self._max_batch_weight) / self._num_workers
+            return self._wait_s()
+
+    def _wait_s(self) -> float:
+        # A request that weighs more than a batch may is a batch of its own, not several.
+        num_batches = min(self._num_admitted, self._weight / self._max_batch_weight)
+        return self._cost.seconds(self._weight, num_batches) / self._num_workers
 
     def admit(self, weight: float) -> None:
         """Count a request, or raise `OverloadedError`. If no other request is ahead of it, it is never refused."""
         with self._changed:
-            wait_s = self._cost.seconds(self._weight, self._max_batch_weight) / self._num_workers
+            wait_s = self._wait_s()
             if self._num_admitted and (wait_s > self._max_wait_s or self._num_admitted > self._max_waiting):
                 self.num_shed += 1
                 raise OverloadedError(

@@ -33,6 +33,16 @@ class StagePoint(msgspec.Struct, frozen=True, gc=False):
     seconds: float = 0.0
 
 
+class FrozenPoint(msgspec.Struct, frozen=True, gc=False):
+    """HR@10 of weights that learn nothing more, and of the fresh ones on the same choices."""
+
+    newest_record_ms: int
+    """Kafka timestamp of the newest action that the frozen ones have learned."""
+    num_interactions: int
+    hr10: float
+    fresh_hr10: float
+
+
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """The pipeline's state at one second. Rates are per second; ``quality`` is windowed HR@10 by ranker."""
 
@@ -48,9 +58,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     bottleneck: str
     rates: dict[str, float]
     quality: dict[str, float]
+    frozen: FrozenPoint | None = None
     entropy: float | None
     entropy_baseline: float | None
     num_items: int
+    num_evicted: int
     num_interactions: int
     num_servers: int
     dead_letters: int
@@ -137,9 +149,10 @@ class Pulse:
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
             newest_record_ms=served.newest_record_ms, line=served.line, epoch=served.epoch, number=served.number,
             swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
-            quality=_quality(lag), entropy=measure(lag, *ranking, "ne"),
+            quality=_quality(lag), frozen=_frozen(lag), entropy=measure(lag, *ranking, "ne"),
             entropy_baseline=measure(lag, *ranking, "ne_baseline"),
-            num_items=int(version or 0), num_interactions=int(lag.get("num_interactions") or 0),
+            num_items=int(version or 0), num_evicted=int(lag.get("num_evicted") or 0),
+            num_interactions=int(lag.get("num_interactions") or 0),
             num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
         )  # fmt: skip
         self.points.append(point)
@@ -193,6 +206,15 @@ def _quality(lag: Mapping[str, Any]) -> dict[str, float]:
     rankers = _dict(lag, "metrics", "retrieval_window")
     told = {name: measure(rankers, name, "hr10") for name in rankers}
     return {name: round(value, 4) for name, value in told.items() if value is not None}
+
+
+def _frozen(lag: Mapping[str, Any]) -> FrozenPoint | None:
+    told = _dict(lag, "metrics", "frozen")
+    since_ms, num = measure(told, "newest_record_ms"), measure(told, "num_interactions")
+    frozen, fresh = measure(told, "frozen", "hr10"), measure(told, "fresh", "hr10")
+    if since_ms is None or num is None or frozen is None or fresh is None:
+        return None
+    return FrozenPoint(int(since_ms), int(num), round(frozen, 4), round(fresh, 4))
 
 
 def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

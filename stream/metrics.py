@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from stream.errors import MetricsPortTaken
+from wire.disk_metrics import DiskMetrics
 from wire.example import Counts
 from wire.status import PartitionStatus
 
 
 class WorkerMetrics:
-    """Metrics of one worker, in their own registry."""
+    """Metrics of one worker, in their own registry; ``disk``: the folder of its stores."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: Path) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(DiskMetrics(disk))
         self.actions = Counter(
             "headrace_worker_actions", "Actions applied, by what became of them.", ("outcome",), registry=registry
         )

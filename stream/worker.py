@@ -53,7 +53,7 @@ class Worker:
         self.settings = settings
         self.topics = Topics.under(settings.kafka.prefix)
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
-        self.metrics = WorkerMetrics()
+        self.metrics = WorkerMetrics(settings.store.path)
         self.producer = Producer(settings.kafka)
         self._ids, self._disk = TopicIds("", ""), ""
         self._told_of_times = False

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
-from model.tokens import query_times, unpack_kinds
+from model.tokens import propensities, query_times, states, unpack_kinds
 from wire.example import Example
 from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
+_COLUMNS = ("item_n", "bits_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
@@ -42,7 +43,9 @@ class JaggedBatch:
     it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
     predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
     own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
-    user's name.
+    user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
+    (after `trainer.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
+    ``propensity_n``: with which the item was shown, NaN if unknown.
     """
 
     starts_B1: Int64
@@ -53,6 +56,8 @@ class JaggedBatch:
     value_n: NDArray[np.float32]
     feature_nF: Int64
     user_feature_BF: Int64
+    state_nU: Int64
+    propensity_n: NDArray[np.float64]
     owner_n: Int64
     query_time_n: Int64
     target_R: Int64
@@ -80,6 +85,11 @@ class JaggedBatch:
     def num_tokens(self) -> int:
         """T."""
         return 2 * len(self.item_n)
+
+    @property
+    def side_feature_nF(self) -> Int64:  # noqa: N802  (shape suffix)
+        """(n, F) the user features that are added to each interaction's item token."""
+        return self.state_nU if self.state_nU.shape[1] else self.user_feature_BF[self.owner_n]
 
     @property
     def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
@@ -228,8 +238,10 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         time_ms_n=time_ms_n,
         domain_n=np.ascontiguousarray(rows_n["domain"]),
         value_n=np.ascontiguousarray(rows_n["value"]),
-        feature_nF=np.ascontiguousarray(rows_n["features"]),
+        feature_nF=np.ascontiguousarray(rows_n["features"][:, : config.num_features]),
         user_feature_BF=np.stack([history.user_features for history in pieces.histories]),
+        state_nU=states(rows_n["features"], config),
+        propensity_n=propensities(rows_n["features"], config),
         owner_n=np.repeat(np.arange(len(windows)), length_B),
         query_time_n=query_times(time_ms_n, starts_B1),
         target_R=target_R,
@@ -278,6 +290,8 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         value_n=np.zeros(0, np.float32),
         feature_nF=np.zeros((0, config.num_features), np.int64),
         user_feature_BF=np.zeros((0, config.num_user_features), np.int64),
+        state_nU=np.zeros((0, config.num_user_features * config.user_tokens), np.int64),
+        propensity_n=np.zeros(0),
         owner_n=none,
         query_time_n=none,
         target_R=none,
@@ -309,7 +323,7 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     starts_B1 = np.searchsorted(owner, np.arange(len(batch.starts_B1)))
     target_R = new_index_n[batch.target_R]
     time_ms = batch.time_ms_n[kept]
-    columns = {name: getattr(batch, name)[kept] for name in ("item_n", "bits_n", "domain_n", "value_n", "feature_nF")}
+    columns = {name: getattr(batch, name)[kept] for name in _COLUMNS}
     return replace(
         batch,
         starts_B1=starts_B1,

@@ -31,6 +31,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "num_threads": Number(0, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
+    "whole_table_bytes": Number(0, whole=True, advice="0 divides tables as soon as steps read few of their rows"),
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
@@ -52,6 +53,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "feedback": Word(FEEDBACK, "use vanilla"),
     "feedback_window_s": ABOVE_0,
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
+    "value_weight": Number(0, advice="0 learns no values"),
+    "max_exposure_weight": Number(1, advice="1 corrects nothing, 10 is usual"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
     "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
@@ -70,6 +73,9 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
+    "frozen_every_s": Number(0, advice="3600 is usual; 0 turns it off"),
+    "frozen_share": Number(0, 1, open_low=True, advice="0.02 is usual"),
+    "frozen_bytes": AT_LEAST_1,
     "checkpoint_dir": Word(),
     "checkpoint_every_s": ABOVE_0,
     "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
@@ -104,8 +110,12 @@ class TrainerConfig:
     launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
     with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
     added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long a rank waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up
-    to that many events are predicted from one state, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
+    ``rank_timeout_s``: how long a rank waits for another. ``whole_table_bytes``: up to this size each rank has the
+    whole item table, beyond it the ranks divide all tables (`trainer.sharding`). ``memory_group``: from 2 on, the
+    memory is on the GPU, and up to that many events are predicted from one state, fewer at first
+    (`kernels.memory.reference.memory_learn_grouped`).
+    ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
+    how much of the training thread's time it takes, and how large it may be (`trainer.frozen_rival`).
     """
 
     model_id: str = "headrace"
@@ -120,6 +130,7 @@ class TrainerConfig:
     # Several processes (torchrun)
     shards: int = 1
     rank_timeout_s: float = 60.0
+    whole_table_bytes: int = 1 << 30
     # One step
     max_step_tokens: int = 8192
     max_step_targets: int = 64
@@ -143,6 +154,8 @@ class TrainerConfig:
     sgd_after_steps: int = 0
     sgd_lr_ratio: float = 10.0
     rank_weight: float = 1.0
+    value_weight: float = 1.0
+    max_exposure_weight: float = 10.0
     row_init_std: float = 0.02
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -163,6 +176,9 @@ class TrainerConfig:
     exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
+    frozen_every_s: float = 3600.0
+    frozen_share: float = 0.02
+    frozen_bytes: int = 1 << 30
     # Checkpoints and versions
     checkpoint_dir: str = "checkpoints"
     checkpoint_every_s: float = 60.0
@@ -239,6 +255,8 @@ ADDED: dict[str, Any] = {
     "top_dropout_ratio": 1.0,
     "sgd_after_steps": 0,
     "sgd_lr_ratio": 10.0,
+    "value_weight": 1.0,
+    "max_exposure_weight": 10.0,
 }
 """Settings that earlier builds did not have, with the values that describe those builds."""
 
@@ -272,8 +290,12 @@ _NOT_LEARNING = frozenset(
         "graph_gradients",
         "num_threads",
         "rank_timeout_s",
+        "whole_table_bytes",
         "metric_share",
         "metric_window",
+        "frozen_every_s",
+        "frozen_share",
+        "frozen_bytes",
         "model_id",
         "file_take",
         "max_step_tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ class Forward:
     """The logits of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
     """Whether weights and leaves have their gradients already."""
+    value_R: Tensor | None = None
+    """What is expected of each target's value, if the model predicts them."""
+    value_loss: Tensor | None = None
+    """Mean over the targets whose value is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +92,8 @@ class Evaluator:
         metrics: PrequentialMetrics,
     ) -> None:
         self._config, self._popularity, self._metrics = config, popularity, metrics
+        self.on_ranked: Callable[[JaggedBatch, Int64], None] | None = None
+        """Called with each batch, before it is learned, and the ranks of its choices (-1: not ranked)."""
 
     def count(
         self,
@@ -107,6 +114,8 @@ class Evaluator:
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
         ranked_S = self._ranked(len(wanted), step) & (choices.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
+        if self.on_ranked is not None:
+            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1))
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
         popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)

@@ -131,6 +131,8 @@ def build_message(progress: Progress, around: ClusterState, throughput: dict[str
         "num_dead_letters": sum(each.num_dead for each in around.workers.values()),
         "num_gone": sum(each.num_gone for each in around.workers.values()),
         "num_items": progress.num_items,
+        "num_evicted": progress.num_evicted,
+        "checkpoint_age_s": age_s(now_ms, progress.checkpointed_ms) if progress.checkpointed_ms else None,
         "num_servers": len(around.live_servers(now_ms)),
         "processes": around.processes(now_ms),
         "dead_letters": around.dead_letters(),

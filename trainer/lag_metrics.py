@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from wire.cluster import age_s
+from wire.disk_metrics import DiskMetrics
+
 NO_NUMBER = float("nan")
 
 
 class LagMetrics(Collector):
-    """Metrics from the message that ``tell`` returns, in a registry of their own."""
+    """Metrics from the message that ``tell`` returns, in a registry of their own; ``folder``: of the checkpoints."""
 
-    def __init__(self, tell: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, tell: Callable[[], dict[str, Any]], folder: Path) -> None:
         self._tell = tell
         self._first: tuple[int, int] | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        self.registry.register(DiskMetrics(folder))
         ProcessCollector(registry=self.registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -40,6 +45,7 @@ class LagMetrics(Collector):
             ("headrace_trainer_interactions", "Interactions trained by this process", now[0] - first[0]),
             ("headrace_trainer_steps", "Steps taken by this process", now[1] - first[1]),
             ("headrace_trainer_set_aside", "Interactions in steps that were set aside", message["num_set_aside"]),
+            ("headrace_trainer_evicted_items", "Items that have left the vocabulary", message["num_evicted"]),
             ("headrace_trainer_lost", "Examples removed from the topic before they were read", message["num_lost"]),
         ):
             yield CounterMetricFamily(name, words, value=max(0, num))
@@ -95,7 +101,9 @@ def _processes(message: dict[str, Any]) -> Iterator[Metric]:
 def _learning(message: dict[str, Any]) -> Iterator[Metric]:
     window = message["metrics"].get("retrieval_window", {})
     hits = {ranker: report["hr10"] for ranker, report in window.items() if isinstance(report, dict)}
-    entropy = message["metrics"].get("ranking_window", {}).get("all", {})
+    ranking = message["metrics"].get("ranking_window", {})
+    entropy = ranking.get("all", {})
+    kinds = {kind: report for kind, report in ranking.items() if kind != "all"}
     yield _gauge("headrace_trainer_loss", "Loss of the newest step, before it was learned", "loss", message["loss"])
     yield _gauge("headrace_trainer_hr10_ratio", "Prequential HR@10 of the newest targets", "ranker", hits)
     yield _gauge(
@@ -104,6 +112,37 @@ def _learning(message: dict[str, Any]) -> Iterator[Metric]:
         "predictor",
         {"model": entropy.get("ne"), "baseline": entropy.get("ne_baseline")},
     )
+    yield _gauge(
+        "headrace_trainer_kind_normalized_entropy_ratio",
+        "Prequential NE of the newest targets, by kind of action",
+        "kind",
+        {kind: report["ne"] for kind, report in kinds.items()},
+    )
+    yield _gauge(
+        "headrace_trainer_kind_calibration_ratio",
+        "Predicted over observed, of the newest targets, by kind of action",
+        "kind",
+        {kind: report["calibration"] for kind, report in kinds.items()},
+    )
+    frozen = message["metrics"].get("frozen") or {}
+    yield _gauge(
+        "headrace_trainer_frozen_hr10_ratio",
+        "Prequential HR@10 of a frozen copy of the weights, and of the fresh ones on the same choices",
+        "weights",
+        {weights: frozen.get(weights, {}).get("hr10") for weights in ("fresh", "frozen")},
+    )
+    since_ms = frozen.get("newest_record_ms")
+    yield GaugeMetricFamily(
+        "headrace_trainer_frozen_age_seconds",
+        "Age of the newest action that the frozen copy has learned",
+        value=NO_NUMBER if since_ms is None else age_s(message["time_ms"], since_ms),
+    )
     yield GaugeMetricFamily("headrace_trainer_items", "Items in the vocabulary", value=message["num_items"])
+    age = message["checkpoint_age_s"]
+    yield GaugeMetricFamily(
+        "headrace_trainer_checkpoint_age_seconds",
+        "Time since this process wrote a checkpoint, or, before its first, since it started",
+        value=NO_NUMBER if age is None else age,
+    )
     version = message["version"] or {}
     yield _gauge("headrace_trainer_version", "Newest acknowledged version", "part", dict(version))

@@ -22,6 +22,7 @@ from trainer.device import choose_device
 from trainer.election import Claimant
 from trainer.errors import UnsoundError
 from trainer.feed import StepFeed
+from trainer.frozen_rival import FrozenRival
 from trainer.pace import Pace
 from trainer.progress import Progress
 from trainer.publication import Publication
@@ -62,11 +63,12 @@ class Trainer:
         ranks: Ranks | None = None,
     ) -> None:
         self.config, self.model_config, self._ranks = config, model, ranks
-        self.learner = self._new_learner()
         self.stop = stop or threading.Event()
         self.publisher = publisher
         self.publication = Publication(publisher) if publisher is not None else None
         self.checkpoints = Checkpointing(checkpoint_dir, config) if checkpoint_dir else None
+        self.frozen = self._frozen_rival()
+        self.learner = self._new_learner()
         self.pace = Pace()
         self.set_aside = SetAside()
         self.progress = Progress()
@@ -80,8 +82,14 @@ class Trainer:
         self._metrics: dict[str, Any] = {}
         self._has_finished = False
 
+    def _frozen_rival(self) -> FrozenRival | None:
+        is_wanted = self.publisher is not None and self._ranks is None and self.config.frozen_every_s > 0
+        return FrozenRival(self.config, self.checkpoints.folder) if is_wanted and self.checkpoints is not None else None
+
     def _new_learner(self) -> Learner:
-        return Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
+        learner = Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
+        learner.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
+        return learner
 
     @property
     def feed(self) -> StepFeed:
@@ -240,9 +248,17 @@ class Trainer:
         self._save(trained=trained)
         self._publish()
         if time.monotonic() >= self._metrics_due_s:
-            self._metrics = self.learner.metrics.summary()
+            self._metrics = self._measure()
             self._metrics_due_s = time.monotonic() + self.config.lag_every_s
         self.progress = self._progress()
+
+    def _measure(self) -> dict[str, Any]:
+        metrics = self.learner.metrics.summary()
+        if self.frozen is not None:
+            if not self.feed.is_repeating:
+                self.frozen.renew(self.learner)
+            metrics["frozen"] = self.frozen.report()
+        return metrics
 
     def _save(self, *, trained: bool) -> None:
         """Begin the checkpoint that is due, continue it, or complete it."""
@@ -298,7 +314,7 @@ class Trainer:
                 checkpoints.prune()
         if is_sound and self.publication is not None and not self.feed.is_repeating:
             self.publication.finish(self.learner, self.feed.positions)
-        self._metrics = self.learner.metrics.summary()
+        self._metrics = self._measure()
         self.progress = self._progress()
         self._has_finished = True
 
@@ -306,7 +322,7 @@ class Trainer:
         """Close the connections, the source and the files."""
         if self.publisher is not None:
             self.publisher.close(release=self._has_finished)
-        for part in (self._feed, self.checkpoints):
+        for part in (self._feed, self.frozen, self.checkpoints):
             if part is not None:
                 part.close()
 
@@ -336,5 +352,7 @@ class Trainer:
             retrieval_loss=report.retrieval_loss if report else None,
             ranking_loss=report.ranking_loss if report else None,
             num_items=learner.items.num_live,
+            num_evicted=learner.items.num_dropped,
+            checkpointed_ms=self.checkpoints.saver.written_ms if self.checkpoints is not None else 0,
             metrics=self._metrics,
         )

@@ -1,13 +1,14 @@
 """Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
-and for the most popular items so far, with slices; over everything, and over the last ``window`` targets. Ranking:
-`trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where it stopped.
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model,
+its network and its counts alone, and the most popular items so far, with slices; over everything, and over the last
+``window`` targets. Ranking: `trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where
+it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.kind_metrics import KindMetrics
 from trainer.ring import Ring
+from trainer.value_metrics import ValueMetrics
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -55,6 +57,17 @@ def rank_gains(rank: Int64) -> Float64:
     return np.stack([np.ones(rank.shape), *(hit & (safe <= k) for k in (1, 10, 50)), ndcg, hit / safe])
 
 
+def rank_among(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Sequence[int]) -> int:
+    """1 + better competitors + half of the equal ones, rounded up; excluded items and row 0 do not compete."""
+    mine = score_V[row]
+    better, equal = int((score_V[1:] > mine).sum()), int((score_V[1:] == mine).sum()) - 1
+    absent = np.unique(np.asarray(left_out, np.int64))
+    absent = absent[(absent != row) & (absent > 0) & (absent < len(score_V))]
+    better -= int((score_V[absent] > mine).sum())
+    equal -= int((score_V[absent] == mine).sum())
+    return 1 + better + (equal + 1) // 2
+
+
 class PrequentialMetrics:
     """Sums over all targets, and a window of the newest ones."""
 
@@ -64,6 +77,7 @@ class PrequentialMetrics:
         self.domains: dict[int, Float64] = {}
         self.log_loss = np.zeros(2)
         self.rank_window = Ring(window, len(RANKERS))
+        self.values = ValueMetrics()
 
     def add(self, predictions: Predictions) -> None:
         """Add one batch."""
@@ -92,17 +106,18 @@ class PrequentialMetrics:
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for people, the lag topic and manifests; None where there is nothing to average."""
-        slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
+        slices = {name: rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
         window = rank_gains(self.rank_window.view().T.astype(np.int64)).sum(axis=2).T
         return {
             "num_targets": self.ranking.num,
             "retrieval": slices,
-            "domains": {str(domain): _rank_report(sums) for domain, sums in sorted(self.domains.items())},
-            "retrieval_window": _rank_report(window),
+            "domains": {str(domain): rank_report(sums) for domain, sums in sorted(self.domains.items())},
+            "retrieval_window": rank_report(window),
             "log_perplexity": _ratio(self.log_loss[1], self.log_loss[0]),
             "ranking": self.ranking.report(),
             "ranking_window": self.ranking.window_report(),
             "num_too_late": self.ranking.num_too_late,
+            "values": self.values.report(),
         }
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -114,6 +129,7 @@ class PrequentialMetrics:
             "domain_names": np.array(names, np.int64),
             "domain_sums": np.array([self.domains[name] for name in names]).reshape(-1, len(RANKERS), len(_SUMS)),
             "rank_window": self.rank_window.rows,
+            "values": self.values.sums,
             "places": np.array([self.rank_window.next, self.rank_window.filled]),
             **self.ranking.state_dict(),
         }
@@ -122,6 +138,8 @@ class PrequentialMetrics:
         """The inverse of `state_dict`. A window of another size starts empty."""
         self.ranks, self.log_loss = state["ranks"].copy(), state["log_loss"].copy()
         self.ranking.load_state_dict(state)
+        if "values" in state:  # not in checkpoints of earlier builds
+            self.values.sums = state["values"].copy()
         self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
         if state["rank_window"].shape == self.rank_window.rows.shape:
             self.rank_window.rows = state["rank_window"].copy()
@@ -132,8 +150,9 @@ def _ratio(part: float, whole: float) -> float | None:
     return float(part / whole) if whole > 0 else None
 
 
-def _rank_report(sums_KS: Float64) -> dict[str, Any]:
+def rank_report(sums_KS: Float64, rankers: Sequence[str] = RANKERS) -> dict[str, Any]:
+    """Averages of `rank_gains` from their sums, (K, 6), for K rankers."""
     report: dict[str, Any] = {"num": int(sums_KS[0, 0])}
-    for ranker, sums in zip(RANKERS, sums_KS, strict=True):
+    for ranker, sums in zip(rankers, sums_KS, strict=True):
         report[ranker] = {name: _ratio(value, sums[0]) for name, value in zip(_SUMS[1:], sums[1:], strict=True)}
     return report

@@ -37,4 +37,8 @@ class Progress:
     retrieval_loss: float | None = None
     ranking_loss: float | None = None
     num_items: int = 0
+    num_evicted: int = 0
+    """Items that lost their rows since this process began."""
+    checkpointed_ms: int = 0
+    """When this process last wrote a checkpoint, or began to write them; 0 if it writes none."""
     metrics: dict[str, Any] = field(default_factory=dict)

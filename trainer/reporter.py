@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -56,7 +57,7 @@ class LagReporter(threading.Thread):
         self._around = ClusterState(line=kafka.line)
         self._rates = Rates()
         self._throughput = self._rates.sample(Progress(), self._around)
-        self.metrics = LagMetrics(self.message)
+        self.metrics = LagMetrics(self.message, Path(config.checkpoint_dir))
 
     def message(self) -> dict[str, Any]:
         """The lag message as of now."""

@@ -8,6 +8,7 @@ twice the changes, and loading at most twice a whole checkpoint.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,6 +42,8 @@ class Saver:
         self._problem: Unsound | None = None
         self._last: tuple[int, str] | None = None
         self._whole_bytes = self._increment_bytes = self._num_increments = 0
+        self.written_ms = int(time.time() * 1000)
+        """When a checkpoint became visible; before the first, when this began."""
         self._built_on: list[int] = []
         """Steps of the checkpoints that the next increment would build on."""
 
@@ -149,6 +152,7 @@ class Saver:
         draft = self._draft
         assert draft is not None
         self._last = checkpoint.step, self._folder.write(checkpoint, draft)
+        self.written_ms = int(time.time() * 1000)
         self._built_on = [*(self._built_on if draft.onto else ()), checkpoint.step]
         if draft.onto is None:
             self._whole_bytes, self._increment_bytes, self._num_increments = draft.num_bytes, 0, 0

@@ -25,7 +25,7 @@ from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.hstu import HSTU
+from model.hstu import HSTU, log_value
 from model.memory import Memory
 from model.rates import Rates, alike_of, attributes_of, probability
 from model.tokens import DOMAINS, FEATURES, ITEMS
@@ -94,7 +94,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -109,7 +109,7 @@ class Learner:
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
         self.histories = TrainedHistories(
-            model.max_context, trainer.history_bytes, model.num_features, trainer.window_ms
+            model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
         )
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
@@ -158,6 +158,8 @@ class Learner:
         ranking = forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
+        if forward.value_R is not None:
+            forward.value_loss = self._value_loss(batch, forward.value_R)
         if self._is_memory_there:
             launched = self.memory_pass.launch(whole, forward, seen_rows_n)
             self._learn(forward, ranking)
@@ -270,9 +272,22 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
+    def _value_loss(self, batch: JaggedBatch, value_R: Tensor) -> Tensor:
+        """The mean squared error of the values that are known by now; counts them, as predicted before."""
+        given_R = self._tensor(batch.value_n[batch.target_R])
+        known = torch.isfinite(given_R)
+        expected, given = value_R[known], log_value(given_R[known])
+        self.metrics.values.add(expected.detach().cpu().numpy(), given.cpu().numpy())
+        with torch.no_grad():
+            self.model.value_mean.fill_(self.metrics.values.mean)
+        return mean_or_zero((expected - given).square())
+
     def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
-            torch.autograd.backward(forward.retrieval_loss + self.config.rank_weight * ranking)
+            loss = forward.retrieval_loss + self.config.rank_weight * ranking
+            if forward.value_loss is not None:
+                loss = loss + self.config.value_weight * forward.value_loss
+            torch.autograd.backward(loss)
         if self.forward_pass.sharding is not None:
             self.forward_pass.sharding.learn()
         scale = lr_scale(self.config, self.num_steps)

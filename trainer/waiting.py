@@ -1,15 +1,15 @@
-"""Interactions that are learned once, when their window is over, with all kinds that have come by then.
+"""Interactions that are learned once, when their window is over, with all kinds that have arrived by then.
 
-With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but teaches the interactions
+With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but learns the interactions
 whose window has passed. A later kind is a piece of its own only if its interaction was learned before.
 
 An interaction is learned with the context of then: of those before it, the kinds that were known when it was new. A
 server that is asked about a new one knows no more: what is learned from complete pasts does not apply to it.
 
-The clock is the broker's: the newest record time of the examples that steps have taken. Of two times, everything
-follows: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
-teaches is a function of the steps, and who resumes finds what waits by reading the topic again, as it must for the
-histories. While no examples come, the clock stands still.
+The clock is the broker's: the newest record time of the examples that steps have taken. Two times determine
+everything: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
+learns depends on the steps alone, and a trainer that resumes finds what waits by reading the topic again, as it must
+for the histories. While no examples arrive, the clock stands still.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from wire.history import Histories, History
 NUM_SEEN = 64
 """Of how many interactions before a new one the kinds are remembered; those of earlier ones hardly change any more."""
 MOST_AT_ONCE = 256
-"""How many interactions whose window is over a step teaches, or those of one millisecond if they are more: after a
-silence, all that waited are due."""
+"""The most interactions whose window is over that one step learns (more only if they share a millisecond): after a
+silence, all that have waited are due at once."""
 
 
 class _Entry(NamedTuple):
@@ -46,7 +46,8 @@ class _Entry(NamedTuple):
 
 
 class Waiting:
-    """What waits. ``max_context``: a user's interaction is learned at the latest when so many have followed it."""
+    """The interactions that wait. ``max_context``: an interaction is learned at the latest when that many of the user's
+    have followed it."""
 
     def __init__(self, window_ms: int, max_context: int) -> None:
         self._window_ms, self._max_context = window_ms, max_context
@@ -137,7 +138,7 @@ class Waiting:
 
 
 def _known(entry: _Entry, history: History) -> Taught:
-    """An interaction with all kinds that it has by now; nothing if examples were lost and with them its place."""
+    """An interaction with all kinds that it has by now; empty if its place was lost with missing examples."""
     _, rows = history.window(entry.place, entry.place + 1)
     num = len(rows)
     return Taught(
@@ -152,7 +153,7 @@ def _known(entry: _Entry, history: History) -> Taught:
 
 
 def _late(example: Example, history: History, waits: dict[int, _Entry]) -> Taught:
-    """Kinds that come to interactions which are learned already."""
+    """Kinds of interactions that have been learned already."""
     places = (example.first_index + example.feedback_index).tolist()
     pieces = [
         (place, bits) for place, bits in zip(places, example.feedback_bits.tolist(), strict=True) if place not in waits

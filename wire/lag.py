@@ -65,6 +65,7 @@ class _Message(msgspec.Struct):
     num_dead_letters: Whole = 0
     num_gone: Whole = 0
     num_items: Whole = 0
+    num_evicted: Whole = 0
     num_servers: Whole = 0
     processes: list[_Process] = []
     dead_letters: dict[str, Whole] = {}

@@ -1,11 +1,11 @@
 // The three charts, drawn by uPlot and described in words for screen readers.
 "use strict";
 
-const STROKES = ["--s1", "--s2", "--s3", "--s4", "--s5"];
+const STROKES = ["--s1", "--s2", "--s3", "--s4", "--s5", "--s6"];
 const STAGES = { ingest: "actions", sequence: "sequences", train: "trainer", publish: "weights", serve: "serving" };
 const RANKERS = {
   model: "model", popular: "most popular", popular_unseen: "most popular unseen", network: "network only",
-  counts: "counts only",
+  counts: "counts only", frozen: "frozen copy",
 };
 const MAX_TICKS = 120;
 

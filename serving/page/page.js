@@ -55,8 +55,10 @@ function showPoint(point) {
 
 function showVocabulary(point) {
   const earlier = state.points.find((each) => each.time_ms >= point.time_ms - 60000 && each.num_items > 0) || point;
+  const evicted = Math.max(0, point.num_evicted - earlier.num_evicted); // the count begins anew with each trainer
   const facts = [["items", whole.format(point.num_items)],
-    ["in the last minute", (point.num_items >= earlier.num_items ? "+" : "−") + whole.format(Math.abs(point.num_items - earlier.num_items))],
+    ["new in the last minute", whole.format(Math.max(0, point.num_items - earlier.num_items + evicted))],
+    ["evicted in the last minute", whole.format(evicted)],
     ["normalised entropy (NE)", point.entropy === null ? "–" : point.entropy.toFixed(3)]];
   byId("vocabulary").replaceChildren(...facts.map(([term, value]) => element("div", {},
     element("dt", { text: term }), element("dd", { text: value }))));
@@ -76,6 +78,15 @@ function showLetters(point) {
   element("p", { class: "muted", text: `${whole.format(point.dead_letters)} in total` }));
 }
 
+// What the copy is, and the fresh weights on the very choices that it was asked about: it is not asked about all.
+function showFrozen(frozen) {
+  byId("frozen").hidden = !frozen;
+  if (!frozen) return;
+  byId("frozen").textContent = `The frozen copy stopped learning at ${clock(frozen.newest_record_ms / 1000)}, after ` +
+    `${count(frozen.num_interactions, "interaction", "interactions")}. On the choices that both predicted: ` +
+    `fresh ${frozen.fresh_hr10.toFixed(3)}, frozen ${frozen.hr10.toFixed(3)}.`;
+}
+
 let charts = null;
 
 function drawCharts() {
@@ -84,12 +95,14 @@ function drawCharts() {
   const points = state.points, times = points.map((point) => point.time_ms / 1000);
   const fresh = points.map((point) => point.freshness_s);
   charts.fresh.draw(times, [["freshness", fresh]], `Freshness now ${seconds(fresh.at(-1))}`);
-  const rankers = Object.keys(RANKERS).filter((name) => points.some((point) => name in point.quality));
-  const others = [...new Set(points.flatMap((point) => Object.keys(point.quality)))].filter((name) => !(name in RANKERS));
-  const quality = [...rankers, ...others].map((name) => [RANKERS[name] || name, points.map((point) => point.quality[name] ?? null)]);
+  const hits = points.map((point) => ({ ...point.quality, frozen: point.frozen?.hr10 }));
+  const rankers = Object.keys(RANKERS).filter((name) => hits.some((each) => each[name] !== undefined));
+  const others = [...new Set(hits.flatMap(Object.keys))].filter((name) => !(name in RANKERS));
+  const quality = [...rankers, ...others].map((name) => [RANKERS[name] || name, hits.map((each) => each[name] ?? null)]);
   charts.quality.draw(times, quality, "HR@10 now: " + quality.map(([name, values]) => `${name} ${values.at(-1)}`).join(", "),
     swapTimesOf(points));
   legend("quality-legend", quality, (value) => value.toFixed(3));
+  showFrozen(points.at(-1).frozen);
   const lags = Object.entries(STAGES).map(([stage, name]) => [name, points.map((point) => point.stages[stage].seconds)]);
   charts.lag.draw(times, lags, "Lag now: " + lags.map(([name, values]) => `${name} ${seconds(values.at(-1))}`).join(", "));
   legend("lag-legend", lags, seconds);

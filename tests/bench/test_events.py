@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.events import rank, ranks
+from bench.events import ranks
 from bench.single_pass import headrace
 from kernels.memory import MemoryEvents
 from stream.simulate import World, WorldConfig
 from tests.bench.samples import Actions, chain, settings_of, steps_of
+from trainer.metrics import rank_among
 
 
 def _world(num: int) -> Actions:
@@ -51,9 +52,9 @@ def test_counting_alone_is_ranked_as_headrace_ranks_it() -> None:
 
 def test_ties_count_half_and_what_is_left_out_does_not_compete() -> None:
     scores = np.array([99.0, 1.0, 3.0, 2.0, 2.0, 2.0])
-    assert rank(scores, 3, ()) == 1 + 1 + 1
-    assert rank(scores, 3, np.array([2, 2, 4], np.int32)) == 1 + 1
-    assert rank(scores, 3, np.array([3], np.int32)) == 3  # the item itself always competes
+    assert rank_among(scores, 3, ()) == 1 + 1 + 1
+    assert rank_among(scores, 3, np.array([2, 2, 4], np.int32)) == 1 + 1
+    assert rank_among(scores, 3, np.array([3], np.int32)) == 3  # the item itself always competes
 
 
 def test_an_item_that_nobody_has_met_is_a_miss() -> None:

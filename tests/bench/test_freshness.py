@@ -8,12 +8,12 @@ import numpy as np
 
 from bench.events import arrivals
 from bench.freshness import AGES, measure, rows_of
-from bench.frozen import Frozen
 from headrace.config import Settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
 from tests.bench.samples import Actions, chain, settings_of
 from trainer.batch import build_batch
+from trainer.frozen import Frozen
 from trainer.step import Learner
 from wire.history import Histories
 
@@ -36,7 +36,7 @@ def test_a_copy_that_is_renewed_for_every_choice_ranks_as_the_learner_does() -> 
     for examples in arrivals(settings, actions):
         batch = build_batch(examples, histories, model)
         if learner.num_steps:
-            copies.append(Frozen(learner).predict(batch)[0])
+            copies.append(Frozen.of(learner).predict(batch)[0])
         learner.step(examples)
     live = MemoryOutcome.join(made[1:]).rank_R
     np.testing.assert_array_equal(np.concatenate(copies), live)
@@ -52,7 +52,7 @@ def test_a_copy_does_not_change_with_the_learner_nor_by_predicting() -> None:
     for examples in steps[:6]:
         build_batch(examples, histories, model)
         learner.step(examples)
-    copy = Frozen(learner)
+    copy = Frozen.of(learner)
     batch = build_batch(steps[6], histories, model)
     before = copy.predict(batch)
     for examples in steps[6:]:

@@ -1,5 +1,7 @@
 """The Prometheus registries of the three processes, as the processes create them."""
 
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import ServerMetrics, readings
@@ -14,4 +16,14 @@ from wire.config import KafkaConfig
 def registries() -> list[CollectorRegistry]:
     server = ServerMetrics(lambda: readings(HELP, dict.fromkeys(HELP, 0.0)))
     reporter = LagReporter(KafkaConfig(), TrainerConfig(), Progress)
-    return [WorkerMetrics().registry, reporter.metrics.registry, server.registry]
+    return [WorkerMetrics(Path()).registry, reporter.metrics.registry, server.registry]
+
+
+def metric_names() -> set[str]:
+    """Every metric that the processes expose."""
+    names: set[str] = set()
+    for registry in registries():
+        for family in registry.collect():
+            kinds = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+            names |= {family.name + ending for ending in kinds.get(family.type, ("",))}
+    return names

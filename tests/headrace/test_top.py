@@ -44,7 +44,13 @@ def lag(now: int) -> bytes:
     behind: dict[str, Any] = {"lag_records": 0, "lag_s": 0.0}
     told = dict.fromkeys(("ingest", "sequence", "publish", "serve"), behind)
     told["train"] = {"lag_records": 12_345, "lag_s": 7.5}
-    metrics = {"retrieval_window": {"model": {"hr10": 0.2183}, "popular_unseen": {"hr10": 0.0741}}}
+    metrics = {
+        "retrieval_window": {"model": {"hr10": 0.2183}, "popular_unseen": {"hr10": 0.0741}},
+        "frozen": {
+            "newest_record_ms": now - 60_000, "num_interactions": 1_234_567, "fresh": {"hr10": 0.2201},
+            "frozen": {"hr10": 0.1987},
+        },
+    }  # fmt: skip
     return msgspec.json.encode(
         {
             "time_ms": now,

@@ -162,24 +162,36 @@ def test_what_would_wait_too_long_is_refused_and_says_for_how_long() -> None:
     made.close()
 
 
+def test_requests_that_are_heavier_than_a_batch_count_as_one_batch_each() -> None:
+    """After rankings of 10,000, rankings of 1,000 were refused for seconds: each counted as five batches."""
+    cost = CostModel()
+    for weight in (201.0, 65.0) * 50:
+        cost.note(weight, 0.05 + 0.0002 * weight)
+    lane = Lane("long", CountingEngine(), MANAGER, 1, LONG_WEIGHT, 1024, 0.5, cost=cost)
+    for _ in range(6):
+        lane.admit(21.0)
+    assert lane.expected_wait_s() == pytest.approx(6 * (0.05 + 0.0002 * 21), rel=0.01)
+    lane.close()
+
+
 def test_the_cost_of_a_batch_is_told_apart_from_that_of_its_requests() -> None:
     cost = CostModel()
-    assert cost.seconds(100, 16) == 0.0
+    assert cost.seconds(100, 100 / 16) == 0.0
     for weight in (1, 4, 16, 8, 2) * 40:
         cost.note(weight, 0.010 + 0.001 * weight)
-    assert cost.seconds(16, 16) == pytest.approx(0.026, rel=0.01)
-    assert cost.seconds(160, 16) == pytest.approx(0.26, rel=0.01)
+    assert cost.seconds(16, 1) == pytest.approx(0.026, rel=0.01)
+    assert cost.seconds(160, 10) == pytest.approx(0.26, rel=0.01)
 
 
 def test_a_pause_of_the_machine_turns_nobody_away() -> None:
     cost = CostModel()
     cost.note(1, 30.0)  # the first request loads what is loaded lazily
-    assert cost.seconds(100, 16) == 0.0
+    assert cost.seconds(100, 100 / 16) == 0.0
     cost = CostModel()
     for _ in range(100):
         cost.note(4, 0.004)
     cost.note(4, 5.0)
-    assert cost.seconds(100, 16) < 0.15
+    assert cost.seconds(100, 100 / 16) < 0.15
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from kafka import KafkaConsumer
 
-from serving.pulse import Point, Pulse, Rates, Served, StagePoint, bottleneck
+from serving.pulse import FrozenPoint, Point, Pulse, Rates, Served, StagePoint, bottleneck
 from serving.pulse_follower import PulseFollower
 from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
@@ -42,6 +42,14 @@ def test_a_point_holds_what_the_trainer_and_the_server_say() -> None:
     assert point.quality == {"model": 0.25, "popular": 0.125}
     assert (point.entropy, point.entropy_baseline) == (0.75, 1.0)
     assert (point.num_items, point.num_interactions, point.num_servers) == (40, 1000, 2)
+
+
+def test_a_frozen_copy_is_shown_beside_the_fresh_weights_on_its_own_choices() -> None:
+    copy = {"newest_record_ms": NOW_MS - 60_000, "num_interactions": 900, "num": 300}
+    metrics = {"frozen": {**copy, "fresh": {"hr10": 0.25}, "frozen": {"hr10": 0.2}}}
+    assert pulse_of(metrics=metrics).sample(SERVED, NOW_MS).frozen == FrozenPoint(NOW_MS - 60_000, 900, 0.2, 0.25)
+    for none in (None, {}, {**copy, "fresh": {"hr10": 0.25}}, {**copy, "fresh": 1, "frozen": {"hr10": "x"}}):
+        assert pulse_of(metrics={"frozen": none}).sample(SERVED, NOW_MS).frozen is None
 
 
 def worker(partition: int, num: int, epoch: int = 1) -> bytes:

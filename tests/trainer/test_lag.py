@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
@@ -20,6 +21,7 @@ from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage
 from tests.trainer.test_weights import manifest
 from trainer.lag import build_message
+from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
 from trainer.rates import Rates
 from trainer.reporter import LagReporter
@@ -208,6 +210,32 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
     assert 0 < message["stages"]["publish"]["lag_s"] < 600
+
+
+def test_a_copy_that_stopped_learning_and_the_last_checkpoint_are_reported(board: Callable[..., Board]) -> None:
+    told = board(
+        metric_window=20, frozen_share=1.0, checkpoint_every_steps=3, max_step_targets=4, max_step_tokens=64,
+        lag_every_s=0.02,
+    )  # fmt: skip
+    told.made.feed(600)
+    told.made.start()
+    message = told.wait_for(lambda each: bool(each["metrics"].get("frozen")), "a frozen copy that was compared")
+    copy = message["metrics"]["frozen"]
+    assert 20 <= copy["num_interactions"] < message["num_interactions"]
+    assert copy["num"] == 20
+    assert 0 <= message["checkpoint_age_s"] < 60
+    collected = LagMetrics(lambda: message, REPOSITORY).registry.collect()
+    gauges = {(each.name, *each.labels.values()): each.value for family in collected for each in family.samples}
+    for weights in ("fresh", "frozen"):
+        assert gauges["headrace_trainer_frozen_hr10_ratio", weights] == copy[weights]["hr10"]
+    assert gauges["headrace_trainer_frozen_age_seconds",] > 0
+    assert gauges["headrace_trainer_checkpoint_age_seconds",] == message["checkpoint_age_s"]
+    assert gauges["headrace_disk_bytes",] > gauges["headrace_disk_free_bytes",] > 0
+    window = message["metrics"]["ranking_window"]
+    for kind in told.made.settings.action.kinds:
+        for name, key in (("normalized_entropy", "ne"), ("calibration", "calibration")):
+            value = gauges[f"headrace_trainer_kind_{name}_ratio", kind]
+            assert value == window[kind][key] or (np.isnan(value) and window[kind][key] is None)
 
 
 def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durable_kafka: Broker) -> None:

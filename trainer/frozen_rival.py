@@ -1,0 +1,146 @@
+"""The value of fresh weights on live traffic: the learner is compared with a copy that was frozen some time ago.
+
+The copy is the newest checkpoint, read by a thread of its own, so no step waits for it. It is renewed every
+``trainer.frozen_every_s``, and predicts choices that the learner has just predicted, before either learns from them
+(both use the learner's histories, which are always up to date). Predicting takes at most ``trainer.frozen_share`` of
+the training thread's time; choices beyond that are left out. Nothing here changes the learner.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from trainer.batch import JaggedBatch
+from trainer.checkpoint import CheckpointFolder
+from trainer.config import TrainerConfig
+from trainer.frozen import Frozen
+from trainer.metrics import rank_gains, rank_report
+from trainer.regions import regions_of
+from trainer.ring import Ring
+from trainer.step import Learner
+
+Int64 = NDArray[np.int64]
+log = structlog.get_logger("trainer")
+FEWEST_RANKED = 200
+"""With fewer choices nothing is reported, unless the whole window is smaller."""
+MOST_SCORES = 1 << 21
+"""The most scores computed in one step; choices beyond that are left out."""
+NO_NAMES = np.frombuffer(b"[]", np.uint8)
+RIVALS = ("fresh", "frozen")
+
+
+@dataclass(slots=True)
+class Allowance:
+    """A budget of time that grows by a share of the time that passes, up to a limit."""
+
+    share: float
+    most_s: float = 0.05
+    left_s: float = 0.0
+    at_s: float = 0.0
+
+    def has_any(self, now_s: float) -> bool:
+        """Whether some is left at this moment."""
+        self.left_s = min(self.most_s, self.left_s + self.share * (now_s - self.at_s))
+        self.at_s = now_s
+        return self.left_s > 0.0
+
+
+class FrozenRival:
+    """For the training thread: `renew` between steps, `compare` within them."""
+
+    def __init__(self, config: TrainerConfig, folder: CheckpointFolder) -> None:
+        self._config, self._folder = config, folder
+        self._thread = ThreadPoolExecutor(1, "frozen")
+        self._coming: Future[Frozen | None] | None = None
+        self._copy: Frozen | None = None
+        self._ranks = Ring(config.metric_window, len(RIVALS))
+        self._allowance = Allowance(config.frozen_share)
+        self._due_s = 0.0
+        self._from_step = 0
+        """The step of the first checkpoint that may have learned enough for a comparison."""
+
+    @property
+    def step(self) -> int | None:
+        """The first step that the copy has not learned; None if there is no copy."""
+        return self._copy.num_steps if self._copy is not None else None
+
+    def renew(self, learner: Learner) -> None:
+        """Take over the copy that has been read, or start reading one if it is due."""
+        now_s = time.monotonic()
+        if self._coming is not None:
+            if self._coming.done():
+                self._take(self._coming)
+            return
+        is_due = now_s >= self._due_s and learner.num_interactions >= self._config.metric_window
+        if is_due and self._folder.steps()[-1:] >= [self._from_step]:
+            self._due_s = now_s + self._config.frozen_every_s
+            if self._fits(learner):
+                self._coming = self._thread.submit(_read, self._folder, learner)
+
+    def _fits(self, learner: Learner) -> bool:
+        num_bytes = sum(each.num_rows * each.row_bytes for each in regions_of(learner, for_version=False))
+        if num_bytes <= self._config.frozen_bytes:
+            return True
+        log.info("no frozen copy to compare with: it is larger than trainer.frozen_bytes", num_bytes=num_bytes)
+        return False
+
+    def _take(self, coming: Future[Frozen | None]) -> None:
+        self._coming = None
+        try:
+            copy = coming.result()
+        except Exception:  # as in `compare`
+            log.exception("no frozen copy to compare with; trying again when the next one is due")
+            return
+        if copy is not None and copy.num_interactions < self._config.metric_window:
+            self._from_step, self._due_s = copy.num_steps + 1, 0.0
+        elif copy is not None:
+            self._copy, self._ranks = copy, Ring(self._config.metric_window, len(RIVALS))
+            log.info("comparing with a frozen copy", step=copy.num_steps, num_interactions=copy.num_interactions)
+
+    def compare(self, batch: JaggedBatch, rank_S: Int64) -> None:
+        """Let the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others."""
+        if self._copy is None or not self._allowance.has_any(began_s := time.perf_counter()):
+            return
+        choice_C = np.flatnonzero(rank_S >= 0)[: max(1, MOST_SCORES // self._copy.items.num_rows)]
+        if not len(choice_C):
+            return
+        try:
+            frozen_C = self._copy.rank_choices(batch, choice_C)
+        except Exception:
+            # Whatever the error is, learning must go on.
+            log.exception("the frozen copy failed; no comparison until the next one")
+            self._copy = None
+            return
+        self._ranks.extend(np.stack([rank_S[choice_C], frozen_C], axis=1))
+        self._allowance.left_s -= time.perf_counter() - began_s
+
+    def report(self) -> dict[str, Any] | None:
+        """The metrics of both on the same choices, and what the copy had learned; None before enough was compared."""
+        copy = self._copy
+        if copy is None or self._ranks.filled < min(FEWEST_RANKED, self._config.metric_window):
+            return None
+        return {
+            "num_interactions": copy.num_interactions,
+            "newest_record_ms": copy.newest_record_ms,
+            **rank_report(rank_gains(self._ranks.view().T.astype(np.int64)).sum(axis=2).T, RIVALS),
+        }
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(folder: CheckpointFolder, learner: Learner) -> Frozen | None:
+    """The newest checkpoint's learner, without the items' names, which are not needed."""
+    checkpoint = folder.load()
+    if checkpoint is None:
+        return None
+    arrays = {**checkpoint.arrays, "names.all": NO_NAMES, "names.unpublished": NO_NAMES}
+    return Frozen(learner.model_config, learner.config, learner.device, arrays)
