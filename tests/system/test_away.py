@@ -15,7 +15,7 @@ import pytest
 
 from headrace.lag import watch
 from headrace.processes import Child
-from stream.replay import send_actions
+from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker, free_port
 from tests.system.loop import KINDS, Loop
