@@ -4,6 +4,9 @@ Amazon's reviews of food and of kitchenware by the same people: HR@10 of each do
 a model that learns this domain alone, one that learns both in order of time at a constant rate, and one whose rate
 warms up, stays and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn. The domain of a
 choice is known, as it is if each domain has its own pages: the other domain's items do not compete.
+
+CPRec's own order as well: what comes before the rate anneals one domain after the other, then both mixed. Then only the
+choices of the mixed part are counted, for all ways (the rows "at the end").
 """
 
 from __future__ import annotations
@@ -98,6 +101,13 @@ def hits(settings: Settings, actions: list[Action], seed: int) -> dict[str, NDAr
     return {domain: hit_A[domain_A == domain] for domain in np.unique(domain_A).tolist()}
 
 
+def domain_by_domain(actions: list[Action]) -> list[Action]:
+    """The same actions: those before the rate anneals by domain, each domain in order of time, then the others as they
+    came. What comes late to a user's sequence takes the time of the one before it."""
+    num = round(STABLE * len(actions))
+    return [*sorted(actions[:num], key=lambda action: str(action["domain"])), *actions[num:]]
+
+
 def compare(settings: Settings, actions: list[Action], seed: int = 1) -> list[dict[str, Any]]:
     """A row for each domain and way of learning."""
     trainer = dataclasses.replace(settings.trainer, exclude_seen="always")
@@ -106,12 +116,20 @@ def compare(settings: Settings, actions: list[Action], seed: int = 1) -> list[di
         "both, constant rate": hits(settings, actions, seed),
         "both, WSA": hits(annealed(settings, len(actions)), actions, seed),
     }
+    ordered = hits(annealed(settings, len(actions)), domain_by_domain(actions), seed)
+    last = actions[round(STABLE * len(actions)) :]
     rows = []
     for domain in sorted({action["domain"] for action in actions}):
         own = [action for action in actions if action["domain"] == domain]
         alone = hits(settings, own, seed)[domain]
         rows.append(_row(domain, "this domain alone", alone, None))
         rows += [_row(domain, way, found[domain], alone) for way, found in ways.items()]
+        num = sum(action["domain"] == domain for action in last)
+        rows.append(_row(domain, "this domain alone, at the end", alone[-num:], None))
+        at_end = ways | {"domain by domain, then both, WSA": ordered}
+        rows += [
+            _row(domain, f"{way}, at the end", found[domain][-num:], alone[-num:]) for way, found in at_end.items()
+        ]
     return rows
 
 

@@ -1,8 +1,10 @@
-"""`python -m bench drift [--hours H …] [--per-hour N] [--seeds N] [--quick]`: recovery from drift, by age.
+"""`python -m bench drift [--hours H …] [--per-hour N] [--seeds N] [--rows RULE …] [--quick]`: recovery, by age.
 
 After 1, 5 and 20 hours of a simulated world (`stream.simulate`), all items swap their ids at once. What was learned
 about each id is then wrong, and users' histories refer to items that they never met. A learner whose rates fall with
 age would recover more slowly the older it is.
+
+``--rows`` compares other ways for the tables' rows to learn (`bench.row_rules`).
 
 An hour is scaled down to ``--per-hour`` actions. Items do not die, so that their rows grow as old as the stream.
 """
@@ -23,6 +25,7 @@ import structlog
 
 from bench.__main__ import commit, machine, show
 from bench.records import interval, spoken
+from bench.row_rules import RULES, install
 from bench.single_pass import OURS, headrace, settings_for
 from headrace.config import load_settings
 from stream.simulate import World, WorldConfig
@@ -30,6 +33,7 @@ from stream.simulate import World, WorldConfig
 Action = dict[str, Any]
 HOURS, PER_HOUR, QUICK_PER_HOUR = (1.0, 5.0, 20.0), 4_000, 400
 NUM_ITEMS, NUM_USERS = 300, 300
+PLAIN = next(iter(RULES))
 TOLERANCE = 0.97
 """The share of the youngest model's HR@10 after the drift that an older one should reach; the rest is noise."""
 
@@ -47,12 +51,14 @@ def drifting(hours: float, per_hour: int, seed: int) -> Iterator[Action]:
         yield {name: value for name, value in action.items() if name != "features"} | {"item": moved}
 
 
-def recovery(hours: float, per_hour: int, seed: int) -> dict[str, tuple[float, float]]:
-    """HR@10 in the hour before the drift and in the hour after it, by the rankers of `OURS`."""
+def recovery(hours: float, per_hour: int, seed: int, rows: str = PLAIN) -> dict[str, tuple[float, float]]:
+    """HR@10 in the hour before the drift and in the hour after it, by the rankers of `OURS`. ``rows``: of `RULES`."""
     actions = list(drifting(hours, per_hour, seed))
     choices = [number for number, action in enumerate(actions) if action["action"] == "click"]
     num_after = sum(number >= len(actions) - per_hour for number in choices)
-    done = headrace(settings_for(load_settings(), actions), actions, seed)
+    done = headrace(
+        settings_for(load_settings(), actions), actions, seed, prepare=lambda learner: install(learner, rows)
+    )
     found = {}
     for who, rank_A in done.ranks.items():
         hit_A = (rank_A > 0) & (rank_A <= 10)
@@ -62,15 +68,19 @@ def recovery(hours: float, per_hour: int, seed: int) -> dict[str, tuple[float, f
 
 
 def run(
-    *, quick: bool = False, hours: Sequence[float] = HOURS, per_hour: int | None = None, num_seeds: int = 1
-) -> list[dict[str, Any]]:
-    """A row for each ranker and age."""
-    per_hour = per_hour or (QUICK_PER_HOUR if quick else PER_HOUR)
-    found: dict[float, list[dict[str, tuple[float, float]]]] = {}
-    for each in hours:
-        found[each] = [recovery(each, per_hour, seed) for seed in range(1, 1 + num_seeds)]
-        print(f"drift after {each:g} h: done", file=sys.stderr, flush=True)
-    return [row for who in OURS[:2] for row in _rows(who, found)]
+    *, quick: bool = False, hours: Sequence[float] = HOURS, per_hour: int | None = None, num_seeds: int = 1,
+    rules: Sequence[str] = (PLAIN,),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for each way to learn rows, ranker and age."""
+    per_hour, made = per_hour or (QUICK_PER_HOUR if quick else PER_HOUR), list[dict[str, Any]]()
+    for rule in rules:
+        found: dict[float, list[dict[str, tuple[float, float]]]] = {}
+        for each in hours:
+            found[each] = [recovery(each, per_hour, seed, rule) for seed in range(1, 1 + num_seeds)]
+            print(f"{rule}: drift after {each:g} h: done", file=sys.stderr, flush=True)
+        prefix = "" if rule == PLAIN else f"{rule}: "
+        made += [row | {"name": prefix + row["name"]} for who in OURS[:2] for row in _rows(who, found)]
+    return made
 
 
 def _rows(who: str, found: dict[float, list[dict[str, tuple[float, float]]]]) -> Iterator[dict[str, Any]]:
@@ -95,11 +105,14 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--hours", type=float, nargs="+", default=HOURS, metavar="H", help="ages of the model")
     parser.add_argument("--per-hour", type=int, metavar="N", help=f"actions that stand for an hour ({PER_HOUR:,})")
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
+    parser.add_argument("--rows", nargs="+", default=(PLAIN,), choices=list(RULES), metavar="RULE",
+                        help=f"how rows learn: {'; '.join(RULES)}")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write the report to this file")
     parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, hours=options.hours, per_hour=options.per_hour, num_seeds=options.seeds)
+    rows = run(quick=options.quick, hours=options.hours, per_hour=options.per_hour, num_seeds=options.seeds,
+               rules=options.rows)  # fmt: skip
     show(rows, f"drift on {machine()}, commit {commit()}")
     report = {"bench": "drift", "machine": machine(), "commit": commit(), "command": spoken("drift", arguments),
               "rows": rows}  # fmt: skip

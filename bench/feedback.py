@@ -7,7 +7,7 @@ scored against the final outcome. 0% is the model that stops learning at that mo
 outcomes immediately.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
-learns an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weights by how much of
+learns an interaction a minute after it began (`trainer.waiting`). ``es-dfm`` weights by how much of
 a kind arrives late (after Yang et al., "Capturing delayed feedback in conversion rate prediction via elapsed-time
 sampling", AAAI 2021, with the share itself in place of their two side models). ``defer`` learns every interaction
 twice, at once and after a minute, and weights both (after Gu et al., "Real negatives matter", KDD 2021).
@@ -41,6 +41,7 @@ from trainer.config import TrainerConfig
 from trainer.kind_metrics import binary_log_loss
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
+from trainer.waiting import Waiting
 from wire.action import Action, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
@@ -61,7 +62,10 @@ WAIT_MS = 60_000
 MODEL = ModelConfig(kinds=KINDS, num_features=1)
 PER_STEP = 64
 LEARNED = ("vanilla", "fnw", "reversal")
+BIASED = "vanilla"
+"""Whose predictions ``fnc`` corrects."""
 MEASURED = ("click", "like")
+AGE = "age of the newest record learned, at the end"
 Floats = NDArray[np.float64]
 
 
@@ -109,7 +113,7 @@ class FullHistories:
             first_new = stop
 
 
-class Waiting:
+class Second:
     """Delivers interactions `WAIT_MS` after they began."""
 
     def __init__(self) -> None:
@@ -187,7 +191,7 @@ def late_share(every: list[list[Example]]) -> Floats:
 def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict[str, float]]:
     """By method: NE over all kinds, and AUC of `MEASURED`, over the last 70% of the stream."""
     every = list(steps(num_actions, seed, world))
-    final, now, waiting = FullHistories(), FullHistories(), Waiting()
+    final, now, second = FullHistories(), FullHistories(), Second()
     for examples in every:
         final.fold(examples)
     config = TrainerConfig(device="cpu", feedback="vanilla", metric_window=1)
@@ -201,6 +205,7 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
             context.fold(each)
     learners = {name: copy_of(pretrained, config) for name in ("stopped", "told at once", "wait")}
     learners |= {name: copy_of(pretrained, replace(config, feedback=name)) for name in LEARNED}
+    learners["wait"].histories.waiting = Waiting(WAIT_MS, MODEL.max_context)
     share_K = late_share(every[:begun])
     for name in ("es-dfm", "defer"):
         weighing = copy_of(pretrained, config, Importance)
@@ -215,18 +220,22 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
         came += [final.bits(each.user, np.arange(each.num_new) + each.first_new_index) for each in _by_user(examples)]
         for name, learner in learners.items():
             said[name].append(predicted(learner, batch))
-        streams = dict.fromkeys((*LEARNED, "es-dfm"), examples)
-        due = waiting.feed(examples, now)
-        streams |= {"told at once": _outcomes(examples, final), "wait": due}
-        streams["defer"] = without_feedback(examples) + due
+        streams = dict.fromkeys((*LEARNED, "wait", "es-dfm"), examples)
+        streams["told at once"] = _outcomes(examples, final)
+        streams["defer"] = without_feedback(examples) + second.feed(examples, now)
         for name, told in streams.items():
             if told:
                 learners[name].step(told)
     kinds_RK = unpack_kinds(np.concatenate(came), len(KINDS))
     probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
-    biased = probabilities["vanilla"]
+    biased = probabilities[BIASED]
     probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
-    return {name: _metrics(each, np.asarray(kinds_RK, np.uint32)) for name, each in probabilities.items()}
+    newest_ms = max(each.newest_record_ms for each in every[-1])
+    return {
+        name: _metrics(each, np.asarray(kinds_RK, np.uint32))
+        | {AGE: (newest_ms - learners[BIASED if name == "fnc" else name].newest_record_ms) / 1000}
+        for name, each in probabilities.items()
+    }
 
 
 def _outcomes(examples: list[Example], final: FullHistories) -> list[Example]:
@@ -288,11 +297,11 @@ def rows_of(world: str, runs: list[dict[str, dict[str, float]]]) -> list[Row]:
                 np.array([each[which][metric] for each in runs]) for which in (name, "told at once", "stopped")
             )
             note = ""
-            if not metric.startswith("mean"):
+            if metric.startswith(("NE", "AUC")):
                 error = float(np.std(values - best, ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else float("nan")
                 won = (values.mean() - worst.mean()) / (best.mean() - worst.mean())
                 note = (
                     f"{100 * won:.0f}% of the distance; {values.mean() - best.mean():+.4f} ± {error:.4f} from its end"
                 )
-            rows.append(row(f"{world}, {name}: {metric}", float(values.mean()), "", note=note))
+            rows.append(row(f"{world}, {name}: {metric}", float(values.mean()), "s" * (metric == AGE), note=note))
     return rows

@@ -1,4 +1,4 @@
-"""`python -m bench freshness [STREAM …] [--limit N] [--picture FILE] [--quick]`: what fresh weights are worth.
+"""`python -m bench freshness [STREAM …] [--limit N] [--probe] [--quick]`: what fresh weights are worth.
 
 One learner learns a stream. Copies of it, renewed every minute, hour, day and week of event time, predict the same
 choices from the same up-to-date histories. So the curve shows what a recommender loses by being retrained (and rolled
@@ -88,12 +88,15 @@ class Probe:
         self.found.append((learner.num_interactions, retrieval(np.concatenate(ranks))["hr10"]))
 
 
-def measure(settings: Settings, actions: list[dict[str, Any]], seed: int = 1) -> tuple[dict[str, Any], Probe]:
+def measure(
+    settings: Settings, actions: list[dict[str, Any]], seed: int = 1, *, only_probe: bool = False
+) -> tuple[dict[str, Any], Probe]:
     """(by how often weights are renewed: retrieval and ranking; the probe)."""
     model = file_configs(settings, actions[0])[2]
     learner = Learner(model, dataclasses.replace(settings.trainer, seed=seed, metric_window=LATELY))
     histories, probe = Histories(model.max_context), Probe()
-    stale = {name: Stale(1000 * every_s, PrequentialMetrics(model.kinds, LATELY)) for name, every_s in EVERY_S.items()}
+    periods = {} if only_probe else EVERY_S
+    stale = {name: Stale(1000 * every_s, PrequentialMetrics(model.kinds, LATELY)) for name, every_s in periods.items()}
     fresh, looks = list[MemoryOutcome](), [round((WINDOW[1] + age) * len(actions)) for age in AGES]
     learn = learner.memory.learn
     learner.memory.learn = lambda events, logit_AV: _kept(fresh, learn(events, logit_AV))  # type: ignore[method-assign]
@@ -138,9 +141,10 @@ def rows_of(stream: str, found: dict[str, Any], probe: Probe) -> list[dict[str, 
         )
         rows.append({"name": f"{stream}: weights renewed {_often(name)}", "value": each["hr10"], "unit": "HR@10",
                      "ne": each["ne"], "windows": each["windows"], "note": note})  # fmt: skip
+    num = sum(int(batch.is_wanted_R.sum()) for batch in probe.batches)
     for learned, hr10 in probe.found:
-        rows.append({"name": f"{stream}: old window, held out", "value": hr10, "unit": "HR@10",
-                     "note": f"by the weights after {learned:,} interactions"})  # fmt: skip
+        rows.append({"name": f"{stream}: old window, held out", "value": hr10, "unit": "HR@10", "num": num,
+                     "note": f"{num:,} choices, by the weights after {learned:,} interactions"})  # fmt: skip
     return rows
 
 
@@ -149,13 +153,14 @@ def _often(name: str) -> str:
 
 
 def run(
-    *, quick: bool = False, streams: Iterable[str] = (), data: Path | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
+    *, quick: bool = False, streams: Iterable[str] = (), data: Path | None = None, limit: int | None = None,
+    only_probe: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of each stream."""
     rows: list[dict[str, Any]] = []
     for stream in streams or (("world",) if quick else ("ml-100k", "news", "world")):
         actions = list(islice(open_stream(stream, data), limit or (6_000 if quick else None)))
-        rows += rows_of(stream, *measure(settings_for(load_settings(), actions), actions))
+        rows += rows_of(stream, *measure(settings_for(load_settings(), actions), actions, only_probe=only_probe))
         print(f"{stream}: done", file=sys.stderr, flush=True)
     return rows
 
@@ -169,12 +174,14 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--out", type=Path, help="append the report to this file, a JSON object a line")
     parser.add_argument("--picture", type=Path, help="write an SVG of what is in --out, or was measured now")
+    parser.add_argument("--probe", action="store_true", help="of forgetting alone, which is fast")
     parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.streams) - set(STREAMS)):
         parser.error(f"streams: expected some of {', '.join(STREAMS)}, got {', '.join(unknown)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, streams=options.streams, data=options.data, limit=options.limit)
+    rows = run(quick=options.quick, streams=options.streams, data=options.data, limit=options.limit,
+               only_probe=options.probe)  # fmt: skip
     report = {"bench": "freshness", "machine": machine(), "commit": commit(),
               "command": spoken("freshness", arguments), "rows": rows}  # fmt: skip
     show(rows, f"freshness on {machine()}, commit {commit()}")

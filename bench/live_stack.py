@@ -60,9 +60,7 @@ class Stack:
             "trainer": {"checkpoint_dir": str(folder / "checkpoints")},
             "serving": {"port": port},
         }
-        self.path.write_text(
-            _toml({name: {**ours.get(name, {}), **sections.get(name, {})} for name in ours | sections})
-        )
+        self.path.write_text(toml({name: {**ours.get(name, {}), **sections.get(name, {})} for name in ours | sections}))
         self.settings: Settings = read_settings(self.path)
         self.topics = Topics.under(self.settings.kafka.prefix)
         self.url = f"http://127.0.0.1:{port}"
@@ -142,7 +140,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _toml(sections: dict[str, dict[str, Any]]) -> str:
+def toml(sections: dict[str, dict[str, Any]]) -> str:
+    """A configuration file."""
     lines: list[str] = []
     for name, keys in sections.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]

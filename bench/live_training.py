@@ -9,7 +9,9 @@ turns, so ratios are meaningful on a shared machine.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from wire.example import Example, Interactions
 
 NUM_BEFORE, NUM_ITEMS, SEGMENT_LEN, ROUNDS = 200, 2_000, 16, 8
 CONTEXTS, SIZES = (200, 32, 16, 8), (32, 128)
-TARGET = 5_000.0
+TARGET, METRICS_SHARE = 5_000.0, 0.05
 CONFIG = TrainerConfig(device="cpu")
 
 
@@ -91,6 +93,30 @@ def speeds(quick: bool) -> list[Row]:
     return rows
 
 
+def metrics_cost(quick: bool) -> Row:
+    """What the metrics and their baselines take of a default step of 32, in processor time."""
+    users, spent_s = Users(CONFIG.max_train_context, SIZES[0]), [0.0]
+    learner = users.learner
+
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            began_s = time.process_time()
+            result = work(*arguments)
+            spent_s[0] += time.process_time() - began_s
+            return result
+
+        return run
+
+    learner.evaluator.count = timed(learner.evaluator.count)  # type: ignore[method-assign]
+    learner.popularity.learn = timed(learner.popularity.learn)  # type: ignore[method-assign]
+    learner.rates.predict = timed(learner.rates.predict)  # type: ignore[method-assign]
+    users.step()
+    spent_s[0] = 0.0
+    took_s = sum(users.step() for _ in range(ROUNDS * (4 if quick else 16)))
+    note = f"{1000 * spent_s[0] / (ROUNDS * (4 if quick else 16)):.2f} ms a step: ranks, slices, baselines, NE, AUC"
+    return row("the metrics' share of that step", spent_s[0] / took_s, "of its time", METRICS_SHARE, note, most=True)
+
+
 def quality(quick: bool) -> list[Row]:
     """HR@10 and NE on the simulated world's traffic, learned as it arrives."""
     rows, whole = list[Row](), dict[str, float]()
@@ -112,6 +138,6 @@ def run(quick: bool = False) -> list[Row]:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(CONFIG.float32_matmul_precision)
     try:
-        return [*speeds(quick), *quality(quick)]
+        return [*speeds(quick), metrics_cost(quick), *quality(quick)]
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -18,7 +19,23 @@ def install() -> None:
     """
     patch = interpreter._patch_lang  # noqa: SLF001 - Triton has no public way
     both = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    interpreter._patch_lang = lambda _: patch(both)  # noqa: SLF001
+
+    def patched(_: Any) -> Any:
+        scope = patch(both)
+        # Triton 3.6 takes int() of one-element arrays, which NumPy 2.4 refuses.
+        scope.set_attr(tl.core.tensor, "__index__", lambda tensor: int(tensor.handle.data.item()))
+        return scope
+
+    interpreter._patch_lang = patched  # noqa: SLF001
+
+    convert = interpreter._implicit_cvt  # noqa: SLF001
+
+    def converted(argument: Any) -> Any:
+        if isinstance(argument, bool):  # Triton 3.6 makes an int32 of it and then refuses that
+            return tl.tensor(interpreter.TensorHandle(np.array([argument]), tl.int1), tl.int1)
+        return convert(argument)
+
+    interpreter._implicit_cvt = converted  # noqa: SLF001
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.rewrite()(*args, **kwargs)

@@ -51,9 +51,10 @@ def headrace(
     seed: int,
     progress: Progress = lambda _: None,
     limit: Callable[[Learner, MemoryEvents], MemoryEvents] | None = None,
+    prepare: Callable[[Learner], None] = lambda _: None,
 ) -> Pass:
     """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event;
-    every choice is then compared with all of them, however many there are."""
+    every choice is then compared with all of them, however many there are. ``prepare`` may change the new learner."""
     stream = iter(actions)
     first = next(stream)
     action, sequence, model = file_configs(settings, first)
@@ -66,8 +67,11 @@ def headrace(
         checkpoint_dir=None,
     )
     learner = trainer.learner
+    prepare(learner)
     if limit is not None:
-        learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER)
+        learner.memory_pass = MemoryPass(
+            learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER, max_weight=config.max_exposure_weight
+        )
     outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 

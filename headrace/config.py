@@ -42,6 +42,8 @@ FOLLOWS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
     "kinds": ("action", "kinds", tuple),
     "num_features": ("action", "features", len),
     "num_user_features": ("action", "user_features", len),
+    "user_tokens": ("action", "user_tokens", bool),
+    "propensity": ("action", "propensity", bool),
     "max_context": ("sequence", "max_context", int),
 }
 
@@ -103,6 +105,21 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
+        expect(
+            not self.model.predict_value or self.trainer.shards == 1,
+            "trainer.shards",
+            "1 with model.predict_value, which only one process learns",
+            self.trainer.shards,
+            "leave one of them out",
+        )
+        for key in ("shards", "memory_group"):
+            expect(
+                not self.action.propensity or getattr(self.trainer, key) == 1,
+                f"trainer.{key}",
+                "1 with action.propensity, whose weights neither several processes nor a memory on the GPU know",
+                getattr(self.trainer, key),
+                "leave one of them out",
+            )
         return self
 
     @classmethod

@@ -19,11 +19,11 @@ from headrace.lines import followed_line
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
-from wire.errors import CodecError, HeadraceError
+from wire.errors import HeadraceError
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
-from wire.status import Status, decode_status
+from wire.status import status_of
 from wire.topics import Topics, topics_of
 
 LISTEN_S = 3.5
@@ -126,16 +126,9 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
         if record.offset < earlier[record.partition].end:
             continue
         state.hear(record.value, time.time_ns() // 1_000_000)
-        if (status := _decoded(record.value)) is not None:
+        if (status := status_of(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
     return state, behind_s, lag
-
-
-def _decoded(value: bytes | None) -> Status | None:
-    try:
-        return decode_status(value)
-    except CodecError:
-        return None
 
 
 def processes(

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +20,8 @@ from headrace.config import Settings
 from headrace.lag_view import LagView
 from headrace.lines import followed
 from headrace.screen import lags, seconds, tables
-from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
-from wire.lag import decode_lag
+from wire.lag import STALE_S, aged, decode_lag
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
@@ -90,20 +90,25 @@ def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> 
 
 
 def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
-    """Which stages of a message are more than ``max_s`` behind, or whether it is itself that old; empty if neither."""
+    """Which stages are more than ``max_s`` behind, as far as a message tells, or whether it is itself that old; empty
+    if neither."""
     age_s = now_s - message["time_ms"] / 1000
-    found = {name: stage["lag_s"] for name, stage in message["stages"].items()}
+    found = {name: stage["lag_s"] for name, stage in aged(message, now_s)["stages"].items()}
     late = [f"{name} {behind_s:,.1f} s" for name, behind_s in found.items() if behind_s > max_s]
     late += [f"the newest message {age_s:,.1f} s old"] * (age_s > max(max_s, STALE_S))
     return f"expected at most {max_s:g} s, got {', '.join(late)}" if late else ""
 
 
 def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool) -> None:
+    """Each message on a line; while none comes, the last one again every `SILENT_AFTER_S`, as old as it is."""
+    told_s = time.monotonic()
     for number, message in enumerate(messages):
         if message is None and number == 0:
             print(f"headrace lag: waiting for a trainer to report on {view.broker}", file=sys.stderr, flush=True)
-        if message is not None:
-            view.lag = message
+        view.lag = message or view.lag
+        is_silent = bool(view.lag) and not as_json and time.monotonic() - told_s > SILENT_AFTER_S
+        if message is not None or is_silent:
+            told_s = time.monotonic()
             print(msgspec.json.encode(message).decode() if as_json else plain(view, time.time()), flush=True)
 
 
@@ -123,6 +128,7 @@ def _table(messages: Iterable[dict[str, Any] | None], view: LagView, *, once: bo
 
 def plain(view: LagView, now_s: float) -> str:
     """The view's message on one line, marked if it is old."""
+    view = replace(view, lag=aged(view.lag, now_s))
     sent_s = view.lag["time_ms"] / 1000
     when = datetime.fromtimestamp(sent_s, UTC).strftime("%H:%M:%S")
     old = f" OLD ({now_s - sent_s:,.0f} s)" if now_s - sent_s > SILENT_AFTER_S else ""
@@ -193,6 +199,7 @@ def _page(view: LagView) -> Group:
     if sent_ms is None:
         return Group(Text(f"waiting for a trainer to report on {view.broker} (headrace train)"))
     age_s = time.time() - sent_ms / 1000
+    view = replace(view, lag=aged(view.lag, time.time()))
     line = f", line {view.line}" if view.line else ""
     head = Text.assemble(("headrace lag", "bold"), f" on {view.broker}{line}")
     if age_s > SILENT_AFTER_S:

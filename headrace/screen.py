@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.lag_view import STAGES, LagView
+from wire.lag import STALE_S
 
 PLAIN_EVERY_S = 5.0
 WHAT = {
@@ -167,5 +168,10 @@ def seconds(value: Any) -> str:
 
 
 def lags(view: LagView) -> str:
-    """How many records wait at each stage."""
-    return " ".join(f"{name} {_count(view.stage(name).get('lag_records'))}" for name in STAGES)
+    """How many records wait at each stage, and for how long where that is more than it takes to hear of it."""
+    return " ".join(_lag_of(name, view.stage(name)) for name in STAGES)
+
+
+def _lag_of(name: str, stage: dict[str, Any]) -> str:
+    behind_s = stage.get("lag_s") or 0.0
+    return f"{name} {_count(stage.get('lag_records'))}" + (f" ({behind_s:,.1f} s)" if behind_s > STALE_S else "")

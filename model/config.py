@@ -11,6 +11,8 @@ MODEL_LIMITS: dict[str, Limit] = {
     "kinds": Names(32, "set action.kinds"),
     "num_features": Number(0, whole=True, advice="set action.features"),
     "num_user_features": Number(0, whole=True, advice="set action.user_features"),
+    "user_tokens": Switch(),
+    "propensity": Switch(),
     "block": Word(("hstu", "fuxi"), "use hstu"),
     "ffn_width": Number(0, whole=True, advice="0 takes model_width"),
     "num_layers": AT_LEAST_1,
@@ -29,11 +31,14 @@ MODEL_LIMITS: dict[str, Limit] = {
     "norm_eps": ABOVE_0,
     "use_domain": Switch(),
     "use_value": Switch(),
+    "predict_value": Switch(),
     "positive_kinds": Names(32, "leave it out to go by their names", least=0),
     "negative_kinds": Names(32, "leave it out to go by their names", least=0),
     "memory_neighbours": Number(1, 4096, whole=True, advice="256 is usual"),
 }
-ADDED: dict[str, Any] = {"block": "hstu", "ffn_width": 0}
+ADDED: dict[str, Any] = {
+    "user_tokens": False, "propensity": False, "block": "hstu", "ffn_width": 0, "predict_value": False,
+}  # fmt: skip
 """Settings that earlier builds do not know, each with the value that gives the model of those builds."""
 
 
@@ -41,17 +46,19 @@ ADDED: dict[str, Any] = {"block": "hstu", "ffn_width": 0}
 class ModelConfig:
     """The shape of the HSTU: what a server must know to run the weights.
 
-    ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
-    row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
-    ``positive_kinds`` and ``negative_kinds`` say what counts as a choice; if empty, their names decide (`model.kinds`).
-    ``block``: the type of the layers (`model.layers`); ``ffn_width``: the width of a FuXi-alpha layer's second stage, 0
-    for that of the model. ``memory_neighbours``: how many neighbours of each item the memory keeps at most
-    (`model.memory`).
+    ``kinds``, the numbers of feature columns, ``user_tokens`` and ``propensity`` follow the action configuration.
+    ``item_width`` is the width of an item row: its first ``item_width - 1`` columns are the item's direction (compared
+    by cosine), the last one its bias. ``positive_kinds`` and ``negative_kinds`` say what counts as a choice; if empty,
+    their names decide (`model.kinds`). ``block``: what the layers are (`model.layers`); ``ffn_width``: of a FuXi-alpha
+    layer's second stage, 0 for as wide as the model. ``predict_value``: values are predicted beside the kinds.
+    ``memory_neighbours``: how many neighbours the memory keeps for each item, at most (`model.memory`).
     """
 
     kinds: tuple[str, ...] = ("rate", "like", "love")
     num_features: int = 0
     num_user_features: int = 0
+    user_tokens: bool = False
+    propensity: bool = False
     block: str = "hstu"
     ffn_width: int = 0
     num_layers: int = 2
@@ -70,6 +77,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     use_domain: bool = True
     use_value: bool = False
+    predict_value: bool = False
     positive_kinds: tuple[str, ...] = ()
     negative_kinds: tuple[str, ...] = ()
     memory_neighbours: int = 256
@@ -83,6 +91,11 @@ class ModelConfig:
         for name in ("positive_kinds", "negative_kinds"):
             strange = sorted(set(getattr(self, name)) - set(self.kinds))
             expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
+
+    @property
+    def num_columns(self) -> int:
+        """Of each interaction (`wire.example.Interactions.feature_hash`)."""
+        return self.num_features + self.propensity + self.num_user_features * self.user_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for manifests and checkpoints. Settings in `ADDED` are left out at their default, so that

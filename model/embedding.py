@@ -8,7 +8,6 @@ Several processes may divide a table: one has all keys and marks, each has the w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import IdMap, rowwise_adagrad_
+from kernels import IdMap
 from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.growing import GrowingRows
+from model.row_store import RowStore
 from model.share import WHOLE, Owners, Share
 
 Int64 = NDArray[np.int64]
@@ -46,11 +46,9 @@ class EmbeddingTable:
     ) -> None:
         self.width = width
         self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
-        self.weight, self.state = torch.zeros((0, width), device=device), torch.zeros(0, device=device)
-        self._rows = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
-        if self.weight.device.type == "cpu":
-            self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
-        self._see_rows()
+        self.store = RowStore(width, device, backend)
+        self._marks = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
+        self._grow(1)
         self._num_live_B = np.zeros(1, np.int64)
         """How many rows of each block have a key, for `live_at`."""
         self.tombstones: list[int] = []
@@ -59,13 +57,22 @@ class EmbeddingTable:
         self.renewed: list[tuple[Int64, Tensor | None]] | None = None
         """Rows that a key has got, with their weights, or lost (None), since whoever copies the table last looked; None
         if nobody does."""
-        self._share = WHOLE
         self.owners: Owners | None = None
         """Where to ask for rows that this process does not hold; None if it holds all."""
         self._blocked: set[int] = set()
-        self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
+        self._init_std, self._seed, self._salt = init_std, seed, salt
         self.live[0], self.dirty[0] = True, CHANGED
         self.weight[0] = self._initial_rows(1, step=-1)[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """(capacity, D): of the rows that this process holds."""
+        return self.store.weight
+
+    @property
+    def state(self) -> Tensor:
+        """(capacity,): theirs."""
+        return self.store.state
 
     @property
     def num_rows(self) -> int:
@@ -103,70 +110,38 @@ class EmbeddingTable:
 
     def _initialise(self, rows_U: Int64, step: int) -> None:
         first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
-        is_whole, all_new = self._share.size == 1, stop - first == len(rows_U)
+        is_whole, all_new = self.store.share == WHOLE, stop - first == len(rows_U)
         if is_whole and all_new and self.weight.device.type == "cpu":  # written in place
-            self._draw_rows(self.weight[first:stop].numpy(), step)
+            weight_UD = self.weight[first:stop]
+            self._draw_rows(weight_UD.numpy(), step)
             self.state[first:stop] = 0.0
-            if self.renewed is not None:
-                self.renewed.append((rows_U, self.weight[first:stop].clone()))
-            return
-        weight_UD = self._initial_rows(len(rows_U), step)
-        self._put_own(rows_U, weight_UD, None)
+        else:
+            weight_UD = self._initial_rows(len(rows_U), step)
+            self.store.put(rows_U, weight_UD, None)
         if self.renewed is not None:
-            self.renewed.append((rows_U, weight_UD))
-
-    def _put_own(self, rows_U: Int64, weight_UD: Tensor, state_U: Tensor | None) -> None:
-        """Write those of these rows that this process holds."""
-        if self._share.size > 1:
-            own = np.flatnonzero(self._share.is_own(rows_U))
-            rows_U, at = self._share.places(rows_U[own]), torch.from_numpy(own)
-            weight_UD, state_U = weight_UD[at], None if state_U is None else state_U[at]
-        where = torch.from_numpy(rows_U).to(self.weight.device)
-        self.weight[where] = weight_UD.to(self.weight.device)
-        self.state[where] = 0.0 if state_U is None else state_U.to(self.state.device)
+            self.renewed.append((rows_U, weight_UD.clone()))
 
     def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
         """Copy these rows from another table, without their keys. ``state_U``: None if they are new."""
         self._grow(int(rows_U.max(initial=-1)) + 1)
         self.live[rows_U] = live_U
-        self._put_own(rows_U, weight_UD, state_U)
+        self.store.put(rows_U, weight_UD, state_U)
 
     def divide(self, share: Share, owners: Owners | None = None) -> None:
         """Keep the weights of this share of the rows. ``owners``: where to ask for the others'."""
-        kept_U = share.rows(self.num_rows)
-        self._hold(share, owners, *self.read(kept_U))
+        self.store.hold(share, *self.read(share.rows(self.num_rows)))
+        self.owners = owners
 
     def unite(self) -> None:
         """Take the weights of all rows back from their owners."""
-        self._hold(WHOLE, None, *self.read(np.arange(self.num_rows)))
-
-    def _hold(self, share: Share, owners: Owners | None, weight_UD: NDArray[np.float32], state_U: Any) -> None:
-        assert self.weight.device.type == "cpu", "a table on a GPU is not divided"
-        self._share, self.owners = share, owners
-        self._rows |= {"weight": GrowingRows((self.width,), np.float32), "state": GrowingRows((), np.float32)}
-        for name, values in (("weight", weight_UD), ("state", state_U)):
-            self._rows[name].grow(len(values))
-            self._rows[name].array[: len(values)] = values
-        self._see_rows()
+        self.store.hold(WHOLE, *self.read(np.arange(self.num_rows)))
+        self.owners = None
 
     def _grow(self, num_rows: int) -> None:
-        size, is_longer = self._share.size, num_rows > len(self.live)
-        if is_longer or -(-num_rows // size) > len(self.state):
-            for name, rows in self._rows.items():
-                rows.grow(-(-num_rows // size) if name in ("weight", "state") else num_rows)
-            self._see_rows()
-
-    def _see_rows(self) -> None:
-        """Renew the views of the arrays after they have grown. On a GPU, where memory cannot grow, this copies."""
-        self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
-        if "weight" in self._rows:
-            self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
-            return
-        before = self.weight, self.state
-        self.weight = self.weight.new_zeros((len(self.live), self.width))
-        self.state = self.state.new_zeros(len(self.live))
-        for old, new in zip(before, (self.weight, self.state), strict=True):
-            new[: len(old)] = old
+        self.store.grow(num_rows)
+        for marks in self._marks.values():
+            marks.grow(num_rows)
+        self.live, self.dirty = self._marks["live"].array, self._marks["dirty"].array
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
         rows = np.empty((num_rows, self.width), np.float32)
@@ -203,7 +178,7 @@ class EmbeddingTable:
         rows = rows + 1
         self.live[rows], self.dirty[rows] = False, CHANGED
         self._count_live(rows, -1)
-        self._put_own(rows, torch.zeros((len(rows), self.width)), None)
+        self.store.put(rows, torch.zeros((len(rows), self.width)), None)
         if self.renewed is not None:
             self.renewed.append((rows, None))
         self.tombstones.extend(keys.tolist())
@@ -212,49 +187,24 @@ class EmbeddingTable:
 
     def gather(self, rows_U: Int64) -> Tensor:
         """(U, D) a copy of these rows, as an autograd leaf that collects their gradient."""
-        return self.weight.index_select(0, torch.from_numpy(rows_U).to(self.weight.device)).requires_grad_()
+        return self.store.gather(rows_U).requires_grad_()
 
     def read(self, rows_U: Int64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(U, D) and (U,) copies of ascending rows' weights and optimiser states."""
-        if self.owners is not None:
-            return self.owners.read(rows_U)
-        return self.read_at(self._share.places(rows_U))
-
-    def read_at(self, place_U: Int64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The same of rows that this process holds, by their places."""
-        if len(place_U) and place_U[-1] - place_U[0] == len(place_U) - 1:  # faster
-            part = slice(int(place_U[0]), int(place_U[-1]) + 1)
-            return self.weight[part].cpu().numpy().copy(), self.state[part].cpu().numpy().copy()
-        where = torch.from_numpy(place_U).to(self.weight.device)
-        return self.weight.index_select(0, where).cpu().numpy(), self.state.index_select(0, where).cpu().numpy()
+        return self.owners.read(rows_U) if self.owners is not None else self.store.read(self.store.share.places(rows_U))
 
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
         """One row-wise Adagrad step on distinct rows that this process holds."""
-        self.learn_at(self._share.places(rows_U), grad_UD, lr)
+        self.store.learn(self.store.share.places(rows_U), grad_UD, lr)
         self.touch(rows_U)
-
-    def learn_at(self, place_U: Int64, grad_UD: Tensor, lr: float) -> None:
-        """The same, by the rows' places, without a mark."""
-        rowwise_adagrad_(
-            self.weight,
-            self.state,
-            torch.from_numpy(place_U).to(self.weight.device),
-            grad_UD,
-            lr=lr,
-            distinct=True,
-            backend=self._backend,
-        )
 
     def touch(self, rows_U: Int64) -> None:
         """Mark rows that are changed, here or at their owners."""
         self.dirty[rows_U] = CHANGED
 
     def is_finite(self) -> bool:
-        """Whether all weights and states are finite: by sums, which any NaN or infinity spoils."""
-        if self.owners is not None:
-            return self.owners.is_finite()
-        num = -(-self.num_rows // self._share.size)
-        return all(math.isfinite(float(column[:num].sum())) for column in (self.weight, self.state))
+        """Whether all weights and states are finite."""
+        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(self.num_rows)
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""

@@ -45,6 +45,9 @@ class HSTU(nn.Module):
         self.rank_prior_PK = nn.Parameter(torch.zeros(NUM_PRIORS, len(config.kinds)))
         self.rank_norm_weight_M = nn.Parameter(torch.ones(width))
         self.rank_norm_bias_M = nn.Parameter(torch.zeros(width))
+        if config.predict_value:
+            self.value_out_M = nn.Parameter(torch.zeros(width))
+            self.value_mean = nn.Parameter(torch.zeros(1))
         self.time_buckets = TimeBuckets.logarithmic(config.num_time_buckets, unit_ms=config.time_unit_ms)
         self._initialise(seed)
 
@@ -75,8 +78,7 @@ class HSTU(nn.Module):
         if not self.config.use_value or value_n is None:
             return action_nM
         present = torch.isfinite(value_n)
-        known = torch.where(present, value_n, torch.zeros_like(value_n))
-        scaled = torch.sign(known) * torch.log1p(known.abs())
+        scaled = log_value(torch.where(present, value_n, torch.zeros_like(value_n)))
         return action_nM + torch.stack([present.to(scaled.dtype), scaled], dim=1) @ self.value_M
 
     def tokens(
@@ -143,11 +145,16 @@ class HSTU(nn.Module):
     def rank_logits(self, y_RM: Tensor, prior_RPK: Tensor | None) -> Tensor:
         """Outputs at item tokens (R, M) and the prior from rates (`Rates.prior`) → logits (R, K), one per kind; without
         a prior, only the network's part of them."""
-        normed = F.layer_norm(
-            y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps
-        )
-        logits_RK = normed @ self.rank_weight + self.rank_bias_K
+        logits_RK = self._normed(y_RM) @ self.rank_weight + self.rank_bias_K
         return logits_RK if prior_RPK is None else logits_RK + (prior_RPK * self.rank_prior_PK).sum(dim=1)
+
+    def values(self, y_RM: Tensor) -> Tensor:
+        """Outputs at item tokens (R, M) → what is expected of each value (R,), on the scale of `log_value`; for a model
+        with ``predict_value``. The mean of all values so far is counted, not learned: gradients would take long."""
+        return self._normed(y_RM) @ self.value_out_M + self.value_mean.detach()
+
+    def _normed(self, y_RM: Tensor) -> Tensor:
+        return F.layer_norm(y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps)
 
     def retrieval_query(self, y_RM: Tensor) -> Tensor:
         """Outputs at action tokens (R, M) → queries (R, D); their inner products with `retrieval_table` are logits."""
@@ -157,6 +164,16 @@ class HSTU(nn.Module):
     def retrieval_table(self, item_UD: Tensor) -> Tensor:
         """Item rows (U, D) → their scoring form (U, D): unit direction, then the item's bias."""
         return unit_rows(item_UD, self.config.item_width - 1)
+
+
+def log_value(value: Tensor) -> Tensor:
+    """The scale on which values enter and are predicted: sign(v) · log(1 + |v|)."""
+    return torch.sign(value) * torch.log1p(value.abs())
+
+
+def from_log_value(scaled: Tensor) -> Tensor:
+    """The inverse of `log_value`."""
+    return torch.sign(scaled) * torch.expm1(scaled.abs())
 
 
 def unit_rows(x_ND: Tensor, width: int, eps: float = 1e-6) -> Tensor:

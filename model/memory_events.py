@@ -23,6 +23,7 @@ def events_of(
     config: ModelConfig,
     *,
     is_chosen_R: NDArray[np.bool_] | None,
+    weight_R: NDArray[np.float32] | None = None,
 ) -> MemoryEvents:
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
@@ -32,7 +33,9 @@ def events_of(
     chosen_n = chosen(bits_n, config)
     known_n = rows_n > 0
     first_R = starts_B1[owner_R]
-    past, met = _ranges(chosen_n & known_n, first_R, asked_R), _ranges(known_n, first_R, asked_R)
+    past, met, shown = (
+        _ranges(kept_n, first_R, asked_R) for kept_n in (chosen_n & known_n, known_n, ~chosen_n & known_n)
+    )
     rows = rows_n.astype(np.int32)
     return MemoryEvents(
         target_R=rows[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int32),
@@ -45,6 +48,10 @@ def events_of(
         met_end_R=met[1],
         past_ms=time_ms_n[chosen_n & known_n],
         now_ms_R=now_ms_R,
+        shown_rows=rows[~chosen_n & known_n],
+        shown_begin_R=shown[0],
+        shown_end_R=shown[1],
+        weight_R=weight_R,
     )
 
 

@@ -2,6 +2,11 @@
 
 Tokens of n interactions of B users, one user after the other: Φ₀, a₀, Φ₁, a₁, … (T = 2n). ``starts_B1`` (B+1,) int64:
 user b has interactions ``starts_B1[b]:starts_B1[b+1]``.
+
+With ``model.user_tokens`` the user's features are a second series, merged into the first by time: where they differ
+from those before, an interaction is preceded by a **change**, which has the two tokens of an interaction on no item, of
+no kind, with the features as they are now. So of equal ones in a row the earliest is kept ("Actions Speak Louder than
+Words", Zhai et al., ICML 2024, section 2.2). Changes exist for the network alone.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.config import ModelConfig
+
 Int64 = NDArray[np.int64]
 ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
 """The embedding tables' names, in checkpoints and in published weights."""
@@ -20,6 +27,28 @@ ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
 def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
     """(n,) bit sets → (n, K) of 0 and 1."""
     return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
+
+
+def states(column_nC: Int64, config: ModelConfig) -> Int64:
+    """(n, U) the user's features as of each interaction, in its columns; U = 0 without ``model.user_tokens``."""
+    return np.ascontiguousarray(column_nC[:, config.num_features + config.propensity :])
+
+
+def propensities(column_nC: Int64, config: ModelConfig) -> NDArray[np.float64]:
+    """(n,) the propensity in each interaction's columns; NaN where it is not known."""
+    if not config.propensity:
+        return np.full(len(column_nC), np.nan)
+    found_n = np.ascontiguousarray(column_nC[:, config.num_features]).view(np.float64)
+    return np.where(found_n > 0, found_n, np.nan)
+
+
+def changed(feature_nU: Int64, starts_B1: Int64) -> NDArray[np.bool_]:
+    """(n,) before which interactions a change stands. ``feature_nU`` (n, U): the user's features as of each one."""
+    changed_n = np.zeros(len(feature_nU), np.bool_)
+    changed_n[1:] = (feature_nU[1:] != feature_nU[:-1]).any(axis=1)
+    first_B = starts_B1[:-1]
+    changed_n[first_B] = feature_nU[first_B].any(axis=1)
+    return changed_n
 
 
 def query_times(time_ms_n: Int64, starts_B1: Int64, last_ms_B: Int64 | None = None) -> Int64:

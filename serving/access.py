@@ -1,7 +1,7 @@
 """Access control: bearer tokens from a file, each with a role. Without a file, anyone who reaches the port has access.
 
     read = ["a long random string"]       # requests and state
-    admin = ["another one"]               # may also send actions
+    admin = ["another one"]               # may also send actions, and have users and items forgotten
 
 Tokens are compared by their SHA-256, so the time of a comparison reveals nothing about them. The file is read again
 when it changes: a token can be replaced without a restart.

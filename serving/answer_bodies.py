@@ -42,6 +42,9 @@ class RankedItem(Struct, frozen=True, gc=False):
     item: int | str
     known: bool
     probabilities: dict[str, float]
+    value: Annotated[
+        float | UnsetType, Meta(description="with `model.predict_value`: what is expected of the action's value")
+    ] = UNSET
     score: Annotated[
         float | UnsetType, Meta(description="with `weights`: the sum of the probabilities, each times its weight")
     ] = UNSET
@@ -100,7 +103,10 @@ class ExplainedItem(Struct, frozen=True, kw_only=True):
     ]  # fmt: skip
     score: Annotated[float | None, Meta(description="as in /recommend; none for an unknown item")]
     standing: Annotated[float | None, Meta(description="the part that is the same for all users: popularity and age")]
-    memory: Annotated[float | None, Meta(description="from what users chose after and before the history's items")]
+    memory: Annotated[
+        float | None,
+        Meta(description="from the history: what users chose after and before its items, and these themselves"),
+    ]
     network: Annotated[float | None, Meta(description="the network's logit, weighted")]
     reranking: Annotated[float | None, Meta(description="what rescoring the best items with each other adds")]
     reasons: list[Reason]

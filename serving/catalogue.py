@@ -38,8 +38,8 @@ class Catalogue:
     Beyond ``max_items``, the quarter of the items that has not been seen for longest is forgotten.
     """
 
-    def __init__(self, max_items: int = 2_000_000) -> None:
-        self._max_items = max_items
+    def __init__(self, max_items: int = 2_000_000, num_features: int | None = None) -> None:
+        self._max_items, self._num_features = max_items, num_features
         self._lock = threading.Lock()
         self._place_of, self._num_notes, self._num_used = IdMap(), 0, 0
         self._first = np.zeros(FIRST_CAPACITY, np.int64)
@@ -56,7 +56,10 @@ class Catalogue:
             for at in range(0, len(rows), step):
                 part = slice(at, at + step)
                 self._note(
-                    rows.item_hash[part], rows.timestamp_ms[part], rows.domain_hash[part], rows.feature_hash[part]
+                    rows.item_hash[part],
+                    rows.timestamp_ms[part],
+                    rows.domain_hash[part],
+                    rows.feature_hash[part, : self._num_features],
                 )
 
     def _note(self, item_n: Int64, time_ms_n: Int64, domain_n: Int64, features_nF: Int64) -> None:
@@ -111,9 +114,9 @@ class Catalogue:
         """(n, F) the features last seen with each item; 0 if none were."""
         found = np.zeros((len(item_n), num_features), np.int64)
         with self._lock:
-            if self._features.shape[1] == num_features > 0:
+            if self._features.shape[1] >= num_features > 0:
                 place = self._place_of.lookup(np.ascontiguousarray(item_n))
-                found[place >= 0] = self._features[place[place >= 0]]
+                found[place >= 0] = self._features[place[place >= 0], :num_features]
         return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from model.tokens import unpack_kinds
+from model.tokens import changed, states, unpack_kinds
 from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
@@ -19,7 +19,9 @@ Int64 = NDArray[np.int64]
 class Columns:
     """Columns of n interactions, of one user or of several, one after the other.
 
-    ``features`` (n, F) and ``user_features`` (n, F_user): hashes; ``value_n``: NaN where there is none.
+    ``features`` (n, F) and ``user_features`` (n, F_user): hashes; ``value_n``: NaN where there is none. With
+    ``model.user_tokens``, changes of the user's features (item 0) stand between a history's interactions
+    (`model.tokens`).
     """
 
     item_n: Int64
@@ -37,10 +39,29 @@ class Columns:
     def of(past: Interactions, user_features: Int64, config: ModelConfig) -> Columns:
         """A user's history; features are left out if the model has another number of them."""
         num = len(past)
-        fits = past.feature_hash.shape == (num, config.num_features)
-        features = past.feature_hash if fits else np.zeros((num, config.num_features), np.int64)
-        return Columns(past.item_hash, past.action_bits, past.timestamp_ms, past.domain_hash, past.value, features,
-                       user_feature_rows(user_features, config, num))  # fmt: skip
+        fits = past.feature_hash.shape == (num, config.num_columns)
+        kept = past.feature_hash if fits else np.zeros((num, config.num_columns), np.int64)
+        features = np.ascontiguousarray(kept[:, : config.num_features])
+        columns = Columns(past.item_hash, past.action_bits, past.timestamp_ms, past.domain_hash, past.value, features,
+                          user_feature_rows(user_features, config, num))  # fmt: skip
+        return columns.with_changes(states(kept, config)) if config.user_tokens else columns
+
+    def with_changes(self, state_nU: Int64) -> Columns:
+        """One user's history, with a change before each interaction that has one."""
+        num = len(self)
+        changes = np.flatnonzero(changed(state_nU, np.array([0, num]))) if num else np.zeros(0, np.int64)
+        no_item, none = np.zeros(len(changes), np.int64), np.zeros((len(changes), self.features.shape[1]), np.int64)
+        made = Columns.of_candidates(no_item, 0, 0, none, state_nU[changes])
+        made = replace(made, time_ms_n=self.time_ms_n[changes])
+        plain = replace(self, user_features=np.zeros_like(state_nU))
+        order = np.argsort(np.concatenate([2 * changes, 2 * np.arange(num) + 1]))
+        return Columns(*(np.concatenate([getattr(made, name), getattr(plain, name)])[order] for name in self.__slots__))
+
+    @property
+    def told(self) -> Columns:
+        """The interactions alone, without changes."""
+        is_told = self.item_n != 0
+        return self if is_told.all() else Columns(*(getattr(self, name)[is_told] for name in self.__slots__))
 
     @staticmethod
     def of_candidates(item_C: Int64, now_ms: int, domain: int, features_CF: Int64, user_features_CF: Int64) -> Columns:

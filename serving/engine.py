@@ -229,16 +229,14 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
 
 def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
     """Which rows of the table may be recommended."""
-    request, table = done.request, version.tables[ITEMS]
-    past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
+    request, told, table = done.request, done.columns.told, version.tables[ITEMS]
+    past_n = table.lookup(np.ascontiguousarray(told.item_n))
     leaves_out = version.leaves_out_repeats if request.exclude_seen is None else request.exclude_seen
     denied = [each for each in (request.deny, removed) if each is not None and len(each)]
     allowed = None if request.allow is None else table.lookup(request.allow)
     denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
     k = pool_size(request.k) if request.diversity else request.k
-    return Wanted(
-        k, past_n, done.columns.bits_n, done.columns.time_ms_n, request.now_ms, leaves_out, denied_rows, allowed
-    )
+    return Wanted(k, past_n, told.bits_n, told.time_ms_n, request.now_ms, leaves_out, denied_rows, allowed)
 
 
 def _chosen(

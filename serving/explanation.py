@@ -62,22 +62,24 @@ def explain(
     row_C = np.where(engine.histories.is_removed(item_C), 0, table.lookup(item_C))
     past_n = table.lookup(np.ascontiguousarray(request.past.item_hash))
     known = np.flatnonzero(row_C > 0)
-    counts_n = np.flatnonzero(chosen(request.past.action_bits, version.network.config) & (past_n > 0))
+    chosen_n = chosen(request.past.action_bits, version.network.config)
+    counts_n, shown_n = (np.flatnonzero(which_n & (past_n > 0)) for which_n in (chosen_n, ~chosen_n))
     probed = range(max(0, len(request.past) - NUM_PROBED), len(request.past)) if probes else range(0)
     logit_RC = _logits(engine, version, [request, *(_without(request, place) for place in probed)], row_C[known])
-    past = MemoryPast.seen_at(request.now_ms, past_n[counts_n].astype(np.int32), request.past.timestamp_ms[counts_n])
+    chosen_rows, shown_rows = past_n[counts_n].astype(np.int32), past_n[shown_n].astype(np.int32)
+    past = MemoryPast.seen_at(request.now_ms, chosen_rows, request.past.timestamp_ms[counts_n], shown_rows)
     shares = memory_shares(version.memory.arrays, past, row_C[known], logit_RC[0])
     without_nC = np.full((len(request.past), len(known)), np.nan)
     for place, logit_C in zip(probed, logit_RC[1:], strict=True):
         without_nC[place] = shares.model_gain * (logit_RC[0] - logit_C)
-    return _spread(item_C, known, score_C, is_left_out_C, shares, counts_n, without_nC)
+    return _spread(item_C, known, score_C, is_left_out_C, shares, counts_n, shown_n, without_nC)
 
 
 def _spread(
     item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
-    counts_n: Int64, without_nC: Float64,
+    counts_n: Int64, shown_n: Int64, without_nC: Float64,
 ) -> Explanation:  # fmt: skip
-    """Spread the results for known items and chosen interactions over all items and the whole history."""
+    """Put the results for known items and for choices and showings in the places of all items and the whole history."""
     num, num_items = len(without_nC), len(item_C)
 
     def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:
@@ -94,7 +96,8 @@ def _spread(
     is_known_C[known] = True
     return Explanation(
         item_C, is_known_C, is_left_out_C, score_C, along(shares.standing_C), along(shares.model_C),
-        along(score_C[known] - shares.total), wide(shares.past_PC, counts_n), wide(without_nC),
+        along(score_C[known] - shares.total), wide(shares.past_PC, counts_n) + wide(shares.shown_SC, shown_n),
+        wide(without_nC),
         wide(shares.after_PC, counts_n), wide(shares.before_PC, counts_n),
     )  # fmt: skip
 

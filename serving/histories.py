@@ -38,12 +38,15 @@ class Past:
 class Histories:
     """User → `Past`. Fed by one thread, read by any."""
 
-    def __init__(self, max_bytes: int, max_context: int = 200, topic: str = "") -> None:
+    def __init__(
+        self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None
+    ) -> None:
+        """``num_features``: how many of an interaction's columns are features of its item; None: all."""
         self._max_bytes, self._max_context = max_bytes, max_context
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
-        self.items = Catalogue()
+        self.items = Catalogue(num_features=num_features)
         self._lock = threading.Lock()
         self.num_forgotten = 0
         self.removed: set[int] = set()
@@ -144,7 +147,7 @@ class Histories:
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Forget everything, because a new topic has the old one's name: users' histories start over in it."""
+        """Drop users and requests to forget, because a new topic has the old one's name: histories start over in it."""
         self.forget_partitions()
         self.removed = set()
         with self._lock:

@@ -138,6 +138,8 @@ class RankJob(_ModelJob[RankRequest]):
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
+        if found.values is not None:
+            items = [replace(each, value=value) for each, value in zip(items, found.values.tolist(), strict=True)]
         if request.weights is not None:
             weight_K = [request.weights.get(kind, 0.0) for kind in version.network.config.kinds]
             scores = (found.scores.astype(np.float64) @ np.array(weight_K)).tolist()

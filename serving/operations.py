@@ -106,7 +106,7 @@ OPERATIONS = (
     Operation("GET", "/metrics", "State", "Metrics for Prometheus", None, media="text/plain"),
 )  # fmt: skip
 ACTIONS = Operation(
-    "POST", "/actions", "Page", "Send an action through Kafka", SentAction, ActionRequest, role="admin",
+    "POST", "/actions", "Administration", "Send an action through Kafka", SentAction, ActionRequest, role="admin",
     statuses=(503,), example={"user": "u1", "item": 318, "action": "click"},
     text="As your own producer would: the action takes the same path as any other. Only with `serving.allow_actions`.",
 )  # fmt: skip
@@ -126,16 +126,15 @@ PAGE = (
         "GET", "/history", "Page", "What did a user do?", HistoryAnswer, parameter="user", statuses=(422, 503),
         text="The newest interactions, on which the next answer will be based.",
     ),
-    ACTIONS,
 )  # fmt: skip
 """The operations that `serving.page` adds."""
-BY_PATH = {each.path: each for each in (*OPERATIONS, FORGET, *PAGE)}
+BY_PATH = {each.path: each for each in (*OPERATIONS, FORGET, ACTIONS, *PAGE)}
 
 
 def operations_of(config: ServingConfig) -> tuple[Operation, ...]:
     """The operations that this configuration offers."""
-    page = tuple(each for each in PAGE if config.allow_actions or each is not ACTIONS) if config.page else ()
-    return (*OPERATIONS, *((FORGET,) if config.allow_forget else ()), *page)
+    allowed = [each for each, is_on in ((FORGET, config.allow_forget), (ACTIONS, config.allow_actions)) if is_on]
+    return (*OPERATIONS, *allowed, *(PAGE if config.page else ()))
 
 
 def limits(config: ServingConfig) -> dict[str, Limit]:

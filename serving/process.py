@@ -96,7 +96,9 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     except BrokerUnavailable:
         weights.close()
         raise
-    histories = Histories(config.history_bytes, settings.sequence.max_context, topics.sequences)
+    histories = Histories(
+        config.history_bytes, settings.sequence.max_context, topics.sequences, len(settings.action.features)
+    )
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features)
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
@@ -115,7 +117,7 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
             lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),
             service.pulse, service.served,
         ))  # fmt: skip
-    service.sender = ActionSender(kafka) if config.allow_actions or config.allow_forget else None
+    service.sender = ActionSender(kafka, settings.action) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()
     try:

@@ -15,7 +15,7 @@ import msgspec
 
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
-from wire.lag import decode_lag, measure
+from wire.lag import aged, decode_lag, measure
 
 logger = logging.getLogger(__name__)
 NUM_KEPT = 900
@@ -139,7 +139,7 @@ class Pulse:
 
     def sample(self, served: Served, now_ms: int) -> Point:
         """Make and keep the point of this moment."""
-        lag = self._lag
+        lag = aged(self._lag, now_ms / 1000) if self._lag else {}
         stages = {name: _stage(lag, name) for name in STAGES}
         rates, now_s = self._measure(served, now_ms), now_ms / 1000
         fresh = round(max(0.0, now_s - served.newest_record_ms / 1000), 3) if served.newest_record_ms > 0 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
+from model.hstu import from_log_value
 from model.rates import alike_of, attributes_of, probability
 from model.tokens import ITEMS
 from serving.columns import Columns, user_feature_rows
@@ -31,22 +34,30 @@ class Ranker:
         """The candidates' probabilities. ``columns``: the history; ``past``: the keys and values of all its tokens."""
         assert request.candidates is not None
         candidates, network, step = request.candidates, version.network, self._candidates_per_pass
-        logits = [
-            self._logits(version, request, columns, past, candidates[at : at + step])
+        told, outputs = columns.told, [
+            self._outputs(version, request, columns, past, candidates[at : at + step])
             for at in range(0, len(candidates), step)
-        ]
-        probabilities = self._odds(version, request, columns, torch.cat(logits))
+        ]  # fmt: skip
+        y_CM = torch.cat(outputs)
+        probabilities = self._odds(version, request, told, self._logits(version, told, candidates, y_CM))
         known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self._histories.is_removed(candidates)
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
-        return Result(candidates, probabilities, known)
+        values = from_log_value(network.model.values(y_CM)).cpu().numpy() if network.config.predict_value else None
+        return Result(candidates, probabilities, known, values)
 
-    def _logits(
+    def _outputs(
         self, version: HeldVersion, request: Request, columns: Columns, past: KeysValues, candidates: Int64
     ) -> Tensor:
-        """(C, K) the network's logits. The candidates share history, position and time, and do not see each other."""
+        """(C, M) the layers' outputs. The candidates share history, position and time, and do not see each other."""
+        network = version.network
+        unseen = self._columns(request, columns, network.config, candidates)
+        if network.config.user_tokens:  # the user's features are tokens of the history
+            unseen = replace(unseen, user_features=np.zeros_like(unseen.user_features))
+        return network.score_candidates(network.item_tokens(version.tables, unseen), request.now_ms, past)
+
+    def _logits(self, version: HeldVersion, columns: Columns, candidates: Int64, y_CM: Tensor) -> Tensor:
+        """(C, K) the network's logits, after the interactions of ``columns``."""
         network, num = version.network, len(candidates)
-        x_CM = network.item_tokens(version.tables, self._columns(request, columns, network.config, candidates))
-        y_CM = network.score_candidates(x_CM, request.now_ms, past)
         assert version.tables.rates is not None
         rows_C, done_K = version.tables[ITEMS].lookup(candidates), columns.num_by_kind(len(network.config.kinds))
         prior_CPK = version.tables.rates.prior(

@@ -37,8 +37,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """The answer to a `Request`: item hashes with scores, best first, or (C, kinds) probabilities of the candidates."""
+    """The answer to a `Request`: item hashes with scores, best first, or (C, kinds) probabilities of the candidates,
+    and with ``model.predict_value`` what is expected of each one's value (C,)."""
 
     items: Int64
     scores: NDArray[np.float32]
     known: NDArray[np.bool_]
+    values: NDArray[np.float32] | None = None

@@ -11,7 +11,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-MAX_KEY, MAX_EXPLAINED, MAX_REASONS = 512, 100, 50
+from wire.action_json import MAX_KEY_LEN
+
+MAX_KEY, MAX_EXPLAINED, MAX_REASONS = MAX_KEY_LEN, 100, 50
 _INTEGER, _STRING = Meta(ge=-(2**63), le=2**63 - 1), Meta(min_length=1, max_length=MAX_KEY)
 Id = Annotated[
     Annotated[int, _INTEGER] | Annotated[str, _STRING],

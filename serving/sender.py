@@ -1,4 +1,6 @@
-"""Sends actions from the page as any producer would: to the actions topic, partitioned by user."""
+"""Sends actions from the page as any producer would: to the actions topic, partitioned by user. What the worker would
+refuse is refused here.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving.answer_bodies import SentAction, SentRequest
-from serving.errors import NotReadyError
+from serving.errors import NotReadyError, RequestError
 from serving.request_bodies import ActionRequest, ForgetRequest
-from wire.config import KafkaConfig
+from wire.action import Rejection, decode_record
+from wire.action_json import Refused, forget_request_of
+from wire.config import ActionConfig, KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
@@ -25,27 +29,37 @@ TIMEOUT_S = 10.0
 class ActionSender:
     """Creates its producer at the first action, and again after a failure. Safe for any number of threads."""
 
-    def __init__(self, kafka: KafkaConfig) -> None:
-        self._kafka, self._topic = kafka, Topics.under(kafka.prefix).actions
+    def __init__(self, kafka: KafkaConfig, action: ActionConfig) -> None:
+        self._kafka, self._action, self._topic = kafka, action, Topics.under(kafka.prefix).actions
         self._lock = threading.Lock()
         self._client: KafkaProducer | None = None
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
-        """Send an action and wait for the broker. Raises `NotReadyError` if it does not answer."""
+        """Send an action and wait for the broker. Raises `RequestError` for one that the worker would refuse, and
+        `NotReadyError` if the broker does not answer."""
         name = uuid.uuid4().hex
         action: dict[str, Any] = {
             "id": name, "user": request.user, "item": request.item, "action": request.action, "timestamp": timestamp_ms,
         }  # fmt: skip
         action |= {key: value for key in ("value", "domain") if (value := getattr(request, key)) is not None}
-        placed = self._put(canonical(request.user).encode(), msgspec.json.encode(action))
+        value = msgspec.json.encode(action)
+        [outcome] = decode_record(value, timestamp_ms, self._action)
+        if isinstance(outcome, Rejection):
+            raise _refusal(outcome.message)
+        placed = self._put(canonical(request.user).encode(), value)
         return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
                           record_ms=placed.timestamp)  # fmt: skip
 
     def forget(self, request: ForgetRequest) -> SentRequest:
-        """Send a request to forget and wait for the broker. Raises `NotReadyError` when it does not answer."""
+        """Send a request to forget and wait for the broker. Raises as `send` does."""
         what, name = ("user", request.user) if request.item is None else ("item", request.item)
         assert name is not None
-        placed = self._put(canonical(name).encode(), msgspec.json.encode({"forget": not request.undo, what: name}))
+        content = {"forget": not request.undo, what: name}
+        try:
+            forget_request_of(content)
+        except Refused as error:
+            raise _refusal(str(error)) from None
+        placed = self._put(canonical(name).encode(), msgspec.json.encode(content))
         return SentRequest(partition=placed.partition, offset=placed.offset)
 
     def _put(self, key: bytes, value: bytes) -> Any:
@@ -71,3 +85,11 @@ class ActionSender:
         return make_producer(
             self._kafka, enable_idempotence=True, max_block_ms=5000, delivery_timeout_ms=8000, request_timeout_ms=4000
         )
+
+
+def _refusal(message: str) -> RequestError:
+    """What the worker would say, which is "FIELD: expected …, got …; what to do"."""
+    field, _, rest = message.partition(": expected ")
+    expected, _, rest = rest.partition(", got ")
+    got, _, remedy = rest.partition("; ")
+    return RequestError(field, expected, got, remedy)

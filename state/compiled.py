@@ -30,6 +30,7 @@ def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num
         partition, num_partitions or 0, sequence.segment_len, sequence.num_slots, sequence.join_window_ms,
         sequence.deduplicate, action.min_timestamp_ms, MAX_TIMESTAMP_MS, action.max_future_ms, action.max_record_bytes,
         action.max_actions_per_record, tuple(action.kinds), tuple(action.features), tuple(action.user_features),
+        action.user_tokens, action.propensity,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Emitter:
         self.names = names
         self._stored = stored
         self._partition = partition
-        self._num_features = len(action.features)
+        self._num_features = action.num_columns
         self._num_user_features = len(action.user_features)
         self._segment_len = sequence.segment_len
         self._num_slots = sequence.num_slots

@@ -26,13 +26,14 @@ class Shape(msgspec.Struct, array_like=True):
     features: list[str]
     user_features: list[str]
     num_slots: int = 0
+    extra_columns: list[str] = []
 
     @classmethod
     def of(cls, partition: int, num_partitions: int | None, action: ActionConfig, sequence: SequenceConfig) -> Shape:
         """The shape that this configuration yields."""
         return cls(
             LAYOUT, partition, num_partitions or 0, sequence.segment_len, list(action.kinds), list(action.features),
-            list(action.user_features), sequence.num_slots,
+            list(action.user_features), sequence.num_slots, list(action.extra_columns),
         )  # fmt: skip
 
     def check(self, stored: Shape, path: Path) -> None:
@@ -52,7 +53,7 @@ class Position(NamedTuple):
     applied_offset: int = -1
     """The highest action offset applied; -1 before any."""
     applied_record_ms: int = -1
-    """Kafka timestamp of that record."""
+    """Kafka timestamp of that record; -1 if it is not known, as after a restore."""
     newest_event_ms: int = -1
     counted_offset: int = -1
     """``counts`` are those of the actions up to here. After a restore, this is ahead of ``applied_offset``."""

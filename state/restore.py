@@ -117,7 +117,7 @@ def rewind(sequencer: Sequencer, restored: Restored) -> None:
         sequencer.resume(
             Position(
                 applied_offset=newest.resume_from_offset - 1,
-                applied_record_ms=newest.newest_record_ms,
+                applied_record_ms=-1,
                 newest_event_ms=newest.newest_event_ms,
                 counted_offset=newest.counted_offset,
                 counts=newest.counts,

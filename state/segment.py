@@ -70,8 +70,8 @@ class Segment:
             at = items.rfind(item, 0, at + 7)
         return -1
 
-    def append(self, item: bytes, action: Action, timestamp_ms: int) -> None:
-        """Begin an interaction with this action."""
+    def append(self, item: bytes, action: Action, timestamp_ms: int, columns: tuple[int, ...]) -> None:
+        """Begin an interaction with this action; ``columns``: (F,) as `wire.example.Interactions.feature_hash`."""
         self.packed = None
         given = self.flags
         if given & _ALL != _ALL:
@@ -81,7 +81,7 @@ class Segment:
                 given |= SESSIONS
             if action.value == action.value:  # not NaN: a value was given
                 given |= VALUES
-            if self.num_features and any(action.feature_hash):
+            if any(columns):
                 given |= FEATURES
             if given != self.flags:
                 self._fill(given)
@@ -95,7 +95,7 @@ class Segment:
         if given & VALUES:
             self.values.append(action.value)
         if given & FEATURES:
-            self.features.extend(action.feature_hash)
+            self.features.extend(columns)
         if given & IDS:
             self.id_counts.append(0)
 

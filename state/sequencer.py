@@ -8,7 +8,8 @@ apply to an action:
     most ``join_window_s`` before or after it: kinds are added; the action's value, domain and features replace what was
     there; the time stays. With a window of 0 nothing joins.
 3.  Otherwise it begins an interaction. If its time is before that of the user's last one, it takes that time and counts
-    as late.
+    as late. With ``action.user_tokens`` the interaction keeps the user's features as they are now: those that the
+    action gives, and the last known of the others.
 
 The result is a function of each user's actions in order, and of nothing else. How it is written as examples is
 `state.emitter`'s part.
@@ -67,7 +68,8 @@ class Sequencer:
         self.forget_requests: dict[int, ForgetRequest] = {}
         """Item → the last request about it; the owner may empty this if ``stored`` keeps them."""
         self._stored = stored
-        self._num_features = len(action.features)
+        self._num_features = action.num_columns
+        self._keeps_user_features = action.user_tokens
         self._num_user_features = len(action.user_features)
         self._segment_len = sequence.segment_len
         self._num_slots = sequence.num_slots
@@ -285,10 +287,17 @@ class Sequencer:
             self._emitter.begin_run(user, tail)
         user.run_end = len(tail) + 1
         if timestamp_ms >= last_ms:
-            tail.append(item, action, timestamp_ms)
+            tail.append(item, action, timestamp_ms, self._columns(user, action))
             return False
-        tail.append(item, action, last_ms)
+        tail.append(item, action, last_ms, self._columns(user, action))
         return True
+
+    def _columns(self, user: User, action: Action) -> tuple[int, ...]:
+        """Those of an interaction that begins with this action."""
+        if not self._keeps_user_features:
+            return action.feature_hash
+        pairs = zip(action.user_feature_hash, user.user_features, strict=True)
+        return (*action.feature_hash, *(given or known for given, known in pairs))
 
     def _join(self, user: User, segment: Segment, place: int, action: Action) -> bool:
         if user.run != segment.index:

@@ -118,6 +118,11 @@ class PartitionStore:
         return self._sequencer.applied_offset
 
     @property
+    def reached(self) -> tuple[int, int]:
+        """The `applied_offset`, and the Kafka timestamp of the record there; -1 if that is not known."""
+        return self._sequencer.applied_offset, self._sequencer.applied_record_ms
+
+    @property
     def counts(self) -> Counts:
         """What became of the partition's actions."""
         return self._sequencer.counts

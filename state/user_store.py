@@ -38,7 +38,7 @@ class UserStore:
 
     def __init__(self, db: Database, partition: int, action: ActionConfig, sequence: SequenceConfig) -> None:
         self._db = db
-        self._num_features = len(action.features)
+        self._num_features = action.num_columns
         self._expected = (partition, sequence.segment_len, self._num_features, len(action.user_features))
         self._num_slots = sequence.num_slots
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from state.errors import StoreMismatch
 from state.store import PartitionStore
@@ -26,14 +26,15 @@ from wire.example import Example, fence
 from wire.example_codec import encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.kafka.consumer import ANSWER_S, STALL_S, ends, make_consumer
+from wire.kafka.consumer import ANSWER_S, STALL_S, Span, ends, make_consumer, read
 from wire.kafka.identity import check_same
 from wire.shape import SHAPE, disagreement, encode_shape, shape_of
 from wire.topics import Topics, address_of_key, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
 WriteFence = Callable[[int, bytes, bytes, Headers], int]
-"""Writes (partition, key, value, headers) to the sequences topic and returns the record's offset."""
+"""Writes (partition, key, value, headers) to the sequences topic and returns the record's offset; -1 if the broker does
+not say it."""
 ACTIONS_ID = "actions"
 """Header of a fence: the id of the actions topic that offsets in the examples after it refer to."""
 
@@ -106,7 +107,7 @@ def claim(
             except Overtaken as error:
                 log.warning("store was overtaken and is rebuilt", partition=number, why=str(error))
         claimed = claimed or _restore(store, reader(0))
-        _check_end(settings, store)
+        check_reached(settings, store.partition, *store.reached)
         store.set_topic_ids(tuple(ids))
         return claimed
     except BaseException:
@@ -128,27 +129,40 @@ def remedies(settings: Settings) -> dict[str, str]:
 def _check_ids(settings: Settings, store: PartitionStore, ids: TopicIds) -> None:
     topics, known = Topics.under(settings.kafka.prefix), store.topic_ids
     for name, before, now in zip((topics.actions, topics.sequences), known, ids, strict=False):
-        check_same(name, before, now, _position(store), remedies(settings)[name])
+        position = _position(store.partition, store.applied_offset)
+        check_same(name, before, now, position, remedies(settings)[name])
 
 
-def _position(store: PartitionStore) -> str:
-    return f"partition {store.partition}, applied up to offset {store.applied_offset}"
+def _position(partition: int, applied_offset: int) -> str:
+    return f"partition {partition}, applied up to offset {applied_offset}"
 
 
-def _check_end(settings: Settings, store: PartitionStore) -> None:
-    """Refuse an actions topic that ends before what was applied: new records at those offsets would be skipped."""
+def check_reached(settings: Settings, partition: int, applied_offset: int, record_ms: int) -> None:
+    """Raise `TopicReplaced` if the actions topic ends before what was applied, or has another record there: new records
+    at those offsets would be skipped. A broker whose data was restored from an older copy has the same topics, by their
+    ids too. ``record_ms``: the Kafka timestamp of the record that was applied last; -1 if unknown."""
     topic = Topics.under(settings.kafka.prefix).actions
-    where = TopicPartition(topic, store.partition)
-    consumer = make_consumer(settings.kafka)
+    where, position = TopicPartition(topic, partition), _position(partition, applied_offset)
+    consumer = make_consumer(settings.kafka, max_partition_fetch_bytes=1)
     try:
         end = ends(consumer, [where])[where]
+        found_ms = _time_of(consumer, where, applied_offset, record_ms) if end > applied_offset else record_ms
     finally:
         consumer.close()
-    if end <= store.applied_offset:
+    what = f"it ends at {end}" if end <= applied_offset else "another record is there" if found_ms != record_ms else ""
+    if what:
         raise TopicReplaced(
-            f"topic {topic}: expected it to reach beyond {_position(store)}, but it ends at {end}: records were lost, "
-            f"or it is another topic. {remedies(settings)[topic]}"
+            f"topic {topic}: expected it to reach beyond {position}, but {what}: records were lost, or it is another "
+            f"topic. {remedies(settings)[topic]}"
         )
+
+
+def _time_of(consumer: KafkaConsumer, where: TopicPartition, offset: int, otherwise: int) -> int:
+    """The timestamp of the record at an offset; ``otherwise`` if that is unknown, or the record is gone."""
+    if otherwise < 0 or consumer.beginning_offsets([where])[where] > offset:
+        return otherwise
+    found = next(read(consumer, where.topic, {where.partition: Span(offset, offset + 1)}), None)
+    return otherwise if found is None else int(found.timestamp)
 
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:
@@ -211,6 +225,8 @@ class _Reader:
                 value = encode_example(fence(self._key.partition, epoch))
                 headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._shape))]
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
+                if ours < 0:  # as a broker may answer to a repeat; the caller claims again, under the next epoch
+                    raise KafkaError(f"{self._key.topic}: the broker did not say where it put a fence")
                 if ours < self.position:
                     raise StoreMismatch(
                         f"partition {self._key.partition}: expected {self._key.topic} to reach {self.position}, "

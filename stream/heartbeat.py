@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream.claim import check_reached
 from stream.config import Settings
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
@@ -53,10 +54,12 @@ class Heartbeat:
                         async with asyncio.timeout(ANSWER_S):
                             numbers = sorted(self.partitions)
                             ends = await end_offsets(consumer, topic, numbers)
+                            self.metrics.heard_s = time.monotonic()
                             held_back.note(ends, await end_offsets(everything, topic, numbers))
                             self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
+                            await self._check_reached()
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
@@ -76,6 +79,12 @@ class Heartbeat:
         patience_s = self.settings.stream.recover_timeout_s
         if time.monotonic() - away_since_s > patience_s:
             self.fail(BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} was away for {patience_s:g} s"))
+
+    async def _check_reached(self) -> None:
+        """After the broker was away: whether it still has what was applied. Raises `TopicReplaced`."""
+        for number, partition in sorted(self.partitions.items()):
+            if (reached := partition.reached) is not None:
+                await asyncio.to_thread(check_reached, self.settings, number, *reached)
 
     def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
@@ -45,6 +46,11 @@ class WorkerMetrics:
         self._outbox = self._gauge("outbox_entries", "Outbox entries not acknowledged yet.")
         self._applied = self._gauge("applied_offset", "Highest offset of the actions topic applied.")
         self._epoch = self._gauge("writer_epoch", "Epoch under which this worker writes.")
+        self.heard_s = time.monotonic()
+        """When the broker last answered; the gauges by partition are of then."""
+        Gauge(
+            "headrace_worker_broker_silence_seconds", "Time since the broker last answered.", registry=registry
+        ).set_function(lambda: time.monotonic() - self.heard_s)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"headrace_worker_{name}", text, ("partition",), registry=self.registry)

@@ -14,9 +14,8 @@ from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
-from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
-from wire.status import WorkerStatus, decode_status
+from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
 NUM_LOOKED_AT = 1_000
@@ -63,8 +62,5 @@ def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool =
 def _report(record: Any, component: str) -> WorkerStatus | None:
     if record.key != component.encode():
         return None
-    try:
-        status = decode_status(record.value)
-    except CodecError:
-        return None
+    status = status_of(record.value)
     return status if isinstance(status, WorkerStatus) else None

@@ -19,7 +19,7 @@ import msgspec
 from state.store import PartitionStore
 from stream.app import Record, record_of
 from stream.applier import Applier, give_up_if_refused
-from stream.claim import Claim, Headers, TopicIds, claim
+from stream.claim import Claim, Headers, TopicIds, claim, remedies
 from stream.config import Settings
 from stream.kafka_producer import Producer
 from stream.logs import log
@@ -153,7 +153,13 @@ class Partition:
         taken = await asyncio.shield(self._claiming)
         shared.metrics.restores.inc(taken.was_restored)
         relay = OutboxRelay(
-            taken.store, shared.producer, shared.settings.kafka, shared.metrics, taken.position, taken.log
+            taken.store,
+            shared.producer,
+            shared.settings.kafka,
+            shared.metrics,
+            taken.position,
+            taken.log,
+            remedies(shared.settings)[shared.topics.sequences],
         )
         self._applier = Applier(self.number, taken.store, relay, shared.settings, shared.metrics, self._num_gone)
         self._claimed.set()
@@ -213,6 +219,11 @@ class Partition:
         async with self._turn:
             if self._applier is not None and self._claimed.is_set():
                 await self._applier.catch_up(end)
+
+    @property
+    def reached(self) -> tuple[int, int] | None:
+        """`PartitionStore.reached`; None while the partition is being claimed, which checks it too."""
+        return self._applier.store.reached if self._applier is not None else None
 
     def status(self) -> PartitionStatus:
         """The partition's position; unknown while it is being claimed. Offsets without a record count as applied."""

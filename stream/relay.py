@@ -20,6 +20,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.refusals import Refusals
 from wire.config import KafkaConfig
+from wire.errors import TopicReplaced
 from wire.example_log import ExampleLog
 from wire.example_reader import ExampleReader
 from wire.kafka.async_consumer import read_range
@@ -46,7 +47,7 @@ def _result(outcome: Any) -> Any:
 
 
 class OutboxRelay:
-    """Relays one store's outbox under one writer epoch."""
+    """Relays one store's outbox under one writer epoch. ``remedy``: what to do if the topic has lost records."""
 
     def __init__(
         self,
@@ -56,10 +57,11 @@ class OutboxRelay:
         metrics: WorkerMetrics,
         position: int,
         examples: ExampleLog,
+        remedy: str,
     ) -> None:
         self._store = store
         self._producer = producer
-        self._config = config
+        self._config, self._remedy = config, remedy
         self._topics = Topics.under(config.prefix)
         self._metrics = metrics
         self._refusals = Refusals(metrics)
@@ -76,7 +78,8 @@ class OutboxRelay:
         self._wake.set()
 
     async def run(self) -> None:
-        """Relay until cancelled. Raises `Fenced`, or `KafkaError` when the broker is away for too long."""
+        """Relay until cancelled. Raises `Fenced`, `KafkaError` when the broker is away for too long, or `TopicReplaced`
+        if the topic is shorter than it was."""
         while True:
             entries = self._store.outbox(limit=MAX_ENTRIES)
             if entries:
@@ -139,9 +142,14 @@ class OutboxRelay:
         if not batches:
             return
         first, stop = min(batches)[0], sum(max(batches))
-        if first < self._position:
+        if first < 0:
             # For a retry of a batch that had already arrived, the broker may not know the offset and answers -1.
             await self._look(None)
+        elif first < self._position:
+            raise TopicReplaced(
+                f"topic {self._topics.sequences}, partition {self._store.partition}: expected new records from offset "
+                f"{self._position} on, but the broker put them at {first}: records were lost. {self._remedy}"
+            )
         elif stop - self._position != sum(num for _, num in batches):
             await self._look(stop)
         else:

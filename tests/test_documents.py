@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import astuple, fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -16,6 +17,9 @@ import bench.__main__
 from headrace.command import COMMANDS
 from headrace.config import Settings
 from tests.commands import NOT_RUN, PAGES, commands, in_blocks, why_not
+from tests.headrace.registries import metric_names
+from wire.action_json import Reason
+from wire.topics import Topics
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -51,6 +55,38 @@ def test_every_key_of_the_configuration_that_a_page_names_is_one(name: str) -> N
     named += [(section.lower(), key.lower()) for section, key in re.findall(r"HEADRACE_([A-Z]+)__([A-Z_]+)", text)]
     wrong = [(section, key) for section, key in named if section in keys and key not in keys[section]]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "name", [*NAMED, "headrace.example.toml", *(f"schema/{each.name}" for each in (ROOT / "schema").iterdir())]
+)
+def test_every_topic_and_metric_that_a_page_names_is_one(name: str) -> None:
+    text, topics = (
+        (ROOT / name).read_text(),
+        {*astuple(Topics.under("headrace")), *astuple(Topics.under("headrace", "line"))},
+    )
+    assert set(re.findall(r"headrace\.[a-z_.]+\.v\d+(?:\.[a-z]+\b)?", text)) <= topics
+    assert set(re.findall(r"\bheadrace_[a-z_]+\b", text)) <= metric_names()
+
+
+def test_what_the_schemas_name_is_a_field_a_key_or_a_reason() -> None:
+    """Their descriptions speak of the configuration without its sections, and of dead letters by their reasons."""
+    keys = {each.name for kind in Settings.model_fields.values() for each in fields(kind.annotation)}
+    for schema in (ROOT / "schema").iterdir():
+        known = {*keys, *get_args(Reason), *re.findall(r'"([a-z_]+)": ', schema.read_text())}
+        described = " ".join(re.findall(r'"description": *"((?:[^"\\]|\\.)*)"', schema.read_text()))
+        assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", described)) <= known
+
+
+def test_every_kind_of_fault_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    _, _, after = text.partition("| kind | what happens, and why | tests |\n| --- | --- | --- |\n")
+    rows = [re.findall(r"`(test_\w+)`", row.split(" | ")[-1]) for row in after.split("\n\n")[0].splitlines()]
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    assert len(rows) > 20
+    assert all(rows)
+    assert {name for row in rows for name in row} <= defined
 
 
 def test_every_decision_is_in_the_list() -> None:

@@ -10,22 +10,24 @@ Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, actio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
-from model.tokens import query_times, unpack_kinds
+from model.tokens import propensities, query_times, states, unpack_kinds
 from wire.example import Example
 from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
+_COLUMNS = ("item_n", "bits_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
@@ -41,7 +43,9 @@ class JaggedBatch:
     it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
     predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
     own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
-    user's name.
+    user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
+    (after `trainer.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
+    ``propensity_n``: with which the item was shown, NaN if unknown.
     """
 
     starts_B1: Int64
@@ -52,6 +56,8 @@ class JaggedBatch:
     value_n: NDArray[np.float32]
     feature_nF: Int64
     user_feature_BF: Int64
+    state_nU: Int64
+    propensity_n: NDArray[np.float64]
     owner_n: Int64
     query_time_n: Int64
     target_R: Int64
@@ -81,6 +87,11 @@ class JaggedBatch:
         return 2 * len(self.item_n)
 
     @property
+    def side_feature_nF(self) -> Int64:  # noqa: N802  (shape suffix)
+        """(n, F) the user features that are added to each interaction's item token."""
+        return self.state_nU if self.state_nU.shape[1] else self.user_feature_BF[self.owner_n]
+
+    @property
     def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """(n, K) the kinds that each interaction has, as far as is known."""
         return unpack_kinds(self.bits_n, self.num_kinds)
@@ -105,37 +116,74 @@ class _Pieces:
     is_new_P: Bools
 
 
-def build_batch(examples: Sequence[Example], histories: Histories, config: ModelConfig) -> JaggedBatch:
-    """Fold the examples into ``histories``, in the order given, and lay out what they teach."""
+class Taught(NamedTuple):
+    """Pieces of one user: their places in the user's lifetime, their kinds, and whether each interaction is new.
+    ``seed`` is derived from the example that they come from."""
+
+    user: str
+    history: History
+    seed: int
+    places: list[int]
+    bits: list[int]
+    is_new: list[bool]
+
+
+Choose = Callable[[Sequence[Example], Sequence[History], Histories], list[Taught]]
+"""What a step teaches, from its examples, the histories that they were folded into, and all histories."""
+
+
+def taught_at_once(examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
+    """Every piece of the examples."""
+    del histories
+    return [
+        _taught_by(example, history)
+        for example, history in zip(examples, touched, strict=True)
+        if example.num_new or example.num_feedback
+    ]
+
+
+def seed_of(partition: int, number: int) -> int:
+    """A number for an example of a partition, which no other example has."""
+    return (partition << 40) + number
+
+
+def _taught_by(example: Example, history: History) -> Taught:
+    first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
+    places: list[int] = (first + example.feedback_index).tolist() if example.num_feedback else []
+    bits: list[int] = example.feedback_bits.tolist() if example.num_feedback else []
+    is_new = [False] * len(places) + [True] * num_new
+    places += range(first + len(held) - num_new, first + len(held))
+    bits += held[len(held) - num_new :].tolist()
+    return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
+
+
+def build_batch(
+    examples: Sequence[Example], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
+) -> JaggedBatch:
+    """Fold the examples into ``histories``, in the order given, and lay out what they teach (``choose``)."""
     touched = [histories.gather(example) for example in examples]
-    teaching = [at for at, example in enumerate(examples) if example.num_new or example.num_feedback]
-    batch = _lay_out(_pieces([(examples[at], touched[at]) for at in teaching]), config) if teaching else None
+    taught = choose(examples, touched, histories)
+    batch = _lay_out(_pieces(taught), config) if taught else None
     for history in touched:
         histories.settle(history)
     return batch if batch is not None else nothing_learned(config)
 
 
-def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
+def _pieces(taught: Sequence[Taught]) -> _Pieces:
     number_of: dict[str, int] = {}
     users, seeds, keys = list[History](), list[int](), list[int]()
     owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
-    for example, history in pairs:
-        number = number_of.setdefault(example.user, len(users))
+    for each in taught:
+        number = number_of.setdefault(each.user, len(users))
         if number == len(users):
-            users.append(history)
-            seeds.append((example.partition << 40) + example.number)
+            users.append(each.history)
+            seeds.append(each.seed)
             # Not `wire.hashing`: this module needs nothing but torch and NumPy.
-            keys.append(int.from_bytes(blake2b(example.user.encode(), digest_size=8).digest(), "little", signed=True))
-        first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
-        if num_feedback:
-            places += (first + example.feedback_index).tolist()
-            bits += example.feedback_bits.tolist()
-        if num_new:
-            held = example.interactions.action_bits
-            places += range(first + len(held) - num_new, first + len(held))
-            bits += held[len(held) - num_new :].tolist()
-        owners += [number] * (num_feedback + num_new)
-        is_new += [False] * num_feedback + [True] * num_new
+            keys.append(int.from_bytes(blake2b(each.user.encode(), digest_size=8).digest(), "little", signed=True))
+        owners += [number] * len(each.places)
+        places += each.places
+        bits += each.bits
+        is_new += each.is_new
     return _Pieces(
         users,
         seeds,
@@ -178,8 +226,10 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         time_ms_n=time_ms_n,
         domain_n=np.ascontiguousarray(rows_n["domain"]),
         value_n=np.ascontiguousarray(rows_n["value"]),
-        feature_nF=np.ascontiguousarray(rows_n["features"]),
+        feature_nF=np.ascontiguousarray(rows_n["features"][:, : config.num_features]),
         user_feature_BF=np.stack([history.user_features for history in pieces.histories]),
+        state_nU=states(rows_n["features"], config),
+        propensity_n=propensities(rows_n["features"], config),
         owner_n=np.repeat(np.arange(len(windows)), length_B),
         query_time_n=query_times(time_ms_n, starts_B1),
         target_R=target_R,
@@ -216,6 +266,8 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         value_n=np.zeros(0, np.float32),
         feature_nF=np.zeros((0, config.num_features), np.int64),
         user_feature_BF=np.zeros((0, config.num_user_features), np.int64),
+        state_nU=np.zeros((0, config.num_user_features * config.user_tokens), np.int64),
+        propensity_n=np.zeros(0),
         owner_n=none,
         query_time_n=none,
         target_R=none,
@@ -247,7 +299,7 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     starts_B1 = np.searchsorted(owner, np.arange(len(batch.starts_B1)))
     target_R = new_index_n[batch.target_R]
     time_ms = batch.time_ms_n[kept]
-    columns = {name: getattr(batch, name)[kept] for name in ("item_n", "bits_n", "domain_n", "value_n", "feature_nF")}
+    columns = {name: getattr(batch, name)[kept] for name in _COLUMNS}
     return replace(
         batch,
         starts_B1=starts_B1,

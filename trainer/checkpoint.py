@@ -28,8 +28,6 @@ from trainer.rows import Arrays, Piece, assembled, decode_pieces, encode_piece
 from wire.tensors import Buffer, Tensors
 
 FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 had only whole checkpoints, with everything in ``arrays.safetensors``."""
 NUM_KEPT = 2
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""
@@ -247,7 +245,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
         meta = json.loads(text)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
-    if meta["format"] not in READABLE:
+    if meta["format"] != FORMAT:
         raise CheckpointError(
             f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}; use the build that wrote it, or start "
             "with an empty trainer.checkpoint_dir"

@@ -13,7 +13,7 @@ from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
-FEEDBACK = ("vanilla", "reversal", "fnw")
+FEEDBACK = ("vanilla", "reversal", "fnw", "wait")
 PRECISIONS = ("highest", "high", "medium")
 PUBLISHED = ("half", "exact")
 EXCLUDE = ("auto", "always", "never")
@@ -50,7 +50,10 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "sgd_after_steps": Number(0, whole=True, advice="0 stays with Adam"),
     "sgd_lr_ratio": ABOVE_0,
     "feedback": Word(FEEDBACK, "use vanilla"),
+    "feedback_window_s": ABOVE_0,
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
+    "value_weight": Number(0, advice="0 learns no values"),
+    "max_exposure_weight": Number(1, advice="1 corrects nothing, 10 is usual"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
     "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
@@ -134,6 +137,7 @@ class TrainerConfig:
     context_gradient: bool = False
     history_bytes: int = 1 << 30
     feedback: str = "vanilla"
+    feedback_window_s: float = 60.0
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0
@@ -146,6 +150,8 @@ class TrainerConfig:
     sgd_after_steps: int = 0
     sgd_lr_ratio: float = 10.0
     rank_weight: float = 1.0
+    value_weight: float = 1.0
+    max_exposure_weight: float = 10.0
     row_init_std: float = 0.02
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -223,6 +229,16 @@ class TrainerConfig:
         steps, fall = max(1, num_layers - 1), 1.0 - self.top_dropout_ratio
         return tuple(self.dropout * (1.0 - fall * index / steps) for index in range(num_layers))
 
+    @property
+    def late_feedback(self) -> str:
+        """How a kind is taught that comes after its interaction was (`trainer.losses.ranking_loss`)."""
+        return "vanilla" if self.feedback == "wait" else self.feedback
+
+    @property
+    def window_ms(self) -> int | None:
+        """How long interactions wait before they are learned; None: they are learned at once."""
+        return round(self.feedback_window_s * 1000) if self.feedback == "wait" else None
+
     def learning_dict(self) -> dict[str, Any]:
         """The settings that determine the weights: a replay must use the same ones."""
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
@@ -231,9 +247,12 @@ class TrainerConfig:
 ADDED: dict[str, Any] = {
     "shards": 1,
     "memory_group": 1,
+    "feedback_window_s": 60.0,
     "top_dropout_ratio": 1.0,
     "sgd_after_steps": 0,
     "sgd_lr_ratio": 10.0,
+    "value_weight": 1.0,
+    "max_exposure_weight": 10.0,
 }
 """Settings that earlier builds did not have, with the values that describe those builds."""
 

@@ -30,8 +30,8 @@ class DirectStep:
     def __init__(self, model: HSTU, config: TrainerConfig, *, most_logits: int = MOST_LOGITS) -> None:
         self._most_logits = most_logits
         self._pass = DirectPass(
-            model, rank_share=config.rank_weight, feedback=config.feedback, context_gradient=config.context_gradient,
-            dropouts=config.dropouts(model.config.num_layers),
+            model, rank_share=config.rank_weight, feedback=config.late_feedback,
+            context_gradient=config.context_gradient, dropouts=config.dropouts(model.config.num_layers),
         )  # fmt: skip
 
     def fits(self, batch: JaggedBatch, num_rows: int) -> bool:

@@ -94,18 +94,17 @@ class Ask:
 
 def told(tables: Tables, ask: Ask) -> Any:
     """What this owner answers."""
-    table = tables[ask.table]
-    weight_VD = table.weight.numpy()
+    store = tables[ask.table].store
+    weight_VD = store.weight.numpy()
     if ask.what == "read":
-        return table.read_at(*ask.given)
+        return store.read(*ask.given)
     if ask.what == "logits":
         query_AD, num, unit_width = ask.given
         return memory_logits(query_AD, weight_VD, num, unit_width)
     if ask.what == "logits_of":
         query_AD, place, begin_A1, unit_width = ask.given
         return memory_logits_of(query_AD, weight_VD, place, begin_A1, unit_width)
-    num = ask.given[0]
-    return bool(torch.isfinite(table.weight[:num].sum() + table.state[:num].sum()))
+    return store.is_finite(*ask.given)
 
 
 class DividedRows:
@@ -152,8 +151,7 @@ class DividedRows:
 
     def is_finite(self) -> bool:
         """See `Owners`."""
-        size, num_rows = self._ranks.size, self._tables[self._name].num_rows
-        return all(self._asked("is_finite", [(len(range(rank, num_rows, size)),) for rank in range(size)]))
+        return all(self._asked("is_finite", [(self._tables[self._name].num_rows,)] * self._ranks.size))
 
     def _asked(self, what: str, given: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What the owners answer, rank 0 first."""

@@ -32,11 +32,11 @@ from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
 from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
-from wire.errors import CodecError
-from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
+from wire.errors import TopicMissing
+from wire.kafka.consumer import PROMPT, make_consumer, partitions_of, read, spans
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
-from wire.status import TrainerStatus, decode_status
+from wire.status import ServerStatus, TrainerStatus, status_of
 from wire.topics import Topics
 from wire.weights import CLAIM_HEADERS, CLAIM_KEY, Claim, Manifest
 
@@ -130,13 +130,25 @@ class Election:
                     claims.refresh()
                     if not at_once:
                         self._wait_for_turn(claims)
-                    led = self._claim(reader, writer, claims.highest + 1, enough)
+                    epoch = 1 + max(claims.highest, self._newest_served(reader))
+                    led = self._claim(reader, writer, epoch, enough)
                     if led is not None:
                         return led
             finally:
                 writer.close(timeout=5)
         finally:
             reader.close()
+
+    def _newest_served(self, reader: KafkaConsumer) -> int:
+        """The highest epoch that a server of this line answers from; -1 if none is known. Where the weights topic has
+        lost its claims (to retention, or a broker that was restored), servers would drop whatever began at 0 again."""
+        try:
+            held = spans(reader, self._topics.status)
+            reports = [status_of(each.value) for each in read(reader, self._topics.status, held)]
+        except TopicMissing:
+            return -1
+        ours = [each.epoch for each in reports if isinstance(each, ServerStatus) and each.line == self._kafka.line]
+        return max(ours, default=-1)
 
     def _claim(
         self, reader: KafkaConsumer, writer: KafkaProducer, epoch: int, enough: Callable[[list[Manifest]], bool]
@@ -197,10 +209,7 @@ class Election:
 
 
 def _is_of(value: bytes | None, claim: Claim) -> bool:
-    try:
-        status = decode_status(value)
-    except CodecError:
-        return False
+    status = status_of(value)
     return isinstance(status, TrainerStatus) and status.claimant == claim.claimant and not status.is_standby
 
 

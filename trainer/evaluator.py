@@ -63,6 +63,10 @@ class Forward:
     """The logits of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
     """Whether weights and leaves have their gradients already."""
+    value_R: Tensor | None = None
+    """What is expected of each target's value, if the model predicts them."""
+    value_loss: Tensor | None = None
+    """Mean over the targets whose value is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

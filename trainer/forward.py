@@ -20,12 +20,13 @@ from model.embedding import EmbeddingTable
 from model.rates import Rates, done_before
 from model.tokens import ITEMS, side_inputs, token_times
 from trainer.batch import JaggedBatch
+from trainer.changes import with_changes
 from trainer.direct_step import output_places
 from trainer.evaluator import Forward, Leaf, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
-from trainer.losses import mean_or_zero
+from trainer.losses import exposure_weights, mean_or_zero
 from trainer.retrieval import RetrievalRows
 from trainer.shard_pass import Network, tail_of
 from trainer.sharding import Sharding, in_use
@@ -43,16 +44,18 @@ class ForwardPass:
         self._items, self._device = network.tables[ITEMS], network.device
         self._frequency, self._rates, self.sharding = frequency, rates, sharding
         self._direct = network.direct
+        self._corrects, self._predicts_value = network.model.config.propensity, network.model.config.predict_value
         self._graphs: PaddedEncoder | None = None
         self.step_graphs: PaddedStep | None = None
         # Dropout takes a new seed in each step; a graph would replay the one that it was captured with.
         if self._config.cuda_graphs and self._device.type == "cuda" and self._config.dropout == 0:
             captures, through = Captures(self._device, wanted=True), self._config.context_gradient
             self._graphs = PaddedEncoder(self._model, captures, context_gradient=through)
-            self.step_graphs = PaddedStep(
-                self._model, captures, feedback=self._config.feedback, context_gradient=through,
-                rank_weight=self._config.rank_weight,
-            )  # fmt: skip
+            if not self._predicts_value:
+                self.step_graphs = PaddedStep(
+                    self._model, captures, feedback=self._config.late_feedback, context_gradient=through,
+                    rank_weight=self._config.rank_weight,
+                )  # fmt: skip
         self._step = self._now_ms = 0
 
     def __call__(self, batch: JaggedBatch, whole: JaggedBatch, step: int, now_ms: int) -> Forward:
@@ -61,6 +64,8 @@ class ForwardPass:
         ``whole``: the same targets with all that is known of their users; rates are computed from it.
         """
         self._step, self._now_ms = step, now_ms
+        if self._model.config.user_tokens:
+            batch = with_changes(batch)
         input_rows_n = self._items.lookup(batch.item_n)
         target_row_R = self.target_rows(batch)
         wanted = np.flatnonzero(batch.is_wanted_R)
@@ -74,7 +79,8 @@ class ForwardPass:
             inputs = self._step_inputs(batch, whole, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R)
-        if exact and self._direct is not None and self._direct.fits(batch, len(rows_U)):
+        is_usual = not (self._corrects or self._predicts_value)
+        if exact and is_usual and self._direct is not None and self._direct.fits(batch, len(rows_U)):
             return self._direct_forward(batch, whole, input_rows_n, target_row_R, rows_U)
         leaf_UD = self._items.gather(rows_U)
         leaves = [Leaf(self._items, rows_U, leaf_UD)]
@@ -90,10 +96,13 @@ class ForwardPass:
             query_SD if learned_S.all() else query_SD[self._tensor(learned_S)], table_UD,
             target_row_R[wanted][learned_S], self._items, self._frequency, self._config, self._step,
         )  # fmt: skip
+        if self._corrects:
+            loss_S = loss_S * self._tensor(self._exposure(batch, wanted[learned_S]))
         logits_RK = self._model.rank_logits(item_RM, self._tensor(self.prior(whole, target_row_R)))
         return Forward(
-            query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
-        )
+            query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves,
+            value_R=self._model.values(item_RM) if self._predicts_value else None,
+        )  # fmt: skip
 
     def _direct_forward(
         self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64, rows_V: Int64
@@ -113,10 +122,13 @@ class ForwardPass:
         time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         live_V = self._items.live.copy()
         live_V[0] = False
+        weight_S = np.zeros(int(batch.is_wanted_R.sum()), np.float32)
+        learned_S = target_row_R[batch.is_wanted_R] > 0
+        weight_S[learned_S] = self._exposure(batch, np.flatnonzero(batch.is_wanted_R)[learned_S])
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
             batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self.prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, _is_read(tail_of(batch), batch.num_tokens), live_V,
+            batch.learned_RK, batch.is_new_R, _is_read(tail_of(batch), batch.num_tokens), live_V, weight_S,
         )  # fmt: skip
 
     def _graphed_forward(
@@ -137,6 +149,10 @@ class ForwardPass:
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
             out.ranking, has_gradients=self._config.graph_gradients,
         )  # fmt: skip
+
+    def _exposure(self, batch: JaggedBatch, learned: Int64) -> NDArray[np.float32]:
+        """(S,) the weights of these targets in retrieval's loss."""
+        return exposure_weights(batch.propensity_n[batch.target_R[learned]], self._config.max_exposure_weight)
 
     def prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) each target's prior from rates alone (`Rates.prior`)."""
@@ -182,12 +198,11 @@ class ForwardPass:
 
     def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf]) -> Tensor | None:
         domain_n = batch.domain_n if self._model.config.use_domain else None
-        user_feature_nF = batch.user_feature_BF[batch.owner_n]
 
         def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
             return self.sum_rows(self._tables[name], keys_nF, leaves)
 
-        return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
+        return side_inputs(domain_n, batch.feature_nF, batch.side_feature_nF, sum_rows)
 
     def sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf]) -> Tensor | None:
         """(n, M) the sum of each interaction's rows, which become a leaf; None if the table is not in use."""

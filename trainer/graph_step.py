@@ -39,7 +39,7 @@ class StepInputs:
 
     ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
     row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
-    table's rows compete.
+    table's rows compete. ``weight_S``: of the retrieval targets' losses, 0 where there is none.
     """
 
     row_n: Int64
@@ -56,6 +56,7 @@ class StepInputs:
     is_new_R: Bools
     is_read_T: Bools
     live_V: Bools
+    weight_S: Float32
 
     @property
     def size(self) -> Size:
@@ -125,8 +126,7 @@ def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
         [inputs.row_n, query_time_n, time_n, 2 * inputs.starts_B1, 2 * inputs.target_R, before, inputs.learned_row_S],
         size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0], np.int64,
     )  # fmt: skip
-    is_learned_S = inputs.learned_row_S > 0
-    weight_S = is_learned_S / np.float32(max(1, int(is_learned_S.sum())))
+    weight_S = inputs.weight_S / np.float32(max(1, int((inputs.learned_row_S > 0).sum())))
     weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
     floats = _fill(
         [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.batch import Choose, taught_at_once
+from trainer.waiting import Waiting
 from wire.example import Example, Mark
 from wire.history import OVERHEAD_BYTES, Histories, History, row_type
 
@@ -23,10 +25,14 @@ LEFT_SHARE = 0.9
 
 
 class TrainedHistories(Histories):
-    """`Histories` that take a step's examples by `gather`, and those from before a checkpoint by `restore`."""
+    """`Histories` that take a step's examples by `gather`, and those from before a checkpoint by `restore`.
 
-    def __init__(self, max_context: int, max_bytes: int, num_features: int) -> None:
+    ``window_ms``: interactions wait that long before they are learned (`trainer.waiting`).
+    """
+
+    def __init__(self, max_context: int, max_bytes: int, num_features: int, window_ms: int | None = None) -> None:
         super().__init__(max_context)
+        self.waiting = Waiting(window_ms, max_context) if window_ms is not None else None
         self._max_bytes, self._row_bytes = max_bytes, row_type(num_features).itemsize
         self._num_rows = 0
         self._born: dict[str, int] = {}
@@ -44,6 +50,16 @@ class TrainedHistories(Histories):
     def num_kept_bytes(self) -> int:
         """Bytes that the rows of all users need, not those allocated: a function of the steps."""
         return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
+
+    def covered(self, taken: dict[int, int]) -> dict[int, int]:
+        """Partition → the last action offset up to which all actions are learned; ``taken``: are in the steps."""
+        waiting = self.waiting
+        return taken if waiting is None else {each: waiting.covered_offset.get(each, -1) for each in taken}
+
+    @property
+    def choose(self) -> Choose:
+        """What a step teaches."""
+        return taught_at_once if self.waiting is None else self.waiting.choose
 
     def gather(self, example: Example) -> History:
         """As `Histories.gather`; also notes that the user has acted."""
@@ -71,6 +87,8 @@ class TrainedHistories(Histories):
         history = self.users[user]
         self._num_rows -= history.end - history.start
         super().drop(user)
+        if self.waiting is not None:
+            self.waiting.drop(user)
         del self._born[user], self._touched[user]
         self.unsaved[user] = None
 
@@ -84,10 +102,11 @@ class TrainedHistories(Histories):
         born = self._born.get(user)
         return None if born is None else (born, self._touched[user])
 
-    @property
-    def num_touches(self) -> int:
-        """How many examples of all users there have been."""
-        return self._num_touches
+    def small(self) -> dict[str, NDArray[Any]]:
+        """What a checkpoint holds besides the users."""
+        waiting = self.waiting
+        times = [waiting.clock_ms, waiting.learned_ms] if waiting is not None else []
+        return {"num_touches": np.array([self._num_touches], np.int64), "waiting_ms": np.array(times, np.int64)}
 
     def apply_mark(self, mark: Example) -> None:
         """Forget a user who is marked."""
@@ -122,6 +141,8 @@ class TrainedHistories(Histories):
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
         self.settle(self._counted(example))
+        if self.waiting is not None:
+            self.waiting.restore(example)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Which users the trainer knows, for a checkpoint; what they did comes from the source."""
@@ -130,7 +151,7 @@ class TrainedHistories(Histories):
             "users": np.frombuffer(json.dumps(users, ensure_ascii=False).encode(), np.uint8),
             "born": np.array([self._born[user] for user in users], np.int64),
             "touched": np.array([self._touched[user] for user in users], np.int64),
-            "num_touches": np.array([self._num_touches], np.int64),
+            **self.small(),
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -140,3 +161,5 @@ class TrainedHistories(Histories):
         self._touched = dict(zip(users, state["touched"].tolist(), strict=True))
         self._num_touches = int(state["num_touches"][0])
         self._is_resumed = self._num_touches > 0
+        if self.waiting is not None:
+            self.waiting.clock_ms, self.waiting.learned_ms = state["waiting_ms"].tolist()

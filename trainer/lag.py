@@ -10,11 +10,10 @@ from typing import Any
 
 from trainer.progress import Progress
 from wire.cluster import ClusterState, age_s
-from wire.status import PartitionStatus
+from wire.lag import STALE_S
+from wire.status import PartitionStatus, ServerStatus
 
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
-STALE_S = 3.0
-"""Processes report every second; a report older than this is stale."""
 Lag = tuple[int, float]
 """(records, seconds)."""
 
@@ -60,27 +59,32 @@ def publish_lag(progress: Progress, now_ms: int) -> dict[int, Lag]:
     return lags
 
 
+def _answering(around: ClusterState, now_ms: int) -> list[ServerStatus]:
+    """The live servers; if none is, the one last heard from, which may still be answering."""
+    known = sorted(around.servers.values(), key=lambda server: server.time_ms)
+    return around.live_servers(now_ms) or known[-1:]
+
+
 def serve_lag(around: ClusterState, progress: Progress, now_ms: int) -> Lag:
-    """How many versions the slowest live server is behind; if any, how long ago the newest was acknowledged."""
-    published = progress.published
-    if published is None:
+    """How many versions the slowest server is behind; if any, how long ago the newest was acknowledged. At least as old
+    as the newest report of a server, if that is stale."""
+    published, servers = progress.published, _answering(around, now_ms)
+    if published is None or not servers:
         return 0, 0.0
     behind = 0
-    for server in around.live_servers(now_ms):
+    for server in servers:
         if server.epoch == published.epoch:
             behind = max(behind, published.number - server.number)
         elif server.epoch < published.epoch:
             behind = max(behind, published.number + 1)
-    return behind, age_s(now_ms, progress.published_ms) if behind else 0.0
+    silent_s = age_s(now_ms, max(server.time_ms for server in servers))
+    behind_s = age_s(now_ms, progress.published_ms) if behind else 0.0
+    return behind, max(behind_s, silent_s) if silent_s > STALE_S else behind_s
 
 
 def freshness(around: ClusterState, now_ms: int) -> dict[str, float | None]:
-    """Age of the newest action in the weights of the live server that is furthest behind: now, and when it swapped.
-
-    If no server is live, of the one last heard from: it may still be answering.
-    """
-    known = sorted(around.servers.values(), key=lambda server: server.time_ms)
-    servers = [server for server in around.live_servers(now_ms) or known[-1:] if server.newest_record_ms > 0]
+    """Age of the newest action in the weights of the server that is furthest behind: now, and when it swapped."""
+    servers = [server for server in _answering(around, now_ms) if server.newest_record_ms > 0]
     if not servers:
         return {"now_s": None, "at_swap_s": None}
     worst = min(servers, key=lambda server: server.newest_record_ms)

@@ -15,6 +15,20 @@ from kernels import full_softmax, sampled_softmax
 Int64 = NDArray[np.int64]
 
 
+def exposure_weights(propensity_S: NDArray[np.float64], most: float) -> NDArray[np.float32]:
+    """(S,) weights of choices that were likelier because their items were shown: 1 / propensity, at most ``most``,
+    divided by their mean over the step. A choice without a propensity (NaN) weighs 1.
+
+    Clipped and self-normalised inverse propensities ("The self-normalized estimator for counterfactual learning",
+    Swaminathan & Joachims, NIPS 2015): without the mean a step that was shown little would move the weights further.
+    """
+    weight_S, known_S = np.ones(len(propensity_S), np.float32), np.isfinite(propensity_S)
+    if known_S.any():
+        inverse = np.minimum(1.0 / propensity_S[known_S], most)
+        weight_S[known_S] = inverse / inverse.mean()
+    return weight_S
+
+
 def exact_retrieval_loss(query_RD: Tensor, table_VD: Tensor, target_R: Tensor, valid_V: Tensor, backend: str) -> Tensor:
     """(R,) cross entropy over all live items; queries and table already scaled (inner product = logit)."""
     return full_softmax(

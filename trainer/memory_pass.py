@@ -22,6 +22,7 @@ from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, to_device
+from trainer.losses import exposure_weights
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
@@ -66,9 +67,11 @@ class MemoryPass:
         most_logits: int = MOST_LOGITS,
         exact_rows: int = EXACT_ROWS,
         rows_per_share: int = ROWS_PER_SHARE,
+        max_weight: float = 1.0,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
+        self._max_weight = max_weight
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -102,8 +105,16 @@ class MemoryPass:
         return events_of(
             rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
-            is_chosen_R=batch.is_wanted_R[told],
+            is_chosen_R=batch.is_wanted_R[told], weight_R=self._weights(batch, told),
         )  # fmt: skip
+
+    def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
+        """(told,) how much each choice counts (`exposure_weights`); None if all count alike."""
+        if not self._model.config.propensity:
+            return None
+        weight_R, chosen = np.ones(len(told), np.float32), batch.is_wanted_R[told]
+        weight_R[chosen] = exposure_weights(batch.propensity_n[batch.target_R[told]][chosen], self._max_weight)
+        return weight_R
 
     @torch.no_grad()
     def launch(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Launched:

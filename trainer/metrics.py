@@ -1,8 +1,9 @@
 """Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
-and for the most popular items so far, with slices; over everything, and over the last ``window`` targets. Ranking:
-`trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where it stopped.
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model,
+its network and its counts alone, and the most popular items so far, with slices; over everything, and over the last
+``window`` targets. Ranking: `trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where
+it stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.kind_metrics import KindMetrics
 from trainer.ring import Ring
+from trainer.value_metrics import ValueMetrics
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -75,6 +77,7 @@ class PrequentialMetrics:
         self.domains: dict[int, Float64] = {}
         self.log_loss = np.zeros(2)
         self.rank_window = Ring(window, len(RANKERS))
+        self.values = ValueMetrics()
 
     def add(self, predictions: Predictions) -> None:
         """Add one batch."""
@@ -114,6 +117,7 @@ class PrequentialMetrics:
             "ranking": self.ranking.report(),
             "ranking_window": self.ranking.window_report(),
             "num_too_late": self.ranking.num_too_late,
+            "values": self.values.report(),
         }
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -125,6 +129,7 @@ class PrequentialMetrics:
             "domain_names": np.array(names, np.int64),
             "domain_sums": np.array([self.domains[name] for name in names]).reshape(-1, len(RANKERS), len(_SUMS)),
             "rank_window": self.rank_window.rows,
+            "values": self.values.sums,
             "places": np.array([self.rank_window.next, self.rank_window.filled]),
             **self.ranking.state_dict(),
         }
@@ -133,6 +138,8 @@ class PrequentialMetrics:
         """The inverse of `state_dict`. A window of another size starts empty."""
         self.ranks, self.log_loss = state["ranks"].copy(), state["log_loss"].copy()
         self.ranking.load_state_dict(state)
+        if "values" in state:  # not in checkpoints of earlier builds
+            self.values.sums = state["values"].copy()
         self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
         if state["rank_window"].shape == self.rank_window.rows.shape:
             self.rank_window.rows = state["rank_window"].copy()

@@ -21,6 +21,9 @@ from wire.weights import Manifest, PlanStep
 
 log = structlog.get_logger("trainer")
 FLUSH_S = 15.0
+MOST_RUNS = 20_000
+"""Runs of examples in the plan of a manifest: some 600 kB, and a broker takes 1 MB by default. With more, the next
+version is due, however long ``trainer.publish_every_s``."""
 
 
 class Publication:
@@ -40,6 +43,7 @@ class Publication:
         self.first_step = 0
         """Number of the first of ``steps``."""
         self.steps: list[PlanStep] = []
+        self._num_runs = 0
         self.since_ms = 0
         """Since when there has been something to publish (ms, wall clock); 0 if there is nothing."""
 
@@ -47,7 +51,11 @@ class Publication:
         """Continue after what is published. ``source``: the identity of the examples' source."""
         self._lineage, self._parent, self._source = resumed.lineage, resumed.parent, source
         self._set_aside = resumed.plan.set_aside
-        self.first_step, self.steps = resumed.unpublished_first, resumed.unpublished(learner)
+        self.first_step = resumed.unpublished_first
+        self._take(resumed.unpublished(learner))
+
+    def _take(self, steps: list[PlanStep]) -> None:
+        self.steps, self._num_runs = steps, sum(map(len, steps))
 
     def rewind(self, set_aside: set[int]) -> None:
         """Note that the learner went back, and skips the steps ``set_aside``: the next version is a base."""
@@ -58,6 +66,7 @@ class Publication:
         """Note a step that was learned, perhaps for the second time."""
         if number == self.first_step + len(self.steps):
             self.steps.append(step)
+            self._num_runs += len(step)
             self.since_ms = self.since_ms or int(time.time() * 1000)
 
     def note_acknowledged(self) -> Unsound | None:
@@ -71,7 +80,7 @@ class Publication:
         if self._publisher.unsound:
             self._offered = None
             return Unsound(self._publisher.unsound)
-        self.steps = self.steps[self._offered - self.first_step :]
+        self._take(self.steps[self._offered - self.first_step :])
         self.first_step, self._offered, self._has_published = self._offered, None, True
         self.since_ms = int(time.time() * 1000) if self.steps else 0
         return None
@@ -81,7 +90,8 @@ class Publication:
         publisher = self._publisher
         if self._collection is not None:
             return True
-        if time.monotonic() < self._due_s or self._offered is not None or not publisher.idle:
+        is_early = time.monotonic() < self._due_s and self._num_runs < MOST_RUNS
+        if is_early or self._offered is not None or not publisher.idle:
             return False
         has_news = bool(self.steps) or not self._has_published
         return learner.num_steps > 0 and (has_news or publisher.base_is_old)
@@ -134,7 +144,7 @@ class Publication:
             Manifest,
             model_id=learner.config.model_id,
             covered={p: each.next_number - 1 for p, each in positions.items()},
-            covered_offsets={p: each.covered_offset for p, each in positions.items()},
+            covered_offsets=learner.histories.covered({p: each.covered_offset for p, each in positions.items()}),
             newest_event_ms=learner.newest_event_ms,
             newest_record_ms=learner.newest_record_ms,
             num_interactions=learner.num_interactions,

@@ -233,7 +233,7 @@ def apply_divided(
     """Learn the summed gradients of the dense weights, and those of the rows that this rank owns."""
     scale = lr_scale(network.config, step.step)
     for name, (places, gradient_MD) in rows.items():
-        network.tables[name].learn_at(places, gradient_MD, network.config.table_lr * scale)
+        network.tables[name].store.learn(places, gradient_MD, network.config.table_lr * scale)
     network.optimiser.gradient.copy_(layout.dense(layout.flat))
     network.optimiser.step(network.config.dense_lr * scale)
 

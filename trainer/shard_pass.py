@@ -130,7 +130,7 @@ class ShardPass:
         retrieval = self._retrieval_loss(query_SD, model.retrieval_table(leaf_UD), shard.target_row_R[wanted])
         ranking = (
             ranking_loss(
-                logits_RK, to_device(batch.learned_RK, device), to_device(batch.is_new_R, device), config.feedback
+                logits_RK, to_device(batch.learned_RK, device), to_device(batch.is_new_R, device), config.late_feedback
             ).sum()
             / step.num_targets
         )
@@ -182,6 +182,8 @@ class ShardPass:
 
 def tail_of(batch: JaggedBatch) -> Tail:
     """The tokens whose outputs are used: from the action before each user's first target on."""
-    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
-    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
+    start_B = batch.starts_B1[:-1]
+    first_B = np.searchsorted(batch.target_R, start_B)
+    target_B, before_B = batch.target_R[first_B], batch.previous_R[first_B]
+    num_silent_B = np.where(before_B >= 0, 2 * (before_B - start_B) + 1, 2 * (target_B - start_B))
     return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))

@@ -90,7 +90,7 @@ class Sharding:
                 found[name] = tables[name].insert(keys_nF.reshape(-1), now_ms, number).reshape(keys_nF.shape)
 
         domain_n = batch.domain_n if self._network.model.config.use_domain else None
-        side_inputs(domain_n, batch.feature_nF, batch.user_feature_BF[batch.owner_n], look_up)
+        side_inputs(domain_n, batch.feature_nF, batch.side_feature_nF, look_up)
         return found
 
     def _common(

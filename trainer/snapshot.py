@@ -50,7 +50,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "metrics": learner.metrics.state_dict(),
         "rates": learner.rates.small(),
         "memory": memory.learned(),
-        "histories": {"num_touches": np.array([learner.histories.num_touches], np.int64)},
+        "histories": learner.histories.small(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "size": {
             "memory": np.array([memory.num_rows]),
@@ -110,6 +110,8 @@ def restore_published(learner: Learner, weights: Weights) -> None:
     learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
     learner.num_feedback = manifest.num_feedback
     learner.newest_event_ms, learner.newest_record_ms = manifest.newest_event_ms, manifest.newest_record_ms
+    if (waiting := learner.histories.waiting) is not None:
+        waiting.resume(manifest.newest_record_ms)
 
 
 def _table_state(table: Table, admit_after: int, seen_ms: int) -> dict[str, Any]:

@@ -37,13 +37,13 @@ def unsound_step(report: StepReport) -> Unsound | None:
 
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Skip a step that is set aside: histories and names record it, but the model learns nothing from it."""
-    for example in examples:
-        if example.mark is not None:
-            learner.apply_marks([example])
-            continue
-        learner.histories.fold(example)
+    histories = learner.histories
+    learner.apply_marks([example for example in examples if example.mark is not None])
+    taken = [example for example in examples if example.mark is None]
+    histories.choose(taken, [histories.fold(example) for example in taken], histories)
+    for example in taken:
         learner.learn_names(example.names)
-    learner.histories.bound()
+    histories.bound()
     learner.num_steps += 1
 
 

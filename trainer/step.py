@@ -25,7 +25,7 @@ from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.hstu import HSTU
+from model.hstu import HSTU, log_value
 from model.memory import Memory
 from model.rates import Rates, alike_of, attributes_of, probability
 from model.tokens import DOMAINS, FEATURES, ITEMS
@@ -94,7 +94,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -108,7 +108,9 @@ class Learner:
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
-        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        self.histories = TrainedHistories(
+            model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
+        )
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
         self.num_interactions = 0
@@ -143,7 +145,7 @@ class Learner:
         if examples[0].mark is not None:
             self.apply_marks(examples)
             return self._report(started, 0, 0)
-        whole = build_batch(examples, self.histories, self.model_config)
+        whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
             return self._report(started, 0, 0)
@@ -156,6 +158,8 @@ class Learner:
         ranking = forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
+        if forward.value_R is not None:
+            forward.value_loss = self._value_loss(batch, forward.value_R)
         if self._is_memory_there:
             launched = self.memory_pass.launch(whole, forward, seen_rows_n)
             self._learn(forward, ranking)
@@ -185,7 +189,7 @@ class Learner:
                 self.remove_items({each.marked_item})
             elif each.mark is Mark.ITEM_BACK:
                 self.items.unblock(np.array([each.marked_item], np.int64))
-            self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
+            self._note_record_time(each)
 
     def remove_items(self, item_hashes: Collection[int]) -> None:
         """Drop these items' rows, with everything known about them, and never learn them again."""
@@ -266,11 +270,24 @@ class Learner:
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
-        return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
+        return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
+
+    def _value_loss(self, batch: JaggedBatch, value_R: Tensor) -> Tensor:
+        """The mean squared error of the values that are known by now; counts them, as predicted before."""
+        given_R = self._tensor(batch.value_n[batch.target_R])
+        known = torch.isfinite(given_R)
+        expected, given = value_R[known], log_value(given_R[known])
+        self.metrics.values.add(expected.detach().cpu().numpy(), given.cpu().numpy())
+        with torch.no_grad():
+            self.model.value_mean.fill_(self.metrics.values.mean)
+        return mean_or_zero((expected - given).square())
 
     def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
-            torch.autograd.backward(forward.retrieval_loss + self.config.rank_weight * ranking)
+            loss = forward.retrieval_loss + self.config.rank_weight * ranking
+            if forward.value_loss is not None:
+                loss = loss + self.config.value_weight * forward.value_loss
+            torch.autograd.backward(loss)
         if self.forward_pass.sharding is not None:
             self.forward_pass.sharding.learn()
         scale = lr_scale(self.config, self.num_steps)
@@ -292,9 +309,14 @@ class Learner:
             if example.names:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
-        self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
+        self._note_record_time(*examples)
         if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+
+    def _note_record_time(self, *examples: Example) -> None:
+        waiting = self.histories.waiting
+        newest_ms = max(each.newest_record_ms for each in examples) if waiting is None else waiting.learned_ms
+        self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
         """Learn the producers' ids of items, for versions and checkpoints."""

@@ -11,6 +11,7 @@ cannot express is checked here, in the same way on both paths.
 from __future__ import annotations
 
 import math
+import struct
 from functools import lru_cache
 from typing import NoReturn
 
@@ -48,7 +49,7 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     domain_hash: int
     value: float
     feature_hash: tuple[int, ...]
-    """One hash per configured feature."""
+    """One hash per configured feature; with ``action.propensity``, behind them the bits of the propensity."""
     user_feature_hash: tuple[int, ...]
 
 
@@ -148,9 +149,23 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         0 if wire.session is None else _hash(wire.session, "session"),
         0 if wire.domain is None else _hash(wire.domain, "domain"),
         math.nan if value is None else value,
-        _columns(wire.features, config.features, "features"),
+        _item_columns(wire, config),
         _columns(wire.user_features, config.user_features, "user_features"),
     )
+
+
+def _item_columns(wire: Wire, config: ActionConfig) -> tuple[int, ...]:
+    columns = _columns(wire.features, config.features, "features")
+    propensity = 0 if wire.propensity is None else _propensity_bits(wire.propensity)
+    return (*columns, propensity) if config.propensity else columns
+
+
+def _propensity_bits(propensity: float) -> int:
+    """The bits of a probability as a double."""
+    if not 0 < propensity <= 1:
+        refuse("bad_value", f"propensity: expected a probability above 0 and up to 1, got {propensity!r}; leave it out "
+               "if it is not known")  # fmt: skip
+    return int.from_bytes(struct.pack("<d", propensity), "little")
 
 
 @lru_cache(1 << 16, typed=True)

@@ -42,6 +42,7 @@ class Wire(msgspec.Struct, gc=False):
     session: str | int | None = None
     domain: str | int | None = None
     value: float | None = None
+    propensity: float | None = None
     features: dict[str, str | int | None] | None = None
     user_features: dict[str, str | int | None] | None = None
 
@@ -98,7 +99,7 @@ def forget_request_of(content: Any) -> ForgetRequest | None:
         refuse("bad_value", f"{fields[0]}: expected text in UTF-8, got {text[:40]!r}; check the terminal's encoding")
     if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
         refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
-               f"{len(text)}")  # fmt: skip
+               f"{len(text)}; send the id as the actions have it")  # fmt: skip
     if fields[0] == "item":
         return ForgetRequest("", key, is_back=not forget)
     if not forget:
@@ -122,7 +123,8 @@ def check(content: Any) -> Wire:
         _check_names(content["action"]),
         _check_timestamp(content["timestamp"]),
         **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
-        value=_check_number(content.get("value")),
+        value=_check_number(content.get("value"), "value"),
+        propensity=_check_number(content.get("propensity"), "propensity"),
         features=_check_features(content.get("features"), "features"),
         user_features=_check_features(content.get("user_features"), "user_features"),
     )
@@ -153,11 +155,11 @@ def _check_names(entry: Any) -> str | list[str]:
     refuse("wrong_type", f"action: expected a string or a list of strings, got {_name(entry)}; name the kinds")
 
 
-def _check_number(entry: Any) -> float | None:
+def _check_number(entry: Any, field: str) -> float | None:
     if entry is None:
         return None
     if isinstance(entry, bool) or not isinstance(entry, int | float):
-        refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out if there is none")
+        refuse("wrong_type", f"{field}: expected a number, got {_name(entry)}; leave it out if there is none")
     try:
         return float(entry)
     except OverflowError:

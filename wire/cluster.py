@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from wire.errors import CodecError
-from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, status_of
 
 SILENT_MS = 10_000
 """A process that has been silent for this long is not live."""
@@ -55,9 +54,8 @@ class ClusterState:
         self._keep(value, lambda _: now_ms)
 
     def _keep(self, value: bytes | None, when: Callable[[int], int]) -> None:
-        try:
-            status = decode_status(value)
-        except CodecError:
+        status = status_of(value)
+        if status is None:
             return
         status = msgspec.structs.replace(status, time_ms=when(status.time_ms))
         self.told_ms[status.component] = status.time_ms

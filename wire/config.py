@@ -51,6 +51,8 @@ ACTION_LIMITS: dict[str, Limit] = {
     "kinds": Names(MAX_KINDS, "name the kinds that producers send"),
     "features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
     "user_features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
+    "user_tokens": Switch(),
+    "propensity": Switch(),
     "max_future_s": Number(0, advice="0 allows none"),
     "min_timestamp_ms": Number(0, MAX_TIMESTAMP_MS, whole=True, advice="631152000000 is 1990-01-01"),
     "max_record_bytes": Number(1, 1 << 30, whole=True, advice="use the topic's max.message.bytes"),
@@ -86,6 +88,11 @@ class ActionConfig:
     kinds: tuple[str, ...] = ("impression", "click", "like")
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
+    user_tokens: bool = False
+    """Whether each interaction keeps its user's features as they were, so that every change of them becomes a token of
+    its own (`model.tokens`)."""
+    propensity: bool = False
+    """Whether each interaction keeps the probability with which its user was shown the item."""
     max_future_s: float = 300.0
     min_timestamp_ms: int = 631_152_000_000
     """1990-01-01. Earlier times are refused: seconds read as milliseconds fall in 1970, devices whose clock was reset
@@ -100,6 +107,16 @@ class ActionConfig:
     def max_future_ms(self) -> int:
         """``max_future_s`` in milliseconds."""
         return round(self.max_future_s * 1000)
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns of 64 bits each interaction has: item features, then the propensity, then user features."""
+        return len(self.features) + self.propensity + len(self.user_features) * self.user_tokens
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """What stands in them besides item features."""
+        return ("propensity",) * self.propensity + ("user_features",) * self.user_tokens
 
     @cached_property
     def bit_of(self) -> Mapping[str, int]:
@@ -172,7 +189,7 @@ class KafkaConfig:
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
     """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec)."""
-    row_bytes = 49 + 8 * len(action.features) + 8 * MAX_IDS
+    row_bytes = 49 + 8 * action.num_columns + 8 * MAX_IDS
     return row_bytes * sequence.segment_len + 8 * len(action.user_features)
 
 

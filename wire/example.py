@@ -40,7 +40,9 @@ class Interactions:
 
     ``item_hash`` (n,) int64 (`wire.hashing.item_hash`), never 0; ``action_bits`` (n,) uint32, bit b = kind b of the
     configured action kinds; ``timestamp_ms`` (n,) int64, not decreasing; ``domain_hash`` (n,) int64, 0 where none was
-    given; ``value`` (n,) float32, NaN where none was given; ``feature_hash`` (n, F) int64, 0 where absent.
+    given; ``value`` (n,) float32, NaN where none was given; ``feature_hash`` (n, F) int64, 0 where absent: the hashes
+    of item features, then with ``action.propensity`` the bits of the propensity as a double, then with
+    ``action.user_tokens`` the hashes of the user's features when the interaction began.
     """
 
     item_hash: Int64

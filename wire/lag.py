@@ -87,6 +87,22 @@ def decode_lag(value: bytes | None) -> dict[str, Any] | None:
     return {"num_servers": known.num_servers, "num_interactions": known.num_interactions, **message}
 
 
+STALE_S = 3.0
+"""Processes report every second; a report older than this is stale."""
+
+
+def aged(message: dict[str, Any], now_s: float) -> dict[str, Any]:
+    """The message as it counts now: once it is stale, every age in it has grown by its own. Nobody knows better."""
+    age_s = now_s - message["time_ms"] / 1000
+    if age_s <= STALE_S:
+        return message
+    stages = {name: {**stage, "lag_s": stage["lag_s"] + age_s} for name, stage in message["stages"].items()}
+    processes = [{**each, "silent_s": each["silent_s"] + age_s} for each in message.get("processes", [])]
+    fresh_s = message.get("freshness", {}).get("now_s")
+    fresh = {} if fresh_s is None else {"freshness": {**message["freshness"], "now_s": fresh_s + age_s}}
+    return {**message, "stages": stages, "processes": processes, **fresh}
+
+
 def measure(tree: Any, *path: str) -> float | None:
     """A finite number in a tree of dicts, such as the message's ``metrics``; None if the path does not lead to one."""
     for name in path:

@@ -26,6 +26,7 @@ class Shape(msgspec.Struct, frozen=True):
     features: tuple[str, ...]
     user_features: tuple[str, ...]
     rules: dict[str, float] = {}
+    extra_columns: tuple[str, ...] = ()
 
     def changed(self, now: Shape) -> dict[str, tuple[float, float]]:
         """Rules that have changed: what they were, what they are."""
@@ -46,7 +47,7 @@ def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
         "sequence.segment_len": sequence.segment_len,
         "sequence.num_slots": sequence.num_slots,
     }
-    return Shape(action.kinds, action.features, action.user_features, rules)
+    return Shape(action.kinds, action.features, action.user_features, rules, action.extra_columns)
 
 
 _decoder = msgspec.json.Decoder(Shape)
@@ -78,6 +79,11 @@ def disagreement(said: bytes | None, ours: Shape) -> str:
         expected, got = getattr(ours, name), getattr(theirs, name)
         if expected != got:
             return f"action.{name}: expected {expected}, got examples of a worker with {got}"
+    if theirs.extra_columns != ours.extra_columns:
+        return (
+            f"action.user_tokens, action.propensity: expected columns {ours.extra_columns} beside the items' features, "
+            f"got examples of a worker with {theirs.extra_columns}"
+        )
     for key, (was, now) in theirs.changed(ours).items():
         if key in _KEPT:
             name = "sequence.segment_len" if key == "sequence.segment_len" else "sequence.max_context (in segments)"

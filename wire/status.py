@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from wire.errors import CodecError
 from wire.json_value import Whole, decode_json
 
 
@@ -80,3 +81,11 @@ def encode_status(status: Status) -> bytes:
 def decode_status(value: bytes | None) -> Status:
     """Raises `wire.errors.CodecError` for anything that is not a status."""
     return decode_json(value, _decoder)
+
+
+def status_of(value: bytes | None) -> Status | None:
+    """A status, or None for anything that is not one."""
+    try:
+        return decode_status(value)
+    except CodecError:
+        return None

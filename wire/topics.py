@@ -19,6 +19,7 @@ BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 """Records have the time at which the broker received them, not that of their writers' clocks. So retention and
 compaction remove nothing because a clock was years behind, nothing is refused because one is an hour ahead, and "the
 future" is what lies ahead of the broker's clock."""
+REPORTS_SEGMENT_MS = 3_600_000
 LETTER_BYTES = 64 << 10
 """Space in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
@@ -119,7 +120,9 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         POLICY: "compact",
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
     }
-    at_once = {POLICY: "compact", "min.compaction.lag.ms": "0"}
+    # Kafka compacts closed segments alone, and closes one after a week by default: a week of reports, one a second of
+    # each process, would be read at every start.
+    at_once = {POLICY: "compact", "min.compaction.lag.ms": "0", "segment.ms": str(REPORTS_SEGMENT_MS)}
     copies = config.replication_factor
     topics = (
         Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)},

@@ -14,12 +14,12 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
 (U,) int64, ``<table>.rows`` (U, D) float16 or float32 and ``<table>.tombstones`` (N,) int64 ids that were evicted;
-``memory.<name>``, the rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of
-``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by how many
-``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has another
-width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a **delta** has
-all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands
-for everything that has no row of its own."""
+``memory.<name>`` and ``rates.<name>``, as `model.memory` and `model.rates` lay them out; and ``names`` (bytes of a JSON
+list of ``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by
+how many ``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has
+another width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a
+**delta** has all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table
+(id 0) stands for everything that has no row of its own."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     newest_event_ms: int
     newest_record_ms: int
     num_interactions: int
-    """Interactions learned as new ones, in the whole lineage."""
+    """New interactions in the steps of the whole lineage: learned, or with `trainer.feedback` "wait" at least taken."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
     created_ms: int
     metrics: dict[str, Any]
     num_feedback: int = 0
-    """Pieces of feedback to earlier interactions that were learned, in the whole lineage."""
+    """Pieces of feedback to earlier interactions in the steps of the whole lineage."""
     lineage: str = ""
     first_step: int = 0
     """Number of the first step in ``plan``; the steps of a lineage are numbered from 0 without gaps."""

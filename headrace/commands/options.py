@@ -27,7 +27,10 @@ Line = Annotated[
     ),
 ]
 Actions = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+    Path,
+    typer.Argument(
+        metavar="FILE", help="Ratings or actions: ratings.dat, .csv, .tsv, u.data, .inter, .jsonl, .parquet."
+    ),
 ]
 
 

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -22,15 +23,19 @@ struct Action {
     uint32_t bits = 0;
     int64_t item_hash = 0, timestamp_ms = 0, id = 0, session = 0, domain = 0;  // 0: absent
     float value = std::numeric_limits<float>::quiet_NaN();
-    int64_t features_at = 0;  // where its feature hashes begin: the item's, then the user's
+    int64_t features_at = 0;  // where its columns begin: the item's, then the user's
     int64_t index = 0;        // place in its record
 };
 
 struct ActionRules {
     std::vector<std::pair<std::string, uint32_t>> kinds;
     std::vector<std::string> features, user_features;
+    bool propensity;  // whether its bits are a column behind the item's features
     int64_t min_timestamp_ms, max_timestamp_ms, max_future_ms, max_record_bytes, max_actions;
     int64_t partition, num_partitions;  // 0: takes every user
+
+    size_t num_item_columns() const { return features.size() + propensity; }
+    size_t num_columns() const { return num_item_columns() + user_features.size(); }
 
     bool is_ours(std::string_view user) const {
         return !num_partitions || (murmur2(user) & 0x7fffffff) % num_partitions == partition;
@@ -53,7 +58,20 @@ public:
     }
 
 private:
-    enum Field { USER, ITEM, ACTION, TIMESTAMP, ID, SESSION, DOMAIN, VALUE, FEATURES, USER_FEATURES, NUM_FIELDS };
+    enum Field {
+        USER,
+        ITEM,
+        ACTION,
+        TIMESTAMP,
+        ID,
+        SESSION,
+        DOMAIN,
+        VALUE,
+        PROPENSITY,
+        FEATURES,
+        USER_FEATURES,
+        NUM_FIELDS
+    };
     static constexpr int REQUIRED = 1 << USER | 1 << ITEM | 1 << ACTION | 1 << TIMESTAMP;
     static constexpr size_t MAX_KEY = 256, MAX_INT = 18, MAX_NUMBER = 40;
     static constexpr double MAX_VALUE = 3.4028234663852886e38;
@@ -87,7 +105,7 @@ private:
         Action made;
         made.index = index;
         made.features_at = static_cast<int64_t>(hashes_.size());
-        hashes_.resize(hashes_.size() + rules_.features.size() + rules_.user_features.size());
+        hashes_.resize(hashes_.size() + rules_.num_columns());
         int seen = 0;
         do {
             space();
@@ -112,8 +130,9 @@ private:
     }
 
     static int field_of(std::string_view name) {
-        static constexpr std::string_view NAMES[] = {"user",    "item",   "action", "timestamp", "id",
-                                                     "session", "domain", "value",  "features",  "user_features"};
+        static constexpr std::string_view NAMES[] = {"user",       "item",     "action",       "timestamp",
+                                                     "id",         "session",  "domain",       "value",
+                                                     "propensity", "features", "user_features"};
         for (int field = 0; field < NUM_FIELDS; ++field)
             if (NAMES[field] == name) return field;
         return NUM_FIELDS;
@@ -141,9 +160,11 @@ private:
             case SESSION: return hash(made.session);
             case DOMAIN: return hash(made.domain);
             case VALUE: return value(made.value);
+            case PROPENSITY: return propensity(made.features_at + static_cast<int64_t>(rules_.features.size()));
             case FEATURES: return features(rules_.features, made.features_at);
             default:
-                return features(rules_.user_features, made.features_at + static_cast<int64_t>(rules_.features.size()));
+                return features(rules_.user_features,
+                                made.features_at + static_cast<int64_t>(rules_.num_item_columns()));
         }
     }
 
@@ -185,6 +206,17 @@ private:
         if (std::from_chars(from, at_, read).ec != std::errc() || !(std::fabs(read) <= MAX_VALUE)) return false;
         if (read == 0 && *from == '-') return false;  // -0 is an integer in Python, without a sign
         found = static_cast<float>(read);
+        return true;
+    }
+
+    // The bits of a probability, or 0 for null, in this column if there is one.
+    bool propensity(int64_t column) {
+        if (word("null")) return true;
+        const char* from = at_;
+        double read;
+        if (!number() || static_cast<size_t>(at_ - from) > MAX_NUMBER) return false;
+        if (std::from_chars(from, at_, read).ec != std::errc() || !(read > 0 && read <= 1)) return false;
+        if (rules_.propensity) std::memcpy(&hashes_[column], &read, sizeof(read));
         return true;
     }
 

@@ -48,14 +48,15 @@ struct BestPass {
 
     const MemoryCall& memory() const { return call.memory; }
     int64_t num_past(int64_t r) const { return memory().past_end_R[r] - memory().past_begin_R[r]; }
-    float* gains(int64_t q) { return gain + q * NUM_FEATURES; }
+    float* gains(int64_t q) { return gain + q * MOST_GAINS; }
 };
 
 inline int64_t most_extras(const BestCall& call, int64_t first, int64_t num) {
     int64_t total = 0;
     for (int64_t r = first; r < first + num; ++r) {
         const int64_t past = call.memory.past_end_R[r] - call.memory.past_begin_R[r];
-        total += min64(call.memory.num_rows, min64(past, WIDE_LAGS) * call.memory.width + past);
+        const int64_t shown = call.memory.shown_end_R[r] - call.memory.shown_begin_R[r];
+        total += min64(call.memory.num_rows, min64(past, WIDE_LAGS) * call.memory.width + past + shown);
         total += call.memory.met_end_R[r] - call.memory.met_begin_R[r];
     }
     return total;
@@ -86,7 +87,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.few = arena.get<float>(BEST_CHUNK * p.padded);
         p.rows = arena.get<float>(BEST_CHUNK * call.width);
         p.bases = arena.get<float>(BEST_CHUNK * m.num_buckets);
-        p.gain = arena.get<float>(p.num * NUM_FEATURES);
+        p.gain = arena.get<float>(p.num * MOST_GAINS);
         p.extras = arena.get<Extra>(num_extras);
         p.sorted = arena.get<Extra>(num_extras);
         p.chunk_end = arena.get<int64_t>(p.num_chunks + 1);
@@ -120,12 +121,11 @@ inline void lay_out(BestPass& p) {
         const int64_t r = p.first + q;
         const int bucket = bucket_of(call.memory, p.num_past(r));
         float* gain = p.gains(q);
-        for (int f = 0; f < NUM_FEATURES; ++f)
-            gain[f] = call.memory.gain_BF[f] + call.memory.gain_BF[bucket * NUM_FEATURES + f];
+        gains_of(call.memory, bucket, gain);
         p.bucket_BQ[(bucket - 1) * p.padded + q] = 1.0f;
         for (int64_t d = 0; d < call.width; ++d)
             p.query_DQ[d * p.padded + q] = call.query_RD[r * call.width + d] * gain[MODEL];
-        p.best[q].start();
+        p.best[q].start(OUT / 2);
     }
 }
 

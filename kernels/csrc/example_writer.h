@@ -14,8 +14,9 @@
 namespace headrace {
 
 struct SequenceRules {
-    int64_t partition, segment_len, num_slots, window_ms, num_features, num_user_features;
-    bool deduplicate;
+    int64_t partition, segment_len, num_slots, window_ms;
+    int64_t num_columns, num_item_columns, num_user_features;  // `num_columns`: of an interaction
+    bool deduplicate, user_tokens;
 };
 
 // Where the partition stands: the fields of `state.meta.Position`, and the offset at which the batch begins.
@@ -57,7 +58,7 @@ struct Draft {
 inline void put_head(std::string& out, const SequenceRules& rules, const Draft& draft, const Position& at,
                      int64_t counted, int64_t replay_from) {
     out.append("\xdc\0\x19", 3);
-    for (const int64_t each : {rules.partition, at.writer_epoch, rules.segment_len, rules.num_features,
+    for (const int64_t each : {rules.partition, at.writer_epoch, rules.segment_len, rules.num_columns,
                                rules.num_user_features, at.applied_offset, replay_from, counted}) {
         put_integer(out, each);
     }

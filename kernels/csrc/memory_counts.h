@@ -5,6 +5,8 @@
 
 HEADRACE_BEGIN
 
+inline float weight_of(const MemoryCall& m, int64_t r) { return m.weight_R ? m.weight_R[r] : 1.0f; }
+
 inline void mark(const MemoryCall& m, int32_t row, int64_t at) {
     m.moved_VB[row * ((m.width + 7) / 8) + at / 8] |= (uint8_t)(1 << at % 8);
 }
@@ -92,7 +94,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     const int32_t target = m.target_R[r];
     const int64_t end = m.past_end_R[r], num = end - m.past_begin_R[r], visit = visit_of(m, r);
     const bool is_rescaled = rescale(m);
-    const float unit = (float)m.clock[SEEN_SCALE];
+    const float weight = weight_of(m, r), unit = weight * (float)m.clock[SEEN_SCALE];
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
         const int32_t row = m.past_rows[end - 1 - lag];
@@ -104,7 +106,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
-        m.heat_HV[h * m.stride + target] += (float)m.clock[HEAT_SCALE + h];
+        m.heat_HV[h * m.stride + target] += weight * (float)m.clock[HEAT_SCALE + h];
         m.clock[HEAT_SCALE + h] *= m.heat_growth[h];
     }
     return is_rescaled;

@@ -34,9 +34,18 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
 
 HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
     s.touched[s.num_touched] = row;
+    if (s.slot) {
+        s.num_touched += s.slot[row] == 0;
+        if (s.slot[row] == 0) s.slot[row] = (int32_t)s.num_touched;
+        return;
+    }
     s.num_touched += !s.marked[row];
     s.marked[row] = 1;
 }
+
+// Where a touched row has its evidence; and the one that was touched as the t-th.
+HEADRACE_INLINE int64_t place_of(const Scratch& s, int64_t row) { return s.slot ? s.slot[row] - 1 : row; }
+HEADRACE_INLINE int64_t place_touched(const Scratch& s, int64_t t) { return s.slot ? t : s.touched[t]; }
 
 // Transposes eight rows of eight floats.
 HEADRACE_INLINE void transpose8(v8* x) {
@@ -100,7 +109,7 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
         transpose8(add);
         for (int l = 0; l < count; ++l) {
             touch(s, id[j + l]);
-            float* e = s.evidence + (int64_t)id[j + l] * NUM_GATHERED;
+            float* e = s.evidence + place_of(s, id[j + l]) * NUM_GATHERED;
             store8(e, load8(e) + add[l]);
         }
     }
@@ -119,16 +128,23 @@ HEADRACE_INLINE int64_t visit_of(const MemoryCall& m, int64_t r) {
     return visit;
 }
 
-// Collects the features that only the user's own rows have, and how long ago the last choice was.
+// Collects the features that only rows have which the user chose or was shown, and how long ago the last choice was.
 inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visit) {
     const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], now = m.now_ms_R[r];
     for (int64_t k = first; k < end; ++k) {
         touch(s, m.past_rows[k]);
-        float* own = s.own + (int64_t)m.past_rows[k] * NUM_OWN;
+        float* own = s.own + place_of(s, m.past_rows[k]) * OWN_STRIDE;
         own[OWN_COUNT] += 1.0f;
         own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
         own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
         own[OWN_SINCE] = since(now, m.past_ms[k]);
+    }
+    const int64_t shown_end = m.shown_end_R[r];
+    for (int64_t k = m.shown_begin_R[r]; k < shown_end; ++k) {
+        touch(s, m.shown_rows[k]);
+        float* own = s.own + place_of(s, m.shown_rows[k]) * OWN_STRIDE;
+        own[SHOWN_COUNT] += 1.0f;
+        own[SHOWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(shown_end - 1 - k));
     }
     s.pause = end > first ? since(now, m.past_ms[end - 1]) : 0.0f;
 }
@@ -148,8 +164,9 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * NUM_OWN;
+        float *e = s.evidence + place_touched(s, t) * NUM_GATHERED, *own = s.own + place_touched(s, t) * OWN_STRIDE;
         if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
+        if (own[SHOWN_COUNT] > 0) own[SHOWN_COUNT] = log1p_one(own[SHOWN_COUNT]);
         const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
         store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
     }
@@ -157,10 +174,11 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
 
 inline void clear(Scratch& s) {
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        const int64_t row = s.touched[t];
-        s.marked[row] = 0;
-        store8(s.evidence + row * NUM_GATHERED, v8{});
-        store4(s.own + row * NUM_OWN, v4{});
+        const int64_t place = place_touched(s, t);
+        if (s.slot) s.slot[s.touched[t]] = 0;
+        else s.marked[place] = 0;
+        store8(s.evidence + place * NUM_GATHERED, v8{});
+        store8(s.own + place * OWN_STRIDE, v8{});
     }
 }
 

@@ -5,11 +5,11 @@
 
 HEADRACE_BEGIN
 
-// A row's evidence, weighted by the gains.
-HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
-    const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
-    const v4 own = load4(s.own + row * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
-    return sum8(gathered) + ((own[0] + own[2]) + (own[1] + own[3]));
+// The evidence at a place, weighted by the gains.
+HEADRACE_INLINE float weighed(const Scratch& s, int64_t place, const float* gain) {
+    const v8 gathered = load8(s.evidence + place * NUM_GATHERED) * load8(gain + NUM_STANDING);
+    const v8 own = load8(s.own + place * OWN_STRIDE) * load8(gain + NUM_STANDING + NUM_GATHERED);
+    return sum8(gathered) + sum8(own);
 }
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
@@ -20,19 +20,21 @@ inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     return 1 + bucket;
 }
 
-inline void set_gains(const MemoryCall& m, Scratch& s, int bucket) {
-    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+// The gains for a bucket, followed by zeros up to the end of a vector of own features.
+inline void gains_of(const MemoryCall& m, int bucket, float* gain) {
+    for (int f = 0; f < MOST_GAINS; ++f)
+        gain[f] = f < NUM_FEATURES ? m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f] : 0.0f;
 }
 
 // Rescores the listed rows by the shortlist's network; returns the shift of all new scores. The list holds indices into
-// `standing` and `logit`; `row_of_listed` maps them to rows of the evidence.
-template <typename RowOfListed>
+// `standing` and `logit`; `place_of_listed` maps them to places of the evidence.
+template <typename PlaceOfListed>
 inline float look_again(const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride,
-                        const float* logit, int bucket, float best, RowOfListed row_of_listed) {
+                        const float* logit, int bucket, float best, PlaceOfListed place_of_listed) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
-        const int64_t at = list.row[c], row = row_of_listed(at);
-        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * NUM_OWN;
+        const int64_t at = list.row[c], place = place_of_listed(at);
+        const float *e = s.evidence + place * NUM_GATHERED, *own = s.own + place * OWN_STRIDE;
         const float used = list.listed[c], lead = list.score[c] - best;
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
@@ -59,7 +61,7 @@ inline void descend(const MemoryCall& m, const float* slope, int bucket) {
     }
 }
 
-// `push` has a number for each row, `stride` apart.
+// `push` has a number for each place of the evidence, `stride` apart.
 inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push,
                           int64_t stride) {
     float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
@@ -68,7 +70,7 @@ inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* 
         const int64_t base = row * m.width, count = m.num_neighbours[row];
         const int32_t* id = m.neighbour_row + base;
         float* weight = m.weight + base;
-        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[id[j] * stride];
+        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[place_of(s, id[j]) * stride];
         m.dirty_V[row] = CHANGED;
     }
 }

@@ -31,8 +31,11 @@ struct MemoryCall {
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
     const uint8_t* chosen_R;  // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const float* weight_R;    // how much each choice counts and teaches; null: 1 each
     const int32_t *past_rows, *met_rows;
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
+    const int32_t* shown_rows;  // met, and not chosen
+    const int64_t *shown_begin_R, *shown_end_R;
     float* logit_AV;  // a row for each event to predict
     int32_t *rank_R, *model_rank_R, *count_rank_R;
     float* loss_R;
@@ -45,12 +48,13 @@ struct MemoryCall {
 
 HEADRACE_BEGIN
 
-constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 4, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
+constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 6, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
+constexpr int OWN_STRIDE = 8, MOST_GAINS = NUM_STANDING + NUM_GATHERED + OWN_STRIDE;  // own features in whole vectors
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
-enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE };  // follow the gathered evidence
+enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY };  // follow the gathered evidence
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
 constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20,
               DIRECT_LAGS = 4;
@@ -67,7 +71,6 @@ constexpr float ACROSS_VISITS = .2f;  // weight of the very next choice if it be
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
 constexpr float OUT = -1e30f;
 
-typedef float v4 __attribute__((vector_size(16)));
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 
@@ -79,12 +82,6 @@ HEADRACE_INLINE v8 load8(const float* p) {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
 }
-HEADRACE_INLINE v4 load4(const float* p) {
-    v4 v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-}
-HEADRACE_INLINE void store4(float* p, v4 v) { __builtin_memcpy(p, &v, sizeof v); }
 HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v); }
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
@@ -92,33 +89,32 @@ struct Scratch {
     float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
+    int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
     int64_t num_touched, padded;
     float pause;  // time since the user's last choice
-    float gain[NUM_FEATURES];
+    float gain[MOST_GAINS];
     Shortlist<NUM_SEEN>* shortlist;
 };
 
-// A thread's per-row scratch memory, all zero between calls.
+// A thread's per-row scratch memory: all zero between calls.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr, *logit = nullptr;
+    float *evidence = nullptr, *own = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
-        free(logit);
         free(bytes);
-        evidence = own = logit = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
-        own = static_cast<float*>(calloc(rows * NUM_OWN, sizeof(float)));
-        logit = static_cast<float*>(calloc(rows, sizeof(float)));
+        own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !logit || !bytes) return clear(), false;
+        if (!evidence || !own || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }

@@ -94,16 +94,16 @@ struct Segment {
         id_counts.push_back(0);
     }
 
-    // Adds an action to an interaction; returns the kinds that are new to it, and whether anything has changed.
-    std::pair<uint32_t, bool> join(size_t place, const Action& action, const int64_t* feature_hashes) {
+    // Adds an action, with the first `num_given` of the columns, to an interaction; returns the kinds that are new to
+    // it, and whether anything has changed.
+    std::pair<uint32_t, bool> join(size_t place, const Action& action, const int64_t* given, size_t num_given) {
         const uint32_t new_bits = action.bits & ~bits[place];
         bool changed = new_bits != 0;
         bits[place] |= new_bits;
         if (action.domain) changed |= replace(DOMAINS, domains[place], action.domain);
         if (!std::isnan(action.value)) changed |= replace(VALUES, values[place], action.value);
-        for (size_t column = 0; column < num_features; ++column)
-            if (feature_hashes[column])
-                changed |= replace(FEATURES, features[place * num_features + column], feature_hashes[column]);
+        for (size_t column = 0; column < num_given; ++column)
+            if (given[column]) changed |= replace(FEATURES, features[place * num_features + column], given[column]);
         return {new_bits, changed};
     }
 

@@ -41,8 +41,8 @@ int64_t guarded(const Work& work) {
 }  // namespace
 
 // `numbers`: partition, num_partitions, segment_len, num_slots, window_ms, deduplicate, min_timestamp_ms,
-// max_timestamp_ms, max_future_ms, max_record_bytes, max_actions, kinds, features, user features (how many). `text`:
-// the names of kinds, features and user features, joined; `sizes`: the length of each.
+// max_timestamp_ms, max_future_ms, max_record_bytes, max_actions, kinds, features, user features (how many),
+// user_tokens, propensity. `text`: the names of kinds, features and user features, joined; `sizes`: the length of each.
 HEADRACE_API void* headrace_sequences_new(const int64_t* numbers, const char* text, const int64_t* sizes) try {
     ActionRules action{};
     for (int64_t kind = 0; kind < numbers[11]; ++kind) action.kinds.emplace_back(next(text, sizes), 1u << kind);
@@ -51,8 +51,12 @@ HEADRACE_API void* headrace_sequences_new(const int64_t* numbers, const char* te
     action.partition = numbers[0], action.num_partitions = numbers[1];
     action.min_timestamp_ms = numbers[6], action.max_timestamp_ms = numbers[7], action.max_future_ms = numbers[8];
     action.max_record_bytes = numbers[9], action.max_actions = numbers[10];
-    const SequenceRules sequence{numbers[0],  numbers[2],  numbers[3],     numbers[4],
-                                 numbers[12], numbers[13], numbers[5] != 0};
+    action.propensity = numbers[15] != 0;
+    const bool deduplicate = numbers[5] != 0, user_tokens = numbers[14] != 0;
+    const auto num_item_columns = static_cast<int64_t>(action.num_item_columns());
+    const SequenceRules sequence{
+        numbers[0],       numbers[2],  numbers[3],  numbers[4], num_item_columns + (user_tokens ? numbers[13] : 0),
+        num_item_columns, numbers[13], deduplicate, user_tokens};
     return new Partition(action, sequence);
 } catch (const std::exception&) {
     return nullptr;
@@ -81,7 +85,7 @@ HEADRACE_API int64_t headrace_sequences_decode(void* made, const char* data, con
 }
 
 // Adds an action that was decoded elsewhere; returns its index. `numbers`: lengths of the keys of user and item,
-// whether the item is an integer, its hash, kinds, timestamp, id, session, domain, index; then the hashes of features.
+// whether the item is an integer, its hash, kinds, timestamp, id, session, domain, index; then its columns.
 HEADRACE_API int64_t headrace_sequences_add(void* made, const char* keys, const int64_t* numbers, double value) {
     return guarded([&]() -> int64_t {
         Partition& partition = *static_cast<Partition*>(made);
@@ -94,8 +98,7 @@ HEADRACE_API int64_t headrace_sequences_add(void* made, const char* keys, const 
         one.timestamp_ms = numbers[5], one.id = numbers[6], one.session = numbers[7], one.domain = numbers[8];
         one.index = numbers[9], one.value = static_cast<float>(value);
         one.features_at = static_cast<int64_t>(sequences.hashes.size());
-        const size_t num = sequences.action.features.size() + sequences.action.user_features.size();
-        sequences.hashes.insert(sequences.hashes.end(), numbers + 10, numbers + 10 + num);
+        sequences.hashes.insert(sequences.hashes.end(), numbers + 10, numbers + 10 + sequences.action.num_columns());
         sequences.actions.push_back(one);
         return static_cast<int64_t>(sequences.actions.size()) - 1;
     });

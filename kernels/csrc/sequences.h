@@ -43,7 +43,7 @@ public:
 
     // Adds a user from the store, without the segments before the last one. Returns false for damaged bytes.
     bool load(std::string_view name, std::string_view stored) {
-        auto made = std::make_unique<User>(name, rules_.num_features);
+        auto made = std::make_unique<User>(name, rules_.num_columns);
         if (!made->decode(stored)) return false;
         users_.add(std::move(made));
         return true;
@@ -138,13 +138,13 @@ private:
 
     Segment blank(int64_t index) const {
         Segment made;
-        made.index = index, made.num_features = rules_.num_features;
+        made.index = index, made.num_features = rules_.num_columns;
         return made;
     }
 
     User& reach(std::string_view name) {
         if (User* user = users_.find(name)) return *user;
-        auto made = std::make_unique<User>(name, rules_.num_features);
+        auto made = std::make_unique<User>(name, rules_.num_columns);
         made->features.assign(rules_.num_user_features, 0);
         return users_.add(std::move(made));
     }
@@ -174,7 +174,7 @@ private:
             segment->remember(place, id);
             changed = true;
         }
-        changed |= user.replace_features(features + rules_.num_features);
+        changed |= user.replace_features(features + rules_.num_item_columns);
         if (!changed) return;
         if (!known_.count(action.item_hash)) name(user, action);
         if (segment != &user.tail) user.close_older(*segment);
@@ -224,14 +224,25 @@ private:
         }
         if (user.run != user.tail.index) begin_run(user, user.tail, at);
         user.run_end = static_cast<int64_t>(user.tail.size()) + 1;
-        user.tail.append(action, features, std::max(action.timestamp_ms, last_ms));
+        user.tail.append(action, columns_of(user, features), std::max(action.timestamp_ms, last_ms));
         return action.timestamp_ms < last_ms;
+    }
+
+    // Those of an interaction that begins with an action: with `user_tokens` the user's features as they are now, too.
+    const int64_t* columns_of(const User& user, const int64_t* given) {
+        if (!rules_.user_tokens) return given;
+        columns_.assign(given, given + rules_.num_columns);
+        for (int64_t i = 0; i < rules_.num_user_features; ++i) {
+            int64_t& now = columns_[rules_.num_item_columns + i];
+            if (!now) now = user.features[i];
+        }
+        return columns_.data();
     }
 
     bool join(User& user, Segment& segment, int64_t place, const Action& action, const int64_t* features,
               Position& at) {
         if (user.run != segment.index) begin_run(user, segment, at);
-        const auto [new_bits, changed] = segment.join(place, action, features);
+        const auto [new_bits, changed] = segment.join(place, action, features, rules_.num_item_columns);
         if (place < user.run_start) {
             user.run_first = std::min(user.run_first, place);
             user.run_end = std::max(user.run_end, place + 1);
@@ -336,6 +347,7 @@ private:
     std::unordered_set<int64_t> known_;  // items that have been named
     std::vector<int64_t> fresh_;         // those named since the last `settle`
     std::vector<User*> running_, changed_;
+    std::vector<int64_t> columns_;
     std::vector<Draft> drafts_;
 };
 

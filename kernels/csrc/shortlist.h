@@ -127,12 +127,13 @@ struct Shortlist {
         return (top + logf(sum(mass))) - (best_out + logf(all));
     }
 
-    // One step towards the row `target`, if it is listed.
-    void learn(int32_t target, float* weight, float* square, float rate, float decay) {
+    // One step towards the row `target`, if it is listed; `how_much`: relative to others.
+    void learn(int32_t target, float* weight, float* square, float rate, float decay, float how_much) {
         int64_t at = 0;
         while (at < num && row[at] != target) ++at;
         if (at == num) return;
         push[at] -= 1.0f;
+        for (int c = 0; c < LISTED; c += W) store(push + c, load(push + c) * how_much);
         alignas(64) float slope[NUM_WEIGHTS + W];
         for (int f = 0; f < IN; ++f) slope[f] = along(push, seen[f]);
         for (int h = 0; h < HIDDEN; ++h) {

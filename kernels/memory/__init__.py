@@ -261,7 +261,7 @@ def _check(
         )
     if logit_AV is not None:
         _check_logits(num_rows, logit_AV, num_asked)
-    for name in ("target_R", "past_rows", "met_rows"):
+    for name in ("target_R", "past_rows", "met_rows", "shown_rows"):
         rows, least = getattr(events, name), 0 if name == "target_R" else 1
         if rows.dtype != np.int32:
             raise ValueError(f"{name}: expected int32, got {rows.dtype}")
@@ -271,7 +271,7 @@ def _check(
         times = getattr(events, name)
         if times.shape != (num_times,) or times.dtype != np.int64:
             raise ValueError(f"{name}: expected int64 of shape ({num_times},), got {times.dtype} {times.shape}")
-    for kind, rows in (("past", events.past_rows), ("met", events.met_rows)):
+    for kind, rows in (("past", events.past_rows), ("met", events.met_rows), ("shown", events.shown_rows)):
         begin, end = getattr(events, f"{kind}_begin_R"), getattr(events, f"{kind}_end_R")
         if begin.shape != (num,) or end.shape != (num,) or begin.dtype != np.int64 or end.dtype != np.int64:
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")

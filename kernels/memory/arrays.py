@@ -16,7 +16,8 @@ Float64 = NDArray[np.float64]
 
 STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
 """Features of an item that are the same for all users."""
-OWN = ("own_count", "own_recency", "own_visit", "own_since")
+OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "shown_recency")
+"""Features of the few items that the user has chosen, or was shown and left alone."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "threads", *OWN)
 """Features of an item given the user's history."""
 FEATURES = (*STANDING, *EVIDENCE, "model")
@@ -161,8 +162,10 @@ class MemoryEvents:
     ``target_R`` (R,) int32: the row met, 0 for an item without one. ``chosen_R`` (R,) uint8: 1 for a choice, which is
     predicted, learned and counted; 2 for one that is only counted; 0 for an item that was only met. ``past_rows``
     int32: what users had chosen, oldest first; for event r it is ``past_rows[past_begin_R[r]:past_end_R[r]]``.
-    ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. Rows are above
-    0. ``past_ms`` (as many as ``past_rows``) and ``now_ms_R`` (R,) int64: when each was chosen, and when event r is.
+    ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. ``shown_rows``:
+    likewise what they had met without choosing it. Rows are above 0. ``past_ms`` (as many as ``past_rows``) and
+    ``now_ms_R`` (R,) int64: when each was chosen, and when event r is.
+    ``weight_R`` (R,) float32: how much a choice counts and teaches; None: 1 each.
     """
 
     target_R: Int32
@@ -175,16 +178,25 @@ class MemoryEvents:
     met_end_R: Int64
     past_ms: Int64
     now_ms_R: Int64
+    shown_rows: Int32
+    shown_begin_R: Int64
+    shown_end_R: Int64
+    weight_R: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.target_R)
 
     def __getitem__(self, part: slice) -> MemoryEvents:
         """Some of the events; the rows are shared."""
-        shared = ("past_rows", "past_ms", "met_rows")
+        shared = ("past_rows", "past_ms", "met_rows", "shown_rows")
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return MemoryEvents(
-            **{each.name: getattr(self, each.name)[() if each.name in shared else part] for each in fields(self)}
+            **{name: column if name in shared or column is None else column[part] for name, column in columns.items()}
         )
+
+    def weight(self, r: int) -> float:
+        """Of event r."""
+        return 1.0 if self.weight_R is None else float(self.weight_R[r])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

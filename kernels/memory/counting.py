@@ -19,7 +19,9 @@ def count_repeat(memory: MemoryArrays, *, is_repeat: bool, rules: MemoryRules) -
     memory.clock[CHOICES] = memory.clock[CHOICES] * decay + 1.0
 
 
-def meet(memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules) -> None:
+def meet(
+    memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules, weight: float = 1.0
+) -> None:
     """Count one more event: a choice after ``past``, or (None) one that was only met."""
     now = int(memory.clock[EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
@@ -29,14 +31,16 @@ def meet(memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: i
         memory.recent[now % RECENT] = target
     memory.dirty[target] = CHANGED
     if past is not None:
-        _count(memory, target, past, num_rows, rules)
+        _count(memory, target, past, num_rows, rules, weight)
     memory.clock[EVENTS] += 1
 
 
-def _count(memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules) -> None:
+def _count(
+    memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules, weight: float
+) -> None:
     _rescale(memory, num_rows)
     lags, decay = COUNTED
-    unit = float(np.float32(memory.clock[SEEN]))
+    unit = weight * float(np.float32(memory.clock[SEEN]))
     for lag, row in enumerate(past.row_P[::-1][:lags].tolist()):
         if row != target:
             direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(past, lag)
@@ -45,7 +49,7 @@ def _count(memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, r
     memory.seen[target] += unit
     memory.clock[SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
-        memory.heat[heat, target] += memory.clock[HEAT + heat]
+        memory.heat[heat, target] += weight * memory.clock[HEAT + heat]
         memory.clock[HEAT + heat] *= 2.0 ** (1.0 / half_life)
 
 

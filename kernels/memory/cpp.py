@@ -41,7 +41,8 @@ class _Call(ctypes.Structure):
         *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
         *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
-        *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
+        *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
+        *((name, c_void_p) for name in ("past_begin", "past_end")),
         *(
             (name, c_void_p)
             for name in (
@@ -49,6 +50,9 @@ class _Call(ctypes.Structure):
                 "met_end",
                 "past_ms",
                 "now_ms",
+                "shown_rows",
+                "shown_begin",
+                "shown_end",
                 "logit",
                 "rank",
                 "model_rank",
@@ -97,13 +101,13 @@ class _SampledCall(ctypes.Structure):
 
 
 class _CandidatesCall(ctypes.Structure):
-    """``CandidatesCall`` of csrc/memory_candidates.h."""
+    """``CandidatesCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (("memory", _Call), ("row", c_void_p), ("begin", c_void_p), ("most", c_int64))
 
 
 class _RowLogitsCall(ctypes.Structure):
-    """``RowLogitsCall`` of csrc/memory_candidates.h."""
+    """``RowLogitsCall`` of csrc/level/memory_candidates.cpp."""
 
     _fields_ = (
         ("query", c_void_p),
@@ -126,14 +130,18 @@ class _LogitsCall(ctypes.Structure):
 
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
     """The argument, and the arrays that must outlive it."""
-    kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
-    target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms = map(_pointer, kept)
+    kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__ if name != "weight_R"]
+    (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
+     shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
+    if events.weight_R is not None:
+        kept.append(np.ascontiguousarray(events.weight_R, np.float32))
     call = _Call(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
         target=target,
         chosen=chosen,
+        weight_of=None if events.weight_R is None else _pointer(kept[-1]),
         past_rows=past_rows,
         met_rows=met_rows,
         past_begin=past_begin,
@@ -142,6 +150,9 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
         met_end=met_end,
         past_ms=past_ms,
         now_ms=now_ms,
+        shown_rows=shown_rows,
+        shown_begin=shown_begin,
+        shown_end=shown_end,
         logit=logit_AV.ctypes.data,
     )
     return call, kept
@@ -198,7 +209,8 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
     asked = np.flatnonzero(events.chosen_R == 1)
     num_past_A = events.past_end_R[asked] - events.past_begin_R[asked]
     neighbours_A = np.minimum(num_past_A, WIDE[0]) * memory.width
-    most_A = neighbours_A + num_past_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
+    num_shown_A = events.shown_end_R[asked] - events.shown_begin_R[asked]
+    most_A = neighbours_A + num_past_A + num_shown_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
     row, begin_A1 = np.empty(int(np.minimum(most_A, num_rows).sum()), np.int32), np.zeros(len(asked) + 1, np.int64)
     call = _CandidatesCall(inner, _pointer(row), _pointer(begin_A1), len(row))
     _run(call, num_rows, "memory_candidates")

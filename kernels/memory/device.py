@@ -18,14 +18,17 @@ from torch import Tensor
 from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
+from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS
 from kernels.memory.triton_learn import count_events_kernel, learn_events_kernel, learn_weights_kernel
-from kernels.memory.triton_predict import ENTRIES, EVENT, GATHERED, LIST, predict_events_kernel
+from kernels.memory.triton_predict import predict_events_kernel
 from kernels.triton_shared import INTERPRETED, next_power
 
 MOST_GROUP = 128
 SCRATCH_BYTES = 1 << 29
 """The most scratch memory for one launch's events, each of which needs features of all rows; larger groups take several
 launches."""
+SCRATCH_COLUMNS = GATHERED.value + OWN_COLUMNS.value + 1
+"""Numbers of scratch memory for each event and row."""
 BLOCK = 64 if INTERPRETED else 2048
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
@@ -34,11 +37,12 @@ _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortl
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """Events on the device: (R, `EVENT`) and the rows of pasts and of what was met."""
+    """Events on the device: (R, `EVENT`) and the rows of pasts, of what was met, and of what was only shown."""
 
     event: Tensor
     past: Tensor
     met: Tensor
+    shown: Tensor
     past_ms: Tensor
     now_ms: Tensor
 
@@ -95,10 +99,11 @@ class DeviceMemory:
         columns = (
             events.target_R, events.chosen_R, events.past_begin_R, events.past_end_R, events.met_begin_R,
             events.met_end_R, buckets, np.maximum(asked, 0), visits_of(events),
+            events.shown_begin_R, events.shown_end_R,
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        rows = self._sent(event.reshape(-1), events.past_rows, events.met_rows)
+        rows = self._sent(event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows)
         return Sent(*rows, *self._sent(events.past_ms, events.now_ms_R))
 
     def _sent(self, *parts: NDArray[Any]) -> tuple[Tensor, ...]:
@@ -115,10 +120,10 @@ class DeviceMemory:
         a, s = self._arrays, self._buffers()
         width, stride = self._width, self._capacity
         most = next_power(width)
-        together = max(1, min(size, SCRATCH_BYTES // (4 * (GATHERED.value + 3) * stride)))
+        together = max(1, min(size, SCRATCH_BYTES // (4 * SCRATCH_COLUMNS * stride)))
         for place in range(0, size, together):
             predict_events_kernel[(min(together, size - place),)](
-                sent.event, sent.past, sent.met, sent.past_ms, sent.now_ms, logit_AV,
+                sent.event, sent.past, sent.met, sent.shown, sent.past_ms, sent.now_ms, logit_AV,
                 a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["seen"],
                 a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
                 s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
@@ -148,10 +153,10 @@ class DeviceMemory:
         """Scratch memory, made once."""
         if not self._scratch:
             group, stride = self._group, self._capacity
-            together = max(1, min(group, SCRATCH_BYTES // (4 * (GATHERED.value + 3) * stride)))
+            together = max(1, min(group, SCRATCH_BYTES // (4 * SCRATCH_COLUMNS * stride)))
             sizes: dict[str, tuple[int, torch.dtype]] = {
                 "evidence": (together * GATHERED.value * stride, torch.float32),
-                "own": (together * 2 * stride, torch.int32),
+                "own": (together * OWN_COLUMNS.value * stride, torch.int32),
                 "score": (together * stride, torch.float32),
                 "push": (group * stride, torch.float32),
                 "slope": (group * 32, torch.float32),

@@ -1,4 +1,4 @@
-"""The memory's features in plain NumPy, one at a time: of items, and of items given a user's past choices."""
+"""The memory's features in plain NumPy, one at a time: of items, and of items given a user's history."""
 
 from __future__ import annotations
 
@@ -67,11 +67,16 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
         total["own_count"][row] += 1.0
         total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))
         total["own_visit"][row], total["own_since"][row] = past.in_visit_P[place], past.since_P[place]
-    logs = (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("threads", FOLLOWS_SCALE), ("own_count", 1.0))
-    for name, scale in logs:
-        total[name] = np.log1p(scale * total[name])
-    for name in ("wide", "after", "before"):
-        total[name] = np.log1p(COSINE_SCALE * total[name])
+    for place, row in enumerate(past.shown_S.tolist()):
+        total["shown_count"][row] += 1.0
+        total["shown_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.shown_S) - 1 - place))
+    for scale, names in (
+        (FOLLOWS_SCALE, ("follows", "direct", "threads")),
+        (COSINE_SCALE, ("wide", "after", "before")),
+        (1.0, ("own_count", "shown_count")),
+    ):
+        for name in names:
+            total[name] = np.log1p(scale * total[name])
     return np.stack(list(total.values()))
 
 

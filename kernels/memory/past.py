@@ -1,4 +1,4 @@
-"""A user's past choices, as they are seen at the time of an event."""
+"""A user's past choices, and what else was shown, as they are seen at the time of an event."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryPast:
     """P choices, oldest first: their rows, how long ago each was (0.1 log(1 + seconds)), and whether it belongs to the
-    current visit: no pause since has lasted half an hour."""
+    current visit: no pause since has lasted half an hour. ``shown_S``: the rows that were met without being chosen,
+    oldest first."""
 
     row_P: Int32
     since_P: Float64
     in_visit_P: NDArray[np.bool_]
+    shown_S: Int32
 
     @staticmethod
-    def seen_at(now_ms: int, row_P: Int32, time_ms_P: Int64) -> MemoryPast:
-        """Choices made at ``time_ms_P``, seen at ``now_ms``."""
+    def seen_at(now_ms: int, row_P: Int32, time_ms_P: Int64, shown_S: Int32) -> MemoryPast:
+        """Choices made at ``time_ms_P``, seen at ``now_ms``, and what else was shown."""
         pause_P = np.diff(np.append(time_ms_P, now_ms))
         in_visit_P = np.cumprod((pause_P < VISIT_MS)[::-1])[::-1].astype(np.bool_)
         since_P = SINCE_SHARE * np.log1p(np.maximum(now_ms - time_ms_P, 0) / 1000.0)
-        return MemoryPast(row_P, since_P, in_visit_P)
+        return MemoryPast(row_P, since_P, in_visit_P, shown_S)
 
     @staticmethod
     def of_event(events: MemoryEvents, r: int) -> MemoryPast:
         """What the user of event ``r`` had chosen before that event."""
         mine = slice(events.past_begin_R[r], events.past_end_R[r])
-        return MemoryPast.seen_at(int(events.now_ms_R[r]), events.past_rows[mine], events.past_ms[mine])
+        shown_S = events.shown_rows[events.shown_begin_R[r] : events.shown_end_R[r]]
+        return MemoryPast.seen_at(int(events.now_ms_R[r]), events.past_rows[mine], events.past_ms[mine], shown_S)
 
     @property
     def pause(self) -> float:

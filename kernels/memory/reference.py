@@ -49,8 +49,8 @@ def memory_learn(
         if asked_R[r] and memory.first[target] >= 0:
             found = predict(memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules)
             rank_3R[:, r], loss_R[r] = found.ranks, found.loss
-            learn(memory, found, rules)
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+            learn(memory, found, rules, events.weight(r))
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
         fresh = standing_of(memory, slice(num_rows))
         if int(memory.clock[EVENTS]) % REFRESH_EVENTS == 0:
             standing_FV = fresh
@@ -184,11 +184,12 @@ def predict(
     return Found((ranks[0], ranks[1], ranks[2]), loss, done, shortlist, push_V, target, past, target in met)
 
 
-def learn(memory: MemoryArrays, found: Found, rules: MemoryRules) -> None:
+def learn(memory: MemoryArrays, found: Found, rules: MemoryRules, weight: float = 1.0) -> None:
     """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
-    learn_weights(memory, found.past.row_P, found.push_V, found.done.gain_F, rules)
-    learn_gains(memory, found.done.feature_FV @ found.push_V, found.done.bucket, rules)
-    found.shortlist.learn(memory, found.target, rules)
+    push_V = weight * found.push_V
+    learn_weights(memory, found.past.row_P, push_V, found.done.gain_F, rules)
+    learn_gains(memory, found.done.feature_FV @ push_V, found.done.bucket, rules)
+    found.shortlist.learn(memory, found.target, rules, weight)
     count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
 
 

@@ -69,9 +69,11 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
     recent = memory.recent[(memory.recent > 0) & (memory.recent < num_rows)].tolist()
     event, found, added = int(memory.clock[0]), list[list[int]](), dict[int, set[int]]()
     for r in range(len(events)):
-        target, past = int(events.target_R[r]), MemoryPast.of_event(events, r).row_P[::-1].tolist()
+        target, history = int(events.target_R[r]), MemoryPast.of_event(events, r)
+        past = history.row_P[::-1].tolist()
         if events.chosen_R[r] == 1:
-            found.append(_rows_asked(memory, num_rows, target, past, recent, added, event) if target else [])
+            certain = [target, *history.shown_S.tolist(), *recent]
+            found.append(_rows_asked(memory, num_rows, past, certain, added, event) if target else [])
         if target == 0:
             continue
         event += 1
@@ -85,10 +87,9 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
 
 
 def _rows_asked(
-    memory: MemoryArrays, num_rows: int, target: int, past: list[int], recent: list[int], added: dict[int, set[int]],
-    event: int,
+    memory: MemoryArrays, num_rows: int, past: list[int], certain: list[int], added: dict[int, set[int]], event: int
 ) -> list[int]:  # fmt: skip
-    rows = {target, *past, *recent, *drawn_rows(event, num_rows)}
+    rows = {*certain, *past, *drawn_rows(event, num_rows)}
     for row in past[: WIDE[0]]:
         rows |= {*memory.neighbour_row[row, : memory.num_neighbours[row]].tolist(), *added.get(row, ())}
     return sorted(rows)
@@ -105,8 +106,8 @@ def _learn_all(
             continue
         past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
-            loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules)
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+            loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
 
@@ -122,24 +123,25 @@ def drawn_rows(event: int, num_rows: int) -> list[int]:
     return rows
 
 
-def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tuple[Float64, Float64]:
+def _shares(memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast) -> tuple[Float64, Float64]:
     """(V,) 1 for each row that competes for certain; (V,) for how many rows each drawn one stands."""
     certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
-    for row in past[::-1][: WIDE[0]].tolist():
+    for row in past.row_P[::-1][: WIDE[0]].tolist():
         certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
-    certain_V[past] = certain_V[target] = 1.0
+    certain_V[past.row_P] = certain_V[past.shown_S] = certain_V[target] = 1.0
     certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
     np.add.at(drawn_V, drawn_rows(int(memory.clock[0]), num_rows), (num_rows - 1) / DRAWN)
     return certain_V, np.where(certain_V > 0, 0.0, drawn_V)
 
 
 def _learn(
-    memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules
-) -> float:
+    memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules,
+    weight: float,
+) -> float:  # fmt: skip
     excludes = leaves_out(memory, rules)
     standing_FV = standing_of(memory, slice(num_rows))
     done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
-    certain_V, drawn_V = _shares(memory, num_rows, target, past.row_P)
+    certain_V, drawn_V = _shares(memory, num_rows, target, past)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)
     best = score_V.max()
@@ -147,11 +149,12 @@ def _learn(
     mass = float(np.log(push_V.sum()) + best)
     push_V /= push_V.sum()
     push_V[target] -= 1.0
+    push_V *= weight
     competes_V = done.competes_V & (certain_V > 0)
     shortlist = Shortlist(memory, replace(done, competes_V=competes_V))
     shortlist.rescore(score_V)
     learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
     learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
-    shortlist.learn(memory, target, rules)
+    shortlist.learn(memory, target, rules, weight)
     count_repeat(memory, is_repeat=target in met, rules=rules)
     return mass - float(score_V[target])

@@ -1,8 +1,8 @@
-"""The parts of a score: for a few rows, the contributions of the features and of each of the user's past choices.
+"""The parts of a score: for a few rows, the contributions of the features and of each of the user's interactions.
 
 A score is a sum of features times gains (`kernels.memory`), so the parts add up. Features that are logarithms of sums
-over past choices are divided among the choices in proportion to the summands. The shortlist's network is not a sum; its
-part is the served score minus the total here.
+over past choices (or showings) are divided among them in proportion to the summands. The shortlist's network is not a
+sum; its part is the served score minus the total here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int64, MemoryArrays
+from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.features import (
     ACROSS_VISITS,
     CHAIN,
@@ -33,22 +33,24 @@ from kernels.memory.past import MemoryPast
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
             "direct": DIRECT, "threads": THREADS}  # fmt: skip
 _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
-               "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0}  # fmt: skip
+               "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0, "shown_count": 1.0}  # fmt: skip
 """Features that are log(1 + scale x sum)."""
+SHOWN = ("shown_count", "shown_recency")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryShares:
-    """The parts of C rows' scores, for a user with P past choices.
+    """The parts of C rows' scores, for a user with P past choices who was also shown S rows.
 
     ``standing_C``: the part that is the same for all users (popularity, age). ``past_PC``: each past choice, oldest
-    first. ``model_C``: the network's logit. They add up to the score before the shortlist, ``total`` (C,).
-    ``model_gain``: the contribution of one unit of logit. ``after_PC`` and ``before_PC``: decayed counts of how often
-    users chose the row after that past choice, and before it.
+    first; ``shown_SC``: each time that a row was only shown. ``model_C``: the network's logit. They add up to the score
+    before the shortlist, ``total`` (C,). ``model_gain``: the contribution of one unit of logit. ``after_PC`` and
+    ``before_PC``: decayed counts of how often users chose the row after that past choice, and before it.
     """
 
     standing_C: Float64
     past_PC: Float64
+    shown_SC: Float64
     model_C: Float64
     model_gain: float
     after_PC: Float64
@@ -57,7 +59,7 @@ class MemoryShares:
     @property
     def total(self) -> Float64:
         """The sum of all parts."""
-        return np.asarray(self.standing_C + self.past_PC.sum(axis=0) + self.model_C)
+        return np.asarray(self.standing_C + self.past_PC.sum(axis=0) + self.shown_SC.sum(axis=0) + self.model_C)
 
 
 def memory_shares(
@@ -69,7 +71,7 @@ def memory_shares(
     num_standing, (gain_model,) = len(STANDING), gain_F[[FEATURES.index("model")]].tolist()
     pairs = [_pair(memory, int(row), row_C) for row in past_P[::-1].tolist()]  # the newest first: by lag
     shape = (len(past_P), len(row_C))
-    raw = {name: np.zeros(shape) for name in EVIDENCE}
+    raw = {name: np.zeros(shape) for name in EVIDENCE if name not in SHOWN}
     after_LC, before_LC = np.zeros(shape), np.zeros(shape)
     for lag, ((after_C, before_C, direct_C, weight_C), row) in enumerate(
         zip(pairs, past_P[::-1].tolist(), strict=True)
@@ -96,12 +98,23 @@ def memory_shares(
     share_LC = np.zeros(shape)
     for name, raw_LC in raw.items():
         share_LC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_LC)
+    shown_SC = np.zeros((len(past.shown_S), len(row_C)))
+    for name, raw_SC in _of_showings(past.shown_S, row_C).items():
+        shown_SC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_SC)
     standing_C = gain_F[:num_standing] @ standing_of(memory, row_C)
     unit = float(memory.clock[SEEN])
     return MemoryShares(
-        standing_C, share_LC[::-1], gain_model * np.asarray(logit_C, float), gain_model, after_LC[::-1] / unit,
-        before_LC[::-1] / unit,
+        standing_C, share_LC[::-1], shown_SC, gain_model * np.asarray(logit_C, float), gain_model,
+        after_LC[::-1] / unit, before_LC[::-1] / unit,
     )  # fmt: skip
+
+
+def _of_showings(shown_S: Int32, row_C: Int64) -> dict[str, Float64]:
+    """The summands of what depends on showings, (S, C), oldest first."""
+    is_it_SC = (shown_S[:, None] == row_C).astype(float)
+    is_newest_SC = is_it_SC * (is_it_SC[::-1].cumsum(axis=0)[::-1] == 1)
+    recency_S1 = 1.0 / (1.0 + 0.1 * np.arange(len(shown_S))[::-1, None])
+    return {"shown_count": is_it_SC, "shown_recency": is_newest_SC * recency_S1}
 
 
 def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float64, Float64, Float64]:

@@ -54,10 +54,10 @@ class Shortlist:
         if len(self.row_C):
             score_V[self.row_C] = self.out_C + log_sum(self.score_C) - log_sum(self.out_C)
 
-    def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules) -> None:
+    def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules, weight: float = 1.0) -> None:
         """One step towards ``target``, if it is listed; the inputs' statistics are updated in any case."""
         if target in self.row_C:
-            push_C = np.exp(self.out_C - log_sum(self.out_C)) - (self.row_C == target)
+            push_C = weight * (np.exp(self.out_C - log_sum(self.out_C)) - (self.row_C == target))
             back_HC = self.given_H[:, None] * np.where(self.hidden_HC > 0, 1.0, LEAK) * push_C
             slopes = self.seen_FC @ push_C, back_HC @ self.seen_FC.T, back_HC.sum(axis=1), self._leaky() @ push_C
             slope_P = np.concatenate([each.ravel() for each in slopes])

@@ -16,7 +16,7 @@ import triton.language as tl
 from kernels.memory import counting, features
 from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT
 from kernels.memory.shortlist import LISTS_REMEMBERED
-from kernels.memory.triton_predict import (
+from kernels.memory.triton_features import (
     ACROSS,
     BUCKET,
     CHOSEN,

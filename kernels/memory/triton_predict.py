@@ -1,207 +1,54 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Events of a group predicted on a GPU, one program each: features, scores, the shortlist, ranks, and what to learn.
+"""Events of a group predicted on a GPU, one program each: scores, the shortlist, ranks, and what to learn.
 
-A program has a slice of scratch memory for its event: evidence for each row, the score, and the push that the event's
-softmax gives. Evidence is added a past choice at a time, whose neighbours are all different rows: so no atomics on
-floats, and the same sums in the same order every time.
+A program has a slice of scratch memory for its event: evidence for each row (`kernels.memory.triton_features`), the
+score, and the push that the event's softmax gives.
 """
 
 from __future__ import annotations
 
-from math import log2
-
 import triton
 import triton.language as tl
 
-from kernels.memory.arrays import (
-    EVIDENCE,
-    FEATURES,
-    FEW_REPEATS,
-    HIDDEN,
-    LISTED,
-    OWN,
-    PRIOR_CHOICES,
-    SEEN_AGAIN,
-    STANDING,
-)
-from kernels.memory.features import (
-    ACROSS_VISITS,
-    CHAIN,
-    COSINE_SCALE,
-    COUNTED,
-    DIRECT,
-    FOLLOWS,
-    FOLLOWS_SCALE,
-    HEAT_SCALES,
-    LEARNED,
-    NEAR,
-    THREADS,
-    TIME_SHARE,
-    WIDE,
-)
-from kernels.memory.past import SINCE_SHARE
+from kernels.memory.arrays import FEW_REPEATS, PRIOR_CHOICES
 from kernels.memory.reference import OUT as SCORE_OUT
 from kernels.memory.shortlist import FURTHEST, LAST_LEAD, LEAK, LEAST_VARIANCE, LENGTH_SCALE
+from kernels.memory.triton_features import (
+    BUCKET,
+    CHOSEN,
+    COUNTED_LAGS,
+    ENTRIES,
+    EVENT,
+    GATHERED,
+    LEARNED_GAIN,
+    LEARNED_LAGS,
+    LIST,
+    MET,
+    MET_BEGIN,
+    MET_END,
+    NUM_FEATURES,
+    NUM_SEEN,
+    OWN_COLUMNS,
+    OWN_GAIN,
+    PAST_BEGIN,
+    PAST_END,
+    QUERY,
+    SHOWN_BEGIN,
+    SHOWN_END,
+    TARGET,
+    UNITS,
+    VISIT,
+    features_of,
+    gather,
+    note_rows,
+    only_if,
+    since_of,
+)
 
-TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT = map(tl.constexpr, range(9))
-EVENT = tl.constexpr(12)
-"""The columns of an event."""
-GATHERED = tl.constexpr(len(EVIDENCE) - len(OWN))
-NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEATURES), len(SEEN_AGAIN)))
-LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
-TINY = tl.constexpr(1e-37)
-LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
-MET = tl.constexpr(1 << 20)
-"""The bit in a row's count of own choices that marks it as left out."""
-ENTRIES = tl.constexpr(64)
-"""Places for an event in the list of rows that learn (its past choices), and in that of rows that count (pairs)."""
 FEW, PRIOR, OUT = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES), tl.constexpr(SCORE_OUT)
-_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT,
-            "threads": THREADS}  # fmt: skip
-FOLLOWS_LAGS, CHAIN_LAGS, WIDE_LAGS, NEAR_LAGS, LEARNED_LAGS, DIRECT_LAGS, THREAD_LAGS = (
-    tl.constexpr(lags) for lags, _ in _WINDOWS.values()
-)
-FOLLOWS_FADE, CHAIN_FADE, WIDE_FADE, NEAR_FADE, LEARNED_FADE, DIRECT_FADE, THREAD_FADE = (
-    tl.constexpr(log2(decay)) for _, decay in _WINDOWS.values()
-)
-COUNTED_LAGS = tl.constexpr(COUNTED[0])
-SCALE_OF_FOLLOWS, SCALE_OF_COSINE = tl.constexpr(FOLLOWS_SCALE), tl.constexpr(COSINE_SCALE)
-HEAT_0, HEAT_1, HEAT_2 = (tl.constexpr(each) for each in HEAT_SCALES)
-SHARE_OF_TIME, SHARE_OF_SINCE, ACROSS = map(tl.constexpr, (TIME_SHARE, SINCE_SHARE, ACROSS_VISITS))
 LEAKY, BOUND, LEAST, LOWEST_LEAD, PER_LENGTH = map(
     tl.constexpr, (LEAK, FURTHEST, LEAST_VARIANCE, LAST_LEAD, LENGTH_SCALE)
 )
-
-
-@triton.jit
-def only_if(flag, mask):
-    """``mask`` (a tile) where ``flag`` (one) is set; Triton's interpreter cannot combine them by ``&``."""
-    return tl.where(flag, mask.to(tl.int32), 0) > 0
-
-
-@triton.jit
-def logarithm(x, scale):
-    """log(1 + scale x)."""
-    return tl.log(x * scale + 1.0)
-
-
-@triton.jit
-def per_unit(scale_ptr, of):
-    """What one sighting is worth in a decayed count."""
-    return (1.0 / tl.load(scale_ptr) * of).to(tl.float32)
-
-
-@triton.jit
-def standing_of(row, inside, memory, clock_ptr, stride):
-    """The features of rows that are the same for all users."""
-    seen_ptr, heat_ptr, first_ptr, last_ptr = memory
-    now = tl.load(clock_ptr)
-    seen = tl.load(seen_ptr + row, mask=inside, other=0.0) * per_unit(clock_ptr + 1, 1.0)
-    heat_0 = tl.load(heat_ptr + row, mask=inside, other=0.0) * per_unit(clock_ptr + 2, HEAT_0)
-    heat_1 = tl.load(heat_ptr + stride + row, mask=inside, other=0.0) * per_unit(clock_ptr + 3, HEAT_1)
-    heat_2 = tl.load(heat_ptr + 2 * stride + row, mask=inside, other=0.0)
-    heat_2 *= per_unit(clock_ptr + 4, HEAT_2)
-    first, last = tl.load(first_ptr + row, mask=inside, other=-1), tl.load(last_ptr + row, mask=inside, other=-1)
-    age = tl.where(last >= 0, (now.to(tl.int64) - first).to(tl.float32), 0.0)
-    idle = tl.where(last >= 0, (now.to(tl.int64) - last).to(tl.float32), 0.0)
-    return (
-        logarithm(seen, 1.0), logarithm(heat_0, 1.0), logarithm(heat_1, 1.0), logarithm(heat_2, 1.0),
-        logarithm(age, 1.0) * SHARE_OF_TIME, logarithm(idle, 1.0) * SHARE_OF_TIME, 1.0 / (1.0 + seen), first,
-    )  # fmt: skip
-
-
-@triton.jit
-def since_of(lag, inside, history):
-    """How long ago the user's last choices were, by their lag."""
-    past_ms_ptr, num_past, now_ms, _ = history
-    ms = tl.load(past_ms_ptr + num_past - 1 - lag, mask=inside, other=0)
-    return logarithm(tl.maximum(now_ms - ms, 0).to(tl.float32), 1e-3) * SHARE_OF_SINCE
-
-
-@triton.jit
-def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
-    """The features of rows given the user's history; and which rows are left out."""
-    own = tl.load(own_ptr + row, mask=inside, other=0)
-    newest = tl.load(own_ptr + stride + row, mask=inside, other=0)
-    is_own, lag = newest > 0, (newest - MET) * -1
-    recency = tl.where(is_own, 1.0 / (1.0 + lag.to(tl.float32) * 0.1), 0.0)
-    visit = (is_own & (lag < history[3])).to(tl.float32)
-    since = tl.where(is_own, since_of(lag, is_own, history), 0.0)
-    follows = tl.load(evidence_ptr + row, mask=inside, other=0.0)
-    chain = tl.load(evidence_ptr + stride + row, mask=inside, other=0.0)
-    wide = tl.load(evidence_ptr + 2 * stride + row, mask=inside, other=0.0)
-    after = tl.load(evidence_ptr + 3 * stride + row, mask=inside, other=0.0)
-    before = tl.load(evidence_ptr + 4 * stride + row, mask=inside, other=0.0)
-    learned = tl.load(evidence_ptr + 5 * stride + row, mask=inside, other=0.0)
-    direct = tl.load(evidence_ptr + 6 * stride + row, mask=inside, other=0.0)
-    threads = tl.load(evidence_ptr + 7 * stride + row, mask=inside, other=0.0)
-    return (
-        logarithm(follows, SCALE_OF_FOLLOWS), chain, logarithm(wide, SCALE_OF_COSINE),
-        logarithm(after, SCALE_OF_COSINE), logarithm(before, SCALE_OF_COSINE), learned,
-        logarithm(direct, SCALE_OF_FOLLOWS), logarithm(threads, SCALE_OF_FOLLOWS),
-        logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since, own >= MET,
-    )  # fmt: skip
-
-
-@triton.jit
-def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride):
-    """All features of rows, in order; which rows are known, and which are left out."""
-    s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
-    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, is_out = evidence_of(
-        row, inside, evidence_ptr, own_ptr, history, stride
-    )
-    logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    features = s0, s1, s2, s3, s4, s5, s6, e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, logit
-    return features, first >= 0, is_out
-
-
-@triton.jit
-def add_to_each(pointer, value, inside):
-    """Add to places of which no two are the same."""
-    tl.store(pointer, tl.load(pointer, mask=inside, other=0.0) + value, mask=inside)
-
-
-@triton.jit
-def gather(past_ptr, num_past, num_visit, neighbours, seen_ptr, evidence_ptr, width, stride, WIDTH: tl.constexpr):
-    """Add the evidence of the neighbours of the last choices, the newest first."""
-    row_ptr, num_ptr, after_ptr, before_ptr, direct_ptr, weight_ptr = neighbours
-    place = tl.arange(0, WIDTH)
-    for lag in range(tl.minimum(num_past, WIDE_LAGS)):
-        row = tl.load(past_ptr + num_past - 1 - lag).to(tl.int64)
-        inside = place < tl.load(num_ptr + row)
-        at = row * width + place
-        other = tl.load(row_ptr + at, mask=inside, other=0)
-        after = tl.load(after_ptr + at, mask=inside, other=0.0)
-        before = tl.load(before_ptr + at, mask=inside, other=0.0)
-        seen = tl.load(seen_ptr + row)
-        inverse = tl.where(seen > 0, 1.0 / tl.maximum(seen, TINY), 0.0)
-        product = seen * tl.load(seen_ptr + other, mask=inside, other=0.0)
-        per_root = tl.where(product > 0, 1.0 / tl.sqrt(tl.maximum(product, TINY)), 0.0)
-        both = after + 0.5 * before
-        into = evidence_ptr + other
-        lags = tl.zeros([], tl.float32) + lag
-        add = both * per_root * tl.exp2(lags * WIDE_FADE)
-        add_to_each(into + 2 * stride, add, inside)
-        if lag < LEARNED_LAGS:
-            add = tl.load(weight_ptr + at, mask=inside, other=0.0) * tl.exp2(lags * LEARNED_FADE)
-            add_to_each(into + 5 * stride, add, inside)
-        if lag < CHAIN_LAGS:
-            add = 0.1 * logarithm(both * per_root, SCALE_OF_COSINE) * tl.exp2(lags * CHAIN_FADE)
-            add_to_each(into + stride, add, inside)
-        if lag < FOLLOWS_LAGS:
-            add = both * inverse * tl.exp2(lags * FOLLOWS_FADE)
-            add_to_each(into, add, inside)
-        if lag < NEAR_LAGS:
-            share = per_root * tl.exp2(lags * NEAR_FADE)
-            add_to_each(into + 3 * stride, after * share, inside)
-            add_to_each(into + 4 * stride, before * share, inside)
-        direct = tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse
-        if lag < DIRECT_LAGS:
-            share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lags * DIRECT_FADE)
-            add_to_each(into + 6 * stride, direct * share, inside)
-        if lag < THREAD_LAGS:
-            add_to_each(into + 7 * stride, direct * tl.exp2(lags * THREAD_FADE), inside)
-        tl.debug_barrier()  # the next choice may have the same neighbours, in other threads
 
 
 @triton.jit
@@ -257,7 +104,7 @@ def num_better(value, own, runs):
     do_not_specialize=["first_event", "first_place", "num_rows", "width", "stride", "logit_stride", "num_events"]
 )
 def predict_events_kernel(
-    event_ptr, past_ptr, met_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
+    event_ptr, past_ptr, met_ptr, shown_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
     neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, gain_ptr,
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
@@ -288,7 +135,7 @@ def predict_events_kernel(
     if is_predicted:
         scratch = tl.program_id(0).to(tl.int64) * stride
         evidence_ptr += scratch * GATHERED
-        own_ptr += scratch * 2
+        own_ptr += scratch * OWN_COLUMNS
         score_ptr += scratch
         push_ptr += place.to(tl.int64) * stride
         logit_ptr += tl.load(event_ptr + QUERY).to(tl.int64) * logit_stride
@@ -298,14 +145,12 @@ def predict_events_kernel(
             row = start + tl.arange(0, BLOCK)
             for f in tl.static_range(GATHERED):
                 tl.store(evidence_ptr + f * stride + row, tl.zeros([BLOCK], tl.float32), mask=row < num_rows)
-            for f in tl.static_range(2):
+            for f in tl.static_range(OWN_COLUMNS):
                 tl.store(own_ptr + f * stride + row, tl.zeros([BLOCK], tl.int32), mask=row < num_rows)
         tl.debug_barrier()
-        for start in range(0, num_past, WIDTH):
-            place_P = start + tl.arange(0, WIDTH)
-            own = tl.load(past_ptr + place_P, mask=place_P < num_past, other=0)
-            tl.atomic_add(own_ptr + own, 1, mask=place_P < num_past)
-            tl.atomic_max(own_ptr + stride + own, place_P - (num_past - 1) + MET, mask=place_P < num_past)
+        note_rows(past_ptr, num_past, own_ptr, own_ptr + stride, WIDTH)
+        shown_begin, shown_end = tl.load(event_ptr + SHOWN_BEGIN), tl.load(event_ptr + SHOWN_END)
+        note_rows(shown_ptr + shown_begin, shown_end - shown_begin, own_ptr + 2 * stride, own_ptr + 3 * stride, WIDTH)
         if EXCLUDE == 2:
             share = tl.load(clock_ptr + 5) / (tl.load(clock_ptr + 6) + PRIOR)
             excludes = share.to(tl.float32) < FEW

@@ -38,6 +38,8 @@ class Rules:
     kinds: tuple[str, ...]
     features: tuple[str, ...]
     user_features: tuple[str, ...]
+    user_tokens: bool
+    propensity: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Sequences:
             rules.partition, rules.num_partitions, rules.segment_len, rules.num_slots, rules.window_ms,
             rules.deduplicate, rules.min_timestamp_ms, rules.max_timestamp_ms, rules.max_future_ms,
             rules.max_record_bytes, rules.max_actions, len(rules.kinds), len(rules.features), len(rules.user_features),
+            rules.user_tokens, rules.propensity,
         ))  # fmt: skip
         make = baseline("headrace_sequences_new")
         make.restype = ctypes.c_void_p

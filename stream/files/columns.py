@@ -29,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "action_id", "event_id"),
     "session": ("session", "session_id", "sessionid", "user_session"),
     "domain": ("domain",),
+    "propensity": ("propensity",),
 }  # fmt: skip
 """Role of a column → the names for it, in lower case; the first that a table has is used."""
 _OPTIONAL = ("id", "session", "domain")
@@ -76,7 +77,7 @@ class Columns:
     @cached_property
     def _has_more(self) -> bool:
         named = any(self.place[name] >= 0 for name in _OPTIONAL)
-        return named or bool(self.features) or bool(self.user_features)
+        return named or self.place["propensity"] >= 0 or bool(self.features) or bool(self.user_features)
 
     def read(self, cells: Sequence[Any], clock: Clock) -> Row:
         """A row's cells as one action. Raises `BadCell`."""
@@ -96,6 +97,11 @@ class Columns:
     def _more(self, cells: Sequence[Any]) -> dict[str, Any]:
         found = {name: cells[self.place[name]] for name in _OPTIONAL if self.place[name] >= 0}
         more: dict[str, Any] = {name: read_key(cell, name) for name, cell in found.items() if not is_nothing(cell)}
+        at = self.place["propensity"]
+        if at >= 0 and (propensity := read_number(cells[at], "propensity")) is not None:
+            if not 0 < propensity <= 1:
+                raise BadCell(f"propensity: expected a probability above 0 and up to 1, got {propensity:g}; correct it")
+            more["propensity"] = propensity
         for name, places in (("features", self.features), ("user_features", self.user_features)):
             given = {each: cells[at] for each, at in places.items()}
             values = {each: read_key(cell, f"{name}.{each}") for each, cell in given.items() if not is_nothing(cell)}
@@ -136,7 +142,9 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
     for name in (*config.features, *config.user_features):
         if plain.count(name.lower()) > 1:
             raise BadCell(f"expected one column {name}, got several; rename or drop the others")
-    return Columns(place, _features(config.features, free), _features(config.user_features, free))
+    return Columns(
+        place, _features("features", config.features, free), _features("user_features", config.user_features, free)
+    )
 
 
 def used_of(names: Sequence[str], config: ActionConfig) -> list[str]:
@@ -158,5 +166,10 @@ def _squeezed(name: str) -> str:
     return name.replace("_", "").replace("-", "").replace(" ", "")
 
 
-def _features(names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
-    return {name: free[name.lower()] for name in names if name.lower() in free}
+def _features(kind: str, names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
+    """Of each feature, its column: ``genre`` or, as flattened JSON has it, ``features.genre``."""
+    if names and kind in free and kind not in names:
+        each = ", ".join(names)
+        raise BadCell(f"expected a column for each feature ({each}), got one column {kind}; write them into columns")
+    found = {name: free.get(name.lower(), free.get(f"{kind}.{name.lower()}")) for name in names}
+    return {name: at for name, at in found.items() if at is not None}

@@ -35,7 +35,8 @@ def unknown_kinds(unknown: Sequence[str], config: ActionConfig) -> str:
     """What is wrong with these kinds, and what to do."""
     joined = next((kind for kind in unknown if "," in kind), None)
     if joined is not None:
-        return f"expected one kind, or several separated by |, got {joined!r}; write it as {joined.replace(',', '|')!r}"
+        apart = "|".join(name.strip(" []\"'") for name in joined.split(","))
+        return f"expected one kind, or several separated by |, got {joined!r}; write it as {apart!r}"
     is_ratings = set(unknown) <= set(RATING_KINDS)
     wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
     window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete when it arrives)" if is_ratings else ""

@@ -30,6 +30,6 @@ def test_hits_are_counted_for_the_domain_of_the_choice() -> None:
 def test_the_rows_compare_each_domain_with_itself_alone() -> None:
     actions = _days(6)
     rows = {row["name"]: row for row in compare(settings_of(actions), actions)}
-    assert len(rows) == 6
+    assert len(rows) == 14
     assert rows["new: both, WSA"]["target"] == rows["new: this domain alone"]["value"] == 0.0
     assert rows["old: both, WSA"]["target"] == rows["old: this domain alone"]["value"] > 0.5

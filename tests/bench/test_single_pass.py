@@ -31,7 +31,7 @@ def _events(*, repeats: bool) -> MemoryEvents:
     now_R = np.arange(NUM_EVENTS, dtype=np.int64) * 1000
     return MemoryEvents(
         np.array(targets, np.int32), np.ones(NUM_EVENTS, np.uint8), past_rows, begin_R, end_R, past_rows, begin_R,
-        end_R, np.zeros(len(past_rows), np.int64), now_R,
+        end_R, np.zeros(len(past_rows), np.int64), now_R, past_rows[:0], 0 * begin_R, 0 * begin_R,
     )  # fmt: skip
 
 

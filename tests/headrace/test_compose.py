@@ -14,6 +14,7 @@ import yaml
 
 from headrace.command import COMMANDS
 from headrace.config import Settings, read_settings
+from tests.headrace.registries import metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 # Located without importing the package: it needs a different version of click than Faust, and only its file matters.
@@ -308,15 +309,3 @@ def queries() -> list[str]:
     dashboard = json.loads((ROOT / "ops/grafana/dashboards/headrace.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     return asked + [each["expr"] for each in dashboard["annotations"]["list"]]
-
-
-def metric_names() -> set[str]:
-    """Every metric that the processes expose, taken from their registries."""
-    from tests.headrace.registries import registries
-
-    names: set[str] = set()
-    for registry in registries():
-        for family in registry.collect():
-            kinds = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
-            names |= {family.name + ending for ending in kinds.get(family.type, ("",))}
-    return names

@@ -91,6 +91,14 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
+        (
+            "[action]\npropensity = true\n[trainer]\nshards = 2\n",
+            ["trainer.shards: expected 1 with action.propensity", "got 2"],
+        ),
+        (
+            "[model]\npredict_value = true\n[trainer]\nshards = 2\n",
+            ["trainer.shards: expected 1 with model.predict_value", "got 2"],
+        ),
         ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected a whole number, 1 to 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from headrace import lag
 from headrace.config import Settings
 from headrace.lag import excess, plain, watch
 from headrace.lag_view import STAGES, LagView
@@ -45,8 +46,25 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
     assert plain(LagView(lag=message()), 2.0) == f"00:00:00  {shown}  version 0/5  fresh 2.2 s"
 
 
-def test_an_old_message_says_so() -> None:
-    assert plain(LagView(lag=message()), 42.0).startswith("00:00:00 OLD (42 s)  lag: ")
+def test_an_old_message_says_so_and_every_age_in_it_has_grown() -> None:
+    told = {**message(), "processes": [{"role": "worker", "component": "w-1", "silent_s": 1.0}]}
+    line = plain(LagView(lag=told), 42.0)
+    assert line.startswith("00:00:00 OLD (42 s)  lag: ingest 3 (42.5 s) sequence 3 (42.5 s) ")
+    assert "worker w-1 silent for 43 s" in line
+    assert line.endswith("fresh 44.2 s")
+    assert told["stages"]["ingest"]["lag_s"] == 0.5
+
+
+def test_while_no_message_comes_the_last_one_is_told_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lag, "SILENT_AFTER_S", 0.0)
+    lag._lines([message(), None, None], LagView(), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(" OLD (" in line for line in lines)
+    lag._lines([message(), None, None], LagView(), as_json=True)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_what_was_refused_is_named_by_reason_and_a_missing_version_by_when_it_will_come() -> None:
@@ -91,7 +109,9 @@ def test_anything_further_behind_than_allowed_is_named() -> None:
     told["stages"] = {**told["stages"], "train": {"lag_records": 3, "lag_s": 7.0, "partitions": {}}}
     assert excess(told, 1.0, 7.0) == ""
     assert excess(told, 1.0, 6.5) == "expected at most 6.5 s, got train 7.0 s"
-    assert excess(message(), 30.0, 6.5) == "expected at most 6.5 s, got the newest message 30.0 s old"
+    old = "expected at most 30.2 s, got ingest 30.5 s, sequence 30.5 s, train 30.5 s, publish 30.5 s, serve 30.5 s"
+    assert excess(message(), 30.0, 30.2) == old
+    assert excess(message(), 31.0, 30.2) == f"{old.replace('30.5', '31.5')}, the newest message 31.0 s old"
 
 
 @pytest.mark.parametrize(("max_s", "lag_s", "status"), [(None, 0.5, 0), (60.0, 0.5, 0), (60.0, 61.0, 1)])

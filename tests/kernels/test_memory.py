@@ -28,11 +28,12 @@ class Stream:
     num_events: int = 40
     repeats: bool = True
     seed: int = 0
+    weighed: bool = False
 
     def events(self) -> MemoryEvents:
         rng = np.random.default_rng(self.seed)
         histories: list[list[tuple[int, bool, int]]] = [[] for _ in range(self.num_users)]
-        target, chosen, past, met, past_ms, now_ms = [], [], [], [], [], [0]
+        target, chosen, past, met, shown, past_ms, now_ms = [], [], [], [], [], [], [0]
         for _ in range(self.num_events):
             history = histories[rng.integers(self.num_users)]
             row = int(rng.integers(0, self.num_rows))
@@ -45,10 +46,13 @@ class Stream:
             past.append([each for each, was_chosen, _ in history if was_chosen])
             past_ms += [ms for _, was_chosen, ms in history if was_chosen]
             met.append([each for each, *_ in history])
+            shown.append([each for each, was_chosen, _ in history if not was_chosen])
             now_ms.append(now_ms[-1] + int(rng.choice([0, 40_000, 600_000, VISIT_MS])))
             if row:
                 history.append((row, bool(chosen[-1]), now_ms[-1]))
-        timeless = events_at_once(target, chosen, past, met)
+        timeless = events_at_once(target, chosen, past, met, shown)
+        if self.weighed:
+            timeless = replace(timeless, weight_R=rng.uniform(0.1, 3.0, len(target)).astype(np.float32))
         return replace(timeless, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms[1:], np.int64))
 
     def logits(self) -> np.ndarray:
@@ -62,11 +66,18 @@ def flat(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rows, np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends
 
 
-def events_at_once(target: ArrayLike, chosen: ArrayLike, past: list[list[int]], met: list[list[int]]) -> MemoryEvents:
-    """Events that all happen at time 0, like everything before them."""
+def events_at_once(
+    target: ArrayLike,
+    chosen: ArrayLike,
+    past: list[list[int]],
+    met: list[list[int]],
+    shown: list[list[int]] | None = None,
+) -> MemoryEvents:
+    """Events that all happen at time 0, like everything before them. ``shown`` None: nothing but choices was met."""
     rows, begin, end = flat(past)
     times = np.zeros(len(rows), np.int64), np.zeros(len(begin), np.int64)
-    return MemoryEvents(np.array(target, np.int32), np.array(chosen, np.uint8), rows, begin, end, *flat(met), *times)
+    others = *flat(met), *times, *flat(shown or [[] for _ in past])
+    return MemoryEvents(np.array(target, np.int32), np.array(chosen, np.uint8), rows, begin, end, *others)
 
 
 def learned(
@@ -116,7 +127,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
 @given(
     stream=st.builds(
         Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
-        repeats=st.booleans(), seed=st.integers(0, 10_000),
+        repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(),
     )
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -304,6 +315,33 @@ def learned_of(events: MemoryEvents, num_rows: int) -> MemoryOutcome:
 def unmet(events: MemoryEvents) -> MemoryEvents:
     """The same events, with nothing to leave out."""
     return replace(events, met_end_R=events.met_begin_R)
+
+
+NUM_SHOWN, NUM_CHOICES = 4, 800
+
+
+def shown_before_each(rng: np.random.Generator, num_rows: int, *, is_picked: bool) -> MemoryEvents:
+    """Choices by users without any before: of one of the rows that they were just shown, or of any other."""
+    shown = [rng.choice(np.arange(1, num_rows), NUM_SHOWN, replace=False).tolist() for _ in range(NUM_CHOICES)]
+    others = [np.setdiff1d(np.arange(1, num_rows), rows).tolist() for rows in shown]
+    rows = [int(rng.choice(some)) for some in (shown if is_picked else others)]
+    none: list[list[int]] = [[] for _ in rows]
+    return events_at_once(rows, np.ones(len(rows)), none, shown, shown)
+
+
+@pytest.mark.parametrize("is_picked", [True, False])
+def test_what_was_shown_and_left_alone_is_what_is_chosen_next_or_is_not(*, is_picked: bool) -> None:
+    events, num_rows = shown_before_each(np.random.default_rng(0), 12, is_picked=is_picked), 12
+    blind = replace(events, shown_end_R=events.shown_begin_R)
+    taken = []
+    for each in (events, blind):
+        memory = MemoryArrays.empty(num_rows, 8, NUM_BUCKETS)
+        logits = np.zeros((NUM_CHOICES, num_rows), np.float32)
+        done = memory_learn(memory, num_rows, each, logits, replace(RULES, exclude="never"))
+        wanted = NUM_SHOWN if is_picked else num_rows - 1 - NUM_SHOWN
+        taken.append((done.rank_R[NUM_CHOICES // 2 :] <= wanted).mean())
+    assert taken[0] > 0.98
+    assert taken[1] < 0.8
 
 
 def test_a_useless_network_does_no_harm() -> None:

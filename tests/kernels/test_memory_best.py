@@ -31,7 +31,8 @@ class World:
         memory_learn(self.memory, self.num_rows, stream.events(), stream.logits(), RULES)
         past = [rng.integers(1, self.num_rows, rng.integers(0, 90)).tolist() for _ in range(self.num_queries)]
         asked = np.zeros(self.num_queries)
-        timeless = events_at_once(asked, asked, past, past)
+        shown = [rng.integers(1, self.num_rows, rng.integers(0, 30)).tolist() for _ in range(self.num_queries)]
+        timeless = events_at_once(asked, asked, past, past, shown)
         past_ms = np.concatenate([np.sort(rng.integers(0, 3 * VISIT_MS, len(rows))) for rows in past])
         self.events = replace(timeless, past_ms=past_ms, now_ms_R=rng.integers(VISIT_MS, 4 * VISIT_MS, len(past)))
         self.query_RD = rng.normal(size=(self.num_queries, self.width)).astype(np.float32)

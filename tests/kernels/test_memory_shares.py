@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,9 +15,9 @@ from kernels.memory.features import weighted_sum
 from tests.kernels.test_memory import Stream, events_at_once, learned
 
 
-def past_at_once(rows: list[int]) -> MemoryPast:
-    """Choices of this very moment."""
-    return MemoryPast.seen_at(0, np.array(rows, np.int32), np.zeros(len(rows), np.int64))
+def past_at_once(rows: list[int], shown: Sequence[int] = ()) -> MemoryPast:
+    """Choices of this very moment, and what else was shown."""
+    return MemoryPast.seen_at(0, np.array(rows, np.int32), np.zeros(len(rows), np.int64), np.array(shown, np.int32))
 
 
 def sums(memory: object, num_rows: int, past: MemoryPast, logit_V: np.ndarray) -> np.ndarray:
@@ -25,17 +27,20 @@ def sums(memory: object, num_rows: int, past: MemoryPast, logit_V: np.ndarray) -
 
 @given(
     seed=st.integers(0, 10_000), num_events=st.integers(0, 80), repeats=st.booleans(),
-    past=st.lists(st.integers(1, 11), max_size=70),
+    past=st.lists(st.integers(1, 11), max_size=70), shown=st.lists(st.integers(1, 11), max_size=9),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_the_parts_add_up_to_the_score(seed: int, num_events: int, repeats: bool, past: list[int]) -> None:
+def test_the_parts_add_up_to_the_score(
+    seed: int, num_events: int, repeats: bool, past: list[int], shown: list[int]
+) -> None:
     stream = Stream(num_events=num_events, repeats=repeats, seed=seed)
     memory, _ = learned(stream)
-    rows, logit_V = past_at_once(past), np.random.default_rng(seed).normal(size=12).astype(np.float32)
+    rows, logit_V = past_at_once(past, shown), np.random.default_rng(seed).normal(size=12).astype(np.float32)
     asked = np.random.default_rng(seed).permutation(np.arange(1, 12))[:5]
     found = memory_shares(memory, rows, asked, logit_V[asked])
     np.testing.assert_allclose(found.total, sums(memory, 12, rows, logit_V)[asked], rtol=1e-5, atol=1e-6)
     assert found.past_PC.shape == found.after_PC.shape == (len(past), len(asked))
+    assert found.shown_SC.shape == (len(shown), len(asked))
 
 
 def test_the_sum_is_the_kernels_own_score_of_what_is_not_reranked() -> None:

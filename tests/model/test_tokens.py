@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.tokens import DOMAINS, FEATURES, Int64, query_times, side_inputs, token_times, unpack_kinds
+from model.tokens import DOMAINS, FEATURES, Int64, changed, query_times, side_inputs, token_times, unpack_kinds
 
 USERS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -18,6 +18,14 @@ def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
     expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
     np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
     np.testing.assert_array_equal(unpack_kinds(bits, 3), np.array(expected)[:, :3])
+
+
+@given(USERS)
+def test_of_equal_features_in_a_row_the_earliest_is_a_change(users: list[list[int]]) -> None:
+    starts_B1 = np.cumsum([0, *map(len, users)])
+    feature_nU = np.concatenate(users)[:, None] // 40
+    expected = [now // 40 != before // 40 for user in users for before, now in zip([0, *user[:-1]], user, strict=True)]
+    assert changed(feature_nU, starts_B1).tolist() == expected
 
 
 @given(USERS)

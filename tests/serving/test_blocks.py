@@ -24,7 +24,7 @@ from wire.example_codec import decode_example, encode_example, pack
 from wire.history import interactions_of, row_type
 from wire.kafka.batches import Batch, _WholeBatches
 
-FEATURES = len(ACTION.features)
+FEATURES = ACTION.num_columns
 
 
 def told(seed: int, segment_len: int = 4) -> list[bytes]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.hstu import from_log_value
 from model.memory_events import events_of
 from model.tokens import token_times
 from serving import engine as engine_module
@@ -363,14 +364,16 @@ def test_items_answer_with_features_that_they_came_with() -> None:
     assert found.tolist() == [[4, 5], [0, 0]]
 
 
-def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
-    model = replace(MODEL, num_features=2, num_user_features=1)
+@pytest.mark.parametrize("user_tokens", [False, True])
+def test_domains_and_features_enter_as_they_do_in_the_trainer(user_tokens: bool) -> None:
+    model = replace(MODEL, num_features=2, num_user_features=1, user_tokens=user_tokens, predict_value=user_tokens)
     rng = np.random.default_rng(5)
 
     def featured(rows: Interactions) -> Interactions:
         num = len(rows)
         domains, features = rng.integers(1, 4, num), rng.integers(0, 6, (num, 2))
-        return replace(rows, domain_hash=domains, feature_hash=features)
+        state = np.sort(rng.integers(0, 3, (num, int(user_tokens))), axis=0)
+        return replace(rows, domain_hash=domains, feature_hash=np.concatenate([features, state], axis=1))
 
     def of_user(user: str, rows: Interactions, num_new: int = 0) -> Example:
         return replace(example(user, rows, num_new=num_new), user_feature_hash=np.array([len(rows) % 3], np.int64))
@@ -381,7 +384,7 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
     manifest, blob = world.version()
     version = manager_of(Version(manifest, decode_blob(blob))).current
     assert version is not None
-    engine = engine_of()
+    engine = Engine(Histories(10**8, num_features=2))
     each = of_user("u0", slice_of(world.histories["u0"], 0, model.max_context))
     engine.histories.feed(0, encode_example(each))
     item = int(each.interactions.item_hash[-1])
@@ -404,5 +407,10 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
         forward = learner.forward(batch, now_ms)
         events = learner.odds_events(batch, forward.target_row_R, forward.logits_RK)
         expected = torch.sigmoid(torch.from_numpy(learner.rates.score(events)))[0].numpy()
+        query_RD = version.network.model.retrieval_query(engine.outputs(version, [request]))
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)
     assert found[1].scores.shape == (1, 3)
+    torch.testing.assert_close(query_RD, forward.query_SD, rtol=1e-4, atol=1e-5)
+    if forward.value_R is not None:
+        assert found[0].values is not None
+        np.testing.assert_allclose(found[0].values, from_log_value(forward.value_R).numpy(), rtol=1e-4)

@@ -22,6 +22,7 @@ from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, WORLD, live_server, service_of
 from tests.serving.wire import Wire
 from tests.serving.world import KINDS, MODEL
+from wire.config import ActionConfig, KafkaConfig
 from wire.partitioner import partition_of
 
 ELSEWHERE = re.compile(r"""(?:src|href|url\(|fetch\(|import )\s*=?\s*["'(]?(?:https?:)?//""")
@@ -149,11 +150,34 @@ def test_actions_are_taken_only_where_that_is_allowed_and_only_from_admins(clien
     service.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "field"),
+    [
+        ("/actions", {"user": "\0u", "item": 3, "action": "click"}, "user"),
+        ("/actions", {"user": "u1", "item": 3, "action": "click", "value": 1e39}, "value"),
+        ("/actions", {"user": "u1", "item": 3, "action": "click", "domain": "d" * 257}, "domain"),
+        ("/forget", {"user": "\0u"}, "user"),
+        ("/forget", {"item": "i" * 257}, "item"),
+    ],
+)
+def test_what_the_worker_would_refuse_is_refused_before_it_is_sent(
+    path: str, asked: dict[str, Any], field: str
+) -> None:
+    service = service_of(MANAGER, ServingConfig(allow_actions=True, allow_forget=True, page=False))
+    service.sender = ActionSender(KafkaConfig(), ActionConfig(kinds=KINDS))
+    answer = Client(build_app(service)).post(path, json=asked)
+    assert answer.status_code == 422
+    [problem] = answer.json()["detail"]
+    assert problem["field"] == field
+    assert problem["expected"]
+    service.close()
+
+
 @pytest.mark.slow
 def test_an_action_of_the_page_is_one_as_any_producer_sends(kafka: Broker, topic_prefix: str) -> None:
     wire = Wire(kafka, topic_prefix)
     service = service_of(MANAGER, ServingConfig(allow_actions=True))
-    service.sender = ActionSender(wire.kafka)
+    service.sender = ActionSender(wire.kafka, ActionConfig(kinds=KINDS))
     client = Client(build_app(service))
     try:
         told = client.post("/actions", json={"user": 5, "item": "x", "action": ["click", "like"], "value": 2.5}).json()

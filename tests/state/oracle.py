@@ -6,7 +6,9 @@ interaction that its user still keeps.
 
 from __future__ import annotations
 
+import itertools
 import json
+import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +52,8 @@ class Oracle:
     kinds: list[str]
     features: list[str]
     user_features: list[str]
+    user_tokens: bool
+    propensity: bool
     window: int
     segment_len: int
     num_slots: int
@@ -148,7 +152,9 @@ class Oracle:
 
     def given(self, action: dict[str, Any]) -> list[int]:
         entries = [action.get("features", {}).get(name) for name in self.features]
-        return [0 if entry is None else item_hash(entry) for entry in entries]
+        hashes = [0 if entry is None else item_hash(entry) for entry in entries]
+        (bits,) = struct.unpack("<q", struct.pack("<d", action.get("propensity", 0.0)))
+        return [*hashes, bits] if self.propensity else hashes
 
     def append(self, life: Life, action: dict[str, Any]) -> int:
         time = action["timestamp"]
@@ -158,6 +164,8 @@ class Oracle:
         session = item_hash(action["session"]) if "session" in action else 0
         value = float(np.float32(action["value"])) if "value" in action else None
         item, bits, features = item_hash(action["item"]), self.bits(action), self.given(action)
+        if self.user_tokens:
+            features += [life.user_features.get(name, 0) for name in self.user_features]
         life.tokens.append(Token(item, bits, max(time, last), domain, value, features, session))
         return len(life.tokens) - 1
 
@@ -167,5 +175,5 @@ class Oracle:
             bits=token.bits | self.bits(action),
             domain=item_hash(action["domain"]) if "domain" in action else token.domain,
             value=float(np.float32(action["value"])) if "value" in action else token.value,
-            features=[new or old for new, old in zip(self.given(action), token.features, strict=True)],
+            features=[new or old for new, old in itertools.zip_longest(self.given(action), token.features)],
         )

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,6 +49,9 @@ TEXTS = (
     b'{"user":"u1","item":1,"action":"see","timestamp":%d,"value":3.4028235e38}',
     b'{"user":"u1","item":1,"action":"see","timestamp":%d,"value":1e-400}',
     b'{"user":"u1","item":1,"action":"see","timestamp":%d,"value":-0}',
+    b'{"user":"u1","item":1,"action":"see","timestamp":%d,"propensity":1e-400}',
+    b'{"user":"u1","item":1,"action":"see","timestamp":%d,"propensity":2.5E-1,"user_features":{"land":"no"}}',
+    b'{"user":"u1","item":1,"action":"see","timestamp":%d,"propensity":1,"propensity":1}',
     b'{"user":"u1","item":1,"action":"see","timestamp":%d,"value":-0.1E+1,"features":{"genre":"a","genre":"b"}}',
     b'{"user":"u1","item":1,"action":"see","timestamp":%d,"features":{"other":"","genre":null}}',
     b' {"user":"u1","item":1,"action":"see","timestamp":%d}',
@@ -73,7 +77,9 @@ def _spoiled(rng: random.Random, value: bytes, record_ms: int) -> bytes:
         return rng.choice(TEXTS) % record_ms
     if dice < 0.5 and value.startswith(b'{"user'):
         content: dict[str, Any] = json.loads(value)
-        for field in rng.sample(("user", "item", "id", "session", "domain", "value"), rng.randrange(1, 4)):
+        for field in rng.sample(
+            ("user", "item", "id", "session", "domain", "value", "propensity"), rng.randrange(1, 4)
+        ):
             content[field] = rng.choice(KEYS)
         content["features"] = {rng.choice(("genre", "maker", "ä")): rng.choice(KEYS)}
         text = json.dumps(content, ensure_ascii=rng.random() < 0.3).encode()
@@ -96,10 +102,11 @@ def both(folder: Path, sequence: SequenceConfig, log: list[Record], rng: random.
     """The same life by C++ and by the definition: batches, restarts, acknowledgements."""
     max_users, num_partitions = rng.choice((1, 2, 100)), rng.choice((None, 2))
     configs = [StoreConfig(backend=backend, max_cached_users=max_users) for backend in ("cpp", "python")]
+    action = replace(ACTION, user_tokens=rng.random() < 0.5, propensity=rng.random() < 0.5)
 
     def opened() -> list[PartitionStore]:
         return [
-            PartitionStore.open(folder / config.backend, 0, ACTION, sequence, config, num_partitions=num_partitions)
+            PartitionStore.open(folder / config.backend, 0, action, sequence, config, num_partitions=num_partitions)
             for config in configs
         ]
 

@@ -90,7 +90,7 @@ def test_pieces_put_together_in_any_order_are_the_segment() -> None:
 def test_an_interaction_forgets_its_oldest_ids() -> None:
     segment, rng = Segment(0, 2), random.Random(3)
     for number in range(3):
-        segment.append(hash_bytes(number), action(rng, wide=False), 7)
+        segment.append(hash_bytes(number), action(rng, wide=False), 7, (3, 0))
     kept: list[list[int]] = [[], [], []]
     for number in range(60):
         place = rng.randrange(3)
@@ -114,7 +114,7 @@ def test_an_item_is_found_only_where_one_begins() -> None:
     rng = random.Random(1)
     first, second = 0x1111222233334444, 0x5555666677778888
     for number in (first, second):
-        segment.append(hash_bytes(number), action(rng, wide=False), 1_000)
+        segment.append(hash_bytes(number), action(rng, wide=False), 1_000, ())
     straddling = (hash_bytes(first) + hash_bytes(second))[3:11]
     assert may_hold(pack_segment(segment), straddling), "a quick check may err on this side"
     assert segment.find(straddling, 1_000, 10, 0) == -1
@@ -127,6 +127,6 @@ def test_truncated_bytes_are_refused(num_bytes: int) -> None:
     segment = Segment(0, 2)
     rng = random.Random(2)
     for _ in range(4):
-        segment.append(hash_bytes(3), action(rng, wide=True), 7)
+        segment.append(hash_bytes(3), action(rng, wide=True), 7, (0, 0))
     with pytest.raises((ValueError, struct.error)):
         unpack(0, pack_segment(segment)[:num_bytes], 2)

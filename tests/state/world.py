@@ -27,6 +27,8 @@ ACTION = ActionConfig(
     kinds=("see", "click", "like"),
     features=("genre", "maker"),
     user_features=("land",),
+    user_tokens=True,
+    propensity=True,
     max_future_s=5,
     min_timestamp_ms=0,
 )
@@ -46,7 +48,8 @@ def rows_of(example: Example) -> list[tuple[Any, ...]]:
 
 def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracle:
     return Oracle(
-        list(action.kinds), list(action.features), list(action.user_features), sequence.join_window_ms,
+        list(action.kinds), list(action.features), list(action.user_features), action.user_tokens,
+        action.propensity, sequence.join_window_ms,
         sequence.segment_len, sequence.num_slots, sequence.deduplicate, MAX_IDS, action.max_future_ms,
     )  # fmt: skip
 
@@ -101,6 +104,8 @@ def _action(rng: random.Random, now: int, num_users: int, num_items: int, step_m
         action["features"] = {rng.choice(("genre", "maker", "other")): rng.choice(("x", 3))}
     if rng.random() < 0.2:
         action["domain"] = rng.choice(("food", "film"))
+    if rng.random() < 0.2:
+        action["propensity"] = rng.choice((1, 0.25, 1e-9))
     if rng.random() < 0.1:
         action["user_features"] = {"land": rng.choice(("li", "at"))}
     if rng.random() < 0.04:

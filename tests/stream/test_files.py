@@ -199,16 +199,19 @@ def test_an_error_after_a_quoted_newline_still_names_its_line(tmp_path: Path) ->
 
 def test_a_table_of_actions_keeps_all_that_an_action_may_have(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
-        "event,ts,Session,user_id,item_id,value,genre,land,id,other\n"
-        f"click|like,{NOW},s1,u1,i1,2.5,jazz,li,e1,x\n"
-        f"see,{NOW + 1},,u1,i2,,,,,\n"
+        "event,ts,Session,user_id,item_id,value,genre,user_features.Land,id,other,propensity\n"
+        f"click|like,{NOW},s1,u1,i1,2.5,jazz,li,e1,x,0.25\n"
+        f"see,{NOW + 1},,u1,i2,,,,,,\n"
     )
     config = ActionConfig(kinds=("see", "click", "like"), features=("genre",), user_features=("land",))
     assert list(read_actions(tmp_path / "a.csv", config)) == [
         {"user": "u1", "item": "i1", "action": ["click", "like"], "timestamp": NOW, "value": 2.5, "id": "e1",
-         "session": "s1", "features": {"genre": "jazz"}, "user_features": {"land": "li"}},
+         "session": "s1", "propensity": 0.25, "features": {"genre": "jazz"}, "user_features": {"land": "li"}},
         {"user": "u1", "item": "i2", "action": ["see"], "timestamp": NOW + 1},
     ]  # fmt: skip
+    (tmp_path / "a.csv").write_text(f"event,ts,user_id,item_id,propensity\nsee,{NOW},u1,i1,1.5\n")
+    with pytest.raises(FileError, match=r"a\.csv:2: propensity: expected a probability above 0 and up to 1, got 1\.5"):
+        read_actions(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -389,6 +392,8 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.json", f"[{line()},\n{line()},\n".encode(), "a.json:.*: expected a list of actions as JSON"),
         ("a.jsonl", b"[]\n", "a.jsonl:1: expected at least one action in the list"),
         ("a.csv", b"user,item,action,timestamp\nu,i,\"see,click\",978300760\n", r"write it as 'see\|click'"),
+        ("a.csv", b"user,item,action,timestamp\nu,i,\"['see', 'click']\",978300760\n", r"write it as 'see\|click'"),
+        ("a.csv", b"user,item,action,timestamp,features\nu,i,see,9,{}\n", r"each feature \(genre\), got one column"),
         ("a.jsonl", line().encode() + b'\n{"forget": true, "user": "u"}\n',
          "a.jsonl:2: expected an action, got a request to forget user u; use headrace forget"),
         ("a.json", b'[{"forget": true, "item": 5}]', "element 1: expected an action, got a request to forget item 5"),

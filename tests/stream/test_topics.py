@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError
 
+from state.store import Record
+from stream.claim import Claim, Headers, TopicIds, WriteFence, claim, open_store
+from stream.kafka_producer import Producer
+from stream.metrics import WorkerMetrics
+from stream.relay import OutboxRelay
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
-from wire.errors import TopicsMismatch
+from wire.errors import TopicReplaced, TopicsMismatch
 from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
+from wire.kafka.identity import identities
 from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
@@ -223,8 +233,6 @@ def test_actions_that_retention_removes_before_they_are_read_are_counted_and_rep
 
 
 def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: Deployment, worker: Make) -> None:
-    from kafka import KafkaProducer
-
     process = worker()
     home = produce(deployment, 5)
     work_off(deployment, process)
@@ -242,3 +250,92 @@ def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: 
     process.wipe()
     process.start().wait_for("partition claimed", times=6)
     assert process.log().count("skipped a foreign record") == 10
+
+
+# A broker whose data was restored from an older copy has the same topics, by their ids too. Claims in this process:
+
+
+@contextmanager
+def fences(deployment: Deployment) -> Iterator[WriteFence]:
+    """Writes fences as a worker does."""
+    with KafkaProducer(bootstrap_servers=deployment.broker.bootstrap) as producer:
+
+        def write(partition: int, key: bytes, value: bytes, headers: Headers) -> int:
+            where = (deployment.topics.sequences, value, key, list(headers), partition)
+            return int(producer.send(*where).get(60).offset)
+
+        yield write
+
+
+def take(deployment: Deployment, number: int, write_fence: WriteFence) -> Claim:
+    """Claim a partition, as one who starts."""
+    names = deployment.topics.actions, deployment.topics.sequences
+    known = identities(deployment.kafka, names)
+    ids = TopicIds(*(known[name].id for name in names))
+    return claim(deployment, number, None, ids, write_fence, threading.Event())
+
+
+def records_of(deployment: Deployment, number: int) -> list[Record]:
+    """All that is in a partition of the actions topic."""
+    held = deployment.read(deployment.topics.actions)[number]
+    return [(each.offset, each.timestamp, each.key, each.value) for each in held]
+
+
+@pytest.mark.usefixtures("admin")
+def test_another_record_at_the_offset_that_was_applied_last_is_refused(deployment: Deployment) -> None:
+    home = produce(deployment, 3)
+    with fences(deployment) as write:
+        claimed = take(deployment, home, write)
+        claimed.store.apply(records_of(deployment, home))
+        claimed.store.close()
+        take(deployment, home, write).store.close()
+        store = open_store(deployment, home)
+        store.apply([(3, START_MS, b"u1", b"{}")])
+        store.close()
+        with pytest.raises(TopicReplaced, match="applied up to offset 3, but it ends at 3: records were lost"):
+            take(deployment, home, write)
+        deployment.produce([(home, b"u1", b"{}")])
+        with pytest.raises(
+            TopicReplaced, match="applied up to offset 3, but another record is there: records were lost"
+        ):
+            take(deployment, home, write)
+
+
+def test_a_fence_of_which_the_broker_does_not_say_where_it_is_counts_and_the_next_claim_is_above_it(
+    deployment: Deployment,
+) -> None:
+    with fences(deployment) as write:
+
+        def untold(*fence: int | bytes | Headers) -> int:
+            write(*fence)  # type: ignore[arg-type]
+            return -1
+
+        with pytest.raises(KafkaError, match="did not say where"):
+            take(deployment, 0, untold)
+        claimed = take(deployment, 0, write)
+    assert claimed.log.writer_epoch == 2
+    claimed.store.close()
+
+
+@pytest.mark.usefixtures("admin")
+def test_sequences_that_the_broker_puts_where_others_were_end_the_worker(deployment: Deployment) -> None:
+    home = produce(deployment, 30)
+
+    async def relay(claimed: Claim) -> None:
+        producer = Producer(deployment.kafka)
+        await producer.start()
+        beyond = claimed.position + 100
+        relayed = OutboxRelay(
+            claimed.store, producer, deployment.kafka, WorkerMetrics(), beyond, claimed.log, "What to do."
+        )
+        try:
+            await asyncio.wait_for(relayed.run(), 60)
+        finally:
+            await producer.stop()
+
+    with fences(deployment) as write:
+        claimed = take(deployment, home, write)
+        claimed.store.apply(records_of(deployment, home))
+        with pytest.raises(TopicReplaced, match=r"but the broker put them at 1: records were lost\. What to do\."):
+            asyncio.run(relay(claimed))
+        claimed.store.close()

@@ -20,6 +20,7 @@ import trainer.publication
 import trainer.ranks
 import trainer.recovery
 import trainer.replica
+import trainer.rounding
 import trainer.saver
 import trainer.scheduler
 import trainer.sharding
@@ -27,6 +28,7 @@ import trainer.shards
 import trainer.snapshot
 import trainer.step
 import trainer.sweep
+import trainer.waiting
 import trainer.weights_writer
 import wire.example_log
 
@@ -146,6 +148,19 @@ def copies_little_at_a_time() -> None:
     """Not broken: a checkpoint and a version take many steps, as those of a large model do."""
     trainer.pace.LEAST_BYTES = 6_000
     trainer.pace.SHARE = 0.0
+
+
+def rounds_bases_as_if_they_were_deltas() -> None:
+    """A base has the differences from weights that a new reader does not hold."""
+    resize = trainer.rounding.Rounding._resize
+    trainer.rounding.Rounding._resize = (  # type: ignore[method-assign]
+        lambda self, capacity, width, *, keep: resize(self, capacity, width, keep=True)
+    )
+
+
+def loses_what_waits() -> None:
+    """A starting trainer has forgotten which interactions wait for their feedback."""
+    trainer.waiting.Waiting.restore = lambda self, example: None  # type: ignore[method-assign]
 
 
 def copies_once() -> None:

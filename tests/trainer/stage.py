@@ -127,7 +127,7 @@ class Stage:
         )
         self._recount = Recount()
         self._assembler = VersionAssembler(on_drop=self._recount.dropped.append)
-        self._actions, self._num_fed = actions(seed=7), 0
+        self._actions, self._num_made, self._num_fed = actions(seed=7), 0, 0
         self._sequencers = [
             Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
         ]
@@ -140,12 +140,13 @@ class Stage:
     # As a worker
 
     def make(self, num_actions: int) -> list[Example]:
-        """Examples of the next actions, numbered but not sent."""
-        for number in range(num_actions):
+        """Examples of the next actions, a millisecond apart, numbered but not sent."""
+        for _ in range(num_actions):
+            self._num_made += 1
             action = decode_record(msgspec.json.encode(next(self._actions)), 1 << 41, self.settings.action)[0]
             assert isinstance(action, Action), action
             sequencer = self._sequencers[partition_of(action.user.encode(), NUM_PARTITIONS)]
-            sequencer.apply(action, sequencer.applied_offset + 1, 1_000 + number)
+            sequencer.apply(action, sequencer.applied_offset + 1, 1_000 + self._num_made)
         return [example for sequencer in self._sequencers for example in sequencer.drain()]
 
     def send(self, examples: list[Example], *, counted: bool = True) -> None:

@@ -82,6 +82,7 @@ def test_older_versions_leave_the_topic_and_any_that_is_left_can_still_be_served
             if number == 8:
                 pin = Pin(epoch=world.epoch, number=published[4][1], made_ms=int(time.time() * 1000))
                 producer.send(wire.topics.control, key=PIN_KEY, value=encode_decision(pin)).get(60)
+                producer.send(wire.topics.control, key=PIN_KEY, value=b"of somebody else").get(60)
         made.trim()
         assert first_version(wire) == published[3], "the pinned one is the fifth, and builds on the fourth"
         producer.send(wire.topics.control, key=PIN_KEY, value=None).get(60)

@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage
+from tests.trainer.test_weights import manifest
 from trainer.lag import build_message, ingest_lag
 from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
@@ -180,7 +181,8 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
     assert message["freshness"]["at_swap_s"] == 1.5
     assert message["freshness"]["now_s"] == pytest.approx((message["time_ms"] - second + 7_000) / 1000, abs=0.1)
 
-    told.say(server("far", message["version"], behind=0, age_ms=1_000))
+    for name in ("with a clock that is behind", "far"):
+        told.say(server(name, message["version"], behind=0, age_ms=1_000))
     told.wait_for(
         lambda each: each["stages"]["serve"] == {"lag_records": 0, "lag_s": 0.0, "partitions": {}}, "caught up"
     )
@@ -323,6 +325,20 @@ def test_an_action_that_arrives_after_a_quiet_hour_has_not_waited_for_an_hour() 
     around.see_ends({0: 7}, now)
     assert ingest_lag(around, now) == {0: (1, 0.7)}
     assert ingest_lag(around, now + 60_000) == {0: (1, 60.7)}, "it goes on waiting"
+
+
+@pytest.mark.parametrize(("silent_ms", "num_servers", "lag_s"), [(900, 2, 0.0), (4_000, 2, 4.0), (31_000, 0, 31.0)])
+def test_servers_that_are_silent_leave_their_stage_as_old_as_the_last_word(
+    silent_ms: int, num_servers: int, lag_s: float
+) -> None:
+    around, now = ClusterState(), now_ms()
+    for name, more_ms in (("first", 5_000), ("last", 0)):
+        told = ServerStatus(component=name, time_ms=now - silent_ms - more_ms, epoch=0, number=3)
+        around.note(encode_status(told))
+    published = Progress(published=manifest(b"", 1, 3, "base", epoch=0), published_ms=now - 60_000)
+    message = build_message(published, around, {}, now)
+    assert message["stages"]["serve"] == {"lag_records": 0, "lag_s": lag_s, "partitions": {}}
+    assert message["num_servers"] == num_servers
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 
 from headrace.audit import audit
 from tests.foreign import FOREIGN
@@ -21,6 +22,7 @@ from trainer.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
 from wire.shape import SHAPE, encode_shape, shape_of
+from wire.status import ServerStatus, encode_status
 from wire.thinned_log import NUM_LOGGED
 
 Make = Callable[..., Stage]
@@ -285,3 +287,19 @@ def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
     else:
         made.wait_published()
         assert child.stop() == 0
+
+
+def test_a_topic_that_lost_its_claims_goes_on_above_the_epoch_that_servers_answer_from(stage: Make) -> None:
+    """Retention takes claims too, while no trainer runs; servers drop what begins at epoch 0 again as fenced off."""
+    made = stage()
+    made.feed(20)
+    made.start()
+    before = made.finish().last
+    where = TopicPartition(made.topics.weights, 0)
+    with admin_of(made.broker) as admin:
+        admin.delete_records({where: -1})  # all of them
+    served = ServerStatus(component="server", time_ms=0, epoch=before.epoch, number=before.number)
+    made.send_raw(made.topics.status, encode_status(served))
+    made.feed(3)
+    made.start()
+    assert made.finish().last.epoch == before.epoch + 1

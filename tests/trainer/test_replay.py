@@ -41,7 +41,14 @@ def lines(child: Child) -> str:
     return child.log().splitlines()[-1]
 
 
-@pytest.mark.parametrize("changes", [{}, OTHERWISE], ids=["HSTU", "FuXi-alpha, LSRM's dropout and optimisers"])
+WAITING: dict[str, dict[str, Any]] = {"trainer": {"feedback": "wait", "feedback_window_s": 0.02}}
+"""The last twenty actions wait."""
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, OTHERWISE, WAITING],
+    ids=["HSTU", "FuXi-alpha, LSRM's dropout and optimisers", "interactions that wait for their feedback"],
+)  # fmt: skip
 def test_a_replay_after_kills_gives_the_published_bits(stage: Make, changes: dict[str, dict[str, Any]]) -> None:
     made = stage(**{**changes, "trainer": {**DELTAS, **changes.get("trainer", {})}})
     for point in ("chunks_sent:2:kill", "learned:7:kill", "published:2:kill"):
@@ -84,6 +91,15 @@ def test_a_replay_names_what_a_trainer_that_forgets_dirty_rows_got_wrong(stage: 
     assert "DIFFERENT: items." in lines(child)
     with pytest.raises(AssertionError, match="is not the plan's weights"):
         made.check(made.recount())
+
+
+def test_a_replay_names_what_a_trainer_that_loses_what_waits_got_wrong(stage: Make) -> None:
+    made = stage(trainer={**DELTAS, **WAITING["trainer"]})
+    made.live_and_die("checkpointed:3:kill")
+    run_once(made, ("loses_what_waits",))
+    child = replay(made, **WAITING)
+    assert child.wait() == 1, child.log()
+    assert "DIFFERENT" in lines(child)
 
 
 def test_a_replay_without_a_topic_of_versions_says_so(stage: Make) -> None:

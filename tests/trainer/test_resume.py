@@ -261,6 +261,7 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
         ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
         ("folds_what_arrives", [], "not the plan's weights"),
         ("copies_once", ["checkpointed:3:kill"], "not the plan's weights|not finite"),
+        ("rounds_bases_as_if_they_were_deltas", ["published:7:kill"], "not the plan's weights: .*memory.weight"),
     ],
 )
 def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:

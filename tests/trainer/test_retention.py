@@ -1,4 +1,5 @@
-"""Retention of the weights topic: a new server must find a base, however little the trainer learns."""
+"""Retention of the weights topic: a new server must find a base, however little the trainer learns; and no version may
+outgrow a record, however seldom one is published."""
 
 from __future__ import annotations
 
@@ -7,11 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
+import pytest
+
 from tests.trainer.stage import Recount, Stage, weights_of
 from trainer.kafka_source import KafkaSource
 from trainer.loop import Trainer
+from trainer.publication import MOST_RUNS
 from trainer.publisher import Publisher
 from trainer.replay import differences
+from wire.weights import encode_manifest
 
 Make = Callable[..., Stage]
 SELDOM = {"base_every": 1000}
@@ -118,3 +124,14 @@ def test_a_trainer_goes_on_from_a_base_that_added_nothing(stage: Make) -> None:
     recount = made.finish()
     assert recount.last.epoch == 1
     assert recount.last.lineage == recount.versions[0].manifest.lineage
+
+
+def test_a_version_is_due_before_its_plan_outgrows_a_record(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stage(trainer={"publish_every_s": 3600.0})
+    monkeypatch.setattr("trainer.publication.MOST_RUNS", 1)
+    with trainer_of(made, Clock()) as trainer:
+        for _ in range(2):
+            made.feed(3)
+            recount = turn_until(trainer, made, lambda recount: recount.last.covered == made.covered)
+    plan = [[(99_999, 10**9, 10**9 + 63)]] * MOST_RUNS
+    assert len(encode_manifest(msgspec.structs.replace(recount.last, plan=plan))) < 1_000_000

@@ -137,17 +137,18 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     rows = learner.items.lookup(np.append(past["item"], own["item"])).astype(np.int32)
     met = [place for place in range(len(past)) if rows[place] > 0]
     chosen = [place for place in met if past["bits"][place] > 0]  # all kinds of this world are positive
+    shown = [place for place in met if past["bits"][place] == 0]
     begin = np.zeros(1, np.int64)
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
-        begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]),
+        begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]), rows[shown], begin, begin + len(shown),
     )  # fmt: skip
 
 
 def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
     """Events, concatenated."""
-    columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__}
-    for kind in ("past", "met"):
+    columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__ if name != "weight_R"}
+    for kind in ("past", "met", "shown"):
         before = np.cumsum([0, *(len(rows) for rows in columns[f"{kind}_rows"])])
         for end in ("begin", "end"):
             name = f"{kind}_{end}_R"

@@ -54,6 +54,7 @@ ACTIONS = st.fixed_dictionaries(
     },
     optional={
         "id": TEXT | NUMBERS, "session": TEXT | st.none(), "domain": TEXT, "value": NUMBERS | st.none(),
+        "propensity": NUMBERS | st.floats(0, 1) | st.none(),
         "features": FEATURES, "user_features": FEATURES | st.none(), "more": JUNK,
     },
 )  # fmt: skip
@@ -140,7 +141,9 @@ def test_no_bytes_make_it_raise(value: bytes) -> None:
         ({**GOOD, "item": "i" * 257}, "bad_value"), ({**GOOD, "item": 2**63}, "bad_value"),
         ({**GOOD, "action": "yawn"}, "unknown_action"), ({**GOOD, "action": ["see", "yawn"]}, "unknown_action"),
         ({**GOOD, "action": []}, "bad_value"), ({**GOOD, "action": 3}, "wrong_type"),
-        ({**GOOD, "value": "x"}, "wrong_type"), ({**GOOD, "value": 1e39}, "bad_value"),
+        ({**GOOD, "propensity": 0}, "bad_value"), ({**GOOD, "propensity": 1.5}, "bad_value"),
+        ({**GOOD, "propensity": "x"}, "wrong_type"), ({**GOOD, "value": "x"}, "wrong_type"),
+        ({**GOOD, "value": 1e39}, "bad_value"),
         ({**GOOD, "features": []}, "wrong_type"), ({**GOOD, "features": {"genre": {}}}, "wrong_type"),
         ({**GOOD, "id": ""}, "bad_value"),
         ({name: GOOD[name] for name in ("user", "item", "timestamp")}, "missing_field"),

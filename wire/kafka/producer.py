@@ -17,6 +17,9 @@ from wire.partitioner import partition_of
 SEND_S = 20.0
 """How long `send_one` waits for the broker."""
 
+MOST_BYTES = 16 << 20
+"""Of a record, before compression."""
+
 
 def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     """A producer that reports within seconds what was not acknowledged; the caller tries again.
@@ -27,7 +30,8 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     """
     ours: dict[str, Any] = {
         "acks": "all",
-        "max_request_size": max(1 << 20, kafka.max_message_bytes),
+        # What a broker takes depends on the size after compression, which it knows and this client does not.
+        "max_request_size": max(MOST_BYTES, kafka.max_message_bytes),
         "request_timeout_ms": 5_000,
         "delivery_timeout_ms": 15_000,
         "max_block_ms": 10_000,

@@ -14,7 +14,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
         s.evidence = arena.get<float>(s.padded * NUM_GATHERED);
-        s.own = arena.get<float>(s.padded * NUM_OWN);
+        s.own = arena.get<float>(s.padded * OWN_STRIDE);
         s.score = arena.get<float>(s.padded);
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
@@ -27,7 +27,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     }
     memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
     memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
-    memset(s.own, 0, s.padded * NUM_OWN * sizeof(float));
+    memset(s.own, 0, s.padded * OWN_STRIDE * sizeof(float));
     memset(s.marked, 0, s.padded);
     memset(s.excluded, 0, s.padded);
     for (int64_t i = 0; i < s.padded; ++i) {
@@ -40,7 +40,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
 
 // Scores of all rows, and the largest. Rows that do not compete get OUT.
 inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
-    set_gains(m, s, bucket);
+    gains_of(m, bucket, s.gain);
     for (int64_t i = 0; i < s.padded; i += W) {
         vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
@@ -85,17 +85,17 @@ inline void rescore(Scratch& s, float shift) {
     for (int64_t c = 0; c < s.shortlist->num; ++c) s.score[s.shortlist->row[c]] = s.shortlist->out[c] + shift;
 }
 
-// push = probability - [is the target]; returns the log of the sum of e^score.
-inline float push_of(Scratch& s, float best, int64_t target) {
+// push = weight * (probability - [is the target]); returns the log of the sum of e^score.
+inline float push_of(Scratch& s, float best, int64_t target, float weight) {
     vf total = zero();
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf p = exp_negative(load(s.score + i) - best);
         store(s.push + i, p);
         total += p;
     }
-    const float all = sum(total), inverse = 1.0f / all;
-    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
-    s.push[target] -= 1.0f;
+    const float all = sum(total), share = weight / all;
+    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * share);
+    s.push[target] -= weight;
     return best + logf(all);
 }
 
@@ -110,14 +110,14 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    v4 own = {};
+    v8 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
         sparse += load8(s.evidence + row * NUM_GATHERED) * s.push[row];
-        own += load4(s.own + row * NUM_OWN) * s.push[row];
+        own += load8(s.own + row * OWN_STRIDE) * s.push[row];
     }
     store8(slope + NUM_STANDING, sparse);
-    store4(slope + NUM_STANDING + NUM_GATHERED, own);
+    for (int f = 0; f < NUM_OWN; ++f) slope[NUM_STANDING + NUM_GATHERED + f] = own[f];
     descend(m, slope, bucket);
 }
 
@@ -136,7 +136,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
         s.score[target] = own;
         best = own > best ? own : best;
     }
-    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target);
+    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target, weight_of(m, r));
     rescore(s, shift);
     m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
@@ -144,7 +144,8 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
-    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
+                       weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
     count_repeat(m, is_repeat);

@@ -85,7 +85,7 @@ inline int64_t rank_best(BestPass& p, int64_t q) {
         if (best.at[0].row != INT32_MAX) ++num;
         p.ranked[size - 1] = best.at[0];
         best.at[0] = best.at[size - 1];
-        best.sift(size - 1, 0);
+        sift_down(best.at, size - 1, 0);
     }
     return num;
 }
@@ -103,7 +103,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
         const int64_t row = is_listed ? p.ranked[c].row : 0;
-        const float *e = p.s.evidence + row * NUM_GATHERED, *own = p.s.own + row * NUM_OWN;
+        const float *e = p.s.evidence + row * NUM_GATHERED, *own = p.s.own + row * OWN_STRIDE;
         list.row[c] = (int32_t)row;
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
@@ -149,7 +149,7 @@ inline void answer(BestPass& p, int64_t q) {
     const int64_t out_from = call.out_begin_R1[r], out_to = call.out_begin_R1[r + 1];
     for (int64_t k = out_from; k < out_to; ++k) p.barred[call.out_rows[k]] = 1;
     p.answer.k = call.k_R[r];
-    p.answer.start();
+    p.answer.start(OUT / 2);
     if (call.limited_R[r]) offer_limited(p, q, shift);
     else
         for (int64_t i = 0; i < num; ++i)

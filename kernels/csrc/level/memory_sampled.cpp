@@ -6,6 +6,7 @@
 // catalogue.
 #include "memory_counts.h"
 #include "memory_gains.h"
+#include "sampled_rows.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
 struct SampledCall {
@@ -26,44 +27,8 @@ struct LogitsCall {
 
 HEADRACE_BEGIN
 
-constexpr int DRAWN = 512;
-constexpr float LEAST_NORM = 1e-6f;
-constexpr int64_t AHEAD_ROWS = 12;  // rows between a prefetch and its use
-
-// splitmix64 of the event's number and the draw's.
-HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_rows) {
-    uint64_t x = (event * DRAWN + draw + 1) * 0x9e3779b97f4a7c15ull;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-    return 1 + (int64_t)((x ^ x >> 31) % (uint64_t)(num_rows - 1));
-}
-
-// The network's logits of one row, for `NUM` queries side by side.
-template <int NUM>
-HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width,
-                                   float* logit) {
-    vf square = zero(), dot[NUM] = {};
-    int64_t d = 0;
-    for (; d + W <= unit_width; d += W) {
-        const vf x = load(row + d);
-        square = fma(x, x, square);
-        for (int q = 0; q < NUM; ++q) dot[q] = fma(x, load(query + q * width + d), dot[q]);
-    }
-    float squares = sum(square), rest[NUM] = {};
-    for (; d < unit_width; ++d) {
-        squares += row[d] * row[d];
-        for (int q = 0; q < NUM; ++q) rest[q] += row[d] * query[q * width + d];
-    }
-    const float norm = sqrtf(squares), inverse = 1.0f / (norm > LEAST_NORM ? norm : LEAST_NORM);
-    for (int q = 0; q < NUM; ++q) {
-        float bias = 0.0f;
-        for (int64_t b = unit_width; b < width; ++b) bias += row[b] * query[q * width + b];
-        logit[q] = (sum(dot[q]) + rest[q]) * inverse + bias;
-    }
-}
-
 struct Candidates {
-    Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
+    Scratch s = {};  // of it `touched`, `slot`, `evidence`, `own`, `pause`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
     float* given = nullptr;  // by row, the logits of the event at hand
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
@@ -74,13 +39,19 @@ struct Candidates {
     int64_t *first = nullptr, *last = nullptr;
 };
 
-inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
-    int64_t most_past = 0;
-    for (int64_t r = 0; r < m.num_events; ++r) most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
-    const int64_t most = min64(m.num_rows, min64(most_past, WIDE_LAGS) * m.width + most_past + RECENT + 1);
+inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, Arena& arena) {
+    int64_t most_past = 0, most_shown = 0;
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
+        most_shown = max64(most_shown, m.shown_end_R[r] - m.shown_begin_R[r]);
+    }
+    const int64_t most_met = min64(most_past, WIDE_LAGS) * m.width + most_past + most_shown;
+    const int64_t most = min64(m.num_rows, most_met + RECENT + 1);
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
+        c.s.evidence = arena.get<float>(c.most * NUM_GATHERED);
+        c.s.own = arena.get<float>(c.most * OWN_STRIDE);
         c.s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         c.row = arena.get<int32_t>(c.most);
         c.score = arena.get<float>(c.most);
@@ -94,12 +65,12 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
         c.last = arena.get<int64_t>(c.most);
         if (pass == 0 && !arena.allocate()) return false;
     }
-    if (!blank.at_least(m.num_rows)) return false;
-    c.s.evidence = blank.evidence;
-    c.s.own = blank.own;
-    c.s.marked = blank.bytes;
-    c.barred = blank.bytes + blank.num_rows;
-    c.given = blank.logit;
+    if (!sparse.at_least(m.num_rows)) return false;
+    memset(c.s.evidence, 0, c.most * NUM_GATHERED * sizeof(float));
+    memset(c.s.own, 0, c.most * OWN_STRIDE * sizeof(float));
+    c.s.slot = sparse.slot;
+    c.barred = sparse.barred;
+    c.given = sparse.logit;
     return true;
 }
 
@@ -109,9 +80,8 @@ inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_
         const int64_t row = past[num_past - 1 - lag];
         for (int64_t j = row * m.width; j < row * m.width + m.num_neighbours[row]; ++j) {
             const int64_t id = m.neighbour_row[j];
-            __builtin_prefetch(s.evidence + id * NUM_GATHERED, 1);
             __builtin_prefetch(m.seen_V + id);
-            __builtin_prefetch(s.marked + id, 1);
+            __builtin_prefetch(s.slot + id, 1);
         }
     }
 }
@@ -137,7 +107,7 @@ inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const
     const uint64_t event = (uint64_t)m.clock[EVENTS];
     for (int draw = 0; draw < DRAWN; ++draw) {
         const int64_t row = drawn_row(event, draw, m.num_rows);
-        if (s.marked[row]) continue;
+        if (s.slot[row]) continue;
         c.row[c.num] = (int32_t)row;
         c.share[c.num++] = (float)(m.num_rows - 1) / DRAWN;
     }
@@ -177,7 +147,7 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
 // Scores the candidates; returns the largest score, and in `best_certain` the largest of the certain ones.
 inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met,
                               float& best_certain) {
-    set_gains(m, c.s, bucket);
+    gains_of(m, bucket, c.s.gain);
     const float* gains = c.s.gain;
     for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
     for (int64_t i = 0; i < c.num; i += W) {
@@ -190,7 +160,7 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     for (int64_t i = 0; i < c.num; ++i) {
         const int64_t row = c.row[i];
         const bool competes = c.share[i] > 0 && c.first[i] >= 0 && (!c.barred[row] || i == c.target);
-        if (i < c.num_certain) c.score[i] += weighed(c.s, row, gains);
+        if (i < c.num_certain) c.score[i] += weighed(c.s, i, gains);
         if (!competes) c.score[i] = OUT;
         best = c.score[i] > best ? c.score[i] : best;
         if (i < c.num_certain) best_certain = best;
@@ -199,17 +169,17 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     return best;
 }
 
-// push = share of the softmax - [is the target]; returns the log of the estimated sum of e^score.
-inline float push_candidates(Candidates& c, float best) {
+// push = weight * (share of the softmax - [is the target]); returns the log of the estimated sum of e^score.
+inline float push_candidates(Candidates& c, float best, float weight) {
     vf total = zero();
     for (int64_t i = 0; i < c.num; i += W) {
         const vf p = exp_negative(load(c.score + i) - best) * load(c.share + i);
         store(c.push + i, p);
         total += p;
     }
-    const float all = sum(total), inverse = 1.0f / all;
-    for (int64_t i = 0; i < c.num; i += W) store(c.push + i, load(c.push + i) * inverse);
-    c.push[c.target] -= 1.0f;
+    const float all = sum(total), share = weight / all;
+    for (int64_t i = 0; i < c.num; i += W) store(c.push + i, load(c.push + i) * share);
+    c.push[c.target] -= weight;
     return best + logf(all);
 }
 
@@ -225,15 +195,15 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    v4 own = {};
+    v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
-        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
+        float* e = c.s.evidence + i * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
+        own += load8(c.s.own + i * OWN_STRIDE) * c.push[i];
         e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
-    store4(slope + NUM_STANDING + NUM_GATHERED, own);
+    for (int f = 0; f < NUM_OWN; ++f) slope[NUM_STANDING + NUM_GATHERED + f] = own[f];
     learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
     descend(m, slope, bucket);
 }
@@ -251,26 +221,27 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
-    const float shift = look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain,
-                                   [&](int64_t at) { return (int64_t)c.row[at]; });
-    const float mass = push_candidates(c, best);
+    const float shift =
+        look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [](int64_t at) { return at; });
+    const float mass = push_candidates(c, best, weight_of(m, r));
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
         if (list.row[k] == c.target) own = list.out[k] + shift;
     m.loss_R[r] = mass - own;
     learn_from_candidates(m, c, past, num_past, bucket);
-    list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
+               weight_of(m, r));
     list.settle(m.shortlist_norm);
     clear(c.s);
     count_repeat(m, is_repeat);
 }
 
 inline bool learn_all_sampled(const SampledCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Candidates c;
     Arena arena;
-    if (!make_candidates(m, c, blank, arena)) return false;
+    if (!make_candidates(m, c, sparse, arena)) return false;
     const float* query = call.query_AD;
     const int64_t* begin = call.given_begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {
@@ -317,5 +288,3 @@ HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
     headrace::HEADRACE_LEVEL::all_logits(*call);
     return 0;
 }
-
-#include "memory_candidates.h"

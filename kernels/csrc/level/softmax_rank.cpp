@@ -6,6 +6,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "best_rows.h"
 #include "tiles.h"
 
 // The argument of both, laid out as in kernels/softmax/cpp_best.py.
@@ -189,35 +190,15 @@ inline int rank(const RankCall& call) {
     return failed;
 }
 
-// A heap with the worst of the best rows at its root.
-struct Entry {
-    float score;
-    int32_t row;
-};
-HEADRACE_INLINE bool worse(Entry a, Entry b) { return a.score < b.score || (a.score == b.score && a.row > b.row); }
-
-inline void sift_down(Entry* heap, int64_t size, int64_t at) {
-    const Entry moved = heap[at];
-    for (;;) {
-        int64_t child = 2 * at + 1;
-        if (child >= size) break;
-        if (child + 1 < size && worse(heap[child + 1], heap[child])) ++child;
-        if (!worse(heap[child], moved)) break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = moved;
-}
-
-HEADRACE_INLINE void offer(Entry* heap, int64_t k, Entry entry) {
-    if (!worse(heap[0], entry)) return;
-    heap[0] = entry;
+HEADRACE_INLINE void offer(Candidate* heap, int64_t k, Candidate one) {
+    if (!worse(heap[0], one)) return;
+    heap[0] = one;
     sift_down(heap, k, 0);
 }
 
-constexpr Entry NOTHING = {-INFINITY, INT32_MAX};
+constexpr Candidate NOTHING = {-INFINITY, INT32_MAX};
 
-inline void offer_scores(Entry* heap, int64_t k, const float* score, int64_t num, int64_t first) {
+inline void offer_scores(Candidate* heap, int64_t k, const float* score, int64_t num, int64_t first) {
     for (int64_t j = 0; j < num; j += LANES) {
         const vi better = load(score + j) >= splat(heap[0].score);
         uint64_t any = 0;
@@ -229,7 +210,7 @@ inline void offer_scores(Entry* heap, int64_t k, const float* score, int64_t num
 }
 
 // Best first: repeatedly moves the worst to the end.
-inline void write_sorted(Entry* heap, int64_t k, float* scores, int64_t* rows) {
+inline void write_sorted(Candidate* heap, int64_t k, float* scores, int64_t* rows) {
     for (int64_t size = k; size > 0; --size) {
         scores[size - 1] = heap[0].score;
         rows[size - 1] = heap[0].row == INT32_MAX ? -1 : heap[0].row;
@@ -241,7 +222,7 @@ inline void write_sorted(Entry* heap, int64_t k, float* scores, int64_t* rows) {
 inline int best(const RankCall& call) {
     const int64_t stride = padded(call.width, LANES), num_chunks = (call.num_rows + CHUNK - 1) / CHUNK, k = call.k;
     Scratch<float> unit_RD(call.num_queries * stride);
-    Scratch<Entry> all(call.num_queries * k);
+    Scratch<Candidate> all(call.num_queries * k);
     if (!unit_RD.p || !all.p) return 1;
     const Catalogue c = catalogue(call, unit_RD.p);
     for (int64_t i = 0; i < call.num_queries * k; ++i) all.p[i] = NOTHING;
@@ -249,7 +230,7 @@ inline int best(const RankCall& call) {
 #pragma omp parallel num_threads(call.num_threads) reduction(| : failed)
     {
         Scratch<float> scratch(chunk_floats(stride, call.width));
-        Scratch<Entry> mine(call.num_queries * k);
+        Scratch<Candidate> mine(call.num_queries * k);
         failed |= !scratch.p || !mine.p;
         for (int64_t i = 0; mine.p && i < call.num_queries * k; ++i) mine.p[i] = NOTHING;
 #pragma omp for schedule(static)

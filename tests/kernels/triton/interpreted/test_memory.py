@@ -97,7 +97,7 @@ def test_what_was_fetched_is_marked_and_nothing_else() -> None:
     none = np.zeros(1, np.int64)
     met = MemoryEvents(
         np.array([7], np.int32), np.zeros(1, np.uint8), np.zeros(0, np.int32), none, none, np.zeros(0, np.int32), none,
-        none, none[:0], none,
+        none, none[:0], none, np.zeros(0, np.int32), none, none,
     )  # fmt: skip
     there.learn(80, met, torch.zeros(0, 80))
     there.fetch(memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -21,6 +22,7 @@ from trainer.config import TrainerConfig
 from trainer.graph import Captures, PaddedEncoder, padded_size
 from trainer.graph_step import PaddedStep
 from trainer.step import Learner
+from wire.example import Example
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -42,6 +44,12 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
     return y.detach(), x_grad, torch.cat([grad.flatten() for grad in grads])
 
 
+def with_domains(example: Example) -> Example:
+    """The example with its items in three domains, which the layers see as side inputs."""
+    rows = example.interactions
+    return replace(example, interactions=replace(rows, domain_hash=1 + rows.item_hash % 3))
+
+
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # on a GPU, offsets are not read
     monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # the interpreter is slow
@@ -58,7 +66,7 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("context_gradient", [False, True])
 def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users of different lengths, first interactions, new items; later losses depend on what was learned."""
+    """Users of different lengths, first interactions, new items, domains; later losses depend on what was learned."""
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
     monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
     monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
@@ -74,7 +82,7 @@ def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeyp
             learner.forward_pass.step_graphs = PaddedStep(
                 learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
             )
-        examples = synthetic_examples(5, 30, 8, 3, 12)
+        examples = map(with_domains, synthetic_examples(5, 30, 8, 3, 12))
         losses[way] = []
         for _ in range(4):
             report = learner.step(list(islice(examples, 4)))

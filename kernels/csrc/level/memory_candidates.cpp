@@ -1,6 +1,7 @@
-// What learning from a sample needs where the table's rows are elsewhere: which rows an event may be compared with,
-// and, for whoever has rows, the logits of some of them; included only by csrc/level/memory_sampled.cpp.
-#pragma once
+// For learning from a sample where the table's rows are elsewhere: lists the rows that an event may be compared with,
+// and computes the logits of such rows where they are.
+#include "memory_counts.h"
+#include "sampled_rows.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
 struct CandidatesCall {
@@ -89,6 +90,7 @@ inline void list_event(const CandidatesCall& call, Listing& l, int64_t r, uint64
     const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r], begin = l.num;
     list(call, l, m.target_R[r]);
     for (int64_t k = 0; k < num_past; ++k) list(call, l, past[k]);
+    for (int64_t k = m.shown_begin_R[r]; k < m.shown_end_R[r]; ++k) list(call, l, m.shown_rows[k]);
     for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) list_neighbours(call, l, past[num_past - 1 - lag]);
     for (int64_t i = 0; i < l.num_recent; ++i) list(call, l, l.recent[i]);
     for (int draw = 0; draw < DRAWN; ++draw) list(call, l, (int32_t)drawn_row(event, draw, m.num_rows));
@@ -108,15 +110,16 @@ inline void note_count(const MemoryCall& m, Listing& l, int64_t r) {
     }
 }
 
-// Of each event that is asked, all rows whose logits `learn_all_sampled` may read, each once. Events make their rows
-// neighbours of each other, so what earlier ones of the call will have added is among them. False if there is no room.
+// Lists, for each event to predict, all rows whose logits `learn_all_sampled` may read, each once. Events make their
+// rows neighbours of each other, so the list includes what earlier events of the call will have added. Returns false if
+// there is no room.
 inline bool list_candidates(const CandidatesCall& call) {
-    static thread_local Blank blank;
+    static thread_local Sparse sparse;
     const MemoryCall& m = call.memory;
     Listing l;
     Arena arena;
-    if (!blank.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
-    l.is_listed = blank.bytes;
+    if (!sparse.at_least(m.num_rows) || !make_listing(m, l, arena)) return false;
+    l.is_listed = sparse.barred;
     uint64_t event = (uint64_t)m.clock[EVENTS];
     int64_t* begin = call.begin_A1;
     for (int64_t r = 0; r < m.num_events; ++r) {

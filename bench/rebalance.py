@@ -1,0 +1,144 @@
+"""`python -m bench rebalance [--quick]`: what it costs actions that four workers divide partitions anew.
+
+Four workers of eight partitions take 1,000 actions a second of 1,000 users on a local broker. One ends in order, and is
+started again, with its disk and with an empty one; one is killed, and started again; one that has a name
+(`stream.component`) is restarted at once, and then ends for longer than its place is kept for it. Of every example the
+broker knows when the newest of its actions arrived, and when it arrived itself: the difference is what an action had to
+wait.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kafka import TopicPartition
+
+from bench.live_stack import toml
+from bench.timing import Row, row
+from headrace.config import read_settings
+from headrace.processes import Child, ProcessGroup
+from stream.simulate import KINDS
+from tests.brokers import Broker, start_broker
+from wire.config import KafkaConfig
+from wire.example_reader import ExampleReader
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import ends, make_consumer
+from wire.topics import Topics
+
+NUM_WORKERS, NUM_PARTITIONS, RATE = 4, 8, 1_000.0
+NAMED, LATE_MS = 0, 1_000
+START_S = 90.0
+
+
+class Workers:
+    """Four workers, each with its own disk, and live traffic."""
+
+    def __init__(self, folder: Path, broker: Broker, group: ProcessGroup) -> None:
+        self._folder, self._group = folder, group
+        prefix = f"bench{uuid.uuid4().hex[:8]}"
+        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=NUM_PARTITIONS)
+        self.topic = Topics.under(prefix).sequences
+        self.workers = [self._start(number) for number in range(NUM_WORKERS)]
+
+    def _start(self, number: int) -> Child:
+        path = self._folder / f"worker-{number}.toml"
+        sections: dict[str, dict[str, Any]] = {
+            "kafka": {"bootstrap": self.kafka.bootstrap, "prefix": self.kafka.prefix, "partitions": NUM_PARTITIONS},
+            "action": {"kinds": list(KINDS), "features": ["taste"]},
+            "store": {"path": str(self.disk(number))},
+            "stream": {"metrics_port": 0, **({"component": f"worker-{number}"} if number == NAMED else {})},
+        }
+        path.write_text(toml(sections))
+        if number == 0:
+            ensure_topics(read_settings(path).kafka)
+        return self._group.start(f"worker-{number}", "-m", "stream", "worker", "--config", str(path))
+
+    def disk(self, number: int) -> Path:
+        """Where a worker keeps its databases."""
+        return self._folder / f"disk-{number}"
+
+    def send(self) -> None:
+        """Begin the live traffic."""
+        options = ("--rate", str(RATE))
+        config = str(self._folder / "worker-0.toml")
+        self._group.start("traffic", "-m", "stream", "simulate", "--config", config, *options)
+
+    def num_examples(self) -> int:
+        """How many records the sequences topic has."""
+        consumer = make_consumer(self.kafka)
+        try:
+            return sum(ends(consumer, [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]).values())
+        finally:
+            consumer.close()
+
+    def waits(self) -> np.ndarray:
+        """(n, 2) ms: of each example with an action, when it arrived, and how long after the action."""
+        consumer, reader, found = make_consumer(self.kafka), ExampleReader(self.topic), list[tuple[int, int]]()
+        parts = [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]
+        stops = ends(consumer, parts)
+        consumer.assign(parts)
+        consumer.seek_to_beginning(*parts)
+        while any(consumer.position(part) < stops[part] for part in parts):
+            for records in consumer.poll(timeout_ms=500).values():
+                for record in records:
+                    example = reader.read(record.partition, record.offset, record.value)
+                    if example is not None and not example.is_fence and example.newest_record_ms > 0:
+                        found.append((record.timestamp, record.timestamp - example.newest_record_ms))
+        consumer.close()
+        return np.array(found, np.int64)
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    phase_s, said = 20.0 if quick else 30.0, list[tuple[str, int]]()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        broker = start_broker(folder / "kafka")
+        try:
+            with ProcessGroup(folder, {"OMP_NUM_THREADS": "1"}) as group:
+                made = Workers(folder, broker, group)
+                made.send()
+                group.wait_until(lambda: made.num_examples() > 5 * RATE, START_S, "the first examples", every_s=1.0)
+
+                def phase(what: str, act: Callable[[], object] = lambda: None) -> None:
+                    said.append((what, round(1000 * time.time())))
+                    act()
+                    time.sleep(phase_s)
+
+                last, named = made.workers[-1], made.workers[NAMED]
+
+                def start_anew() -> None:
+                    shutil.rmtree(made.disk(NUM_WORKERS - 1))
+                    last.start()
+
+                def restart() -> None:
+                    named.stop()
+                    named.start()
+
+                phase("nothing happens")
+                phase("a worker ends in order", last.stop)
+                phase("it is started again", last.start)
+                phase("it is killed", last.kill)
+                phase("it is started again with an empty disk", start_anew)
+                phase("one with a name is restarted", restart)
+                phase("it ends in order", named.stop)
+                waits = made.waits()
+        finally:
+            broker.stop()
+    stops = [*(start for _, start in said[1:]), said[-1][1] + round(1000 * phase_s)]
+    return [_of(what, waits, start, stop) for (what, start), stop in zip(said, stops, strict=True)]
+
+
+def _of(what: str, waits: np.ndarray, start_ms: int, stop_ms: int) -> Row:
+    sent_ms = waits[:, 0] - waits[:, 1]
+    own = waits[(sent_ms >= start_ms) & (sent_ms < stop_ms), 1]
+    late = f"{100 * np.mean(own > LATE_MS):.1f}% of the actions wait longer than a second" if len(own) else "none"
+    note = f"median {np.median(own) / 1000:.3f} s, p99 {np.percentile(own, 99) / 1000:.2f} s; {late}"
+    return row(f"{what}: the longest wait of an action", own.max() / 1000, "s", note=note)

@@ -1,0 +1,149 @@
+"""Interactions that are learned once, when their window is over, with all kinds that have come by then.
+
+With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but teaches the interactions
+whose window has passed. A later kind is a piece of its own only if its interaction was learned before.
+
+The clock is the broker's: the newest record time of the examples that steps have taken. Of two times, everything
+follows: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
+teaches is a function of the steps, and who resumes finds what waits by reading the topic again, as it must for the
+histories. While no examples come, the clock stands still.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from trainer.batch import Taught, seed_of
+from wire.example import Example
+from wire.history import Histories, History
+
+MOST_AT_ONCE = 256
+"""How many interactions whose window is over a step teaches, or those of one millisecond if they are more: after a
+silence, all that waited are due."""
+
+
+class _Entry(NamedTuple):
+    """An interaction that waits; entries are learned in this order."""
+
+    record_ms: int
+    partition: int
+    number: int
+    place: int
+    user: str
+
+
+class Waiting:
+    """What waits. ``max_context``: a user's interaction is learned at the latest when so many have followed it."""
+
+    def __init__(self, window_ms: int, max_context: int) -> None:
+        self._window_ms, self._max_context = window_ms, max_context
+        self.clock_ms = 0
+        """Newest record time of the examples taken."""
+        self.learned_ms = 0
+        """Records up to this time are learned."""
+        self.covered_offset: dict[int, int] = {}
+        """Partition → the last action offset up to which all actions are learned."""
+        self._queue: list[_Entry] = []
+        self._waits: dict[str, dict[int, _Entry]] = {}
+        """User → place → the entry."""
+        self._offsets: dict[int, deque[tuple[int, int]]] = {}
+        """Partition → record time of each example and what it covers, in their order."""
+
+    def __len__(self) -> int:
+        return sum(len(places) for places in self._waits.values())
+
+    def choose(self, examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
+        """What a step teaches (`trainer.batch.Choose`)."""
+        due = [entry for example in examples for entry in self._take(example)]
+        late = [_late(each, history, self._waits.get(each.user, {}))
+                for each, history in zip(examples, touched, strict=True) if each.num_feedback]  # fmt: skip
+        self.clock_ms = max([self.clock_ms, *(each.newest_record_ms for each in examples)])
+        due += self._over()
+        self._cover()
+        known = [each for entry in due if (each := _known(entry, histories.users[entry.user])).places]
+        return known + [each for each in late if each.places]
+
+    def resume(self, learned_ms: int) -> None:
+        """Continue where records up to this time are learned."""
+        self.learned_ms, self.clock_ms = learned_ms, learned_ms + self._window_ms
+
+    def restore(self, example: Example) -> None:
+        """Take an example that a step took before the checkpoint."""
+        for _ in self._take(example):
+            pass  # is learned
+        self._cover()
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
+        self._waits.pop(user, None)
+
+    def _take(self, example: Example) -> Iterator[_Entry]:
+        """Let the example's new interactions wait; those that do not, and those that have waited too long."""
+        record_ms, first = example.newest_record_ms, example.first_new_index
+        self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
+        if not example.num_new:
+            return
+        places = self._waits.setdefault(example.user, {})
+        for place in range(first, first + example.num_new):
+            entry = _Entry(record_ms, example.partition, example.number, place, example.user)
+            if record_ms <= self.learned_ms:
+                yield entry
+            else:
+                places[place] = entry
+                heappush(self._queue, entry)
+        while places and (oldest := next(iter(places))) < first + example.num_new - self._max_context:
+            yield places.pop(oldest)
+        if not places:
+            del self._waits[example.user]
+
+    def _over(self) -> Iterator[_Entry]:
+        """The entries whose window is over."""
+        queue, until_ms, num = self._queue, self.clock_ms - self._window_ms, 0
+        while (
+            queue and queue[0].record_ms <= until_ms and (num < MOST_AT_ONCE or queue[0].record_ms <= self.learned_ms)
+        ):
+            entry = heappop(queue)
+            self.learned_ms = entry.record_ms
+            places = self._waits.get(entry.user, {})
+            if places.get(entry.place) is entry:  # and not learned or forgotten meanwhile
+                del places[entry.place]
+                if not places:
+                    del self._waits[entry.user]
+                num += 1
+                yield entry
+        if not queue or queue[0].record_ms > until_ms:
+            self.learned_ms = max(self.learned_ms, until_ms)
+
+    def _cover(self) -> None:
+        for partition, offsets in self._offsets.items():
+            while offsets and offsets[0][0] <= self.learned_ms:
+                self.covered_offset[partition] = offsets.popleft()[1]
+
+
+def _known(entry: _Entry, history: History) -> Taught:
+    """An interaction with all kinds that it has by now; nothing if examples were lost and with them its place."""
+    _, rows = history.window(entry.place, entry.place + 1)
+    num = len(rows)
+    return Taught(
+        entry.user,
+        history,
+        seed_of(entry.partition, entry.number),
+        [entry.place] * num,
+        rows["bits"].tolist(),
+        [True] * num,
+    )
+
+
+def _late(example: Example, history: History, waits: dict[int, _Entry]) -> Taught:
+    """Kinds that come to interactions which are learned already."""
+    places = (example.first_index + example.feedback_index).tolist()
+    pieces = [
+        (place, bits) for place, bits in zip(places, example.feedback_bits.tolist(), strict=True) if place not in waits
+    ]
+    return Taught(
+        example.user, history, seed_of(example.partition, example.number), [place for place, _ in pieces],
+        [bits for _, bits in pieces], [False] * len(pieces),
+    )  # fmt: skip
