@@ -62,7 +62,7 @@ test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, 
 test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: under two minutes
 	$(BIN)/python -m pytest -m "not slow and not kafka" $(WORKERS) $(PYTEST_ARGS)
 
-# What the packages of a GPU machine warn of is no reason to lose the run. Compiling takes most of it: so side by side.
+# Warnings from a GPU machine's packages must not fail the run. Compiling takes most of the time, so tests run in parallel.
 test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)

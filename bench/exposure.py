@@ -31,8 +31,8 @@ WEIGHTS = (1.0, 3.0, 10.0, 30.0)
 def choices(num: int = NUM_CHOICES, seed: int = 0) -> Iterator[Action]:
     """The stream; ``free`` is for the report alone."""
     rng = np.random.default_rng(seed)
-    taste, kind = rng.normal(size=(NUM_USERS, WIDTH)), rng.normal(size=(NUM_ITEMS, WIDTH))
-    liking = 0.6 * taste @ kind.T + rng.normal(0, 0.7, NUM_ITEMS)
+    preference, kind = rng.normal(size=(NUM_USERS, WIDTH)), rng.normal(size=(NUM_ITEMS, WIDTH))
+    liking = 0.6 * preference @ kind.T + rng.normal(0, 0.7, NUM_ITEMS)
     promoted = rng.normal(size=NUM_ITEMS)
     looked = 1.0 / np.arange(1, LISTED + 1)
     done, tick = 0, 0

@@ -31,7 +31,11 @@ from trainer.ranks import Ranks, join
 from trainer.replica import Replica
 from trainer.step import Learner
 
-KINDS = {"live steps": (32, 3_000, 0), "full steps": (64, 3_000, 64), "large steps": (512, 100_000, 0)}
+DIVIDED = "large steps, tables divided"
+KINDS = {
+    "live steps": (32, 3_000, 0), "full steps": (64, 3_000, 64), "large steps": (512, 100_000, 0),
+    DIVIDED: (512, 100_000, 0),
+}  # fmt: skip
 """Users per step, items, and how many earlier interactions get gradients (0: the default)."""
 CONTENDERS = {
     "one process, 2 threads": (1, 2, 1), "one process, 2 threads, 2 shards": (1, 2, 2),
@@ -42,10 +46,10 @@ EFFICIENCY, OVERHEAD = 0.9, 1.2
 
 
 def learn(
-    users: int, num_items: int, context: int, num_steps: int, shards: int, ranks: Ranks | None
+    users: int, num_items: int, context: int, num_steps: int, shards: int, ranks: Ranks | None, *, divided: bool
 ) -> dict[str, float]:
     """Run a learner's steps; returns their median time, and the bytes that they sent."""
-    config = TrainerConfig(device="cpu", shards=shards)
+    config = TrainerConfig(device="cpu", shards=shards, whole_table_bytes=0 if divided else 1 << 40)
     if context:
         config = replace(config, max_train_context=context, context_gradient=True)
     learner, traffic = Learner(MODEL, config, ranks=ranks), Traffic(num_items, users)
@@ -80,7 +84,13 @@ def compute(num_threads: int, shards: int, num_steps: int) -> None:
         ranks.close()
         return
     found = {
-        name: learn(*kind, num_steps if name == "live steps" else max(10, num_steps // 5), shards, ranks)
+        name: learn(
+            *kind,
+            num_steps if name == "live steps" else max(10, num_steps // 5),
+            shards,
+            ranks,
+            divided=name == DIVIDED,
+        )
         for name, kind in KINDS.items()
     }
     print(json.dumps(found), flush=True)

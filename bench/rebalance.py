@@ -1,10 +1,10 @@
-"""`python -m bench rebalance [--quick]`: what it costs actions that four workers divide partitions anew.
+"""`python -m bench rebalance [--quick]`: how long actions wait when workers start, end or are killed (rebalances).
 
-Four workers of eight partitions take 1,000 actions a second of 1,000 users on a local broker. One ends in order, and is
-started again, with its disk and with an empty one; one is killed, and started again; one that has a name
-(`stream.component`) is restarted at once, and then ends for longer than its place is kept for it. Of every example the
-broker knows when the newest of its actions arrived, and when it arrived itself: the difference is what an action had to
-wait.
+Four workers with eight partitions process 1,000 actions per second of 1,000 users on a local broker. One is stopped in
+an orderly way and started again; one is killed and started again with an empty disk; one that has a name
+(`stream.component`) is restarted at once, and then stopped for longer than its place is kept. For every example the
+broker knows when the newest of its actions arrived and when the example itself arrived: the difference is how long the
+action waited.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ class Workers:
         prefix = f"bench{uuid.uuid4().hex[:8]}"
         self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=NUM_PARTITIONS)
         self.topic = Topics.under(prefix).sequences
+        self.workers: list[Child] = []
+
+    def start(self) -> None:
+        """Create the topics and start the workers."""
         self.workers = [self._start(number) for number in range(NUM_WORKERS)]
 
     def _start(self, number: int) -> Child:
         path = self._folder / f"worker-{number}.toml"
         sections: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": self.kafka.bootstrap, "prefix": self.kafka.prefix, "partitions": NUM_PARTITIONS},
-            "action": {"kinds": list(KINDS), "features": ["taste"]},
+            "action": {"kinds": list(KINDS), "features": ["genre"]},
             "store": {"path": str(self.disk(number))},
             "stream": {"metrics_port": 0, **({"component": f"worker-{number}"} if number == NAMED else {})},
         }
@@ -65,13 +69,13 @@ class Workers:
         return self._folder / f"disk-{number}"
 
     def send(self) -> None:
-        """Begin the live traffic."""
+        """Start the live traffic."""
         options = ("--rate", str(RATE))
         config = str(self._folder / "worker-0.toml")
         self._group.start("traffic", "-m", "stream", "simulate", "--config", config, *options)
 
     def num_examples(self) -> int:
-        """How many records the sequences topic has."""
+        """The number of records in the sequences topic."""
         consumer = make_consumer(self.kafka)
         try:
             return sum(ends(consumer, [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]).values())
@@ -79,7 +83,7 @@ class Workers:
             consumer.close()
 
     def waits(self) -> np.ndarray:
-        """(n, 2) ms: of each example with an action, when it arrived, and how long after the action."""
+        """(n, 2) in ms: for each example with an action, when it arrived, and how long after the action."""
         consumer, reader, found = make_consumer(self.kafka), ExampleReader(self.topic), list[tuple[int, int]]()
         parts = [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]
         stops = ends(consumer, parts)
@@ -104,6 +108,7 @@ def run(quick: bool = False) -> list[Row]:
         try:
             with ProcessGroup(folder, {"OMP_NUM_THREADS": "1"}) as group:
                 made = Workers(folder, broker, group)
+                made.start()
                 made.send()
                 group.wait_until(lambda: made.num_examples() > 5 * RATE, START_S, "the first examples", every_s=1.0)
 
@@ -123,12 +128,12 @@ def run(quick: bool = False) -> list[Row]:
                     named.start()
 
                 phase("nothing happens")
-                phase("a worker ends in order", last.stop)
+                phase("a worker is stopped", last.stop)
                 phase("it is started again", last.start)
                 phase("it is killed", last.kill)
                 phase("it is started again with an empty disk", start_anew)
                 phase("one with a name is restarted", restart)
-                phase("it ends in order", named.stop)
+                phase("it is stopped", named.stop)
                 waits = made.waits()
         finally:
             broker.stop()
@@ -139,6 +144,6 @@ def run(quick: bool = False) -> list[Row]:
 def _of(what: str, waits: np.ndarray, start_ms: int, stop_ms: int) -> Row:
     sent_ms = waits[:, 0] - waits[:, 1]
     own = waits[(sent_ms >= start_ms) & (sent_ms < stop_ms), 1]
-    late = f"{100 * np.mean(own > LATE_MS):.1f}% of the actions wait longer than a second" if len(own) else "none"
+    late = f"{100 * np.mean(own > LATE_MS):.1f}% of the actions waited longer than a second" if len(own) else "none"
     note = f"median {np.median(own) / 1000:.3f} s, p99 {np.percentile(own, 99) / 1000:.2f} s; {late}"
     return row(f"{what}: the longest wait of an action", own.max() / 1000, "s", note=note)

@@ -1,8 +1,8 @@
-"""`python -m bench recovery [--quick]`: what a kill costs two ranks with a million items (100,000 with ``--quick``).
+"""`python -m bench recovery [--quick]`: how long two ranks take to recover with a million items (100,000: ``--quick``).
 
-After a kill torchrun starts all ranks again. So two processes are started as torchrun does, with a checkpoint of that
-many items: they import, rank 0 reads the checkpoint and gives the other one its share of the rows, and they make a live
-step. torchrun's own time, about a second, comes on top, and the recorded steps after the checkpoint.
+After a kill torchrun starts all ranks again. So two processes are started as torchrun does it, with a checkpoint of
+that many items: they import, rank 0 reads the checkpoint and sends the other one its share of the rows, and they
+compute a live step. torchrun's own time (about a second) and the recorded steps after the checkpoint come on top.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from trainer.snapshot import restore_learner
 from trainer.step import Learner
 
 SIZE, RECOVERED_S = 2, 15.0
-TRAINER = replace(CONFIG, shards=SIZE)
+TRAINER = replace(CONFIG, shards=SIZE, whole_table_bytes=0)
 
 
 def keep(folder: Path, num_items: int) -> None:
-    """Write a checkpoint of a trainer with so many items."""
+    """Write the checkpoint of a trainer with this many items."""
     traffic = Traffic(num_items)
     trainer = Trainer(MODEL, TRAINER, lambda _: traffic, checkpoint_dir=folder)
     trainer.start()
@@ -47,7 +47,7 @@ def keep(folder: Path, num_items: int) -> None:
 
 
 def recover(folder: Path, num_items: int) -> None:
-    """One rank, from its start to its first step; prints what it took."""
+    """Run one rank from its start to its third step; rank 0 prints the times."""
     began_s = time.perf_counter()
     torch.set_num_threads(1)
     ranks = join(60.0)
@@ -74,7 +74,7 @@ def recover(folder: Path, num_items: int) -> None:
 
 
 def start(folder: Path, num_items: int) -> tuple[float, dict[str, Any]]:
-    """Seconds from the start of the processes to the end of the third step, and what rank 0 said."""
+    """Seconds from the start of the processes to the end of the third step, and the times that rank 0 printed."""
     where = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     began_ns = time.time_ns()
     processes = [

@@ -55,8 +55,7 @@ class EmbeddingTable:
         self.num_dropped = 0
         """Keys that lost their rows since this process began."""
         self.renewed: list[tuple[Int64, Tensor | None]] | None = None
-        """Rows that a key has got, with their weights, or lost (None), since whoever copies the table last looked; None
-        if nobody does."""
+        """Rows that got a key, with their weights, or lost it (None), since the last copy; None if nobody copies."""
         self.owners: Owners | None = None
         """Where to ask for rows that this process does not hold; None if it holds all."""
         self._blocked: set[int] = set()

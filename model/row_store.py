@@ -1,4 +1,4 @@
-"""The weights of a table's rows with their row-wise Adagrad state: of all rows, or of one process's share of them."""
+"""The weights of a table's rows with their row-wise Adagrad state: all rows, or one process's share of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RowStore:
         self.weight, self.state = (torch.from_numpy(self._memory[name].array) for name in ("weight", "state"))
 
     def grow(self, num_rows: int) -> None:
-        """Make room for this share of ``num_rows`` rows. On a GPU, where memory cannot grow, this copies."""
+        """Grow to this share of ``num_rows`` rows. On a GPU, where memory cannot grow in place, this copies."""
         num = -(-num_rows // self.share.size)
         if num <= len(self.state):
             return
@@ -51,7 +51,7 @@ class RowStore:
             new[: len(old)] = old
 
     def hold(self, share: Share, weight_UD: Float32, state_U: Float32) -> None:
-        """Hold another share of the rows: these."""
+        """Hold another share of the rows, with these weights and states."""
         assert self.weight.device.type == "cpu", "a table on a GPU is not divided"
         self.share = share
         self._reserve()
@@ -77,7 +77,7 @@ class RowStore:
         return self.weight.index_select(0, where).cpu().numpy(), self.state.index_select(0, where).cpu().numpy()
 
     def gather(self, place_U: Int64) -> Tensor:
-        """(U, D) a copy of the weights at these places, where they are."""
+        """(U, D) a copy of the weights at these places, on their device."""
         return self.weight.index_select(0, self._where(place_U))
 
     def learn(self, place_U: Int64, grad_UD: Tensor, lr: float) -> None:
@@ -86,7 +86,7 @@ class RowStore:
         rowwise_adagrad_(self.weight, self.state, where, grad_UD, lr=lr, distinct=True, backend=self._backend)
 
     def is_finite(self, num_rows: int) -> bool:
-        """Whether this share of the first ``num_rows`` rows is finite: by sums, which any NaN or infinity spoils."""
+        """Whether this share of the first ``num_rows`` rows is finite, judging by sums, in which any NaN shows."""
         num = len(range(self.share.rank, num_rows, self.share.size))
         return all(math.isfinite(float(column[:num].sum())) for column in (self.weight, self.state))
 

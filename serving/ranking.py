@@ -34,11 +34,11 @@ class Ranker:
         """The candidates' probabilities. ``columns``: the history; ``past``: the keys and values of all its tokens."""
         assert request.candidates is not None
         candidates, network, step = request.candidates, version.network, self._candidates_per_pass
-        told, outputs = columns.told, [
+        outputs = [
             self._outputs(version, request, columns, past, candidates[at : at + step])
             for at in range(0, len(candidates), step)
-        ]  # fmt: skip
-        y_CM = torch.cat(outputs)
+        ]
+        y_CM, told = torch.cat(outputs), columns.told
         probabilities = self._odds(version, request, told, self._logits(version, told, candidates, y_CM))
         known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self._histories.is_removed(candidates)
         assert probabilities.shape == (len(candidates), len(network.config.kinds))

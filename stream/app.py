@@ -21,6 +21,10 @@ from wire.config import KafkaConfig
 from wire.kafka.options import ISOLATION, async_options
 from wire.topics import Topics
 
+METADATA_MS = 10_000
+"""How often Faust's consumer asks for the topic's partitions. A broker that has just started may not know them when the
+group's leader divides them; nobody would have any until the leader asks again, by default after five minutes."""
+
 
 class Record(NamedTuple):
     """A record of the actions topic as the store takes it."""
@@ -61,6 +65,7 @@ def consumer_options(kafka: KafkaConfig, stream: StreamConfig) -> dict[str, Any]
         "max_partition_fetch_bytes": 4 << 20,
         "fetch_max_wait_ms": 500,
         "max_poll_interval_ms": 1_000_000,
+        "metadata_max_age_ms": METADATA_MS,
         "session_timeout_ms": round(stream.session_timeout_s * 1000),
         "heartbeat_interval_ms": round(stream.heartbeat_s * 1000),
         "rebalance_timeout_ms": round(stream.rebalance_timeout_s * 1000),

@@ -114,11 +114,16 @@ class _Pieces:
     place_P: Int64
     bits_P: Bits
     is_new_P: Bools
+    seen: list[tuple[int, int, int, Bits]]
+    """Of some pieces: user, place, and the kinds of the interactions from another place on, as known then."""
 
 
 class Taught(NamedTuple):
     """Pieces of one user: their places in the user's lifetime, their kinds, and whether each interaction is new.
-    ``seed`` is derived from the example that they come from."""
+
+    ``seed`` is derived from the example that they come from. ``seen``: a place, and the kinds of the interactions from
+    there on as they were known when the only piece's interaction was new; None: they count as they are known now.
+    """
 
     user: str
     history: History
@@ -126,6 +131,7 @@ class Taught(NamedTuple):
     places: list[int]
     bits: list[int]
     is_new: list[bool]
+    seen: tuple[int, Bits] | None = None
 
 
 Choose = Callable[[Sequence[Example], Sequence[History], Histories], list[Taught]]
@@ -173,6 +179,7 @@ def _pieces(taught: Sequence[Taught]) -> _Pieces:
     number_of: dict[str, int] = {}
     users, seeds, keys = list[History](), list[int](), list[int]()
     owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
+    seen = list[tuple[int, int, int, Bits]]()
     for each in taught:
         number = number_of.setdefault(each.user, len(users))
         if number == len(users):
@@ -184,6 +191,8 @@ def _pieces(taught: Sequence[Taught]) -> _Pieces:
         places += each.places
         bits += each.bits
         is_new += each.is_new
+        if each.seen is not None:
+            seen.append((number, each.places[0], *each.seen))
     return _Pieces(
         users,
         seeds,
@@ -192,6 +201,7 @@ def _pieces(taught: Sequence[Taught]) -> _Pieces:
         np.array(places, np.int64),
         np.array(bits, np.uint32),
         np.array(is_new, np.bool_),
+        seen,
     )
 
 
@@ -216,8 +226,10 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
     rows_n = _joined([rows for _, rows in windows])
     length_B = np.array([len(rows) for _, rows in windows], np.int64)
     starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
-    target_R = starts_B1[owner_R] + place_R - np.array([first for first, _ in windows], np.int64)[owner_R]
-    bits_n, time_ms_n = np.ascontiguousarray(rows_n["bits"]), np.ascontiguousarray(rows_n["time"])
+    first_B = np.array([first for first, _ in windows], np.int64)
+    target_R = starts_B1[owner_R] + place_R - first_B[owner_R]
+    bits_n, time_ms_n = np.array(rows_n["bits"]), np.ascontiguousarray(rows_n["time"])
+    _put_seen(bits_n, pieces.seen, starts_B1[:-1], first_B)
     previous_bits_R = bits_n[target_R] & ~learned_R
     batch = JaggedBatch(
         starts_B1=starts_B1,
@@ -246,6 +258,18 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
     present_n = batch.item_n != 0
     # Examples that were lost before they were read (`trainer.on_gap`) leave rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
+
+
+def _put_seen(bits_n: Bits, seen: list[tuple[int, int, int, Bits]], start_B: Int64, first_B: Int64) -> None:
+    """Before each of these pieces, put the kinds that were known when it was new; of what several have before them, the
+    first one's."""
+    done: dict[int, int] = {}
+    for owner, place, first, bits in sorted(seen, key=lambda each: each[:2]):
+        begin = max(first, int(first_B[owner]), done.get(owner, 0))
+        if begin < place:
+            at = int(start_B[owner] - first_B[owner])
+            bits_n[at + begin : at + place] = bits[begin - first : place - first]
+        done[owner] = place
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -31,6 +31,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "num_threads": Number(0, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
+    "whole_table_bytes": Number(0, whole=True, advice="0 divides tables as soon as steps read few of their rows"),
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
@@ -109,8 +110,10 @@ class TrainerConfig:
     launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
     with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
     added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long a rank waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up
-    to that many events are predicted from one state, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
+    ``rank_timeout_s``: how long a rank waits for another. ``whole_table_bytes``: up to this size each rank has the
+    whole item table, beyond it the ranks divide all tables (`trainer.sharding`). ``memory_group``: from 2 on, the
+    memory is on the GPU, and up to that many events are predicted from one state, fewer at first
+    (`kernels.memory.reference.memory_learn_grouped`).
     ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
     how much of the training thread's time it takes, and how large it may be (`trainer.frozen_rival`).
     """
@@ -127,6 +130,7 @@ class TrainerConfig:
     # Several processes (torchrun)
     shards: int = 1
     rank_timeout_s: float = 60.0
+    whole_table_bytes: int = 1 << 30
     # One step
     max_step_tokens: int = 8192
     max_step_targets: int = 64
@@ -286,6 +290,7 @@ _NOT_LEARNING = frozenset(
         "graph_gradients",
         "num_threads",
         "rank_timeout_s",
+        "whole_table_bytes",
         "metric_share",
         "metric_window",
         "frozen_every_s",

@@ -1,8 +1,8 @@
-"""A step on tables whose rows are divided among the ranks (`model.share`), and what rank 0 asks of the owners.
+"""A step on tables whose rows are divided among the ranks (`model.share`), and rank 0's queries to the owners.
 
-Each rank gets the rows that its shards read from their owners, and returns what it has added up of their gradients;
-each owner adds up what the ranks return for a row. Both are one all-to-all, in which a rank sends each row that another
-one reads once. Owners add up as a tree over ranks, as `trainer.ranks` does.
+Each rank gets the rows that its shards read from their owners, and returns its sums of their gradients; each owner adds
+up what the ranks return for a row. Each direction is one all-to-all, in which a rank sends a row once to each rank that
+reads it. Owners add up in a tree over ranks, as `trainer.ranks` does.
 """
 
 from __future__ import annotations
@@ -84,27 +84,27 @@ def wanted_of(reads: Sequence[Int64], share: Share) -> list[Int64]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ask:
-    """What rank 0 asks the owners of a table: a method of `model.share.Owners` with its arguments, by places."""
+class Query:
+    """Rank 0's query to the owners of a table: a method of `model.share.Owners` with its arguments, by places."""
 
     table: str
     what: str
     given: tuple[Any, ...]
 
 
-def told(tables: Tables, ask: Ask) -> Any:
-    """What this owner answers."""
-    store = tables[ask.table].store
+def answer(tables: Tables, query: Query) -> Any:
+    """This owner's answer."""
+    store = tables[query.table].store
     weight_VD = store.weight.numpy()
-    if ask.what == "read":
-        return store.read(*ask.given)
-    if ask.what == "logits":
-        query_AD, num, unit_width = ask.given
+    if query.what == "read":
+        return store.read(*query.given)
+    if query.what == "logits":
+        query_AD, num, unit_width = query.given
         return memory_logits(query_AD, weight_VD, num, unit_width)
-    if ask.what == "logits_of":
-        query_AD, place, begin_A1, unit_width = ask.given
+    if query.what == "logits_of":
+        query_AD, place, begin_A1, unit_width = query.given
         return memory_logits_of(query_AD, weight_VD, place, begin_A1, unit_width)
-    return store.is_finite(*ask.given)
+    return store.is_finite(*query.given)
 
 
 class DividedRows:
@@ -154,8 +154,8 @@ class DividedRows:
         return all(self._asked("is_finite", [(self._tables[self._name].num_rows,)] * self._ranks.size))
 
     def _asked(self, what: str, given: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What the owners answer, rank 0 first."""
+        """The owners' answers, rank 0's first."""
         self._before()
-        asks = [Ask(self._name, what, each) for each in given]
-        self._ranks.give(asks[1:])
-        return [told(self._tables, asks[0]), *self._ranks.answers()]
+        queries = [Query(self._name, what, each) for each in given]
+        self._ranks.give(queries[1:])
+        return [answer(self._tables, queries[0]), *self._ranks.answers()]

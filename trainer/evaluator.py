@@ -92,8 +92,8 @@ class Evaluator:
         metrics: PrequentialMetrics,
     ) -> None:
         self._config, self._popularity, self._metrics = config, popularity, metrics
-        self.meet: Callable[[JaggedBatch, Int64], None] | None = None
-        """Is told of each batch, before it is learned, and of the ranks of its choices (-1: not ranked)."""
+        self.on_ranked: Callable[[JaggedBatch, Int64], None] | None = None
+        """Called with each batch, before it is learned, and the ranks of its choices (-1: not ranked)."""
 
     def count(
         self,
@@ -114,8 +114,8 @@ class Evaluator:
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
         ranked_S = self._ranked(len(wanted), step) & (choices.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
-        if self.meet is not None:
-            self.meet(batch, np.where(ranked_S, choices.rank_R, -1))
+        if self.on_ranked is not None:
+            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1))
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
         popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)

@@ -1,5 +1,5 @@
-"""A learner frozen at some moment: it predicts what follows without learning it, like a server that gets no newer
-version. Users' histories are up to date."""
+"""A learner frozen at some moment: it predicts what follows without learning from it, like a server that gets no newer
+version. Users' histories stay up to date."""
 
 from __future__ import annotations
 

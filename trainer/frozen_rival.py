@@ -1,9 +1,9 @@
-"""What fresh weights are worth on live traffic: the learner beside a copy that was frozen some time ago.
+"""The value of fresh weights on live traffic: the learner is compared with a copy that was frozen some time ago.
 
 The copy is the newest checkpoint, read by a thread of its own, so no step waits for it. It is renewed every
 ``trainer.frozen_every_s``, and predicts choices that the learner has just predicted, before either learns from them
-(the learner's histories, which are always up to date, serve both). Predicting takes at most ``trainer.frozen_share`` of
-the training thread's time; choices beyond that are left out. Nothing here touches the learner.
+(both use the learner's histories, which are always up to date). Predicting takes at most ``trainer.frozen_share`` of
+the training thread's time; choices beyond that are left out. Nothing here changes the learner.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from trainer.step import Learner
 Int64 = NDArray[np.int64]
 log = structlog.get_logger("trainer")
 FEWEST_RANKED = 200
-"""Fewer choices say nothing, unless the whole window is smaller."""
+"""With fewer choices nothing is reported, unless the whole window is smaller."""
 MOST_SCORES = 1 << 21
-"""Of one step: more of its choices than fit are left out."""
+"""The most scores computed in one step; choices beyond that are left out."""
 NO_NAMES = np.frombuffer(b"[]", np.uint8)
 RIVALS = ("fresh", "frozen")
 
 
 @dataclass(slots=True)
 class Allowance:
-    """A share of the passing time, which may be spent as soon as there is any, and saved up to a limit."""
+    """A budget of time that grows by a share of the time that passes, up to a limit."""
 
     share: float
     most_s: float = 0.05
@@ -53,7 +53,7 @@ class Allowance:
 
 
 class FrozenRival:
-    """For the training thread: `renew` between steps, `meet` within them."""
+    """For the training thread: `renew` between steps, `compare` within them."""
 
     def __init__(self, config: TrainerConfig, folder: CheckpointFolder) -> None:
         self._config, self._folder = config, folder
@@ -64,7 +64,7 @@ class FrozenRival:
         self._allowance = Allowance(config.frozen_share)
         self._due_s = 0.0
         self._from_step = 0
-        """Of the first checkpoint that may have learned enough to be worth a comparison."""
+        """The step of the first checkpoint that may have learned enough for a comparison."""
 
     @property
     def step(self) -> int | None:
@@ -72,7 +72,7 @@ class FrozenRival:
         return self._copy.num_steps if self._copy is not None else None
 
     def renew(self, learner: Learner) -> None:
-        """Take the copy that has been read, or have one read if it is time."""
+        """Take over the copy that has been read, or start reading one if it is due."""
         now_s = time.monotonic()
         if self._coming is not None:
             if self._coming.done():
@@ -95,7 +95,7 @@ class FrozenRival:
         self._coming = None
         try:
             copy = coming.result()
-        except Exception:  # as in `meet`
+        except Exception:  # as in `compare`
             log.exception("no frozen copy to compare with; trying again when the next one is due")
             return
         if copy is not None and copy.num_interactions < self._config.metric_window:
@@ -104,7 +104,7 @@ class FrozenRival:
             self._copy, self._ranks = copy, Ring(self._config.metric_window, len(RIVALS))
             log.info("comparing with a frozen copy", step=copy.num_steps, num_interactions=copy.num_interactions)
 
-    def meet(self, batch: JaggedBatch, rank_S: Int64) -> None:
+    def compare(self, batch: JaggedBatch, rank_S: Int64) -> None:
         """Let the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others."""
         if self._copy is None or not self._allowance.has_any(began_s := time.perf_counter()):
             return
@@ -114,7 +114,7 @@ class FrozenRival:
         try:
             frozen_C = self._copy.rank_choices(batch, choice_C)
         except Exception:
-            # Whatever it is, it is no reason to stop learning.
+            # Whatever the error is, learning must go on.
             log.exception("the frozen copy failed; no comparison until the next one")
             self._copy = None
             return
@@ -122,7 +122,7 @@ class FrozenRival:
         self._allowance.left_s -= time.perf_counter() - began_s
 
     def report(self) -> dict[str, Any] | None:
-        """Both on the same choices, and what the copy had learned; None until enough was compared."""
+        """The metrics of both on the same choices, and what the copy had learned; None before enough was compared."""
         copy = self._copy
         if copy is None or self._ranks.filled < min(FEWEST_RANKED, self._config.metric_window):
             return None
@@ -138,7 +138,7 @@ class FrozenRival:
 
 
 def _read(folder: CheckpointFolder, learner: Learner) -> Frozen | None:
-    """The newest checkpoint's learner. Without items' names, which nobody asks it for."""
+    """The newest checkpoint's learner, without the items' names, which are not needed."""
     checkpoint = folder.load()
     if checkpoint is None:
         return None

@@ -67,7 +67,10 @@ class TrainedHistories(Histories):
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
         self.unsaved[example.user] = None
-        return self._counted(example)
+        history = self._counted(example)
+        if self.waiting is not None:
+            self.waiting.take(example, history)
+        return history
 
     def _counted(self, example: Example) -> History:
         known = self.users.get(example.user)
@@ -140,9 +143,10 @@ class TrainedHistories(Histories):
         else:  # a new line of training, which starts after examples that another line has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
-        self.settle(self._counted(example))
+        history = self._counted(example)
         if self.waiting is not None:
-            self.waiting.restore(example)
+            self.waiting.restore(example, history)
+        self.settle(history)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Which users the trainer knows, for a checkpoint; what they did comes from the source."""

@@ -88,7 +88,7 @@ class Trainer:
 
     def _new_learner(self) -> Learner:
         learner = Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
-        learner.evaluator.meet = self.frozen.meet if self.frozen is not None else None
+        learner.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
         return learner
 
     @property

@@ -26,7 +26,7 @@ from model.hstu import HSTU
 from model.share import WHOLE, Share
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.division import Ask, Exchange, told
+from trainer.division import Exchange, Query, answer
 from trainer.optim import AdamW, lr_scale
 from trainer.shard_pass import Network, ShardPass, apply
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, TreeSum
@@ -178,8 +178,8 @@ class Replica:
                     self._become(message)
                 case Work():
                     self._work(message)
-                case Ask():
-                    self._ranks.answer(told(self._tables, message))
+                case Query():
+                    self._ranks.answer(answer(self._tables, message))
                 case Learn():
                     assert self._due is not None, "there is a step to learn"
                     self._due()

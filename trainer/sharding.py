@@ -1,7 +1,8 @@
 """How a learner computes a step in shards: some by itself, the others by the ranks that it trains with.
 
-The ranks hold copies of all tables as long as a step may read all of their rows (the whole catalogue competes, or the
-memory compares every choice with it); beyond that they divide the rows (`model.share`).
+The ranks hold copies of all tables as long as these are small (`TrainerConfig.whole_table_bytes`), or a step may read
+all of their rows (the whole catalogue competes, or the memory compares every choice with it); otherwise they divide the
+rows (`model.share`). Which of the two changes no bit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Sharding:
     """Steps of ``network`` in `TrainerConfig.shards`, of which each rank computes as many.
 
     The other ranks get the network, or their shares of the rows, with the first step, and when that changes.
-    ``divide_above``: how many rows the item table has where ranks begin to divide the tables.
+    ``divide_above``: up to so many items, tables are never divided.
     """
 
     def __init__(self, network: Network, frequency: FrequencyEstimator, ranks: Ranks | None, divide_above: int) -> None:
@@ -171,8 +172,10 @@ class Sharding:
     # Who holds what
 
     def _divides(self, step: ShardedStep) -> bool:
-        is_large = self._network.tables[ITEMS].num_rows > self._divide_above
-        return is_large and not step.exact and self._network.device.type == "cpu"
+        items, network = self._network.tables[ITEMS], self._network
+        is_large = 4 * items.width * items.num_rows > network.config.whole_table_bytes
+        reads_few = items.num_rows > self._divide_above and not step.exact
+        return is_large and reads_few and network.device.type == "cpu"
 
     @staticmethod
     def _shares(ranks: Ranks) -> list[Share]:

@@ -1,12 +1,15 @@
-"""Interactions that are learned once, when their window is over, with all kinds that have come by then.
+"""Interactions that are learned once, when their window is over, with all kinds that have arrived by then.
 
-With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but teaches the interactions
+With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but learns the interactions
 whose window has passed. A later kind is a piece of its own only if its interaction was learned before.
 
-The clock is the broker's: the newest record time of the examples that steps have taken. Of two times, everything
-follows: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
-teaches is a function of the steps, and who resumes finds what waits by reading the topic again, as it must for the
-histories. While no examples come, the clock stands still.
+An interaction is learned with the context of then: of those before it, the kinds that were known when it was new. A
+server that is asked about a new one knows no more: what is learned from complete pasts does not apply to it.
+
+The clock is the broker's: the newest record time of the examples that steps have taken. Two times determine
+everything: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
+learns depends on the steps alone, and a trainer that resumes finds what waits by reading the topic again, as it must
+for the histories. While no examples arrive, the clock stands still.
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.batch import Taught, seed_of
 from wire.example import Example
 from wire.history import Histories, History
 
+NUM_SEEN = 64
+"""Of how many interactions before a new one the kinds are remembered; those of earlier ones hardly change any more."""
 MOST_AT_ONCE = 256
-"""How many interactions whose window is over a step teaches, or those of one millisecond if they are more: after a
-silence, all that waited are due."""
+"""The most interactions whose window is over that one step learns (more only if they share a millisecond): after a
+silence, all that have waited are due at once."""
 
 
 class _Entry(NamedTuple):
@@ -33,10 +41,13 @@ class _Entry(NamedTuple):
     number: int
     place: int
     user: str
+    seen: tuple[int, NDArray[np.uint32]]
+    """See `trainer.batch.Taught`."""
 
 
 class Waiting:
-    """What waits. ``max_context``: a user's interaction is learned at the latest when so many have followed it."""
+    """The interactions that wait. ``max_context``: an interaction is learned at the latest when that many of the user's
+    have followed it."""
 
     def __init__(self, window_ms: int, max_context: int) -> None:
         self._window_ms, self._max_context = window_ms, max_context
@@ -49,6 +60,8 @@ class Waiting:
         self._queue: list[_Entry] = []
         self._waits: dict[str, dict[int, _Entry]] = {}
         """User → place → the entry."""
+        self._due: list[_Entry] = []
+        """What the step that is being formed learns at once."""
         self._offsets: dict[int, deque[tuple[int, int]]] = {}
         """Partition → record time of each example and what it covers, in their order."""
 
@@ -56,12 +69,11 @@ class Waiting:
         return sum(len(places) for places in self._waits.values())
 
     def choose(self, examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
-        """What a step teaches (`trainer.batch.Choose`)."""
-        due = [entry for example in examples for entry in self._take(example)]
+        """What a step teaches (`trainer.batch.Choose`), once all of its examples were taken."""
         late = [_late(each, history, self._waits.get(each.user, {}))
                 for each, history in zip(examples, touched, strict=True) if each.num_feedback]  # fmt: skip
         self.clock_ms = max([self.clock_ms, *(each.newest_record_ms for each in examples)])
-        due += self._over()
+        due, self._due = [*self._due, *self._over()], []
         self._cover()
         known = [each for entry in due if (each := _known(entry, histories.users[entry.user])).places]
         return known + [each for each in late if each.places]
@@ -70,32 +82,34 @@ class Waiting:
         """Continue where records up to this time are learned."""
         self.learned_ms, self.clock_ms = learned_ms, learned_ms + self._window_ms
 
-    def restore(self, example: Example) -> None:
+    def restore(self, example: Example, history: History) -> None:
         """Take an example that a step took before the checkpoint."""
-        for _ in self._take(example):
-            pass  # is learned
+        self.take(example, history)
+        self._due.clear()  # is learned
         self._cover()
 
     def drop(self, user: str) -> None:
         """Forget a user."""
         self._waits.pop(user, None)
 
-    def _take(self, example: Example) -> Iterator[_Entry]:
-        """Let the example's new interactions wait; those that do not, and those that have waited too long."""
+    def take(self, example: Example, history: History) -> None:
+        """Let the new interactions of an example wait, which has just been folded into the user's history."""
         record_ms, first = example.newest_record_ms, example.first_new_index
         self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
         if not example.num_new:
             return
         places = self._waits.setdefault(example.user, {})
+        begin, rows = history.window(first - NUM_SEEN, first + example.num_new)
+        seen = begin, np.array(rows["bits"])
         for place in range(first, first + example.num_new):
-            entry = _Entry(record_ms, example.partition, example.number, place, example.user)
+            entry = _Entry(record_ms, example.partition, example.number, place, example.user, seen)
             if record_ms <= self.learned_ms:
-                yield entry
+                self._due.append(entry)
             else:
                 places[place] = entry
                 heappush(self._queue, entry)
         while places and (oldest := next(iter(places))) < first + example.num_new - self._max_context:
-            yield places.pop(oldest)
+            self._due.append(places.pop(oldest))
         if not places:
             del self._waits[example.user]
 
@@ -124,7 +138,7 @@ class Waiting:
 
 
 def _known(entry: _Entry, history: History) -> Taught:
-    """An interaction with all kinds that it has by now; nothing if examples were lost and with them its place."""
+    """An interaction with all kinds that it has by now; empty if its place was lost with missing examples."""
     _, rows = history.window(entry.place, entry.place + 1)
     num = len(rows)
     return Taught(
@@ -134,11 +148,12 @@ def _known(entry: _Entry, history: History) -> Taught:
         [entry.place] * num,
         rows["bits"].tolist(),
         [True] * num,
+        entry.seen if num else None,
     )
 
 
 def _late(example: Example, history: History, waits: dict[int, _Entry]) -> Taught:
-    """Kinds that come to interactions which are learned already."""
+    """Kinds of interactions that have been learned already."""
     places = (example.first_index + example.feedback_index).tolist()
     pieces = [
         (place, bits) for place, bits in zip(places, example.feedback_bits.tolist(), strict=True) if place not in waits

@@ -1,4 +1,4 @@
-"""How full the disk is that a process writes to, as Prometheus metrics, read when they are scraped."""
+"""How full the disk is that a process writes to, as Prometheus metrics, read at each scrape."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from prometheus_client.registry import Collector
 
 
 class DiskMetrics(Collector):
-    """Of the file system that has ``path``; nothing while that is not there."""
+    """Metrics of the file system that contains ``path``; none while that does not exist."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def collect(self) -> Iterator[Metric]:
-        """Its size, and what is free for this user."""
+        """The disk's size, and what is free for this user."""
         try:
             usage = shutil.disk_usage(self._path)
         except OSError:
             return
-        yield GaugeMetricFamily("headrace_disk_bytes", "Size of the disk that it writes to", value=usage.total)
-        yield GaugeMetricFamily("headrace_disk_free_bytes", "What is free of it", value=usage.free)
+        yield GaugeMetricFamily("headrace_disk_bytes", "Size of the disk that the process writes to", value=usage.total)
+        yield GaugeMetricFamily("headrace_disk_free_bytes", "Free bytes on it", value=usage.free)

@@ -15,8 +15,10 @@ from typing import Any
 import aiokafka.codec
 import aiokafka.errors
 import aiokafka.record.default_records
-from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 
+import stream.app
 import stream.applier
 import stream.claim
 import stream.heartbeat
@@ -138,6 +140,23 @@ def hears_nothing_of_its_group_once() -> None:
 
     stream.worker.JOIN_S = 0.1
     _at_the_first_join(hang)
+
+
+def is_told_of_no_partitions_once() -> None:
+    """Not broken: a broker that has just started does not know the topic when the group divides its partitions."""
+    perform, known = GroupCoordinator._perform_assignment, ClusterMetadata.partitions_for_topic
+    hidden = iter((True,))
+
+    async def divide(self: Any, response: Any) -> Any:
+        if next(hidden, False):
+            ClusterMetadata.partitions_for_topic = lambda *_: None
+        try:
+            return await perform(self, response)
+        finally:
+            ClusterMetadata.partitions_for_topic = known
+
+    GroupCoordinator._perform_assignment = divide
+    stream.app.METADATA_MS = 500
 
 
 def loses_its_beat() -> None:

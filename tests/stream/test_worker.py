@@ -393,6 +393,14 @@ def test_a_worker_that_does_not_get_into_its_group_tries_again(
     assert process.stop() == 0
 
 
+def test_a_worker_whose_broker_did_not_know_the_partitions_yet_gets_them(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "is_told_of_no_partitions_once"
+    process = worker()
+    process.module = "tests.stream.broken"
+    process.start().wait_for("partition claimed", times=deployment.partitions)
+    assert process.stop() == 0
+
+
 def test_records_that_an_open_transaction_holds_back_are_no_backlog_and_are_told(
     deployment: Deployment, worker: Make
 ) -> None:

@@ -160,7 +160,7 @@ def rounds_bases_as_if_they_were_deltas() -> None:
 
 def loses_what_waits() -> None:
     """A starting trainer has forgotten which interactions wait for their feedback."""
-    trainer.waiting.Waiting.restore = lambda self, example: None  # type: ignore[method-assign]
+    trainer.waiting.Waiting.restore = lambda self, example, history: None  # type: ignore[method-assign]
 
 
 def copies_once() -> None:

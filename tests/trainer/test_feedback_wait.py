@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import trainer.batch
 import trainer.waiting
 from tests.trainer.samples import KINDS, MODEL, TRAINER, World, assert_same_arrays, example
 from trainer.batch import JaggedBatch, build_batch
@@ -49,6 +50,7 @@ def check_each_piece_once(steps: list[list[Example]]) -> None:
     histories, known = histories_of(), Histories(10_000)
     name_of: dict[int, str] = {}
     began: dict[Place, int] = {}
+    seen: dict[Place, list[int]] = {}
     done: dict[Place, int] = {}
     clock_ms = 0
     for examples in steps:
@@ -57,9 +59,11 @@ def check_each_piece_once(steps: list[list[Example]]) -> None:
             name_of |= dict.fromkeys(build_batch([each], Histories(10_000), MODEL).user_key_B.tolist(), each.user)
             for index in range(each.num_new):
                 began[each.user, each.first_new_index + index] = each.newest_record_ms
+                seen[each.user, each.first_new_index + index] = known.users[each.user].rows(0, 10_000)["bits"].tolist()
         clock_ms = max(clock_ms, *(each.newest_record_ms for each in examples))
         batch = build_batch(examples, histories, MODEL, histories.choose)
         taught = taught_by(batch, name_of)
+        check_contexts(batch, name_of, seen)
         ends = {user: history.end for user, history in known.users.items()}
         due = {
             (user, place) for (user, place), since_ms in began.items()
@@ -73,6 +77,22 @@ def check_each_piece_once(steps: list[list[Example]]) -> None:
         done |= {place: int(known.users[place[0]].window(place[1], place[1] + 1)[1]["bits"][0]) for place in due}
     assert len(done) > 50
     assert len(began) > len(done), "some still wait"
+
+
+def check_contexts(batch: JaggedBatch, name_of: dict[int, str], seen: dict[Place, list[int]]) -> None:
+    """What comes before a new target has the kinds that it had then, if it is the only one of its user."""
+    for owner, key in enumerate(batch.user_key_B.tolist()):
+        own = np.flatnonzero(batch.owner_n[batch.target_R] == owner)
+        if len(own) == 1 and batch.is_new_R[own[0]]:
+            first, target, place = batch.starts_B1[owner], batch.target_R[own[0]], int(batch.age_R[own[0]])
+            then = seen[name_of[key], place][place - (target - first) : place]
+            assert batch.bits_n[first:target].tolist() == then
+
+
+def test_contexts_as_they_are_now_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.batch, "_put_seen", lambda *_: None)
+    with pytest.raises(AssertionError):
+        check_each_piece_once(steps_of())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,7 +145,7 @@ def test_a_resumed_trainer_learns_the_same_and_has_the_same_bits() -> None:
 
 
 def test_a_resumed_trainer_that_forgets_what_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.waiting.Waiting, "restore", lambda self, example: None)
+    monkeypatch.setattr(trainer.waiting.Waiting, "restore", lambda self, example, history: None)
     with pytest.raises(AssertionError, match="different"):
         check_resumed(steps_of(40))
 

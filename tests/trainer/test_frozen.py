@@ -78,7 +78,7 @@ def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
         first = np.flatnonzero(rank_S >= 0)[:1]  # the learner has learned it before it predicted the user's next ones
         met.append((rank_S[first], copies[-1].rank_choices(batch, first)))
 
-    learner.evaluator.meet = meet
+    learner.evaluator.on_ranked = meet
     for _ in range(30):
         copies.append(Frozen.of(learner))
         learner.step(world.examples(1))
@@ -95,7 +95,7 @@ def test_both_are_measured_on_the_same_choices_since_the_copy_stopped_learning(
     stopped, num_learned, rival = learner.num_steps, learner.num_interactions, rival_of(ALL)
     wait_for_copy(rival, learner, stopped)
     assert rival.report() is None, "nothing was compared yet"
-    learner.evaluator.meet = rival.meet
+    learner.evaluator.on_ranked = rival.compare
     before = learner.metrics.ranks[0, 0, 0]
     while (told := rival.report()) is None:
         learner.step(world.examples(8))
@@ -114,7 +114,7 @@ def test_what_is_learned_is_the_same_to_the_bit_beside_a_copy(
     kept_in(folder, beside)
     rival = rival_of(ALL)
     wait_for_copy(rival, beside, beside.num_steps)
-    beside.evaluator.meet = rival.meet
+    beside.evaluator.on_ranked = rival.compare
     for _ in range(10):
         alone.step(its_world.examples(8))
         beside.step(world.examples(8))
@@ -158,7 +158,7 @@ def test_a_copy_that_fails_is_dropped_and_learning_goes_on(
     kept_in(folder, learner)
     rival = rival_of(ALL)
     wait_for_copy(rival, learner, learner.num_steps)
-    learner.evaluator.meet = rival.meet
+    learner.evaluator.on_ranked = rival.compare
 
     def fails(*_: object) -> None:
         raise IndexError("broken")

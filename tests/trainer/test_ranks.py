@@ -37,7 +37,9 @@ class RankRun:
 
     def __init__(self, folder: Path, factory: ProcessFactory, num_actions: int = 600) -> None:
         self._factory, self.folder = factory, folder
-        self.config = write_config(folder / "headrace.toml", trainer={"shards": SHARDS, "rank_timeout_s": 60.0})
+        self.config = write_config(
+            folder / "headrace.toml", trainer={"shards": SHARDS, "rank_timeout_s": 60.0, "whole_table_bytes": 0}
+        )
         self.data = folder / "actions.jsonl"
         stream = actions(seed=3)
         self.data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(num_actions)))
