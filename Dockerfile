@@ -43,7 +43,7 @@ ARG GPU=0
 RUN if [ "$GPU" != 0 ]; then set -- gcc libc6-dev; fi \
     && apt-get update && apt-get install --yes --no-install-recommends libgomp1 "$@" \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --create-home headrace \
+    && useradd --uid 10001 --create-home headrace \
     && install -d -o headrace -g headrace /data
 COPY --from=build /venv /venv
 COPY --from=build /app /app

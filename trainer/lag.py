@@ -19,12 +19,14 @@ Lag = tuple[int, float]
 
 
 def ingest_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
-    """Actions in the topic that no worker has applied; the age of the newest one applied, if any are left."""
+    """Actions in the topic that no worker has applied. If there are any, the time since the newest one was applied, or
+    since none were left, if that was later: what has just arrived after a quiet hour has not waited for an hour."""
     lags: dict[int, Lag] = {}
     for partition, end in around.action_ends.items():
         worker = around.workers.get(partition, PartitionStatus())
         num = max(0, end - worker.applied_offset - 1)
-        lags[partition] = (num, age_s(now_ms, worker.applied_record_ms) if num else 0.0)
+        since_ms = max(worker.applied_record_ms, around.caught_up_ms.get(partition, 0))
+        lags[partition] = (num, age_s(now_ms, since_ms) if num else 0.0)
     return lags
 
 

@@ -158,7 +158,8 @@ class LagReporter(threading.Thread):
         self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int], note: Callable[[bytes | None], None]
     ) -> None:
         self._around.heard_s = time.monotonic()
-        self._around.action_ends = {where.partition: end for where, end in action_ends.items()}
+        ends_now = {where.partition: end for where, end in action_ends.items()}
+        self._around.see_ends(ends_now, int(time.time() * 1000))
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):
                 if record.value is not None:

@@ -34,7 +34,9 @@ class ClusterState:
     servers: dict[str, ServerStatus] = field(default_factory=dict)
     trainers: dict[str, TrainerStatus] = field(default_factory=dict)
     action_ends: dict[int, int] = field(default_factory=dict)
-    """Where the partitions of the actions topic end; set by the reader of the reports, who asks the broker."""
+    """Where the partitions of the actions topic end: see `see_ends`."""
+    caught_up_ms: dict[int, int] = field(default_factory=dict)
+    """Partition → when its worker was last seen to have applied all of it."""
     line: str | None = None
     """The line of training whose servers count; None: all."""
     heard_s: float = field(default_factory=time.monotonic)
@@ -66,6 +68,13 @@ class ClusterState:
                 self.servers.pop(status.component, None)
         else:
             self.trainers[status.component] = status
+
+    def see_ends(self, action_ends: dict[int, int], now_ms: int) -> None:
+        """Note where the partitions of the actions topic end, as the broker said at ``now_ms``."""
+        self.action_ends = action_ends
+        for partition, end in action_ends.items():
+            if self.workers.get(partition, PartitionStatus()).applied_offset + 1 >= end:
+                self.caught_up_ms[partition] = now_ms
 
     def _note_worker(self, status: WorkerStatus) -> None:
         for partition, reported in status.partitions.items():

@@ -25,6 +25,7 @@ from bench.rivals.gru4rec import GRU4Rec
 from bench.rivals.libraries import River, VowpalWabbit, installed
 from bench.rivals.logistic import Logistic
 from bench.rivals.markov import Markov
+from bench.rivals.met import LastMet
 from bench.rivals.own import Own
 from bench.rivals.popular import DecayedPopular, Popular
 from bench.rivals.rate import Constant, ItemRate
@@ -107,6 +108,7 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             for half_life in (100, 300, 1000, 3000, 10_000)
         },
         "own frequent": {"": Setting(lambda info, _: EventByEvent(Own(info.num_rows)))},
+        "last met": {"": Setting(lambda *_: LastMet())},
         "last-item Markov": {"": Setting(lambda info, _: EventByEvent(Markov(info.num_rows)))},
         "co-occurrence": {
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))

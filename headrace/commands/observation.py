@@ -68,7 +68,7 @@ def topics(
 
 def dead_letters(
     resend: Annotated[
-        bool, typer.Option("--resend", help="Resend those that the configuration now accepts, each once.")
+        bool, typer.Option("--resend", "--replay", help="Resend those that the configuration now accepts, each once.")
     ] = False,
     first: Annotated[
         int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --resend: begin there instead.")

@@ -44,7 +44,7 @@ class Chart {
       width: Math.max(200, Math.floor(this.box.clientWidth)), height: this.box.clientHeight,
       legend: { show: false }, cursor: { show: false }, padding: [8, 30, 0, 0], // the last time is centred on its tick
       scales: { y: { range: (_plot, _low, high) => [0, Math.max(this.floor, (high || 0) * 1.15)] } },
-      axes: [{ ...axis, grid: { show: false }, size: 28, values: (_plot, at) => at.map(clock) }, { ...axis, size: 44 }],
+      axes: [{ ...axis, grid: { show: false }, size: 28, space: 90, values: (_plot, at) => at.map(clock) }, { ...axis, size: 44 }],
       series: [{}, ...lines.map(([name], index) => ({
         label: name, stroke: colour(STROKES[index % STROKES.length]), width: 2, points: { show: false }, spanGaps: true,
       }))],

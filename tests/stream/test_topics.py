@@ -322,13 +322,11 @@ def test_sequences_that_the_broker_puts_where_others_were_end_the_worker(deploym
     home = produce(deployment, 30)
 
     async def relay(claimed: Claim) -> None:
-        producer = Producer(deployment.kafka)
-        await producer.start()
+        producer, metrics = Producer(deployment.kafka), WorkerMetrics(deployment.folder)
         beyond = claimed.position + 100
-        relayed = OutboxRelay(
-            claimed.store, producer, deployment.kafka, WorkerMetrics(), beyond, claimed.log, "What to do."
-        )
+        relayed = OutboxRelay(claimed.store, producer, deployment.kafka, metrics, beyond, claimed.log, "What to do.")
         try:
+            await producer.start()
             await asyncio.wait_for(relayed.run(), 60)
         finally:
             await producer.stop()

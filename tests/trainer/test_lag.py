@@ -20,7 +20,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage
 from tests.trainer.test_weights import manifest
-from trainer.lag import build_message
+from trainer.lag import build_message, ingest_lag
 from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
 from trainer.rates import Rates
@@ -314,6 +314,17 @@ def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> 
         assert message["stages"][name]["lag_s"] == 31.0
     silences = {each["component"]: each["silent_s"] for each in message["processes"]}
     assert silences == {"dead": 31.0, "alive": 0.9}
+
+
+def test_an_action_that_arrives_after_a_quiet_hour_has_not_waited_for_an_hour() -> None:
+    around, now = ClusterState(), now_ms()
+    an_hour_ago = PartitionStatus(applied_offset=5, applied_record_ms=now - 3_600_000)
+    around.note(encode_status(worker(p0=an_hour_ago)))
+    around.see_ends({0: 6}, now - 700)
+    assert ingest_lag(around, now) == {0: (0, 0.0)}
+    around.see_ends({0: 7}, now)
+    assert ingest_lag(around, now) == {0: (1, 0.7)}
+    assert ingest_lag(around, now + 60_000) == {0: (1, 60.7)}, "it goes on waiting"
 
 
 @pytest.mark.parametrize(("silent_ms", "num_servers", "lag_s"), [(900, 2, 0.0), (4_000, 2, 4.0), (31_000, 0, 31.0)])
