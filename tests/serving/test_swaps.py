@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import manager as weights_manager
+from serving import weights_manager
 from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.request_bodies import RecommendRequest

@@ -18,18 +18,17 @@ from headrace.command import run
 
 def _in_python() -> None:
     """The definition applies the actions, so that its parts can be broken."""
-    start = state.store.PartitionStore._start
+    applier = state.store.BatchApplier
 
-    def uncompiled(self: Any) -> None:
-        start(self)
-        self._compiled = None
+    def uncompiled(sequencer: Any, intake: Any, _: Any, *rest: Any) -> Any:
+        return applier(sequencer, intake, None, *rest)
 
-    state.store.PartitionStore._start = uncompiled  # type: ignore[method-assign]
+    state.store.BatchApplier = uncompiled  # type: ignore[assignment, misc]
 
 
 def loses_actions() -> None:
     """Of every hundred actions one is acknowledged and then lost: the last of its record."""
-    apply, num_seen = state.compiled.Compiled.apply, 0
+    apply, num_seen = state.compiled.CompiledUsers.apply, 0
 
     def forgetful(self: Any, run: Any, sequencer: Any) -> Any:
         nonlocal num_seen
@@ -39,7 +38,7 @@ def loses_actions() -> None:
             kept.append((first, last - (num_seen // 100 - before // 100), offset, record_ms))
         return apply(self, kept, sequencer)
 
-    state.compiled.Compiled.apply = forgetful  # type: ignore[method-assign]
+    state.compiled.CompiledUsers.apply = forgetful  # type: ignore[method-assign]
 
 
 def keeps_feedback_to_itself() -> None:

@@ -43,7 +43,7 @@ def test_a_deployment_goes_on_with_another_number_of_partitions(
         running["worker"].stop(60)
         early = repartition(old, new)
         assert early.returncode == 1, "the trainer has not written its last checkpoint"
-        assert "let the old trainer learn them and stop it" in early.stderr
+        assert "let the old trainer learn them, and stop it" in early.stderr
         refused = subprocess.run(
             [sys.executable, "-m", "headrace", "worker", "--config", str(new.path)],
             capture_output=True, text=True, timeout=240, check=False,
