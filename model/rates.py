@@ -19,7 +19,7 @@ from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
-from model.kept import DELAY_DECAY, MOST_LATE, KeptInputs
+from model.kept import DELAY_DECAY, MOST_LATE, SETTLED, KeptInputs
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
 
@@ -109,6 +109,13 @@ class Rates:
         """After how many interactions the weights learn one (`model.kept`)."""
         num, done_K = self.arrays.total_C[0], self.arrays.total_C[1:]
         return self.kept.horizon(self.late_kinds, float(np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum()))
+
+    def has_learned(self, num: int) -> bool:
+        """Whether the ``num`` newest interactions with known outcomes were predicted by weights that had learned; where
+        kinds come late, those of a new stream were not, and are predicted as if nothing were ever done."""
+        num_learned = int(self.kept.rows.count_2[1])
+        late = SETTLED * self.horizon + num if self.late_kinds.any() else 0
+        return num_learned > late
 
     @property
     def late_kinds(self) -> NDArray[np.bool_]:

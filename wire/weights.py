@@ -52,7 +52,8 @@ TOPIC_ID = "topic id"
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """How good a version is, measured by the trainer on predictions made before learning: over its newest
     ``num_targets`` targets HR@10 and, over all kinds, normalised entropy and calibration (predicted over actual); None
-    if nothing was counted. ``probe``: the weights' outputs for the fixed inputs of `model.probe`."""
+    if nothing was counted, or the stream is so new that its late kinds have not come. ``probe``: the weights'
+    outputs for the fixed inputs of `model.probe`."""
 
     num_targets: int = 0
     hr10: float | None = None

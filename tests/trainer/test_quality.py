@@ -1,0 +1,27 @@
+"""The quality that versions are published with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.trainer.samples import MODEL, TRAINER, World
+from trainer.quality import quality_of
+from trainer.step import Learner
+
+
+@pytest.mark.parametrize(("window", "is_judged"), [(10, True), (10_000, False)])
+def test_ranking_is_judged_once_the_late_kinds_of_a_new_stream_had_come_before_its_window(
+    window: int, is_judged: bool
+) -> None:
+    learner, world = Learner(MODEL, replace(TRAINER, metric_window=window)), World(5)
+    learner.step(world.examples(6))
+    early = quality_of(learner, learner.metrics.summary())
+    assert (early.ne, early.calibration) == (None, None)
+    assert early.num_targets
+    for _ in range(60):
+        learner.step(world.examples(6))
+    assert learner.rates.late_kinds.any()
+    later = quality_of(learner, learner.metrics.summary())
+    assert (later.ne is not None, later.calibration is not None) == (is_judged, is_judged)
