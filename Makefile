@@ -67,7 +67,7 @@ test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)
 
-soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each (KILLS=15, SEEDS="1 2"): a quarter of an hour
+soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each (KILLS=15, SEEDS="1 2"): a few minutes
 	$(BIN)/python -m tests.system.soak --seeds $(or $(SEEDS),1) --kills $(or $(KILLS),50)
 
 bench: $(SETUP) ## side-by-side measurements on this machine (BENCH=NAME; BENCH_ARGS=--quick)

@@ -15,7 +15,7 @@ NOT_RUN = {
     r"echo GRAFANA_PASSWORD=.*": "for docker compose; tests/headrace/test_compose.py checks the files",
     r"make (lint|test|test-quick)": "part of .ci/run; tests/test_make.py checks the targets",
     r"make format": "changes files; make lint refuses what it would change",
-    r"make soak": "takes a quarter of an hour; tests/system/test_soak.py runs a short one",
+    r"make soak": "takes minutes; tests/system/test_soak.py runs a short one",
     r"make demo|headrace demo --stay": "tests/system/test_demo.py runs it",
     r"(make setup &&|export|headrace worker &|python examples/\S+|curl -sf --retry) .*": "one block; tests/system/"
     "test_newcomer.py runs it",
