@@ -25,5 +25,6 @@ def num_threads(config: TrainerConfig) -> int:
     """``trainer.num_threads``; if that is 0, ``OMP_NUM_THREADS``, or else half of the processors that this process may
     use: a live step is so small that a second thread mostly waits for a processor that another process of the loop has.
     """
-    told = config.num_threads or int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0] or 0)
+    in_environment = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    told = config.num_threads or (int(in_environment) if in_environment.isdecimal() else 0)
     return told or max(1, len(os.sched_getaffinity(0)) // 2)

@@ -20,6 +20,9 @@ from trainer.device import num_threads
         (3, "5", 2, 3),
         (0, "5", 2, 5),
         (0, "2,1", 8, 2),
+        (0, "all", 8, 4),
+        (0, "-1", 8, 4),
+        (0, " 3 ", 8, 3),
     ],
 )
 def test_half_of_the_processors_are_left_to_the_others_unless_told_otherwise(
