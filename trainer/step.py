@@ -23,6 +23,7 @@ from kernels import stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.odds import OddsEvents
+from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU, log_value
@@ -33,7 +34,7 @@ from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.evaluator import Evaluator, Forward, Ranked, to_device
+from trainer.evaluator import Evaluator, Forward, Ranked
 from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
@@ -160,6 +161,9 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         if forward.value_R is not None:
             forward.value_loss = self._value_loss(batch, forward.value_R)
+        # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
+        forward.logits_on_host = ToHost(forward.logits_RK)
+        asked = ToHost(retrieval), ToHost(ranking)
         if self._is_memory_there:
             launched = self.memory_pass.launch(whole, forward, seen_rows_n)
             self._learn(forward, ranking)
@@ -167,8 +171,8 @@ class Learner:
             self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
         elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
-            asked = list(self.memory_pass.ask(whole, forward, seen_rows_n, self.num_interactions))
-            pending = self._memory_thread.submit(self.memory_pass.answer, whole, asked)
+            parts = list(self.memory_pass.ask(whole, forward, seen_rows_n, self.num_interactions))
+            pending = self._memory_thread.submit(self.memory_pass.answer, whole, parts)
             self._learn(forward, ranking)
             ranked = self._rank(whole, forward, seen_rows_n)
             self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
@@ -178,7 +182,7 @@ class Learner:
             self.evaluator.count(whole, ranked, choices, num_known, seen_rows_n, self.num_steps)
             self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
-        losses = float(retrieval.detach()), float(ranking.detach())
+        losses = float(asked[0].wait()), float(asked[1].wait())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
@@ -216,9 +220,9 @@ class Learner:
     def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
         """Have the odds predict, learn and count each kind, in the order of the targets' times."""
         by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
-        logit_RK = self.rates.learn(
-            self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()), batch.key_R
-        )
+        asked = forward.logits_on_host or ToHost(forward.logits_RK)
+        events = self.odds_events(batch, forward.target_row_R, torch.from_numpy(asked.wait()))
+        logit_RK = self.rates.learn(events, batch.key_R)
         return Ranked(probability(logit_RK), by_rate_RK)
 
     def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
