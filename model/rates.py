@@ -118,7 +118,8 @@ class Rates:
             return most
         if not self.late_kinds.any():
             return 0
-        return min(self.arrivals.lag, most) if self.arrivals.is_settled(0) else most
+        num_coming = self.arrivals.num - int(self.kept.rows.count_2[0])  # new ones of the present step
+        return min(self.arrivals.lag, most) if self.arrivals.is_settled(num_coming) else most
 
     def has_learned(self, num: int) -> bool:
         """Whether the ``num`` newest interactions with known outcomes were predicted by weights that had learned; where
