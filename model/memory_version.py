@@ -54,13 +54,13 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
     used = np.arange(arrays.width) < changes["num_neighbours"][:, None]
     whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
     moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
-    for name in set(COUNTS) & changes.keys():  # older builds publish no direct counts
+    for name in COUNTS:
         getattr(arrays, name)[moved] = changes[name]
     if "weight_steps" in changes:
         arrays.weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"])
     else:
         arrays.weight[whole] = changes["weight"]
-    for name in set(LEARNED) & changes.keys():  # older builds publish no shortlist
+    for name in set(LEARNED) & changes.keys():  # what was `upgraded` has no shortlist
         setattr(arrays, name, changes[name].copy())
 
 

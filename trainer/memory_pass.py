@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
+from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch
-from trainer.evaluator import Forward, to_device
+from trainer.evaluator import Forward
 from trainer.losses import exposure_weights
 
 if TYPE_CHECKING:
