@@ -47,7 +47,7 @@ PUBLISHED = {"hstu": (0.0893, 0.3170), "transformer": (0.0442, 0.2025)}
 """HR@10 and HR@50 by network."""
 CUTS = (10, 50)
 SAVE_EVERY, MOST_TESTED = 100, 200
-"""Steps between two states; blocks of the last tenth that are predicted, about, evenly spaced."""
+"""Blocks between two states; blocks of the last tenth that are predicted, about, evenly spaced."""
 
 
 class Network(nn.Module):
@@ -88,10 +88,11 @@ class Network(nn.Module):
 
 
 class OnePass(Experiment):
-    """A network, its optimiser, and how many blocks it has learned (``num_steps``)."""
+    """A network, its optimiser, and how many blocks of records it has learned (``num_steps``)."""
 
-    def __init__(self, network: str, records: Records, *, seed: int, device: str) -> None:
-        self.records, self.seed, self.device = records, seed, torch.device(device)
+    def __init__(self, network: str, records: Records, *, seed: int, device: str, batch: int = BLOCK) -> None:
+        """``batch``: how many records make a step."""
+        self.records, self.seed, self.device, self.batch = records, seed, torch.device(device), batch
         self.model = Network(network, seed).to(self.device)
         self.optimiser = torch.optim.AdamW(
             [each for each in self.model.parameters() if each.requires_grad], lr=LR, betas=BETAS, weight_decay=0.0
@@ -105,6 +106,9 @@ class OnePass(Experiment):
         torch.manual_seed(self.seed * 1_000_003 + self.num_steps)
         item_BL = torch.from_numpy(self.records.block(self.num_steps)).to(self.device)
         self.num_steps += 1
+        return float(np.mean([self._step(part_BL) for part_BL in item_BL.split(self.batch)]))
+
+    def _step(self, item_BL: Tensor) -> float:
         query_TM, target_T = self.model(item_BL[:, :-1]).flatten(0, 1), item_BL[:, 1:].reshape(-1)
         negatives_TS = torch.randint(NUM_ITEMS, (len(target_T), NEGATIVES), device=self.device)
         loss = sampled_softmax(
@@ -159,23 +163,20 @@ def rows_of(network: str, experiment: OnePass) -> list[dict[str, Any]]:
     return rows
 
 
-def run(*, quick: bool = False, network: str = "hstu", num_records: int = NUM_RECORDS, state: Path | None = None,
-        seconds: float = float("inf"), seed: int = 1, device: str = "cpu") -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of one network, after as much of the pass as ``seconds`` allow."""
+def learn(experiment: OnePass, network: str, state: Path | None, seconds: float) -> None:
+    """Continue the pass from ``state``, for as long as ``seconds`` allow, and write it there."""
     started = time.monotonic()
-    experiment = OnePass(network, Records(QUICK_RECORDS if quick else num_records, seed), seed=seed, device=device)
     if state and state.is_file():
         experiment.load(state)
     while experiment.num_steps < experiment.num_learned and time.monotonic() - started < seconds:
         loss = experiment.learn()
         if experiment.num_steps % SAVE_EVERY == 0:
-            print(f"{network}: {experiment.num_steps:,} of {experiment.num_learned:,} steps, loss {loss:.3f}, "
+            print(f"{network}: {experiment.num_steps:,} of {experiment.num_learned:,} blocks, loss {loss:.3f}, "
                   f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
             if state:
                 experiment.save(state)
     if state:
         experiment.save(state)
-    return rows_of(network, experiment)
 
 
 def command(arguments: list[str]) -> int:
@@ -183,11 +184,18 @@ def command(arguments: list[str]) -> int:
     parser = parser_of("published_stream", __doc__)
     parser.add_argument("--network", default="hstu", choices=list(PUBLISHED))
     parser.add_argument("--records", type=int, default=NUM_RECORDS, metavar="N")
+    parser.add_argument("--batch", type=int, default=BLOCK, metavar="N", help=f"records a step, at most {BLOCK}")
     parser.add_argument("--seed", type=int, default=1, help="of the stream and of the weights")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="learn nothing more after this long")
     parser.add_argument("--state", type=Path, help="written now and then, and resumed from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    rows = run(quick=options.quick, network=options.network, num_records=options.records, state=options.state,
-               seconds=options.seconds, seed=options.seed, device=options.device)  # fmt: skip
-    return report("published_stream", arguments, rows, options.out, device=device_name(torch.device(options.device)))
+    records = Records(QUICK_RECORDS if options.quick else options.records, options.seed)
+    experiment = OnePass(
+        options.network, records, seed=options.seed, device=options.device, batch=options.batch
+    )  # fmt: skip
+    learn(experiment, options.network, options.state, options.seconds)
+    return report(
+        "published_stream", arguments, rows_of(options.network, experiment), options.out,
+        device=device_name(experiment.device),
+    )  # fmt: skip

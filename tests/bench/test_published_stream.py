@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench.published_stream import PUBLISHED, OnePass, counts, hit_chances, run
+from bench.published_stream import PUBLISHED, OnePass, command, counts, hit_chances
 from bench.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
 
 
@@ -59,7 +60,9 @@ def test_what_is_predicted_is_not_read() -> None:
 
 
 def test_the_report_has_what_was_published_beside_what_was_measured(tmp_path: Path) -> None:
-    rows = run(num_records=4 * BLOCK, seconds=0.0, state=tmp_path / "state")
+    words = ["--records", str(4 * BLOCK), "--seconds", "0", "--state", str(tmp_path / "state")]
+    assert command([*words, "--out", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
     assert [row["target"] for row in rows if "target" in row] == list(PUBLISHED["hstu"])
     assert rows[2]["name"].endswith("own frequent")
     assert 0 < rows[2]["value"] < rows[3]["value"] < 1
