@@ -31,6 +31,7 @@ from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
 from trainer.evaluator import Evaluator, Forward
@@ -95,7 +96,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
