@@ -49,6 +49,8 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
+SELECTED_TOGETHER = 4096
+"""How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 MOST_LOGITS = 1 << 24
 _UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
 _NEIGHBOURS = (*COUNTS, "weight")
@@ -110,9 +112,9 @@ class Memory:
 
     def _reshape(self, capacity: int, width: int) -> None:
         if width == self.arrays.width:
-            self._lengthen(capacity)
+            self.arrays = self._longer(self.arrays, capacity)
             return
-        old, new = self.arrays, MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+        old, new = self.arrays, self._empty(capacity, width)
         if width < old.width:
             _keep_strongest(old, width)
         num, kept = old.capacity, min(width, old.width)
@@ -126,16 +128,19 @@ class Memory:
             setattr(new, name, getattr(old, name))
         self.arrays = new
 
-    def _lengthen(self, capacity: int) -> None:
+    def _empty(self, capacity: int, width: int) -> MemoryArrays:
+        """Empty arrays whose columns grow in place."""
+        return self._longer(MemoryArrays.empty(0, width, NUM_BUCKETS), capacity)
+
+    def _longer(self, old: MemoryArrays, capacity: int) -> MemoryArrays:
         """Lengthen the columns in place; the heats (12 bytes a row) are copied, since their rows come second."""
-        old = self.arrays
         columns = (*ROWS, *_NEIGHBOURS, *_CHANGED)
         longer = {name: self._columns.longer(name, getattr(old, name), capacity) for name in columns}
         for name in ("first", "last"):
             longer[name][old.capacity :] = -1
         heat = np.zeros((len(old.heat), capacity), np.float32)
         heat[:, : old.capacity] = old.heat
-        self.arrays = replace(old, heat=heat, **longer)
+        return replace(old, heat=heat, **longer)
 
     @property
     def leaves_out_repeats(self) -> bool:
@@ -315,11 +320,16 @@ def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
 
 
 def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
-    """Sort each row's neighbours, the strongest first, and drop those beyond ``width``."""
-    unused = np.arange(arrays.width) >= arrays.num_neighbours[:, None]
-    strength = np.where(unused, -1.0, arrays.after + arrays.before)
-    order = np.argsort(-strength, axis=1, kind="stable")
-    for name in _NEIGHBOURS:
-        setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
-    arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
+    """Drop the weakest neighbours of each row that has more than ``width``; the others keep their order."""
+    full, num_dropped = np.flatnonzero(arrays.num_neighbours > width), arrays.width - width
+    for start in range(0, len(full), SELECTED_TOGETHER):
+        rows = full[start : start + SELECTED_TOGETHER]
+        unused = np.arange(arrays.width) >= arrays.num_neighbours[rows, None]
+        strength = np.where(unused, np.float32(-1.0), arrays.after[rows] + arrays.before[rows])
+        weakest, is_kept = np.argpartition(strength, num_dropped - 1, axis=1), np.ones(strength.shape, np.bool_)
+        np.put_along_axis(is_kept, weakest[:, :num_dropped], values=False, axis=1)
+        for name in _NEIGHBOURS:
+            column = getattr(arrays, name)
+            column[rows, :width] = column[rows][is_kept].reshape(len(rows), width)
+    arrays.num_neighbours[full] = width
     arrays.dirty[arrays.first >= 0] = CHANGED
