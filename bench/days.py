@@ -51,7 +51,7 @@ class Copy:
         """Predict a step of the future day."""
         ranks, probability_RK = self.frozen.predict(batch)
         self.ranks.append(ranks)
-        self.metrics.add(kinds_alone(probability_RK, batch))
+        self.metrics.add(kinds_alone(probability_RK, batch, self.metrics.arrivals))
 
 
 def days_of(actions: Sequence[dict[str, Any]]) -> tuple[int, int]:

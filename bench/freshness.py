@@ -69,7 +69,7 @@ class Stale:
             self.copy, self.epoch = Frozen.of(learner), epoch
         ranks, probability_RK = self.copy.predict(batch)
         self.ranks.append(ranks)
-        self.metrics.add(kinds_alone(probability_RK, batch))
+        self.metrics.add(kinds_alone(probability_RK, batch, self.metrics.arrivals))
 
 
 @dataclass(slots=True, eq=False)

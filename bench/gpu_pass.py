@@ -36,7 +36,7 @@ def config_of(device: str, graphs: int, group: int) -> Any:
 
 
 def described_way(graphs: int, group: int) -> str:
-    """The same for a row's name."""
+    """A way in words, for a row's name."""
     there = f", memory on the GPU in groups of {group}" if group > 1 else ""
     return f"{('', ', one CUDA graph', ', CUDA graphs')[graphs]}{there}"
 

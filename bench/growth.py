@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.feedback import MODEL
 from bench.scale import CONFIG, Traffic, fill_memory
+from bench.simulated import MODEL
 from bench.timing import Row, row, take_turns
 from trainer.step import Learner
 

@@ -47,10 +47,10 @@ def popularity_groups(item_A: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array([group_of[item] for item in item_A.tolist()], np.int64)
 
 
-def with_noise(actions: list[Action], share: float, seed: int = 1) -> list[Action]:
+def with_noise(actions: list[Action], share: float) -> list[Action]:
     """The stream with actions on random items in between: ``share`` times as many, each by the user and at the time of
     the action that follows it. The items are copies of the stream's own under other names."""
-    rng, made = np.random.default_rng(seed), list[Action]()
+    rng, made = np.random.default_rng(1), list[Action]()
     items = [action["item"] for action in actions]
     for action in actions:
         if rng.random() < share:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.feedback import MODEL, steps
+from bench.simulated import MODEL, steps
 from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
 from trainer.process import tune_interpreter
@@ -94,7 +94,7 @@ def speeds(quick: bool) -> list[Row]:
 
 
 def metrics_cost(quick: bool) -> Row:
-    """What the metrics and their baselines take of a default step of 32, in processor time."""
+    """Processor time of the metrics and their baselines in a default step of 32 users, and its share of the step."""
     users, spent_s = Users(CONFIG.max_train_context, SIZES[0]), [0.0]
     learner = users.learner
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save as save_tensors
 
-from bench.feedback import MODEL
+from bench.simulated import MODEL
 from bench.timing import Row, row
 from trainer.config import TrainerConfig
 from trainer.histories import TrainedHistories

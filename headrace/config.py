@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         expect(
             not self.model.predict_value or self.trainer.shards == 1,
             "trainer.shards",
-            "1 with model.predict_value, which only one process learns",
+            "1 with model.predict_value, which several processes do not support",
             self.trainer.shards,
             "leave one of them out",
         )
@@ -116,7 +116,7 @@ class Settings(BaseSettings):
             expect(
                 not self.action.propensity or getattr(self.trainer, key) == 1,
                 f"trainer.{key}",
-                "1 with action.propensity, whose weights neither several processes nor a memory on the GPU know",
+                "1 with action.propensity, which neither several processes nor a memory on the GPU support",
                 getattr(self.trainer, key),
                 "leave one of them out",
             )

@@ -7,7 +7,7 @@ was published. Both score with the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,17 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
-from model.memory_version import COUNTS, LEARNED, ROWS, published_memory, take_over
+from model.memory_room import (
+    CHANGES,
+    CHECKPOINTED,
+    FIRST_CAPACITY,
+    NEIGHBOURS,
+    NUM_BUCKETS,
+    empty_memory,
+    neighbours_at,
+    reshaped,
+)
+from model.memory_version import LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -42,24 +52,7 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
-NUM_BUCKETS = 8
-NEIGHBOUR_BYTES = 20
-FREE_BYTES = 80 << 20
-"""As long as all neighbours fit into this, each item may have as many as configured."""
-FEWEST_NEIGHBOURS = 23
-"""Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
-FIRST_CAPACITY = 1024
-SELECTED_TOGETHER = 4096
-"""How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 MOST_LOGITS = 1 << 24
-_UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
-_NEIGHBOURS = (*COUNTS, "weight")
-_CHANGED = ("dirty", "moved")
-
-
-def neighbours_at(capacity: int, most: int) -> int:
-    """How many neighbours a row may have in a catalogue of ``capacity`` rows."""
-    return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
 class Memory:
@@ -81,7 +74,7 @@ class Memory:
         self._backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
-        self._here = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
+        self._here = empty_memory(FIRST_CAPACITY, self._most)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -108,39 +101,8 @@ class Memory:
         while capacity < self.num_rows:
             capacity *= 2
         if capacity > self.arrays.capacity:
-            self._reshape(capacity, neighbours_at(capacity, self._most))
-
-    def _reshape(self, capacity: int, width: int) -> None:
-        if width == self.arrays.width:
-            self.arrays = self._longer(self.arrays, capacity)
-            return
-        old, new = self.arrays, self._empty(capacity, width)
-        if width < old.width:
-            _keep_strongest(old, width)
-        num, kept = old.capacity, min(width, old.width)
-        for name in (*ROWS, "dirty"):
-            getattr(new, name)[:num] = getattr(old, name)
-        new.moved[:num] = 255
-        for name in _NEIGHBOURS:
-            getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
-        new.heat[:, :num] = old.heat
-        for name in (*LEARNED, *_UNPUBLISHED):
-            setattr(new, name, getattr(old, name))
-        self.arrays = new
-
-    def _empty(self, capacity: int, width: int) -> MemoryArrays:
-        """Empty arrays whose columns grow in place."""
-        return self._longer(MemoryArrays.empty(0, width, NUM_BUCKETS), capacity)
-
-    def _longer(self, old: MemoryArrays, capacity: int) -> MemoryArrays:
-        """Lengthen the columns in place; the heats (12 bytes a row) are copied, since their rows come second."""
-        columns = (*ROWS, *_NEIGHBOURS, *_CHANGED)
-        longer = {name: self._columns.longer(name, getattr(old, name), capacity) for name in columns}
-        for name in ("first", "last"):
-            longer[name][old.capacity :] = -1
-        heat = np.zeros((len(old.heat), capacity), np.float32)
-        heat[:, : old.capacity] = old.heat
-        return replace(old, heat=heat, **longer)
+            width = neighbours_at(capacity, self._most)
+            self.arrays = reshaped(self.arrays, capacity, width, self._columns)
 
     @property
     def leaves_out_repeats(self) -> bool:
@@ -211,7 +173,7 @@ class Memory:
         lost = used & gone_V[arrays.neighbour_row[:num]]
         for row in np.flatnonzero(lost.any(axis=1)).tolist():
             kept = np.flatnonzero(used[row] & ~lost[row])
-            for name in _NEIGHBOURS:
+            for name in NEIGHBOURS:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
@@ -230,7 +192,7 @@ class Memory:
             arrays.first[: self.num_rows] >= 0 if everything else is_dirty(arrays.dirty[: self.num_rows], UNPUBLISHED)
         )
         rows = np.flatnonzero(chosen_V)
-        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *_NEIGHBOURS, "moved")}
+        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *NEIGHBOURS, "moved")}
         size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: getattr(arrays, name).copy() for name in LEARNED}
         columns["heat"] = arrays.heat[:, rows].T
@@ -257,7 +219,7 @@ class Memory:
         Weights that are published as steps then start from zero (`trainer.rounding`)."""
         if keep:
             is_other = width != self.arrays.width
-            self._reshape(capacity, width)
+            self.arrays = reshaped(self.arrays, capacity, width, self._columns)
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
@@ -272,7 +234,7 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*LEARNED, *_UNPUBLISHED))
+        learned = (getattr(arrays, name) for name in (*LEARNED, *CHECKPOINTED))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
@@ -286,13 +248,13 @@ class Memory:
 
     def learned(self) -> Arrays:
         """The arrays that belong to no row, with the optimiser's state."""
-        return {name: getattr(self.arrays, name) for name in (*LEARNED, *_UNPUBLISHED)}
+        return {name: getattr(self.arrays, name) for name in (*LEARNED, *CHECKPOINTED)}
 
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
-        cut = {name: state[name][:num] for name in (*ROWS, *_NEIGHBOURS, *_CHANGED)}
+        cut = {name: state[name][:num] for name in (*ROWS, *NEIGHBOURS, *CHANGES)}
         return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -300,11 +262,11 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
+        for name in {*ROWS, *NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
+        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 
@@ -317,19 +279,3 @@ def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
     arrays.seen[rows_N] = 0.0
     arrays.heat[:, rows_N] = 0.0
     arrays.first[rows_N] = arrays.last[rows_N] = -1
-
-
-def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
-    """Drop the weakest neighbours of each row that has more than ``width``; the others keep their order."""
-    full, num_dropped = np.flatnonzero(arrays.num_neighbours > width), arrays.width - width
-    for start in range(0, len(full), SELECTED_TOGETHER):
-        rows = full[start : start + SELECTED_TOGETHER]
-        unused = np.arange(arrays.width) >= arrays.num_neighbours[rows, None]
-        strength = np.where(unused, np.float32(-1.0), arrays.after[rows] + arrays.before[rows])
-        weakest, is_kept = np.argpartition(strength, num_dropped - 1, axis=1), np.ones(strength.shape, np.bool_)
-        np.put_along_axis(is_kept, weakest[:, :num_dropped], values=False, axis=1)
-        for name in _NEIGHBOURS:
-            column = getattr(arrays, name)
-            column[rows, :width] = column[rows][is_kept].reshape(len(rows), width)
-    arrays.num_neighbours[full] = width
-    arrays.dirty[arrays.first >= 0] = CHANGED

@@ -71,10 +71,12 @@ class Forward:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone."""
+    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone; (R,) the numbers of
+    their interactions (`model.arrivals`)."""
 
     probability_RK: NDArray[np.float64]
     by_rate_RK: NDArray[np.float64]
+    number_R: Int64
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -134,7 +136,7 @@ class Evaluator:
                 slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=choices.loss_R.astype(np.float64),
-                key_R=batch.key_R,
+                number_R=predicted.number_R,
                 probability_RK=predicted.probability_RK,
                 baseline_RK=predicted.by_rate_RK,
                 done_RK=batch.learned_RK > 0,

@@ -119,7 +119,7 @@ class Captures:
         """Both passes in one graph. Returns the outputs of ``plain``, of which the first is the loss, and the loss's
         gradients to the arguments that require them; writes those of its weights to their ``grad``, which must be zero.
 
-        Both are memory of the graph, valid until the next replay.
+        Both lie in the graph's memory, and are valid until the next replay.
         """
         if size not in self._known:
             wanted = self._wanted and self.works

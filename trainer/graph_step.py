@@ -39,7 +39,7 @@ class StepInputs:
 
     ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
     row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
-    table's rows compete. ``weight_S``: of the retrieval targets' losses, 0 where there is none.
+    table's rows compete. ``weight_S``: the weights of the retrieval targets' losses, 0 for padding.
     """
 
     row_n: Int64

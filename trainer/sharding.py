@@ -1,8 +1,8 @@
-"""How a learner computes a step in shards: some by itself, the others by the ranks that it trains with.
+"""How a learner computes a step in shards: some itself, the others through the ranks that it trains with.
 
 The ranks hold copies of all tables as long as these are small (`TrainerConfig.whole_table_bytes`), or a step may read
 all of their rows (the whole catalogue competes, or the memory compares every choice with it); otherwise they divide the
-rows (`model.share`). Which of the two changes no bit.
+rows (`model.share`). The weights are the same to the bit either way.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ BLOCK_ROWS = 1 << 16
 
 
 class Sharding:
-    """Steps of ``network`` in `TrainerConfig.shards`, of which each rank computes as many.
+    """Steps of ``network`` in `TrainerConfig.shards` parts, of which each rank computes equally many.
 
     The other ranks get the network, or their shares of the rows, with the first step, and when that changes.
-    ``divide_above``: up to so many items, tables are never divided.
+    ``divide_above``: up to this many items, tables are never divided.
     """
 
     def __init__(self, network: Network, frequency: FrequencyEstimator, ranks: Ranks | None, divide_above: int) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from kernels.memory import FEATURES, MemoryArrays
 from model.config import ModelConfig
 from model.kinds import chosen
-from model.memory import Memory, neighbours_at
+from model.memory import Memory
 from model.memory_events import events_of
+from model.memory_room import neighbours_at
 from model.upgrade import ADDED
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
@@ -103,8 +104,8 @@ def test_an_evicted_row_is_nobodys_neighbour() -> None:
 
 def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
-    monkeypatch.setattr("model.memory.FREE_BYTES", 20 * 16 * 6)
-    monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 2)
+    monkeypatch.setattr("model.memory_room.FREE_BYTES", 20 * 16 * 6)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", 2)
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 12, 200)
     before = memory.arrays.copy()
@@ -119,8 +120,8 @@ def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypa
 
 
 def test_a_memory_whose_width_stays_grows_in_place_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.memory.FREE_BYTES", 0)
-    monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 4)
+    monkeypatch.setattr("model.memory_room.FREE_BYTES", 0)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", 4)
     roomy = Memory(MODEL)
     monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
     memory, places = Memory(MODEL), set[int]()
