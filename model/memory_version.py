@@ -44,9 +44,14 @@ def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Array
         "heat": np.ascontiguousarray(columns["heat"].T),
         **{name: learned[name] for name in LEARNED},
         **{name: columns[name] for name in ROWS},
-        **{name: columns[name][moved] for name in COUNTS},
-        "weight": columns["weight"][used],
+        **{name: _chosen(columns[name], moved) for name in COUNTS},
+        "weight": _chosen(columns["weight"], used),
     }
+
+
+def _chosen(column_UN: NDArray[Any], is_chosen_UN: NDArray[np.bool_]) -> NDArray[Any]:
+    """(n,) these of the numbers; a view if they are all."""
+    return column_UN.reshape(-1) if is_chosen_UN.all() else column_UN[is_chosen_UN]
 
 
 def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None:

@@ -89,14 +89,13 @@ class Collection:
 
     def _table(self, name: str, tombstones: Int64) -> TableRows:
         rows, columns = merged(self._of(name))
-        live = columns["live"]
-        return TableRows(columns["ids"][live], rows[live], columns["weight"][live], tombstones)
+        rows, columns = chosen(rows, columns, columns["live"])
+        return TableRows(columns["ids"], rows, columns["weight"], tombstones)
 
     def _memory(self, size: Int64, learned: Arrays) -> Arrays:
         rows, columns = merged(self._of("memory"))
         if self.is_whole:
-            is_met = columns["first"] >= 0
-            rows, columns = rows[is_met], {name: column[is_met] for name, column in columns.items()}
+            rows, columns = chosen(rows, columns, columns["first"] >= 0)
         return published_memory(rows, columns, size, learned, everything=self.is_whole)
 
     def _rates(self, weights: Arrays) -> Arrays:
@@ -109,6 +108,13 @@ class Collection:
                 rows, counts = rows[is_met], counts[is_met]
             found |= {f"{table}_index": rows, f"{table}_VC": counts}
         return found
+
+
+def chosen(rows: Int64, columns: Arrays, is_chosen: NDArray[np.bool_]) -> tuple[Int64, Arrays]:
+    """These of the rows, and their columns; nothing is copied if they are all."""
+    if is_chosen.all():
+        return rows, columns
+    return rows[is_chosen], {name: column[is_chosen] for name, column in columns.items()}
 
 
 def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
