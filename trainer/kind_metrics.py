@@ -58,7 +58,8 @@ class FirstPredictions:
 
     def find(self, number_R: Int64) -> Int64:
         """The row of each interaction; -1 if it is forgotten."""
-        return np.where(number_R >= self.end - self.filled, number_R % len(self.done), -1)
+        is_here_R = (number_R >= self.end - self.filled) & (number_R < self.end)
+        return np.where(is_here_R, number_R % len(self.done), -1)
 
     def newest(self, num: int, lag: int = 0) -> Int64:
         """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
