@@ -97,10 +97,10 @@ class Memory:
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         self.num_rows = max(self.num_rows, num_rows)
-        capacity = self.arrays.capacity
+        capacity = self._here.capacity  # not `arrays`, which would bring what has changed on a GPU
         while capacity < self.num_rows:
             capacity *= 2
-        if capacity > self.arrays.capacity:
+        if capacity > self._here.capacity:
             width = neighbours_at(capacity, self._most)
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)
 

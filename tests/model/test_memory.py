@@ -115,7 +115,7 @@ def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypa
     for row in range(1, 12):
         strength = (before.after + before.before)[row, : before.num_neighbours[row]]
         kept = (after.after + after.before)[row, : after.num_neighbours[row]]
-        np.testing.assert_array_equal(kept, np.sort(strength)[::-1][:3])
+        np.testing.assert_array_equal(kept, [each for each in strength if each in np.sort(strength)[::-1][:3]])
     assert after.dirty[1:12].all()
 
 
