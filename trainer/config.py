@@ -66,6 +66,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "stochastic_length_alpha": Number(0, 2, advice="0 turns it off, 1.6 to 2 is usual"),
     "admit_after": AT_LEAST_1,
     "evict_after_days": Number(0, advice="0 keeps every item"),
+    "max_items": Number(0, whole=True, advice="0 sets no limit"),
     "evict_every_steps": AT_LEAST_1,
     "exclude_seen": Word(EXCLUDE, "use auto"),
     "memory_half_life": ABOVE_0,
@@ -172,6 +173,7 @@ class TrainerConfig:
     # Vocabulary
     admit_after: int = 1
     evict_after_days: float = 0.0
+    max_items: int = 0
     evict_every_steps: int = 1000
     # Metrics
     exclude_seen: str | bool = "auto"

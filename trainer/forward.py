@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail
+from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.rates import Rates, done_before
 from model.tokens import ITEMS, side_inputs, token_times
@@ -23,7 +24,7 @@ from trainer.batch import JaggedBatch
 from trainer.changes import with_changes
 from trainer.choice_weights import ChoiceWeights
 from trainer.direct_step import output_places
-from trainer.evaluator import Forward, Leaf, to_device
+from trainer.evaluator import Forward, Leaf
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
@@ -51,7 +52,7 @@ class ForwardPass:
         self.step_graphs: PaddedStep | None = None
         # Dropout takes a new seed in each step; a graph would replay the one that it was captured with.
         if self._config.cuda_graphs and self._device.type == "cuda" and self._config.dropout == 0:
-            captures, through = Captures(self._device, wanted=True), self._config.context_gradient
+            captures, through = Captures(wanted=True), self._config.context_gradient
             self._graphs = PaddedEncoder(self._model, captures, context_gradient=through)
             if not self._predicts_value:
                 self.step_graphs = PaddedStep(

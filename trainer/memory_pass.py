@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
+from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.choice_weights import EQUAL, ChoiceWeights
-from trainer.evaluator import Forward, to_device
+from trainer.evaluator import Forward
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome

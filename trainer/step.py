@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels import stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
+from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU, log_value
@@ -33,7 +34,7 @@ from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.evaluator import Evaluator, Forward, to_device
+from trainer.evaluator import Evaluator, Forward
 from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
+KEPT_SHARE = 0.9
+"""How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,
+so it should be seldom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +166,15 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         if forward.value_R is not None:
             forward.value_loss = self._value_loss(batch, forward.value_R)
+        # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
+        forward.logits_on_host = ToHost(forward.logits_RK)
+        asked = ToHost(retrieval), ToHost(ranking)
         choices = self._predict_choices(whole, forward, seen_rows_n)
         self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
         self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
         self._remember(whole, forward, examples, now_ms)
-        losses = float(retrieval.detach()), float(ranking.detach())
+        losses = float(asked[0].wait()), float(asked[1].wait())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
@@ -276,8 +283,8 @@ class Learner:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._evict(now_ms)
 
     def _note_record_time(self, *examples: Example) -> None:
         waiting = self.histories.waiting
@@ -289,8 +296,16 @@ class Learner:
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
 
-    def _evict(self, before_ms: int) -> None:
-        self._release(self.items.evict(before_ms))
+    def _evict(self, now_ms: int) -> None:
+        """Drop items that are too old, and if there are too many those that were met the longest time ago."""
+        config, before_ms = self.config, None
+        if config.evict_after_days > 0:
+            before_ms = now_ms - int(config.evict_after_days * MS_PER_DAY)
+        if 0 < config.max_items < self.items.num_live:
+            oldest_ms = self.items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
+            before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
+        if before_ms is not None:
+            self._release(self.items.evict(before_ms))
 
     def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)

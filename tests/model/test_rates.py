@@ -169,7 +169,7 @@ def test_what_is_kept_is_bounded_and_found_until_it_is_overwritten() -> None:
             assert place == (key % 100 if key in newest[-(100 - 12) :] else -1), (step, key)
         newest += new.tolist()
         kept.rows.count_2[0] += 12
-    assert len(arrivals) == 150
+    assert arrivals.num_remembered == 150
 
 
 def forgets_evicted_rows(trainer: Rates, rows: np.ndarray) -> None:
