@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap
+from kernels.transfer import to_device
 from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.distinct import distinct
 from model.growing import GrowingRows
@@ -146,7 +147,7 @@ class EmbeddingTable:
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
         rows = np.empty((num_rows, self.width), np.float32)
         self._draw_rows(rows, step)
-        return torch.from_numpy(rows).to(self.weight.device)
+        return to_device(rows, self.weight.device)
 
     def _draw_rows(self, rows_UD: NDArray[np.float32], step: int) -> None:
         """Normally distributed rows, a function of seed, table and step; the last column (the bias) starts at zero."""

@@ -97,10 +97,10 @@ class Memory:
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         self.num_rows = max(self.num_rows, num_rows)
-        capacity = self.arrays.capacity
+        capacity = self._here.capacity  # not `arrays`, which would bring what has changed on a GPU
         while capacity < self.num_rows:
             capacity *= 2
-        if capacity > self.arrays.capacity:
+        if capacity > self._here.capacity:
             width = neighbours_at(capacity, self._most)
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)
 
@@ -262,11 +262,10 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*ROWS, *NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
+        for name in (*ROWS, *NEIGHBOURS, *CHANGES):
             getattr(self.arrays, name)[:num] = state[name]
-        self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # older builds have no shortlist
+        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 

@@ -71,7 +71,7 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
     if "slot" in changes:
         moved = np.repeat(rows, changes["num_moved"]) * arrays.width + changes["slot"]
         _write_counts(arrays, changes, moved, slice(None))
-    for name in set(LEARNED) & changes.keys():  # older builds publish no shortlist
+    for name in set(LEARNED) & changes.keys():  # what was `upgraded` has no shortlist
         setattr(arrays, name, changes[name].copy())
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryOutcome
+from kernels.transfer import ToHost
 from model.embedding import EmbeddingTable
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
@@ -67,6 +66,8 @@ class Forward:
     """What is expected of each target's value, if the model predicts them."""
     value_loss: Tensor | None = None
     """Mean over the targets whose value is known."""
+    logits_on_host: ToHost | None = None
+    """``logits_RK``, if they were asked for before a GPU was given more work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +78,6 @@ class Ranked:
     probability_RK: NDArray[np.float64]
     by_rate_RK: NDArray[np.float64]
     number_R: Int64
-
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on a device."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 class Evaluator:

@@ -156,10 +156,7 @@ class KindMetrics:
         """The inverse of `state_dict`.
 
         Earlier builds found first predictions by keys of their own: late kinds of those interactions are not counted.
-        Builds before those kept none and counted late kinds differently: their counts are ignored.
         """
-        if "first_model" not in state:
-            return
         for name in _SUMS:
             setattr(self, name, state[name].copy())
         self.num_too_late = int(state["num_too_late" if "num_too_late" in state else "late_counts"][0])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.odds import OddsEvents
+from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.rates import Rates, alike_of, attributes_of, probability
@@ -27,7 +29,8 @@ class RankingPass:
     def answer(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
         """Predict the batch's targets, then count them and learn those whose outcomes are known."""
         by_rate_RK = self._rates.predict(seen_rows_n[batch.target_R])
-        events = self.ask(batch, forward.target_row_R, forward.logits_RK.detach())
+        logits = forward.logits_on_host or ToHost(forward.logits_RK)
+        events = self.ask(batch, forward.target_row_R, torch.from_numpy(logits.wait()))
         number_R = self._rates.arrivals.number(batch.key_R, batch.is_new_R, events.order_R)
         return Ranked(probability(self._rates.learn(events, number_R)), by_rate_RK, number_R)
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.transfer import to_device
 from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from trainer.config import TrainerConfig
-from trainer.evaluator import to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.losses import (
     draw_negatives,

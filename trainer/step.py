@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels import stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
+from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU, log_value
@@ -30,9 +31,10 @@ from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.evaluator import Evaluator, Forward, to_device
+from trainer.evaluator import Evaluator, Forward
 from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
@@ -97,7 +99,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -164,12 +166,15 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         if forward.value_R is not None:
             forward.value_loss = self._value_loss(batch, forward.value_R)
+        # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
+        forward.logits_on_host = ToHost(forward.logits_RK)
+        asked = ToHost(retrieval), ToHost(ranking)
         choices = self._predict_choices(whole, forward, seen_rows_n)
         self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
         self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
         self._remember(whole, forward, examples, now_ms)
-        losses = float(retrieval.detach()), float(ranking.detach())
+        losses = float(asked[0].wait()), float(asked[1].wait())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
