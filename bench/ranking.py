@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from bench.serving import NOW_MS, START_MS, histories, versions
+from bench.served import NOW_MS, START_MS, histories, versions
 from bench.timing import Row, row
 from model.config import ModelConfig
 from serving.engine import Engine
