@@ -85,7 +85,13 @@ def published_layer(shape: ModelConfig, *, has_biases: bool = True) -> Layer:
     return layer
 
 
-class Published(nn.Module):
+class ItemNetwork(nn.Module):
+    """A network whose queries are scored by their products with the items' rows, ``item_VD``."""
+
+    item_VD: nn.Parameter
+
+
+class Published(ItemNetwork):
     """Embeddings with learned positions, HSTU layers, cosines."""
 
     def __init__(self, num_items: int, *, large: bool, seed: int) -> None:
@@ -125,7 +131,7 @@ class Experiment:
 
     def __init__(self, users: Users, *, large: bool, seed: int, device: str) -> None:
         self.users, self.seed, self.device, self.large = users, seed, torch.device(device), large
-        self.model = Published(users.num_items, large=large, seed=seed).to(self.device)
+        self.model: ItemNetwork = Published(users.num_items, large=large, seed=seed).to(self.device)
         self.optimiser = torch.optim.AdamW(
             [each for each in self.model.parameters() if each.requires_grad], lr=LR, betas=BETAS, weight_decay=0.0
         )

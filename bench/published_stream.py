@@ -33,6 +33,7 @@ from bench.published import (
     TEMPERATURE,
     WIDTH,
     Experiment,
+    ItemNetwork,
     device_name,
     published_layer,
 )  # fmt: skip
@@ -50,7 +51,7 @@ SAVE_EVERY, MOST_TESTED = 100, 200
 """Blocks between two states; blocks of the last tenth that are predicted, about, evenly spaced."""
 
 
-class Network(nn.Module):
+class Network(ItemNetwork):
     """Items and learned positions, then layers of one kind; queries of the items' width."""
 
     def __init__(self, network: str, seed: int) -> None:
@@ -106,7 +107,7 @@ class OnePass(Experiment):
         torch.manual_seed(self.seed * 1_000_003 + self.num_steps)
         item_BL = torch.from_numpy(self.records.block(self.num_steps)).to(self.device)
         self.num_steps += 1
-        return float(np.mean([self._step(part_BL) for part_BL in item_BL.split(self.batch)]))
+        return float(np.mean([self._step(part_BL) for part_BL in torch.split(item_BL, self.batch)]))
 
     def _step(self, item_BL: Tensor) -> float:
         query_TM, target_T = self.model(item_BL[:, :-1]).flatten(0, 1), item_BL[:, 1:].reshape(-1)

@@ -23,10 +23,10 @@ import msgspec
 import numpy as np
 import torch
 
-from bench.feedback import MODEL
 from bench.live_stack import toml
 from bench.restart import ACTION, SEQUENCE
 from bench.scale import CONFIG, Traffic, fill
+from bench.simulated import MODEL
 from bench.timing import Row, row
 from headrace.processes import ProcessGroup
 from state.sequencer import Sequencer

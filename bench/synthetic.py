@@ -61,4 +61,5 @@ class Records:
         draw_BL = (rng.random((num, LENGTH)) * end_BF[:, -1:]).astype(np.int64)
         which_BL = (draw_BL[:, :, None] >= end_BF[:, None, :]).sum(axis=2)
         within_BL = draw_BL - np.take_along_axis(end_BF - num_BF, which_BL, axis=1)
-        return self._order[self._place_CI[np.take_along_axis(chosen_BF, which_BL, axis=1), within_BL]]
+        item_BL: Int64 = self._order[self._place_CI[np.take_along_axis(chosen_BF, which_BL, axis=1), within_BL]]
+        return item_BL

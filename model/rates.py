@@ -66,7 +66,7 @@ class Rates:
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
         """(K,) rates over all items, below 1 also where a stream begins with late kinds of interactions before it."""
         total_C = self.arrays.total_C
-        return np.minimum((total_C[1:] + 1.0) / (total_C[0] + 2.0), 1.0 - LEAST_RATE)
+        return np.asarray(np.minimum((total_C[1:] + 1.0) / (total_C[0] + 2.0), 1.0 - LEAST_RATE))
 
     def grow(self, table: str, num_rows: int) -> None:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
