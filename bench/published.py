@@ -265,7 +265,7 @@ def command(arguments: list[str]) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What it computes on."""
+    """The device that it computes on."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else machine()
 
 

@@ -37,7 +37,7 @@ PUBLISHED = {"hstu": (0.0893, 0.3170), "transformer": (0.0442, 0.2025)}
 """HR@10 and HR@50 by network."""
 CUTS = (10, 50)
 SAVE_EVERY, MOST_TESTED = 100, 200
-"""Blocks between two states; blocks of the last tenth that are predicted, about, evenly spaced."""
+"""How many blocks lie between two states; about how many of the last tenth are predicted, evenly spaced."""
 
 
 class Network(ItemNetwork):
