@@ -51,10 +51,10 @@ def make_users(lengths: list[int], padded: int) -> Users:
     return Users(lengths, torch.tensor([0, *lengths]).cumsum(0), times, padded)
 
 
-def full_batch(num_users: int = 128) -> Users:
-    """Mean length 164 of 200."""
+def full_batch() -> Users:
+    """128 users of mean length 164, at most 200."""
     generator = torch.Generator().manual_seed(1)
-    lengths = (174 + 40 * torch.randn(num_users, generator=generator)).clamp(20, 200).long()
+    lengths = (174 + 40 * torch.randn(128, generator=generator)).clamp(20, 200).long()
     while float(lengths.double().mean()) < 164:
         lengths = (lengths + 1).clamp(max=200)
     return make_users(lengths.tolist(), 200)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bench.events import Step, ranks
 from bench.rivals import Ranker, Retriever
+from model.arrivals import Arrivals
 from trainer.batch import JaggedBatch
 from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
 
@@ -67,21 +68,21 @@ def evaluate_ranker(
     for step in stream:
         batch = step.batch
         probability_RK = np.asarray(ranker.over(step), np.float64)
-        metrics.add(kinds_alone(probability_RK, batch))
+        metrics.add(kinds_alone(probability_RK, batch, metrics.arrivals))
         num += int(batch.is_new_R.sum())
         progress(num)
     return ranking(metrics)
 
 
-def kinds_alone(probability_RK: NDArray[np.float64], batch: JaggedBatch) -> Predictions:
-    """Predictions of the kinds of a batch's targets, with nothing retrieved."""
+def kinds_alone(probability_RK: NDArray[np.float64], batch: JaggedBatch, arrivals: Arrivals) -> Predictions:
+    """Predictions of the kinds of a batch's targets, which ``arrivals`` numbers, with nothing retrieved."""
     return Predictions(
         rank_KS=np.zeros((len(RANKERS), 0), np.int64),
         ranked_S=np.zeros(0, np.bool_),
         slice_XS=np.zeros((len(SLICES), 0), np.bool_),
         domain_S=np.zeros(0, np.int64),
         log_loss_S=np.zeros(0),
-        key_R=batch.key_R,
+        number_R=arrivals.number(batch.key_R, batch.is_new_R),
         probability_RK=probability_RK,
         baseline_RK=probability_RK,
         done_RK=batch.learned_RK > 0,

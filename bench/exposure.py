@@ -1,6 +1,6 @@
-"""`python -m bench exposure [--quick]`: what people choose from lists that they read from the top.
+"""What people choose from lists that they read from the top.
 
-A made stream: lists of ten, ordered by somebody's plans, of which place k is looked at with probability 1 / k. A
+A made stream: lists of ten, in an order that ignores the user, of which place k is looked at with probability 1 / k. A
 user clicks what is looked at and liked; the click says with which probability it was looked at (``propensity``). One
 choice in five is free, a search: it shows what people like whatever they are shown. HR@10 of the free choices, with
 ``action.propensity`` and without it.
@@ -23,7 +23,7 @@ Action = dict[str, Any]
 NUM_CHOICES, QUICK_CHOICES, SEEDS = 30_000, 6_000, 3
 NUM_USERS, NUM_ITEMS, WIDTH, LISTED = 600, 400, 6, 10
 FREE_SHARE, SEARCHES = 0.2, 0.17
-"""Of all choices those that are free; how often somebody searches instead of reading a list, which yields .8 clicks."""
+"""The share of choices that are free; how often a user searches instead of reading a list, which yields .8 clicks."""
 WEIGHTS = (1.0, 3.0, 10.0, 30.0)
 """Bounds of a choice's weight that are tried; 1 corrects nothing."""
 

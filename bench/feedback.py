@@ -22,20 +22,17 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.simulated import MODEL, WORLDS, steps
 from bench.timing import Row, row
 from headrace.ledger import empty_history
-from model.config import ModelConfig
 from model.rates import probability
 from model.tokens import unpack_kinds
-from state.sequencer import Sequencer
-from stream.simulate import KINDS, World, WorldConfig
+from stream.simulate import KINDS
 from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
@@ -43,25 +40,10 @@ from trainer.kind_metrics import binary_log_loss
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
 from trainer.waiting import Waiting
-from wire.action import Action, decode_record
-from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.history import Histories, History, interactions_of
 
-ACTION = ActionConfig(kinds=KINDS, features=("genre",))
-WORLDS = {
-    "quick": (WorldConfig(num_users=100, num_items=100), SequenceConfig()),
-    "late": (
-        WorldConfig(
-            num_users=100, num_items=100, actions_per_s=20.0, feedback_delay_s=5.0, late_share=0.33,
-            item_lifetime_s=1800.0,
-        ),
-        SequenceConfig(join_window_s=3600.0),
-    ),
-}  # fmt: skip
 WAIT_MS = 60_000
-MODEL = ModelConfig(kinds=KINDS, num_features=1)
-PER_STEP = 64
 LEARNED = ("vanilla", "fnw", "reversal")
 BIASED = "vanilla"
 """Whose predictions ``fnc`` corrects."""
@@ -71,19 +53,6 @@ SERVED, NETWORK = "", " (network)"
 """Whose predictions are scored, as the names of metrics say it."""
 AGE = "age of the newest record learned, at the end"
 Floats = NDArray[np.float64]
-
-
-def steps(num_actions: int, seed: int, world: str = "quick") -> Iterator[list[Example]]:
-    """The examples that a worker makes of the world's actions, as they arrive."""
-    config, sequence = WORLDS[world]
-    sequencer = Sequencer(ACTION, sequence)
-    actions = islice(World(replace(config, seed=seed)).actions(), num_actions)
-    for offset, action in enumerate(actions):
-        for decoded in decode_record(msgspec.json.encode(action), action["timestamp"] + 10**9, ACTION):
-            assert isinstance(decoded, Action)
-            sequencer.apply(decoded, offset, action["timestamp"])
-        if offset % PER_STEP == PER_STEP - 1:
-            yield sequencer.drain()
 
 
 @dataclass(slots=True)
@@ -174,7 +143,7 @@ def predicted(learner: Learner, batch: JaggedBatch) -> dict[str, Floats]:
     """(new, K) probabilities of the new interactions' kinds: as a server says them, and the network's own."""
     forward = learner.forward(batch, learner.newest_event_ms)
     logits_RK = forward.logits_RK.detach()
-    served_RK = probability(learner.rates.score(learner.odds_events(batch, forward.target_row_R, logits_RK)))
+    served_RK = probability(learner.rates.score(learner.ranking_pass.ask(batch, forward.target_row_R, logits_RK)))
     network_RK = torch.sigmoid(logits_RK).double().numpy()
     return {SERVED: served_RK[batch.is_new_R], NETWORK: network_RK[batch.is_new_R]}
 

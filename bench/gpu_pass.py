@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import cProfile
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,9 @@ import torch
 
 from bench.gpu_report import Clock, Row, row
 from bench.gpu_step import described, shares
+from kernels.memory.reference import EVENTS_PER_GROUPED
 
-SEGMENT_LEN = 16
+SEGMENT_LEN, NUM_ITEMS = 16, 3706
 GROUP = 128
 """How many events the memory predicts together if it is on the GPU."""
 
@@ -35,8 +39,13 @@ def config_of(device: str, graphs: int, group: int) -> Any:
     )  # fmt: skip
 
 
+def item_hashes(number: Any) -> Any:
+    """The keys of items by their numbers, from 1."""
+    return number * 7919 + 1
+
+
 def described_way(graphs: int, group: int) -> str:
-    """The same for a row's name."""
+    """A way in words, for a row's name."""
     there = f", memory on the GPU in groups of {group}" if group > 1 else ""
     return f"{('', ', one CUDA graph', ', CUDA graphs')[graphs]}{there}"
 
@@ -51,7 +60,7 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
     @cache
     def life(user: int) -> tuple[Any, Any, Any]:
         own = np.random.Generator(np.random.Philox(key=[user, 9]))
-        item = (num_items ** own.random(int(lengths[user]))).astype(np.int64) * 7919 + 1
+        item = item_hashes((num_items ** own.random(int(lengths[user]))).astype(np.int64))
         gap = (10 ** (own.random(int(lengths[user])) * 7)).astype(np.int64)
         return item, own.integers(1, 8, int(lengths[user])).astype(np.uint32), 10**12 + np.cumsum(gap)
 
@@ -82,14 +91,12 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                 number += 1
 
 
-def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> Iterator[Any]:
-    """One new interaction of each user in turn, as in live traffic. The learner's histories hold the ``before`` that
-    each began with."""
-    for example in synthetic_examples(num_users, num_items, 100 * before, 1, 10 * before):
-        if example.first_new_index < before:
-            learner.histories.fold(example)
-        else:
-            yield example
+def live_batches(num_users: int, num_items: int, before: int, num: int) -> tuple[list[Any], list[list[Any]]]:
+    """Examples with each user's first ``before`` interactions, and ``num`` batches of one new interaction of each user,
+    as in live traffic."""
+    examples = synthetic_examples(num_users, num_items, 100 * before, 1, 10 * before)
+    earlier = list(islice(examples, num_users * before))
+    return earlier, [list(islice(examples, num_users)) for _ in range(num)]
 
 
 def build_library() -> None:
@@ -117,44 +124,73 @@ def single_pass(clock: Clock) -> Iterator[Row]:
         tiny = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                            num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
         plans = dict.fromkeys(plans, ((3, 20, 8, 4, 12), tiny, 2, 2))
-    for name, (world, model, batch, most) in plans.items():
-        most = 2 if clock.compiles_only else most
+    for name, (world, model, size, most) in plans.items():
+        examples = synthetic_examples(*world)
+        wanted = (2 if clock.compiles_only else most) + 6
+        batches = [batch for _ in range(wanted) if (batch := list(islice(examples, size)))]
         for graphs, group in WAYS:
             config = config_of(clock.device, graphs, group)
             torch.set_float32_matmul_precision("high")  # as `trainer.device` does
             how = f"{name}{described_way(graphs, group)}"
             learner = Learner(model, config, clock.device)
-            yield from _pass(clock, how, learner, synthetic_examples(*world), batch, most)
+            goals = (1e6, 30) if "MovieLens" in name else (None, 10)
+            yield from _pass(clock, how, learner, batches, goals)
 
 
-def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch: int, most: int) -> Iterator[Row]:
-    batches: list[list[Any]] = []
-    while len(batches) < most + 6:
-        taken = [example for _, example in zip(range(batch), examples, strict=False)]
-        if not taken:
-            break
-        batches.append(taken)
+def _pass(clock: Clock, name: str, learner: Any, batches: list[list[Any]], goals: tuple[Any, int]) -> Iterator[Row]:
     warm = min(3, len(batches) - 1)
     for each in batches[:warm]:
         learner.step(each)
-    _synchronize(clock)
-    began, events, tokens, steps = time.perf_counter(), 0, 0, 0
-    deadline = began + max(2.0, min(5.0, clock.left_s / 20))
-    for each in batches[warm:-3] if len(batches) > 6 else batches[warm:]:
-        report = learner.step(each)
-        events, tokens, steps = events + report.num_targets, tokens + report.num_tokens, steps + 1
-        if time.perf_counter() > deadline:
-            break
-    _synchronize(clock)
-    seconds = time.perf_counter() - began
+    measured = batches[warm:-3] if len(batches) > 6 else batches[warm:]
+    seconds, reports = _timed(clock, learner, measured, max(2.0, min(5.0, clock.left_s / 20)))
+    rate = median(each.num_targets / s for each, s in zip(reports, seconds, strict=True))
+    all_in_all = sum(each.num_targets for each in reports) / sum(seconds)
+    tokens, step_ms = median(each.num_tokens for each in reports), median(seconds) * 1e3
+    note = f"{len(seconds)} steps of {tokens:,.0f} tokens, {step_ms:.1f} ms each; {all_in_all:,.0f} with captures"
+    yield row(f"single pass, {name}", rate, "events/s", goals[0], note)
     last = batches[-1]
-    step_ms = seconds / max(1, steps) * 1e3
-    note = f"{steps} steps, {tokens / seconds:,.0f} tokens/s, {step_ms:.1f} ms a step"
-    yield row(f"single pass, {name}", events / seconds, "events/s", note=note)
     by_kind, _, longest = shares(clock, lambda: learner.step(last))
     idle = 100 * max(0.0, 1 - sum(by_kind.values()) / step_ms)
     kernels = "; ".join(f"{kernel} {ms:.2f}" for kernel, ms in longest[:5])
-    yield row("  GPU idle share", idle, "%", note=f"{described(by_kind)}; longest (ms): {kernels}")
+    yield row("  GPU idle share", idle, "%", goals[1], f"{described(by_kind)}; longest (ms): {kernels}", at_most=True)
+
+
+def _timed(clock: Clock, learner: Any, batches: list[list[Any]], limit_s: float) -> tuple[list[float], list[Any]]:
+    """Seconds and reports of steps, at least one, until the limit. Their medians leave out the steps in which graphs of
+    new sizes are captured: a stream meets them once, a measurement of seconds all the time."""
+    seconds, reports = list[float](), list[Any]()
+    _synchronize(clock)
+    until = time.perf_counter() + limit_s
+    for each in batches:
+        began = time.perf_counter()
+        reports.append(learner.step(each))
+        seconds.append(time.perf_counter() - began)
+        if time.perf_counter() > until:
+            break
+    return seconds, reports
+
+
+def _prepare(learner: Any, earlier: list[Any]) -> None:
+    """Let the learner know its users, all items, and as many events that it predicts them in whole groups."""
+    for example in earlier:
+        learner.histories.fold(example)
+    learner.items.insert(item_hashes(np.arange(1, NUM_ITEMS + 1)), 10**12, 0)
+    learner.memory.arrays.clock[0] = EVENTS_PER_GROUPED * GROUP
+
+
+def host_profile(clock: Clock, learner: Any, batches: list[list[Any]]) -> Row:
+    """Where the host's time goes, by function, of a few steps."""
+    profile = cProfile.Profile()
+    profile.runcall(lambda: [learner.step(each) for each in batches])
+    _synchronize(clock)
+    entries = sorted(profile.getstats(), key=lambda entry: -entry.inlinetime)[:12]
+    longest = "; ".join(f"{_named(each.code)} {each.inlinetime / len(batches) * 1e3:.2f}" for each in entries)
+    total_ms = sum(each.inlinetime for each in profile.getstats()) / len(batches) * 1e3
+    return row("  host, profiled", total_ms, "ms", note=f"by function, without what it calls: {longest}")
+
+
+def _named(code: Any) -> str:
+    return code if isinstance(code, str) else f"{Path(code.co_filename).stem}.{code.co_name}"
 
 
 def _synchronize(clock: Clock) -> None:
@@ -173,22 +209,17 @@ def live_steps(clock: Clock) -> Iterator[Row]:
         model, before = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16,
                                     item_width=16, num_positions=32, num_time_buckets=8, max_context=8), 2  # fmt: skip
     torch.set_float32_matmul_precision("high")
+    few = clock.rehearsal or clock.compiles_only
     for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
+        earlier, batches = live_batches(users, NUM_ITEMS, before, 3 if few else 60)
         for graphs, group in WAYS:
             config = config_of(clock.device, graphs, group)
             learner = Learner(model, config, clock.device)
-            examples = live_examples(learner, users, 3706, before)
-            batches = [
-                list(islice(examples, users)) for _ in range(2 if clock.rehearsal or clock.compiles_only else 40)
-            ]
-            for each in batches[:5]:
+            _prepare(learner, earlier)
+            for each in batches[: 1 if few else 15]:
                 learner.step(each)
-            _synchronize(clock)
-            began = time.perf_counter()
-            for each in batches[5:] or batches[:1]:
-                learner.step(each)
-            _synchronize(clock)
-            ms = (time.perf_counter() - began) / max(1, len(batches) - 5) * 1e3
+            seconds, _ = _timed(clock, learner, batches[1:2] if few else batches[15:50], 5.0)
+            ms = median(seconds) * 1e3
             name = f"live step, {users} targets of {users} users, 200 before each, d 64, 2 layers"
             most = 1.5 if users == 32 and graphs else None
             yield row(
@@ -201,3 +232,5 @@ def live_steps(clock: Clock) -> Iterator[Row]:
             )
             if goal and graphs:
                 yield row("  interactions a second", users / ms * 1e3, "1/s", goal)
+            if graphs == 1 or clock.rehearsal:
+                yield host_profile(clock, learner, batches[-1:] if few else batches[50:])

@@ -1,6 +1,6 @@
 """Stochastic length: how many tokens it leaves out, beside what HSTU's authors published.
 
-Sparsity is the share of a batch's N tokens a user that are not computed, for users whose contexts are N tokens long.
+Sparsity is the share of tokens that are not computed, in a batch of users whose contexts are N tokens long.
 Both rules at α = 1.6: thinned always (`trainer.stochastic_length_alpha`), and as in the paper with probability 1 -
 (kept / N)². The published numbers are of the authors' users, of whom some have shorter contexts. What it costs in
 quality: `python -m bench systems --only "HSTU, 200 of context" --only "the same, stochastic length 1.6"`.

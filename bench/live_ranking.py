@@ -2,8 +2,8 @@
 
 Every interaction is predicted once, when it is new, and scored against its final outcome. Beside the model: the rate of
 each kind in hindsight, the item's smoothed rate so far, an online logistic regression that learns an interaction when
-the odds do (`model.kept`), and the world's own probabilities, which nothing can beat. Reported: normalised entropy over
-click, like, share and hide (impressions arrive at once), for each part of the stream and for its second half; and
+the odds do (`model.rates`), and the world's own probabilities, which nothing can beat. Reported: normalised entropy
+over click, like, share and hide (impressions arrive at once), for each part of the stream and for its second half; and
 predicted over observed.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.feedback import ACTION, MODEL
+from bench.simulated import ACTION, MODEL
 from bench.timing import Row, row
 from kernels.odds import OddsEvents
 from state.sequencer import Sequencer
@@ -28,6 +28,7 @@ from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.evaluator import Forward, Ranked
 from trainer.kind_metrics import binary_log_loss
+from trainer.ranking_pass import RankingPass
 from trainer.step import Learner
 from wire.action import Action, decode_record
 from wire.config import SequenceConfig
@@ -110,27 +111,29 @@ class Told:
     said: dict[str, list[Floats]] = field(default_factory=lambda: {"model": [], "the item's rate": []})
 
 
-class Watched(Learner):
-    """A learner beside which other models predict."""
+class Watched(RankingPass):
+    """The odds' part of a step, beside which other models predict."""
 
-    def __init__(self) -> None:
-        super().__init__(MODEL, TrainerConfig(device="cpu", metric_window=1))
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner.rates, learner.tables, MODEL)
+        self.kept = learner.rates.kept
         self.told, self.regression = Told(), LogisticRegression()
         self._seen: list[NDArray[np.int64]] = []
         self.by_regression: list[Floats] = []
 
-    def odds_events(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: torch.Tensor) -> OddsEvents:
-        """As `Learner.odds_events`; also notes the regression's inputs."""
+    def ask(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: torch.Tensor) -> OddsEvents:
+        """As `RankingPass.ask`; also notes the regression's inputs."""
         target_R = batch.target_R
         user_R, item_R = batch.user_key_B[batch.owner_n[target_R]], batch.item_n[target_R]
         rest_RA = np.concatenate([batch.domain_n[target_R][:, None], batch.feature_nF[target_R]], axis=1)
         columns = [np.zeros_like(user_R), user_R, item_R, *rest_RA.T, *(rest_RA + user_R[:, None] * 31).T]
         mixed = (np.stack(columns, axis=1) + np.arange(len(columns))) * np.int64(-7046029254386353131)
         self._seen += list(((mixed >> 40) & (HASHED - 1))[batch.is_new_R])
-        return super().odds_events(batch, target_row_R, logits_RK)
+        return super().ask(batch, target_row_R, logits_RK)
 
-    def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: NDArray[np.int64]) -> Ranked:
-        ranked, told = super()._rank(batch, forward, seen_rows_n), self.told
+    def answer(self, batch: JaggedBatch, forward: Forward, seen_rows_n: NDArray[np.int64]) -> Ranked:
+        """As `RankingPass.answer`; also notes what was predicted and what has arrived."""
+        ranked, told = super().answer(batch, forward, seen_rows_n), self.told
         for key, bits in zip(batch.key_R.tolist(), batch.learned_bits_R.tolist(), strict=True):
             told.bits[key] = told.bits.get(key, 0) | bits
         told.keys += batch.key_R[batch.is_new_R].tolist()
@@ -141,7 +144,7 @@ class Watched(Learner):
 
     def regress(self, first: int) -> int:
         """Have the regression learn the interactions from ``first`` on that are old enough; returns the next one."""
-        last = int(self.rates.kept.rows.count_2[1])
+        last = int(self.kept.rows.count_2[1])
         for nth in range(first, last):
             bits = int(self.told.bits[self.told.keys[nth]])
             self.regression.learn(self._seen[nth], ((bits >> np.arange(len(KINDS))) & 1).astype(np.float64))
@@ -150,16 +153,17 @@ class Watched(Learner):
 
 def measure(num_actions: int, seed: int) -> list[Row]:
     """The rows of one stream."""
-    learner, chances, settled = Watched(), list[Floats](), 0
+    learner, chances, settled = Learner(MODEL, TrainerConfig(device="cpu", metric_window=1)), list[Floats](), 0
+    watched = learner.ranking_pass = Watched(learner)
     for examples, known in steps(num_actions, seed):
         learner.step(examples)
         chances += _by_key(examples, known)
-        settled = learner.regress(settled)
-    told = learner.told
+        settled = watched.regress(settled)
+    told = watched.told
     did_RK = np.array([told.bits[key] for key in told.keys])[:, None] >> np.arange(len(KINDS)) & 1
     said = {name: np.array(parts) for name, parts in told.said.items()}
     said |= {
-        "logistic regression": np.array(learner.by_regression),
+        "logistic regression": np.array(watched.by_regression),
         "the rate in hindsight": np.tile(did_RK.mean(axis=0), (len(did_RK), 1)),
         "the world's own chances": np.array(chances),
     }

@@ -1,9 +1,9 @@
-"""`python -m bench moves [--quick]`: users' features that change, and how a model is told of them.
+"""Users' features that change, and how a model is told of them.
 
 A made stream of people in eight regions, where different items are popular; now and then somebody moves, and says so
 with the next action. The same stream is learned without that feature, with the latest one added to every item token
-(``action.user_features``), and with each change as a token of its own, at its time (``action.user_tokens``). HR@10, and
-that of the first choices after a move but one: the move comes with that one.
+(``action.user_features``), and with each change as a token of its own, at its time (``action.user_tokens``). Reported:
+HR@10 of all choices, and of those soon after a move (without the choice that tells of it).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Action = dict[str, Any]
 NUM_ACTIONS, QUICK_ACTIONS = 40_000, 6_000
 NUM_REGIONS, NUM_USERS, NUM_ITEMS = 8, 400, 600
 MOVE_SHARE, LOCAL_SHARE, AFTER = 0.03, 0.85, 5
-"""How often a user moves before an action; how often one chooses what is popular in the region, instead of anywhere;
-how many choices after a move are looked at apart."""
+"""How often a user moves before an action; how often a user chooses what is popular in the region rather than anywhere;
+how many choices after a move are reported separately."""
 
 
 def moving(num: int = NUM_ACTIONS, seed: int = 0) -> Iterator[Action]:
@@ -63,7 +63,7 @@ def ways(actions: list[Action]) -> dict[str, Settings]:
 
 
 def compare(actions: list[Action], seed: int = 1) -> list[dict[str, Any]]:
-    """A row for each way; the value is HR@10 of the network alone, which alone is told."""
+    """A row for each way; the value is HR@10 of the network alone: the memory knows nothing of regions."""
     moved_A = np.array([1 <= action["since"] <= AFTER for action in actions])
     rows = []
     for way, settings in ways(actions).items():

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from bench.serving import NOW_MS, START_MS, versions
+from bench.served import NOW_MS, START_MS, versions
 from bench.timing import Row, row
 from model.config import ModelConfig
 from serving.engine import Engine

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.feedback import MODEL
 from bench.scale import Traffic
+from bench.simulated import MODEL
 from bench.timing import Row, row
 from headrace.broker import free_port
 from headrace.processes import ROOT

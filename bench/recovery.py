@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from bench.feedback import MODEL
 from bench.scale import CONFIG, Traffic, fill
+from bench.simulated import MODEL
 from bench.timing import Row, row
 from headrace.broker import free_port
 from headrace.processes import ROOT

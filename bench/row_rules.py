@@ -65,11 +65,11 @@ RULES: dict[str, Callable[[EmbeddingTable], Learn]] = {
     "Adam-like, .1 of the rate": adam(0.1),
     "Adam-like, .3 of the rate": adam(0.3),
 }
-"""By name; first as they are."""
+"""By name, the trainer's own first."""
 
 
 def install(learner: Learner, name: str) -> None:
-    """Let the tables of a learner learn by another rule."""
+    """Make the tables of a learner learn by this rule."""
     rule = RULES[name]
     for table in learner.tables.values():
         table.learn = rule(table)  # type: ignore[assignment,method-assign]

@@ -68,17 +68,17 @@ def ends_with_parent() -> list[str]:
     return ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free at this moment."""
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free at this moment."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-def is_listening(host: str, port: int, timeout_s: float = 1.0) -> bool:
+def is_listening(host: str, port: int) -> bool:
     """Whether something accepts connections at ``host:port``."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=timeout_s):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
         return True
     return False
 
@@ -175,13 +175,13 @@ class EmbeddedBroker:
                 self.kill()
         self._process = None
 
-    def last_words(self, num_lines: int = 5) -> str:
+    def last_words(self) -> str:
         """The end of its log, on one line."""
         try:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except OSError:
             return "(no log)"
-        return " | ".join(line.strip() for line in lines[-num_lines:]) or "(its log is empty)"
+        return " | ".join(line.strip() for line in lines[-5:]) or "(its log is empty)"
 
     def __enter__(self) -> Self:
         return self.start()

@@ -100,7 +100,7 @@ def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
 
 
 def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool) -> None:
-    """Each message on a line; while none comes, the last one again every `SILENT_AFTER_S`, as old as it is."""
+    """Each message on a line; while none comes, the last one again every `SILENT_AFTER_S`, with its present ages."""
     told_s = time.monotonic()
     for number, message in enumerate(messages):
         if message is None and number == 0:

@@ -168,7 +168,7 @@ def seconds(value: Any) -> str:
 
 
 def lags(view: LagView) -> str:
-    """How many records wait at each stage, and for how long where that is more than it takes to hear of it."""
+    """How many records wait at each stage, and for how long, where that is longer than reports take to arrive."""
     return " ".join(_lag_of(name, view.stage(name)) for name in STAGES)
 
 

@@ -94,7 +94,7 @@ class ModelConfig:
 
     @property
     def num_columns(self) -> int:
-        """Of each interaction (`wire.example.Interactions.feature_hash`)."""
+        """How many columns each interaction has (`wire.example.Interactions.feature_hash`)."""
         return self.num_features + self.propensity + self.num_user_features * self.user_tokens
 
     def as_dict(self) -> dict[str, Any]:

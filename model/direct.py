@@ -72,16 +72,16 @@ class DirectPass:
         self._tokens, self._token_gradients = (_token_params(model, each) for each in (_values, _slopes))
         self._heads, self._head_gradients = (_head_params(model, each) for each in (_values, _slopes))
 
-    def __call__(self, inputs: DirectInputs, *, wants_gradients: bool) -> DirectOutputs:
-        """Predictions and losses; with ``wants_gradients``, the gradients of all parameters are written too."""
+    def __call__(self, inputs: DirectInputs) -> DirectOutputs:
+        """Predictions and losses; where torch computes gradients, those of all parameters are written too."""
         value_n = inputs.value_n if self._config.use_value else None
         given = inputs.table_VD, inputs.place_n, inputs.kinds_nK, value_n
         x_TM = tokens(*given, inputs.side_nM, self._tokens)
-        y_SM, back = self._layers.through(x_TM, inputs, wants_gradients=wants_gradients)
+        y_SM, back = self._layers.through(x_TM, inputs)
         rules = self._rules
         if inputs.rank_factor != 1.0:
             rules = replace(rules, rank_share=rules.rank_share * inputs.rank_factor)
-        found = heads(inputs.head(y_SM), self._heads, rules, self._head_gradients if wants_gradients else None)
+        found = heads(inputs.head(y_SM), self._heads, rules, self._head_gradients if torch.is_grad_enabled() else None)
         if found.d_y_SM is None or found.d_table_VD is None:
             return DirectOutputs(found, None)
         d_TM = back(found.d_y_SM)
@@ -104,9 +104,8 @@ class _KernelLayers:
         self._weights = [_held(layer, _values) for layer in layers]
         self._gradients = [_held(layer, _slopes) for layer in layers]
 
-    def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
+    def through(self, x_TM: Tensor, inputs: DirectInputs) -> tuple[Tensor, Back]:
         """Outputs (S, M), and the way back."""
-        del wants_gradients
         batches, kept, y_TM = self._batches(inputs), list[tuple[Tensor, Tensor]](), x_TM
         for batch, held in zip(batches, self._weights, strict=True):
             before_TM = y_TM
@@ -142,14 +141,13 @@ class _AutogradLayers:
         self._encode, self._context_gradient, self._dropouts = model.encode, context_gradient, dropouts
         self._gradients = [_slopes(each) for each in model.layers.parameters()]
 
-    def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
+    def through(self, x_TM: Tensor, inputs: DirectInputs) -> tuple[Tensor, Back]:
         """See `_KernelLayers.through`."""
-        x_TM = x_TM.detach().requires_grad_(wants_gradients)
-        with torch.set_grad_enabled(wants_gradients):
-            y_SM = self._encode(
-                x_TM, inputs.offsets_B1, inputs.query_time_T, inputs.key_time_T, tail=inputs.tail,
-                context_gradient=self._context_gradient, dropouts=self._dropouts, seed=inputs.seed,
-            )  # fmt: skip
+        x_TM = x_TM.detach().requires_grad_(torch.is_grad_enabled())
+        y_SM = self._encode(
+            x_TM, inputs.offsets_B1, inputs.query_time_T, inputs.key_time_T, tail=inputs.tail,
+            context_gradient=self._context_gradient, dropouts=self._dropouts, seed=inputs.seed,
+        )  # fmt: skip
 
         def back(d_SM: Tensor) -> Tensor:
             for gradient in self._gradients:

@@ -7,7 +7,7 @@ was published. Both score with the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,17 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
-from model.memory_version import COUNTS, LEARNED, ROWS, published_memory, take_over
+from model.memory_room import (
+    CHANGES,
+    CHECKPOINTED,
+    FIRST_CAPACITY,
+    NEIGHBOURS,
+    NUM_BUCKETS,
+    empty_memory,
+    neighbours_at,
+    reshaped,
+)
+from model.memory_version import LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -42,22 +52,7 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
-NUM_BUCKETS = 8
-NEIGHBOUR_BYTES = 20
-FREE_BYTES = 80 << 20
-"""As long as all neighbours fit into this, each item may have as many as configured."""
-FEWEST_NEIGHBOURS = 23
-"""Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
-FIRST_CAPACITY = 1024
 MOST_LOGITS = 1 << 24
-_UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
-_NEIGHBOURS = (*COUNTS, "weight")
-_CHANGED = ("dirty", "moved")
-
-
-def neighbours_at(capacity: int, most: int) -> int:
-    """How many neighbours a row may have in a catalogue of ``capacity`` rows."""
-    return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
 class Memory:
@@ -79,7 +74,7 @@ class Memory:
         self._backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
-        self._here = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
+        self._here = empty_memory(FIRST_CAPACITY, self._most)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -102,40 +97,12 @@ class Memory:
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         self.num_rows = max(self.num_rows, num_rows)
-        capacity = self.arrays.capacity
+        capacity = self._here.capacity  # not `arrays`, which would bring what has changed on a GPU
         while capacity < self.num_rows:
             capacity *= 2
-        if capacity > self.arrays.capacity:
-            self._reshape(capacity, neighbours_at(capacity, self._most))
-
-    def _reshape(self, capacity: int, width: int) -> None:
-        if width == self.arrays.width:
-            self._lengthen(capacity)
-            return
-        old, new = self.arrays, MemoryArrays.empty(capacity, width, NUM_BUCKETS)
-        if width < old.width:
-            _keep_strongest(old, width)
-        num, kept = old.capacity, min(width, old.width)
-        for name in (*ROWS, "dirty"):
-            getattr(new, name)[:num] = getattr(old, name)
-        new.moved[:num] = 255
-        for name in _NEIGHBOURS:
-            getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
-        new.heat[:, :num] = old.heat
-        for name in (*LEARNED, *_UNPUBLISHED):
-            setattr(new, name, getattr(old, name))
-        self.arrays = new
-
-    def _lengthen(self, capacity: int) -> None:
-        """Lengthen the columns in place; the heats (12 bytes a row) are copied, since their rows come second."""
-        old = self.arrays
-        columns = (*ROWS, *_NEIGHBOURS, *_CHANGED)
-        longer = {name: self._columns.longer(name, getattr(old, name), capacity) for name in columns}
-        for name in ("first", "last"):
-            longer[name][old.capacity :] = -1
-        heat = np.zeros((len(old.heat), capacity), np.float32)
-        heat[:, : old.capacity] = old.heat
-        self.arrays = replace(old, heat=heat, **longer)
+        if capacity > self._here.capacity:
+            width = neighbours_at(capacity, self._most)
+            self.arrays = reshaped(self.arrays, capacity, width, self._columns)
 
     @property
     def leaves_out_repeats(self) -> bool:
@@ -206,7 +173,7 @@ class Memory:
         lost = used & gone_V[arrays.neighbour_row[:num]]
         for row in np.flatnonzero(lost.any(axis=1)).tolist():
             kept = np.flatnonzero(used[row] & ~lost[row])
-            for name in _NEIGHBOURS:
+            for name in NEIGHBOURS:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
@@ -225,7 +192,7 @@ class Memory:
             arrays.first[: self.num_rows] >= 0 if everything else is_dirty(arrays.dirty[: self.num_rows], UNPUBLISHED)
         )
         rows = np.flatnonzero(chosen_V)
-        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *_NEIGHBOURS, "moved")}
+        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *NEIGHBOURS, "moved")}
         size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: getattr(arrays, name).copy() for name in LEARNED}
         columns["heat"] = arrays.heat[:, rows].T
@@ -252,7 +219,7 @@ class Memory:
         Weights that are published as steps then start from zero (`trainer.rounding`)."""
         if keep:
             is_other = width != self.arrays.width
-            self._reshape(capacity, width)
+            self.arrays = reshaped(self.arrays, capacity, width, self._columns)
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
@@ -267,7 +234,7 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*LEARNED, *_UNPUBLISHED))
+        learned = (getattr(arrays, name) for name in (*LEARNED, *CHECKPOINTED))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
@@ -281,13 +248,13 @@ class Memory:
 
     def learned(self) -> Arrays:
         """The arrays that belong to no row, with the optimiser's state."""
-        return {name: getattr(self.arrays, name) for name in (*LEARNED, *_UNPUBLISHED)}
+        return {name: getattr(self.arrays, name) for name in (*LEARNED, *CHECKPOINTED)}
 
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
-        cut = {name: state[name][:num] for name in (*ROWS, *_NEIGHBOURS, *_CHANGED)}
+        cut = {name: state[name][:num] for name in (*ROWS, *NEIGHBOURS, *CHANGES)}
         return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -295,11 +262,10 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
+        for name in (*ROWS, *NEIGHBOURS, *CHANGES):
             getattr(self.arrays, name)[:num] = state[name]
-        self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
+        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 
@@ -312,14 +278,3 @@ def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
     arrays.seen[rows_N] = 0.0
     arrays.heat[:, rows_N] = 0.0
     arrays.first[rows_N] = arrays.last[rows_N] = -1
-
-
-def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
-    """Sort each row's neighbours, the strongest first, and drop those beyond ``width``."""
-    unused = np.arange(arrays.width) >= arrays.num_neighbours[:, None]
-    strength = np.where(unused, -1.0, arrays.after + arrays.before)
-    order = np.argsort(-strength, axis=1, kind="stable")
-    for name in _NEIGHBOURS:
-        setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
-    arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
-    arrays.dirty[arrays.first >= 0] = CHANGED

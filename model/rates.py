@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE
+from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
-from model.kept import DELAY_DECAY, MOST_LATE, SETTLED, KeptInputs
+from model.kept import KeptInputs
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
 
@@ -28,6 +29,10 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
 """How many sightings the rate over all items counts for when it smooths the rate of an item, or of a user."""
+MOST_LATE, DELAY_DECAY = 0.05, 0.9999
+"""A kind counts as late if more than this share of it came late, in about the last ten thousand events."""
+LEAST_OUTCOMES = 50
+"""Nothing is learned before so many outcomes have differed."""
 NUM_PRIORS = 2
 TABLES = ("item", "domain", "feature")
 _WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
@@ -47,20 +52,21 @@ class Rates:
     Row 0 collects everything without a row. Deterministic in the order of calls; one writer.
     """
 
-    def __init__(self, config: ModelConfig, rules: OddsRules | None = None, *, backend: str = "auto") -> None:
-        self._rules, self._backend = rules or OddsRules(), "reference" if backend == "reference" else "auto"
+    def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
+        self._backend = "reference" if backend == "reference" else "auto"
         num_domains, num_features = int(config.use_domain), config.num_features
         self.arrays = OddsArrays.empty(
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
         self.kept = KeptInputs(self.arrays)
+        self.arrivals = Arrivals(max(MOST_REMEMBERED, len(self.kept)))
         self._columns = GrowingColumns()
 
     @property
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
-        """(K,) rates over all items."""
+        """(K,) rates over all items, below 1 also where a stream begins with late kinds of interactions before it."""
         total_C = self.arrays.total_C
-        return np.asarray((total_C[1:] + 1.0) / (total_C[0] + 2.0))
+        return np.asarray(np.minimum((total_C[1:] + 1.0) / (total_C[0] + 2.0), 1.0 - LEAST_RATE))
 
     def grow(self, table: str, num_rows: int) -> None:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
@@ -88,13 +94,13 @@ class Rates:
         odds = [log_odds(item_RK), log_odds(user_RK) - log_odds(overall_K)]
         return np.stack(odds, axis=1).astype(np.float32)
 
-    def learn(self, events: OddsEvents, key_R: Int64) -> Float32:
+    def learn(self, events: OddsEvents, number_R: Int64) -> Float32:
         """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
 
-        ``key_R`` identifies interactions, whose inputs are kept until then."""
+        ``number_R``: of the events' interactions, from `arrivals`."""
         self._make_room(events)
-        events = replace(events, kept_R=self.kept.place(events, key_R))
-        rules = replace(self._rules, horizon=self.horizon)
+        events = replace(events, kept_R=self.kept.place(number_R, events.is_new_R > 0))
+        rules = OddsRules(horizon=self.horizon)
         logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)
         return logit_RK
@@ -106,16 +112,20 @@ class Rates:
 
     @property
     def horizon(self) -> int:
-        """After how many interactions the weights learn one (`model.kept`)."""
-        num, done_K = self.arrays.total_C[0], self.arrays.total_C[1:]
-        return self.kept.horizon(self.late_kinds, float(np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum()))
+        """After how many interactions the weights learn one; at the start of a stream they learn nothing."""
+        num, done_K, most = self.arrays.total_C[0], self.arrays.total_C[1:], len(self.kept) // 2
+        if np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum() < LEAST_OUTCOMES:
+            return most
+        if not self.late_kinds.any():
+            return 0
+        num_coming = self.arrivals.num - int(self.kept.rows.count_2[0])  # new ones of the present step
+        return min(self.arrivals.lag, most) if self.arrivals.is_settled(num_coming) else most
 
     def has_learned(self, num: int) -> bool:
         """Whether the ``num`` newest interactions with known outcomes were predicted by weights that had learned; where
         kinds come late, those of a new stream were not, and are predicted as if nothing were ever done."""
-        num_learned = int(self.kept.rows.count_2[1])
-        late = SETTLED * self.horizon + num if self.late_kinds.any() else 0
-        return num_learned > late
+        has_begun = self.kept.rows.count_2[1] > 0
+        return bool(has_begun) and (not self.late_kinds.any() or self.arrivals.is_settled(self.arrivals.lag + num))
 
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
@@ -156,9 +166,11 @@ class Rates:
 
     def small(self) -> dict[str, NDArray[Any]]:
         """What belongs to no row, for a checkpoint."""
-        return {
-            name: getattr(self.arrays, name) for name in (*_WEIGHTS, *_HOW_SURELY, "attributes")
-        } | self.kept.small()
+        names = (*_WEIGHTS, *_HOW_SURELY, "attributes")
+        return {name: getattr(self.arrays, name) for name in names} | self.kept.small() | self._arrivals_state()
+
+    def _arrivals_state(self) -> dict[str, NDArray[Any]]:
+        return {f"arrivals_{name}": array for name, array in self.arrivals.state_dict().items()}
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""
@@ -207,20 +219,31 @@ class Rates:
     def copy(self) -> Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
-        other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
-        other.kept, other._columns = self.kept.copy(other.arrays), GrowingColumns()
+        other._backend, other.arrays = self._backend, self.arrays.copy()
+        other.kept, other.arrivals = self.kept.copy(other.arrays), self.arrivals.copy()
+        other._columns = GrowingColumns()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
         state = {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
         dirty = {name: bits & UNPUBLISHED for name, bits in state.items() if name.endswith("_dirty_V")}
-        return state | dirty | self.kept.state_dict()
+        return state | dirty | self.kept.state_dict() | self._arrivals_state()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
         self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
         self.kept.load_state_dict(state)
+        self.arrivals.load_state_dict(_arrivals_of(state))
+
+
+def _arrivals_of(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The state of `Rates.arrivals`; earlier builds had the keys beside the kept inputs."""
+    if "arrivals_num" in state:
+        return {name: state[f"arrivals_{name}"] for name in ("num", "lags", "key")}
+    num_1 = state["kept_count"][:1]
+    oldest_first = np.roll(state.get("kept_key", np.zeros(0, np.int64)), -int(num_1[0]))
+    return {"num": num_1, "lags": state["kept_lags"], "key": oldest_first}
 
 
 def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:

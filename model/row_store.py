@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import rowwise_adagrad_
+from kernels.transfer import to_device
 from model.growing import GrowingRows
 from model.share import WHOLE, Share
 
@@ -91,4 +92,4 @@ class RowStore:
         return all(math.isfinite(float(column[:num].sum())) for column in (self.weight, self.state))
 
     def _where(self, place_U: Int64) -> Tensor:
-        return torch.from_numpy(place_U).to(self.weight.device)
+        return to_device(place_U, self.weight.device)

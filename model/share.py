@@ -15,10 +15,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of ``size`` processes, number ``rank`` holds the rows that leave this remainder: row r at place r // size.
+    """Of ``size`` processes, number ``rank`` holds every row r with r % size = rank, at place r // size.
 
-    Rows are given to keys in the order of their admission, so shares are equally large, and a row's owner is known
-    without asking anybody.
+    Keys get their rows in the order of their admission, so shares are equally large, and every process knows which one
+    owns a row.
     """
 
     rank: int = 0

@@ -5,8 +5,8 @@ user b has interactions ``starts_B1[b]:starts_B1[b+1]``.
 
 With ``model.user_tokens`` the user's features are a second series, merged into the first by time: where they differ
 from those before, an interaction is preceded by a **change**, which has the two tokens of an interaction on no item, of
-no kind, with the features as they are now. So of equal ones in a row the earliest is kept ("Actions Speak Louder than
-Words", Zhai et al., ICML 2024, section 2.2). Changes exist for the network alone.
+no kind, with the features as they are now. So a run of equal features is one token pair, at its earliest time
+("Actions Speak Louder than Words", Zhai et al., ICML 2024, section 2.2). Only the network sees changes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def propensities(column_nC: Int64, config: ModelConfig) -> NDArray[np.float64]:
 
 
 def changed(feature_nU: Int64, starts_B1: Int64) -> NDArray[np.bool_]:
-    """(n,) before which interactions a change stands. ``feature_nU`` (n, U): the user's features as of each one."""
+    """(n,) whether a change precedes each interaction. ``feature_nU`` (n, U): the user's features as of each one."""
     changed_n = np.zeros(len(feature_nU), np.bool_)
     changed_n[1:] = (feature_nU[1:] != feature_nU[:-1]).any(axis=1)
     first_B = starts_B1[:-1]

@@ -25,7 +25,7 @@ class CostModel:
         self._sums = [self.DECAY * old + each for old, each in zip(self._sums, new, strict=True)]
 
     def seconds(self, weight: float, num_batches: float) -> float:
-        """How long work of this weight takes in so many batches; 0 before enough was measured."""
+        """How long work of this weight takes in this many batches; 0 before enough was measured."""
         n, w, ww, s, ws = self._sums
         if self._num < self.ENOUGH:
             return 0.0

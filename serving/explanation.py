@@ -79,7 +79,7 @@ def _spread(
     item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
     counts_n: Int64, shown_n: Int64, without_nC: Float64,
 ) -> Explanation:  # fmt: skip
-    """Put the results for known items and for choices and showings in the places of all items and the whole history."""
+    """Spread what is known of some items, choices and showings over all items and the whole history."""
     num, num_items = len(without_nC), len(item_C)
 
     def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:

@@ -93,19 +93,18 @@ class Histories:
                     self._kept.drop(mark.user)
             self.on_erased(mark.user)
 
-    def feed_batches(self, partition: int, batches: Sequence[Batch], first: int = 0) -> None:
-        """Take batches of records in their order, like `feed` for each record; those before ``first`` are skipped."""
+    def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
+        """Take batches of records in their order, like `feed` for each record."""
         while batches and self._kept is None:  # one by one, until there is an example
             block = decode_block(batches[:1], row_type(0))
             for record in range(len(block.heads)):
-                self._feed_one(partition, block, record, first)
+                self._feed_one(partition, block, record)
             batches = batches[1:]
         if not batches or self._kept is None:
             return
         block = decode_block(batches, self._kept.row_type)
         heads = block.heads
-        is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["offset"] >= first)
-        is_plain &= heads["partition"] == partition
+        is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["partition"] == partition)
         edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
@@ -113,10 +112,10 @@ class Histories:
                 self._keep_run(block, begin, end)
                 continue
             for record in range(begin, end):
-                self._feed_one(partition, block, record, first)
+                self._feed_one(partition, block, record)
 
-    def _feed_one(self, partition: int, block: Block, record: int, first: int) -> None:
-        if block.heads["offset"][record] >= first and block.heads["status"][record] != TOMBSTONE:
+    def _feed_one(self, partition: int, block: Block, record: int) -> None:
+        if block.heads["status"][record] != TOMBSTONE:
             self.feed(partition, block.value(record), int(block.heads["offset"][record]))
 
     def _log(self, partition: int) -> ExampleLog:
@@ -147,7 +146,7 @@ class Histories:
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Drop users and requests to forget, because a new topic has the old one's name: histories start over in it."""
+        """Drop users and requests to forget: the topic was created again, and its histories start over."""
         self.forget_partitions()
         self.removed = set()
         with self._lock:

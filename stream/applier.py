@@ -25,13 +25,14 @@ MAX_BATCH_BYTES = 600_000
 """A write batch blocks the event loop: about three thousand actions are enough."""
 
 
-def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Record]]:
-    """``records`` in order, divided so that each batch stays within both bounds (or is a single record)."""
+def batches(records: Sequence[Record], max_records: int) -> Iterator[list[Record]]:
+    """``records`` in order, divided so that each batch stays within this bound and `MAX_BATCH_BYTES` (or is a single
+    record)."""
     batch: list[Record] = []
     num_bytes = 0
     for record in records:
         size = len(record.value or b"")
-        if batch and (len(batch) >= max_records or num_bytes + size > max_bytes):
+        if batch and (len(batch) >= max_records or num_bytes + size > MAX_BATCH_BYTES):
             yield batch
             batch, num_bytes = [], 0
         batch.append(record)

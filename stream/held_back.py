@@ -19,9 +19,8 @@ PATIENCE_S = 30.0
 class HeldBack:
     """Compares, once a second, how far each partition can be read with where it ends."""
 
-    def __init__(self, topic: str, metrics: WorkerMetrics, patience_s: float | None = None) -> None:
+    def __init__(self, topic: str, metrics: WorkerMetrics) -> None:
         self._topic, self._metrics = topic, metrics
-        self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._since: dict[int, tuple[int, float]] = {}
         """Partition → the offset at which it is stalled, and since when (monotonic)."""
 
@@ -34,7 +33,7 @@ class HeldBack:
             stands, since_s = self._since.get(partition, (-1, now_s))
             if not num_held or stands != offset:
                 self._since[partition] = offset, now_s
-            elif now_s - since_s >= self._patience_s:
+            elif now_s - since_s >= PATIENCE_S:
                 self._since[partition] = offset, now_s
                 log.warning(
                     "an open transaction holds back all records after it; look for a producer that hangs "

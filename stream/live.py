@@ -20,14 +20,13 @@ def simulate(
     rate: float | None = None,
     num_actions: int | None = None,
     seed: int = 0,
-    world: WorldConfig | None = None,
 ) -> int:
     """Send ``num_actions`` (None: until interrupted) of a world's actions; returns the exit status.
 
     With ``rate`` (actions/s), the world begins now: joining, lag and freshness are those of live traffic.
     """
     known = tuple(kind for kind in settings.action.kinds if kind in KINDS)
-    world = world or WorldConfig(seed=seed, kinds=known, actions_per_s=rate or WorldConfig.actions_per_s)
+    world = WorldConfig(seed=seed, kinds=known, actions_per_s=rate or WorldConfig.actions_per_s)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     actions: Iterable[dict[str, Any]] = World(world).actions()
     if rate is not None:

@@ -47,7 +47,7 @@ class WorkerMetrics:
         self._applied = self._gauge("applied_offset", "Highest offset of the actions topic applied.")
         self._epoch = self._gauge("writer_epoch", "Epoch under which this worker writes.")
         self.heard_s = time.monotonic()
-        """When the broker last answered; the gauges by partition are of then."""
+        """When the broker last answered; the gauges by partition date from then."""
         Gauge(
             "headrace_worker_broker_silence_seconds", "Time since the broker last answered.", registry=registry
         ).set_function(lambda: time.monotonic() - self.heard_s)

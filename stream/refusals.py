@@ -17,8 +17,8 @@ WARN_EVERY_S = 30.0
 class Refusals:
     """Counts dead letters by reason, and warns of each reason at once, then at most every `WARN_EVERY_S`."""
 
-    def __init__(self, metrics: WorkerMetrics, every_s: float = WARN_EVERY_S) -> None:
-        self._metrics, self._every_s = metrics, every_s
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self._metrics = metrics
         self._since: Counter[str] = Counter()
         self._warned_s: dict[str, float] = {}
 
@@ -32,7 +32,7 @@ class Refusals:
             latest[letter.reason] = letter
         now_s = time.monotonic()
         for reason, letter in latest.items():
-            if now_s - self._warned_s.get(reason, -self._every_s) >= self._every_s:
+            if now_s - self._warned_s.get(reason, -WARN_EVERY_S) >= WARN_EVERY_S:
                 self._warned_s[reason] = now_s
                 log.warning(
                     "actions are refused; see: headrace dead-letters", reason=reason, num=self._since.pop(reason),

@@ -63,11 +63,11 @@ def facts_of(model: ModelConfig, config: TrainerConfig) -> dict[str, Any]:
     }
 
 
-def build_digest(root: Path = ROOT) -> str:
+def build_digest() -> str:
     """A digest of the code that affects what a rank computes."""
     found = hashlib.sha256(digest().encode())
-    for path in sorted(each for room in SOURCES for each in (root / room).rglob("*.py")):
-        found.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
+    for path in sorted(each for room in SOURCES for each in (ROOT / room).rglob("*.py")):
+        found.update(path.relative_to(ROOT).as_posix().encode() + b"\n" + path.read_bytes())
     return found.hexdigest()[:12]
 
 

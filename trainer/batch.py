@@ -1,19 +1,16 @@
 """A jagged batch: what the examples of one step teach, one sequence per user, without padding.
 
-Examples bring pieces: a new interaction with its kinds, or later kinds of an earlier one. A step folds its examples
-into the users' histories, in order, and lays out one sequence for each user with a piece: up to ``max_context``
-interactions before the first piece, and all from there to the last. Attention is causal, so a target sees nothing of
-what comes after it. Several pieces of one interaction in a step are one target.
+A step folds its examples into the users' histories, in order, and lays out one sequence for each user with a piece
+(`trainer.pieces`): up to ``max_context`` interactions before the first piece, and all from there to the last. Attention
+is causal, so a target sees nothing of what comes after it. Several pieces of one interaction in a step are one target.
 
 Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, action, …), R targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +18,9 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import propensities, query_times, states, unpack_kinds
+from trainer.pieces import Choose, Pieces, merge, pieces_of, taught_at_once
 from wire.example import Example
-from wire.history import Histories, History, Rows
+from wire.history import Histories, Rows
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
@@ -45,7 +43,7 @@ class JaggedBatch:
     own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
     user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
     (after `trainer.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
-    ``propensity_n``: with which the item was shown, NaN if unknown.
+    ``propensity_n``: the probability with which the item was shown, NaN if unknown.
     """
 
     starts_B1: Int64
@@ -102,122 +100,20 @@ class JaggedBatch:
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
 
-@dataclass(slots=True, eq=False)
-class _Pieces:
-    """The content of the step's examples: for each user a history, a seed and a key; for each piece its user, its place
-    in that user's lifetime, its kinds, and whether the interaction is new."""
-
-    histories: list[History]
-    seeds: list[int]
-    user_keys: list[int]
-    owner_P: Int64
-    place_P: Int64
-    bits_P: Bits
-    is_new_P: Bools
-    seen: list[tuple[int, int, int, Bits]]
-    """Of some pieces: user, place, and the kinds of the interactions from another place on, as known then."""
-
-
-class Taught(NamedTuple):
-    """Pieces of one user: their places in the user's lifetime, their kinds, and whether each interaction is new.
-
-    ``seed`` is derived from the example that they come from. ``seen``: a place, and the kinds of the interactions from
-    there on as they were known when the only piece's interaction was new; None: they count as they are known now.
-    """
-
-    user: str
-    history: History
-    seed: int
-    places: list[int]
-    bits: list[int]
-    is_new: list[bool]
-    seen: tuple[int, Bits] | None = None
-
-
-Choose = Callable[[Sequence[Example], Sequence[History], Histories], list[Taught]]
-"""What a step teaches, from its examples, the histories that they were folded into, and all histories."""
-
-
-def taught_at_once(examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
-    """Every piece of the examples."""
-    del histories
-    return [
-        _taught_by(example, history)
-        for example, history in zip(examples, touched, strict=True)
-        if example.num_new or example.num_feedback
-    ]
-
-
-def seed_of(partition: int, number: int) -> int:
-    """A number for an example of a partition, which no other example has."""
-    return (partition << 40) + number
-
-
-def _taught_by(example: Example, history: History) -> Taught:
-    first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
-    places: list[int] = (first + example.feedback_index).tolist() if example.num_feedback else []
-    bits: list[int] = example.feedback_bits.tolist() if example.num_feedback else []
-    is_new = [False] * len(places) + [True] * num_new
-    places += range(first + len(held) - num_new, first + len(held))
-    bits += held[len(held) - num_new :].tolist()
-    return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
-
-
 def build_batch(
     examples: Sequence[Example], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
 ) -> JaggedBatch:
     """Fold the examples into ``histories``, in the order given, and lay out what they teach (``choose``)."""
     touched = [histories.gather(example) for example in examples]
     taught = choose(examples, touched, histories)
-    batch = _lay_out(_pieces(taught), config) if taught else None
+    batch = _lay_out(pieces_of(taught), config) if taught else None
     for history in touched:
         histories.settle(history)
     return batch if batch is not None else nothing_learned(config)
 
 
-def _pieces(taught: Sequence[Taught]) -> _Pieces:
-    number_of: dict[str, int] = {}
-    users, seeds, keys = list[History](), list[int](), list[int]()
-    owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
-    seen = list[tuple[int, int, int, Bits]]()
-    for each in taught:
-        number = number_of.setdefault(each.user, len(users))
-        if number == len(users):
-            users.append(each.history)
-            seeds.append(each.seed)
-            # Not `wire.hashing`: this module needs nothing but torch and NumPy.
-            keys.append(int.from_bytes(blake2b(each.user.encode(), digest_size=8).digest(), "little", signed=True))
-        owners += [number] * len(each.places)
-        places += each.places
-        bits += each.bits
-        is_new += each.is_new
-        if each.seen is not None:
-            seen.append((number, each.places[0], *each.seen))
-    return _Pieces(
-        users,
-        seeds,
-        keys,
-        np.array(owners, np.int64),
-        np.array(places, np.int64),
-        np.array(bits, np.uint32),
-        np.array(is_new, np.bool_),
-        seen,
-    )
-
-
-def _merge(pieces: _Pieces) -> tuple[Int64, Int64, Bits, Bools]:
-    """Merge the pieces of each interaction: owners, places, kinds, and whether it is new, sorted by owner and place."""
-    order = np.lexsort((pieces.place_P, pieces.owner_P))
-    owner, place = pieces.owner_P[order], pieces.place_P[order]
-    differs = np.ones(len(order), np.bool_)
-    differs[1:] = (owner[1:] != owner[:-1]) | (place[1:] != place[:-1])
-    starts = np.flatnonzero(differs)
-    bits = np.bitwise_or.reduceat(pieces.bits_P[order], starts)
-    return owner[starts], place[starts], bits, np.logical_or.reduceat(pieces.is_new_P[order], starts)
-
-
-def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
-    owner_R, place_R, learned_R, is_new_R = _merge(pieces)
+def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
+    owner_R, place_R, learned_R, is_new_R = merge(pieces)
     first_B1 = np.append(np.flatnonzero(np.append(True, np.diff(owner_R) != 0)), len(owner_R))
     windows = [
         history.window(int(place_R[first]) - config.max_context, int(place_R[stop - 1]) + 1)
@@ -261,8 +157,8 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
 
 
 def _put_seen(bits_n: Bits, seen: list[tuple[int, int, int, Bits]], start_B: Int64, first_B: Int64) -> None:
-    """Before each of these pieces, put the kinds that were known when it was new; of what several have before them, the
-    first one's."""
+    """Give the interactions before each of these pieces the kinds that were known when it was new; those that several
+    pieces have before them, the kinds that were known when the first was new."""
     done: dict[int, int] = {}
     for owner, place, first, bits in sorted(seen, key=lambda each: each[:2]):
         begin = max(first, int(first_B[owner]), done.get(owner, 0))

@@ -13,8 +13,8 @@ from trainer.batch import JaggedBatch, take_interactions
 
 
 def with_changes(batch: JaggedBatch) -> JaggedBatch:
-    """The batch with a change before each interaction that has one; targets and what comes before them stay the
-    interactions that they were."""
+    """The batch with a change inserted before each interaction that has one. Targets, and the interactions before them,
+    stay the same."""
     num_n = 1 + changed(batch.state_nU, batch.starts_B1)
     own_n = np.cumsum(num_n) - 1  # where the interactions stand now
     is_own_m = np.zeros(num_n.sum(), np.bool_)

@@ -27,7 +27,8 @@ from trainer.errors import CheckpointError
 from trainer.rows import Arrays, Piece, assembled, decode_pieces, encode_piece
 from wire.tensors import Buffer, Tensors
 
-FORMAT = 2
+FORMAT, READABLE = 3, (2, 3)
+"""Format 2 has the keys of interactions in two places (`model.rates`, `trainer.kind_metrics`)."""
 NUM_KEPT = 2
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""
@@ -245,7 +246,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
         meta = json.loads(text)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
-    if meta["format"] != FORMAT:
+    if meta["format"] not in READABLE:
         raise CheckpointError(
             f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}; use the build that wrote it, or start "
             "with an empty trainer.checkpoint_dir"

@@ -71,7 +71,7 @@ class DirectStep:
             torch.from_numpy(query_time_T), torch.from_numpy(key_time_T), tail, seed,
             lambda y_SM: HeadInputs(y_SM, output_R, output_Q, leaves[0].values_UD, *answers), rank_factor,
         )  # fmt: skip
-        out = self._pass(inputs, wants_gradients=torch.is_grad_enabled())
+        out = self._pass(inputs)
         leaves[0].direct_UD = out.heads.d_table_VD
         if out.d_side_nM is not None:
             for leaf in leaves[1:]:

@@ -1,8 +1,8 @@
 """A step on tables whose rows are divided among the ranks (`model.share`), and rank 0's queries to the owners.
 
-Each rank gets the rows that its shards read from their owners, and returns its sums of their gradients; each owner adds
-up what the ranks return for a row. Each direction is one all-to-all, in which a rank sends a row once to each rank that
-reads it. Owners add up in a tree over ranks, as `trainer.ranks` does.
+Each rank gets the rows that its shards read, from their owners, and returns the sums of their gradients; the owner of a
+row adds up what the ranks return for it, in a tree over ranks, as `trainer.ranks` does. Each direction is one
+all-to-all, in which a row is sent once to each rank that reads it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.memory import memory_logits, memory_logits_of
+from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from model.share import Float32, Int32, Int64, Share
 from trainer.shards import added
@@ -27,8 +28,8 @@ Tables = dict[str, EmbeddingTable]
 
 
 class Exchange:
-    """The rows of one step. ``rows``: by table, those that this rank reads, ascending. ``wanted``: for each rank, the
-    places at this one of those that it reads."""
+    """The rows of one step. ``rows``: by table, those that this rank reads, ascending. ``wanted``: by table, the places
+    at this rank of the rows that each rank reads."""
 
     def __init__(self, ranks: Ranks, tables: Tables, rows: dict[str, Int64], wanted: dict[str, list[Int64]]) -> None:
         self._ranks, self._tables, self._rows, self._wanted = ranks, tables, rows, wanted
@@ -36,7 +37,7 @@ class Exchange:
             name: [np.flatnonzero(rows_U % ranks.size == rank) for rank in range(ranks.size)]
             for name, rows_U in rows.items()
         }
-        """Where among this rank's rows those of each owner are."""
+        """By table, for each owner: where its rows are among those that this rank reads."""
 
     def leaves(self) -> dict[str, Tensor]:
         """(U, D) of each table: the rows that this rank reads, to collect gradients."""
@@ -55,7 +56,7 @@ class Exchange:
         parts = self._swapped(gradients, self._from, self._wanted)
         found = dict[str, tuple[Int64, Tensor]]()
         for name, wanted in self._wanted.items():
-            places = np.unique(np.concatenate(wanted))
+            places = distinct(np.concatenate(wanted))
             all_NMD = torch.zeros((len(wanted), len(places), gradients[name].shape[1]))
             for one_MD, mine, part in zip(all_NMD, wanted, parts[name], strict=True):
                 one_MD[torch.from_numpy(np.searchsorted(places, mine))] = part
@@ -65,7 +66,7 @@ class Exchange:
     def _swapped(
         self, rows: dict[str, Tensor], sent: dict[str, list[Int64]], got: dict[str, list[Int64]]
     ) -> dict[str, list[Tensor]]:
-        """Send each rank these of the rows of each table; what each has sent, which are as many as ``got``."""
+        """Send each rank the rows of each table at ``sent``; returns what each has sent, as many rows as in ``got``."""
         ranks, names = range(self._ranks.size), list(self._rows)
         parts = [
             torch.cat([rows[name].detach()[torch.from_numpy(sent[name][rank])].flatten() for name in names])
@@ -110,7 +111,7 @@ def answer(tables: Tables, query: Query) -> Any:
 class DividedRows:
     """The rows of one table wherever they are, for rank 0: `model.share.Owners`.
 
-    ``before``: what the others must be told before they are asked.
+    ``before``: called before each query, to tell the others what they must know first.
     """
 
     def __init__(self, ranks: Ranks, tables: Tables, name: str, before: Callable[[], None]) -> None:

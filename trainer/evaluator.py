@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryOutcome
+from kernels.transfer import ToHost
 from model.embedding import EmbeddingTable
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
@@ -67,19 +66,18 @@ class Forward:
     """What is expected of each target's value, if the model predicts them."""
     value_loss: Tensor | None = None
     """Mean over the targets whose value is known."""
+    logits_on_host: ToHost | None = None
+    """``logits_RK``, if they were asked for before a GPU was given more work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone."""
+    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone; (R,) the numbers of
+    their interactions (`model.arrivals`)."""
 
     probability_RK: NDArray[np.float64]
     by_rate_RK: NDArray[np.float64]
-
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on a device."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    number_R: Int64
 
 
 class Evaluator:
@@ -134,7 +132,7 @@ class Evaluator:
                 slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=choices.loss_R.astype(np.float64),
-                key_R=batch.key_R,
+                number_R=predicted.number_R,
                 probability_RK=predicted.probability_RK,
                 baseline_RK=predicted.by_rate_RK,
                 done_RK=batch.learned_RK > 0,

@@ -32,7 +32,7 @@ KNOWN = -1e29
 
 
 class Frozen(Learner):
-    """A learner of this configuration that never learns, as a checkpoint's ``arrays`` say; see `of`."""
+    """A learner that never learns, restored from a checkpoint's ``arrays``."""
 
     def __init__(self, model: ModelConfig, trainer: TrainerConfig, device: torch.device, arrays: Arrays) -> None:
         still = dataclasses.replace(trainer, cuda_graphs=False, dropout=0.0, memory_group=1, shards=1)
@@ -53,7 +53,7 @@ class Frozen(Learner):
         probabilities of the kinds. ``num_rows``: only rows below compete."""
         forward = self._look(batch)
         ranks = self._ranks(batch, forward, np.arange(int(batch.is_wanted_R.sum())), num_rows)
-        odds = self.rates.score(self.odds_events(batch, forward.target_row_R, forward.logits_RK))
+        odds = self.rates.score(self.ranking_pass.ask(batch, forward.target_row_R, forward.logits_RK))
         return ranks, probability(odds)
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Frozen(Learner):
         return ranks
 
     def _logits(self, forward: Forward, choice_C: Int64) -> NDArray[np.float32]:
-        """(C, V) the network's, which the caller may change."""
+        """(C, V) the network's logits; the caller may overwrite them."""
         choices = torch.from_numpy(choice_C).to(forward.query_SD.device)
         if forward.logit_SV is not None:
             return forward.logit_SV[choices].cpu().numpy()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import Tail
+from kernels.transfer import to_device
 from model.hstu import HSTU
 
 Int64 = NDArray[np.int64]
@@ -101,9 +102,8 @@ class Captures:
     If a capture fails, that is reported once, and from then on everything runs without graphs.
     """
 
-    def __init__(self, device: torch.device, *, wanted: bool) -> None:
-        self.works = True
-        self._wanted, self._device = wanted, device
+    def __init__(self, *, wanted: bool) -> None:
+        self.works, self._wanted = True, wanted
         self._known: dict[Any, Callable[..., Any]] = {}
         self._pool: Any = None
 
@@ -119,17 +119,12 @@ class Captures:
         """Both passes in one graph. Returns the outputs of ``plain``, of which the first is the loss, and the loss's
         gradients to the arguments that require them; writes those of its weights to their ``grad``, which must be zero.
 
-        Both are memory of the graph, valid until the next replay.
+        Both lie in the graph's memory, and are valid until the next replay.
         """
         if size not in self._known:
             wanted = self._wanted and self.works
             self._known[size] = self._captured_learning(plain, arguments) if wanted else partial(_gradients, plain)
         return cast("tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]", self._known[size](*arguments))
-
-    def on_device(self, values: NDArray[Any]) -> Tensor:
-        """Copy to the device, from pinned memory so that the host does not wait for it."""
-        host = torch.from_numpy(values)
-        return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
 
     def _captured(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
         try:
@@ -216,7 +211,7 @@ class PaddedEncoder:
             return x_TM
         size = padded_size(num_tokens, LEAST_TOKENS), padded_size(num_users, LEAST_USERS)
         padded = F.pad(x_TM, (0, 0, 0, size[0] - num_tokens))
-        batch = self._captures.on_device(_joined(size, offsets_B1, query_time_T, key_time_T, is_read_T))
+        batch = to_device(_joined(size, offsets_B1, query_time_T, key_time_T, is_read_T), x_TM.device)
         y_TM: Tensor = self._captures.replay(
             size, _Layers(self._model, self._context_gradient, self._backend), (padded, batch)
         )  # fmt: skip

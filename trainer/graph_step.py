@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import Tail
+from kernels.transfer import to_device
 from model.hstu import HSTU
 from trainer.graph import Captures, PaddedTail, padded_size
 from trainer.losses import exact_retrieval_loss, ranking_loss
@@ -39,7 +40,7 @@ class StepInputs:
 
     ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
     row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
-    table's rows compete. ``weight_S``: of the retrieval targets' losses, 0 where there is none.
+    table's rows compete. ``weight_S``: the weights of the retrieval targets' losses, 0 for padding.
     """
 
     row_n: Int64
@@ -216,7 +217,7 @@ class PaddedStep:
     def _prepared(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> tuple[_Step, list[Tensor]]:
         """The module, and its padded arguments."""
         size = inputs.size
-        arguments = [row_VD, *(self._captures.on_device(each) for each in pack(inputs, size))]
+        arguments = [row_VD, *(to_device(each, row_VD.device) for each in pack(inputs, size))]
         if side_nM is not None:
             arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
         return _Step(self._model, size, self._rules, self._backend), arguments

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.batch import Choose, taught_at_once
+from trainer.pieces import Choose, taught_at_once
 from trainer.waiting import Waiting
 from wire.example import Example, Mark
 from wire.history import OVERHEAD_BYTES, Histories, History, row_type
@@ -52,7 +52,7 @@ class TrainedHistories(Histories):
         return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
 
     def covered(self, taken: dict[int, int]) -> dict[int, int]:
-        """Partition → the last action offset up to which all actions are learned; ``taken``: are in the steps."""
+        """Partition → the action offset up to which all actions are learned; ``taken``: up to which steps took them."""
         waiting = self.waiting
         return taken if waiting is None else {each: waiting.covered_offset.get(each, -1) for each in taken}
 

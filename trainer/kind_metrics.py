@@ -4,8 +4,8 @@ with that prediction, whenever they arrive.
 Normalised entropy (log loss over the entropy of the average rate; He et al., ADKDD 2014), AUC and calibration
 (predicted over observed) of each kind, over everything and over the newest interactions. A kind counts as absent until
 it arrives; then the sums become what they would be if it had been there at once. The window ends where most late kinds
-have arrived (`NUM_LAGS`, `COME_BY_THEN`); otherwise a model that is right about kinds still to come would seem to
-predict too much.
+have arrived (`model.arrivals`); otherwise a model that is right about kinds still to come would seem to predict too
+much.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.ring import Ring
+from model.arrivals import MOST_REMEMBERED, Arrivals
 
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 NUM_AUC_BINS = 2048
-MOST_REMEMBERED = 1 << 17
-"""How many of the newest interactions, beyond the window, a late kind still counts for."""
-NUM_LAGS, COME_BY_THEN = 1000, 95
-"""The window leaves out as many of the newest interactions as this percentile of the last late kinds' lags."""
 _SUMS = ("entropy", "calibration", "auc_bins")
 
 
@@ -37,99 +33,88 @@ def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] 
 
 
 class FirstPredictions:
-    """The predictions for the newest interactions, made when they were new, and the kinds that they have now."""
+    """The predictions for the newest interactions, made when they were new, and the kinds that they have now.
+
+    A ring: the interaction with number n (`Arrivals.number`) is in row n modulo its length.
+    """
 
     def __init__(self, most: int, num_kinds: int) -> None:
-        self.key = np.zeros(most, np.int64)
         self.model = np.zeros((most, num_kinds), np.float32)
         self.baseline = np.zeros((most, num_kinds), np.float32)
         self.done = np.zeros((most, num_kinds), np.bool_)
-        self.next = self.filled = 0
-        self._row_of: dict[int, int] = {}
+        self.end = self.filled = 0
+        """The next number, and how many before it are here."""
 
-    def extend(self, key_R: Int64, model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> None:
-        """Append interactions, overwriting the oldest."""
-        most = len(self.key)
-        first = max(0, len(key_R) - most)
-        rows = (self.next + np.arange(len(key_R) - first)) % most
-        self._forget(rows[rows < self.filled])
-        self._row_of.update(zip(key_R[first:].tolist(), rows.tolist(), strict=True))
-        self.key[rows], self.done[rows] = key_R[first:], done_RK[first:]
-        self.model[rows], self.baseline[rows] = model_RK[first:], baseline_RK[first:]
-        self.next = int((self.next + len(rows)) % most)
+    def extend(self, number_R: Int64, model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> None:
+        """Add the interactions with the next numbers, in any order, overwriting the oldest."""
+        if not len(number_R):
+            return
+        most, self.end = len(self.done), int(number_R.max()) + 1
+        is_newest_R = number_R >= self.end - most
+        rows = number_R[is_newest_R] % most
+        self.model[rows], self.baseline[rows] = model_RK[is_newest_R], baseline_RK[is_newest_R]
+        self.done[rows] = done_RK[is_newest_R]
         self.filled = min(most, self.filled + len(rows))
 
-    def _forget(self, rows: Int64) -> None:
-        for key, row in zip(self.key[rows].tolist(), rows.tolist(), strict=True):
-            if self._row_of.get(key) == row:
-                del self._row_of[key]
-
-    def find(self, key_R: Int64) -> Int64:
+    def find(self, number_R: Int64) -> Int64:
         """The row of each interaction; -1 if it is forgotten."""
-        return np.array([self._row_of.get(key, -1) for key in key_R.tolist()], np.int64)
+        return np.where(number_R >= self.end - self.filled, number_R % len(self.done), -1)
 
     def newest(self, num: int, lag: int = 0) -> Int64:
         """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
-        return (self.next - 1 - np.arange(min(lag, self.filled), min(lag + num, self.filled))) % len(self.key)
-
-    def lag_of(self, rows: Int64) -> Int64:
-        """How many interactions are newer than those of the rows."""
-        return (self.next - 1 - rows) % len(self.key)
+        return (self.end - 1 - np.arange(min(lag, self.filled), min(lag + num, self.filled))) % len(self.done)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """The rows in use, for a checkpoint."""
-        names = ("key", "model", "baseline", "done")
-        return {f"first_{name}": getattr(self, name)[: self.filled] for name in names} | {
-            "first_places": np.array([self.next, self.filled])
-        }
+        columns = {f"first_{name}": getattr(self, name)[: self.end] for name in ("model", "baseline", "done")}
+        return columns | {"first_span": np.array([self.end, self.filled])}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`."""
-        self.next, self.filled = state["first_places"].tolist()
-        for name in ("key", "model", "baseline", "done"):
-            getattr(self, name)[: self.filled] = state[f"first_{name}"]
-        oldest_first = self.newest(self.filled)[::-1]
-        self._row_of = dict(zip(self.key[oldest_first].tolist(), oldest_first.tolist(), strict=True))
+        """The inverse of `state_dict`. A ring of another length takes what fits."""
+        self.end, filled = state["first_span"].tolist()
+        self.filled = min(filled, len(self.done))
+        rows = self.newest(self.filled)
+        for name in ("model", "baseline", "done"):
+            theirs = state[f"first_{name}"]
+            getattr(self, name)[rows] = theirs[(self.end - 1 - np.arange(self.filled)) % max(1, len(theirs))]
 
 
 class KindMetrics:
-    """Sums over all interactions, and a window of ``window`` of the newest."""
+    """Sums over all interactions, and a window of ``window`` of the newest; ``arrivals`` numbers them."""
 
-    def __init__(self, kinds: tuple[str, ...], window: int) -> None:
-        self.kinds, self._window = kinds, window
+    def __init__(self, kinds: tuple[str, ...], window: int, arrivals: Arrivals) -> None:
+        self.kinds, self._window, self._arrivals = kinds, window, arrivals
         self.entropy = np.zeros((len(kinds), 4))  # count, done, model's loss, baseline's loss
         self.calibration = np.zeros((len(kinds), 2))  # expected, done
         self.auc_bins = np.zeros((len(kinds), 2, NUM_AUC_BINS), np.int64)
         self.num_too_late = 0
         self.first = FirstPredictions(window + MOST_REMEMBERED, len(kinds))
-        self.lags = Ring(NUM_LAGS, 1)
 
     @property
     def num(self) -> int:
         """How many interactions were counted."""
         return int(self.entropy[0, 0])
 
-    def add(self, key_R: Int64, model_RK: Float64, baseline_RK: Float64, done_RK: Bools, is_new_R: Bools) -> None:
+    def add(self, number_R: Int64, model_RK: Float64, baseline_RK: Float64, done_RK: Bools, is_new_R: Bools) -> None:
         """Count a batch: new interactions with the kinds that they have, and late kinds of earlier ones.
 
-        ``key_R`` identifies interactions; the batch's predictions for earlier ones are ignored.
+        ``number_R``: the interactions' numbers; the batch's predictions for earlier ones are ignored.
         """
         new = np.flatnonzero(is_new_R)
         model, baseline = model_RK[new].astype(np.float32), baseline_RK[new].astype(np.float32)
         self.entropy += _entropy_sums(model, baseline, done_RK[new])
         self.calibration += _expected_and_done(model, done_RK[new])
         _count_auc_bins(self.auc_bins, model, done_RK[new], np.ones_like(done_RK[new]))
-        self.first.extend(key_R[new], model, baseline, done_RK[new])
+        self.first.extend(number_R[new], model, baseline, done_RK[new])
         late = np.flatnonzero(~is_new_R)
         if len(late):
-            self._add_late(self.first.find(key_R[late]), done_RK[late])
+            self._add_late(self.first.find(number_R[late]), done_RK[late])
 
     def _add_late(self, row_R: Int64, done_RK: Bools) -> None:
         self.num_too_late += int((row_R < 0).sum())
         rows, done_RK = row_R[row_R >= 0], done_RK[row_R >= 0]
         model, baseline, came_RK = self.first.model[rows], self.first.baseline[rows], done_RK & ~self.first.done[rows]
         self.first.done[rows] |= done_RK
-        self.lags.extend(self.first.lag_of(rows[came_RK.any(axis=1)])[:, None])
         num_came_K = came_RK.sum(axis=0)
         self.entropy[:, 1] += num_came_K
         self.calibration[:, 1] += num_came_K
@@ -158,34 +143,24 @@ class KindMetrics:
         expected, came = _expected_and_done(model, done).sum(axis=0).tolist()
         return _ratio(expected, came)
 
-    @property
-    def window_lag(self) -> int:
-        """How many of the newest interactions the window leaves out."""
-        lags = self.lags.view()
-        return min(MOST_REMEMBERED, int(np.percentile(lags, COME_BY_THEN))) if len(lags) else 0
-
     def _newest(self) -> tuple[Float32, Float32, Bools]:
-        rows = self.first.newest(self._window, self.window_lag)
+        rows = self.first.newest(self._window, min(MOST_REMEMBERED, self._arrivals.lag))
         return self.first.model[rows], self.first.baseline[rows], self.first.done[rows]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
         sums = {name: getattr(self, name) for name in _SUMS}
-        counts = np.array([self.num_too_late, self.lags.next, self.lags.filled])
-        return {**sums, "late_counts": counts, "late_lags": self.lags.rows, **self.first.state_dict()}
+        return {**sums, "num_too_late": np.array([self.num_too_late]), **self.first.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`.
 
-        Older builds kept no first predictions and counted late kinds differently: their counts are ignored.
+        Earlier builds found first predictions by keys of their own: late kinds of those interactions are not counted.
         """
-        if "first_key" not in state:
-            return
         for name in _SUMS:
             setattr(self, name, state[name].copy())
-        self.num_too_late, self.lags.next, self.lags.filled = state["late_counts"].tolist()
-        self.lags.rows = state["late_lags"].copy()
-        if len(state["first_key"]) <= len(self.first.key):
+        self.num_too_late = int(state["num_too_late" if "num_too_late" in state else "late_counts"][0])
+        if "first_span" in state:
             self.first.load_state_dict(state)
 
 

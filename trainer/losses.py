@@ -20,7 +20,7 @@ def exposure_weights(propensity_S: NDArray[np.float64], most: float) -> NDArray[
     divided by their mean over the step. A choice without a propensity (NaN) weighs 1.
 
     Clipped and self-normalised inverse propensities ("The self-normalized estimator for counterfactual learning",
-    Swaminathan & Joachims, NIPS 2015): without the mean a step that was shown little would move the weights further.
+    Swaminathan & Joachims, NIPS 2015): undivided, a step of rarely shown items would move the weights further.
     """
     weight_S, known_S = np.ones(len(propensity_S), np.float32), np.isfinite(propensity_S)
     if known_S.any():

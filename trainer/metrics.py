@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrivals import Arrivals
 from trainer.kind_metrics import KindMetrics
 from trainer.ring import Ring
 from trainer.value_metrics import ValueMetrics
@@ -33,8 +34,8 @@ class Predictions:
 
     ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which were ranked at all (only a share, if the
     catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN for an unknown item.
-    ``key_R``: names an interaction; ``probability_RK``, ``baseline_RK``: predictions for each kind; ``done_RK``: the
-    kinds that arrive now, for an interaction that ``is_new_R`` or for an earlier one.
+    ``number_R``: the interactions' numbers (`model.arrivals`); ``probability_RK``, ``baseline_RK``: predictions for
+    each kind; ``done_RK``: the kinds that arrive now, for an interaction that ``is_new_R`` or for an earlier one.
     """
 
     rank_KS: Int64
@@ -42,7 +43,7 @@ class Predictions:
     slice_XS: NDArray[np.bool_]
     domain_S: Int64
     log_loss_S: Float64
-    key_R: Int64
+    number_R: Int64
     probability_RK: Float64
     baseline_RK: Float64
     done_RK: NDArray[np.bool_]
@@ -69,10 +70,11 @@ def rank_among(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Se
 
 
 class PrequentialMetrics:
-    """Sums over all targets, and a window of the newest ones."""
+    """Sums over all targets, and a window of the newest ones. ``arrivals``: what numbers the interactions."""
 
-    def __init__(self, kinds: tuple[str, ...], window: int) -> None:
-        self.ranking = KindMetrics(kinds, window)
+    def __init__(self, kinds: tuple[str, ...], window: int, arrivals: Arrivals | None = None) -> None:
+        self.arrivals = Arrivals() if arrivals is None else arrivals
+        self.ranking = KindMetrics(kinds, window, self.arrivals)
         self.ranks = np.zeros((len(RANKERS), len(SLICES), len(_SUMS)))
         self.domains: dict[int, Float64] = {}
         self.log_loss = np.zeros(2)
@@ -85,7 +87,7 @@ class PrequentialMetrics:
         known = np.isfinite(predictions.log_loss_S)
         self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
         self.ranking.add(
-            predictions.key_R,
+            predictions.number_R,
             predictions.probability_RK,
             predictions.baseline_RK,
             predictions.done_RK,

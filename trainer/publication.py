@@ -22,8 +22,8 @@ from wire.weights import Manifest, PlanStep
 log = structlog.get_logger("trainer")
 FLUSH_S = 15.0
 MOST_RUNS = 20_000
-"""Runs of examples in the plan of a manifest: some 600 kB, and a broker takes 1 MB by default. With more, the next
-version is due, however long ``trainer.publish_every_s``."""
+"""The most runs of examples in a manifest's plan: some 600 kB, where a broker takes 1 MB by default. Then the next
+version is due, however long ``trainer.publish_every_s`` is."""
 
 
 class Publication:

@@ -91,7 +91,7 @@ class Ranks:
         return whole
 
     def swapped(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-        """Send each rank its vector; what each has sent, which has this length."""
+        """Send each rank its vector; returns what each has sent, of these lengths."""
         with self._told("exchanged rows"):
             sent = torch.cat(list(parts))
             got = sent.new_empty(sum(lengths))

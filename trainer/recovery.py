@@ -16,13 +16,13 @@ import msgspec
 import structlog
 
 from trainer.checkpoint import Checkpoint, CheckpointFolder
-from trainer.config import complete, difference
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal
 from trainer.kafka_source import REMEDY
 from trainer.plan import Plan, parse_steps
 from trainer.publisher import Publisher
+from trainer.recorded import complete, difference
 from trainer.snapshot import restore_learner, restore_published
 from trainer.source import Position
 from trainer.step import Learner

@@ -11,11 +11,12 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
-from trainer.config import TrainerConfig, difference
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
 from trainer.plan import Plan
+from trainer.recorded import difference
 from trainer.rounding import rounded
 from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot

@@ -70,7 +70,7 @@ class Whole:
 class Work:
     """A rank's shards of a step, and how the tables' rows have changed since the last step.
 
-    ``wanted``: where rows are divided, by table, the places at this rank of those that each rank reads (`Exchange`).
+    ``wanted``: where rows are divided, by table, the places at this rank of the rows that each rank reads (`Exchange`).
     """
 
     step: ShardedStep

@@ -22,7 +22,7 @@ from trainer.config import TrainerConfig
 from trainer.lag import build_message
 from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
-from trainer.rates import Rates
+from trainer.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
 from wire.errors import ConfigError, HeadraceError, TopicMissing
@@ -55,8 +55,8 @@ class LagReporter(threading.Thread):
         self._stopped = threading.Event()
         self._refused: HeadraceError | None = None
         self._around = ClusterState(line=kafka.line)
-        self._rates = Rates()
-        self._throughput = self._rates.sample(Progress(), self._around)
+        self._sampler = Throughput()
+        self._throughput = self._sampler.sample(Progress(), self._around)
         self.metrics = LagMetrics(self.message, Path(config.checkpoint_dir))
 
     def message(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class LagReporter(threading.Thread):
             self._beat(writer)
             self._look(reader, ends(asker, actions), note)
             note = self._hear
-            self._throughput = self._rates.sample(self._progress(), self._around)
+            self._throughput = self._sampler.sample(self._progress(), self._around)
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 self._send(writer, self._topics.lag, LAG_KEY, value)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail
+from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.tokens import ITEMS, token_times
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep, output_places
-from trainer.evaluator import Leaf, to_device
+from trainer.evaluator import Leaf
 from trainer.losses import exact_retrieval_loss, ranking_loss, sampled_retrieval_loss
 from trainer.optim import AdamW, lr_scale
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients

@@ -1,8 +1,8 @@
-"""How a learner computes a step in shards: some by itself, the others by the ranks that it trains with.
+"""How a learner computes a step in shards: some itself, the others through the ranks that it trains with.
 
 The ranks hold copies of all tables as long as these are small (`TrainerConfig.whole_table_bytes`), or a step may read
 all of their rows (the whole catalogue competes, or the memory compares every choice with it); otherwise they divide the
-rows (`model.share`). Which of the two changes no bit.
+rows (`model.share`). The weights are the same to the bit either way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from model.share import WHOLE, Share
 from model.tokens import ITEMS, side_inputs
@@ -40,10 +41,10 @@ BLOCK_ROWS = 1 << 16
 
 
 class Sharding:
-    """Steps of ``network`` in `TrainerConfig.shards`, of which each rank computes as many.
+    """Steps of ``network`` in `TrainerConfig.shards` parts, of which each rank computes equally many.
 
     The other ranks get the network, or their shares of the rows, with the first step, and when that changes.
-    ``divide_above``: up to so many items, tables are never divided.
+    ``divide_above``: up to this many items, tables are never divided.
     """
 
     def __init__(self, network: Network, frequency: FrequencyEstimator, ranks: Ranks | None, divide_above: int) -> None:
@@ -98,7 +99,7 @@ class Sharding:
         self, batch: JaggedBatch, number: int, chosen: RetrievalRows, target_row_R: Int64, side_nF: dict[str, Int64]
     ) -> ShardedStep:
         items, config = self._network.tables[ITEMS], self._network.config
-        rows = {name: np.unique(rows_nF) for name, rows_nF in side_nF.items()}
+        rows = {name: distinct(rows_nF) for name, rows_nF in side_nF.items()}
         learned_row_S = target_row_R[batch.is_wanted_R & (target_row_R > 0)]
         drawn_S, log_draws_S = np.zeros(0, np.int64), np.zeros(0, np.float32)
         if not chosen.exact:
@@ -250,11 +251,11 @@ def rows_read(step: ShardedStep, shards: Sequence[Shard]) -> dict[str, Int64]:
     """By table, the rows that some of a step's shards read, ascending."""
     items = [each for shard in shards for each in (shard.row_n, shard.target_row_R)]
     sides = {
-        name: np.unique(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
+        name: distinct(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
         for name in step.rows
         if name != ITEMS
     }
-    return {ITEMS: np.unique(np.concatenate([*items, step.drawn_S])), **sides}
+    return {ITEMS: distinct(np.concatenate([*items, step.drawn_S])), **sides}
 
 
 def _unless(

@@ -102,7 +102,7 @@ class SummedGradients:
         return torch.zeros(self._length, device=self._device)
 
     def head(self, flat: Tensor) -> Tensor:
-        """What every rank gets the sum of, whoever has the rows: losses, and the dense weights' gradient."""
+        """What is summed for every rank, even where rows are divided: losses, and the dense weights' gradient."""
         return flat[: self.NUM_LOSSES + self._num_dense]
 
     def losses(self, flat: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from model.embedding import EmbeddingTable
 from trainer.checkpoint import Checkpoint, flatten, part_of
-from trainer.config import difference
 from trainer.errors import CheckpointError
+from trainer.recorded import difference
 from trainer.regions import count_columns
 from trainer.rows import Arrays
 from trainer.step import Learner

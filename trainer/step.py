@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,18 +22,19 @@ from torch import Tensor
 from kernels import stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
-from kernels.odds import OddsEvents
+from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU, log_value
 from model.memory import Memory
-from model.rates import Rates, alike_of, attributes_of, probability
+from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
-from trainer.evaluator import Evaluator, Forward, Ranked, to_device
+from trainer.evaluator import Evaluator, Forward
 from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
 from trainer.histories import TrainedHistories
@@ -41,6 +42,7 @@ from trainer.losses import mean_or_zero, ranking_loss
 from trainer.memory_pass import MemoryPass
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
+from trainer.ranking_pass import RankingPass
 from trainer.shard_pass import Network
 from trainer.sharding import Sharding
 from wire.example import Example, Mark
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
+KEPT_SHARE = 0.9
+"""How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,
+so it should be seldom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +99,20 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
+        self.ranking_pass = RankingPass(self.rates, self.tables, model)
         self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
         sharding = None
         if trainer.shards > 1:
             sharding = Sharding(self.network, self.frequency, ranks, self.memory_pass.exact_rows)
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
-        self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
+        self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window, self.rates.arrivals)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
         self.histories = TrainedHistories(
             model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
@@ -160,25 +166,15 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         if forward.value_R is not None:
             forward.value_loss = self._value_loss(batch, forward.value_R)
-        if self._is_memory_there:
-            launched = self.memory_pass.launch(whole, forward, seen_rows_n)
-            self._learn(forward, ranking)
-            ranked = self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
-        elif self._memory_thread is not None and forward.is_whole:
-            # The memory runs while this thread launches the backward pass; neither reads what the other changes.
-            asked = list(self.memory_pass.ask(whole, forward, seen_rows_n, self.num_interactions))
-            pending = self._memory_thread.submit(self.memory_pass.answer, whole, asked)
-            self._learn(forward, ranking)
-            ranked = self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
-        else:
-            choices = self._predict_choices(whole, forward, seen_rows_n)
-            ranked = self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, choices, num_known, seen_rows_n, self.num_steps)
-            self._learn(forward, ranking)
+        # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
+        forward.logits_on_host = ToHost(forward.logits_RK)
+        asked = ToHost(retrieval), ToHost(ranking)
+        choices = self._predict_choices(whole, forward, seen_rows_n)
+        self._learn(forward, ranking)
+        ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
+        self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
         self._remember(whole, forward, examples, now_ms)
-        losses = float(retrieval.detach()), float(ranking.detach())
+        losses = float(asked[0].wait()), float(asked[1].wait())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
@@ -209,40 +205,17 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        """Have the memory predict, count and learn the batch; the outcomes of the choices (`trainer.memory_pass`)."""
-        return self.memory_pass.answer(batch, self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions))
-
-    def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
-        """Have the odds predict, learn and count each kind, in the order of the targets' times."""
-        by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
-        logit_RK = self.rates.learn(
-            self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()), batch.key_R
-        )
-        return Ranked(probability(logit_RK), by_rate_RK)
-
-    def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
-        """A batch's targets as events for the rates to predict and learn."""
-        target_R = batch.target_R
-        owner_R = batch.owner_n[target_R]
-        alike_nL = alike_of(batch.domain_n, batch.feature_nF, self.model_config)
-        features_RF = np.concatenate([batch.feature_nF[target_R], batch.user_feature_BF[owner_R]], axis=1)
-        return OddsEvents(
-            row_R=target_row_R.astype(np.int32),
-            item_R=batch.item_n[target_R],
-            attribute_RA=attributes_of(self.tables, batch.domain_n[target_R], features_RF, self.model_config),
-            network_RK=logits_RK.float().cpu().numpy(),
-            bits_R=batch.learned_bits_R,
-            is_new_R=batch.is_new_R.astype(np.uint8),
-            order_R=np.argsort(batch.time_ms_n[target_R], kind="stable"),
-            past_item_n=batch.item_n,
-            past_bits_n=batch.bits_n,
-            past_begin_R=np.maximum(batch.starts_B1[owner_R], target_R - self.model_config.max_context),
-            past_end_R=target_R,
-            alike_RL=alike_nL[target_R],
-            past_alike_nL=alike_nL,
-            kept_R=np.full(len(target_R), -1, np.int32),
-        )
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Callable[[], MemoryOutcome]:
+        """Have the memory predict, count and learn the batch (`trainer.memory_pass`), where possible beside what comes
+        next; returns what waits for the outcomes of the choices."""
+        if self._is_memory_there:
+            return self.memory_pass.launch(batch, forward, seen_rows_n).wait
+        asked = self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions)
+        if self._memory_thread is not None and forward.is_whole:
+            # Meanwhile this thread launches the backward pass; neither reads what the other changes.
+            return self._memory_thread.submit(self.memory_pass.answer, batch, list(asked)).result
+        outcome = self.memory_pass.answer(batch, asked)
+        return lambda: outcome
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
@@ -310,8 +283,8 @@ class Learner:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._evict(now_ms)
 
     def _note_record_time(self, *examples: Example) -> None:
         waiting = self.histories.waiting
@@ -323,8 +296,16 @@ class Learner:
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
 
-    def _evict(self, before_ms: int) -> None:
-        self._release(self.items.evict(before_ms))
+    def _evict(self, now_ms: int) -> None:
+        """Drop items that are too old, and if there are too many those that were met the longest time ago."""
+        config, before_ms = self.config, None
+        if config.evict_after_days > 0:
+            before_ms = now_ms - int(config.evict_after_days * MS_PER_DAY)
+        if 0 < config.max_items < self.items.num_live:
+            oldest_ms = self.items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
+            before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
+        if before_ms is not None:
+            self._release(self.items.evict(before_ms))
 
     def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,8 @@ class Sweep:
     ) -> None:
         self._regions, self._entries, self._bit, self._give = regions, entries, bit, give
         self._cursors = deque[list[int]]([index, 0] for index in range(len(regions) if whole else 0))
-        self._keys = deque((each, deque(each.start_whole())) for each in entries) if whole else deque()
+        self._keys = deque[tuple[Entries, list[Any]]]((each, each.start_whole()) for each in entries if whole)
+        self._first_key = 0
         self._left_bytes: int | None = None
         self._factor = 1.0
 
@@ -89,12 +91,14 @@ class Sweep:
         while budget > 0 and self._keys:
             entries, keys = self._keys[0]
             num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
-            taken = [keys.popleft() for _ in range(min(num, len(keys)))]
+            taken = keys[self._first_key : self._first_key + num]
             if taken:
                 self._emit(entries.name, NO_ROWS, entries.take(taken))
             budget -= len(taken) * entries.ENTRY_BYTES
-            if not keys:
+            self._first_key += len(taken)
+            if self._first_key == len(keys):
                 self._keys.popleft()
+                self._first_key = 0
         return budget
 
     # Then what has changed

@@ -3,8 +3,8 @@
 With `TrainerConfig.feedback` "wait", a step folds its examples into the histories at once, but learns the interactions
 whose window has passed. A later kind is a piece of its own only if its interaction was learned before.
 
-An interaction is learned with the context of then: of those before it, the kinds that were known when it was new. A
-server that is asked about a new one knows no more: what is learned from complete pasts does not apply to it.
+An interaction is learned in the context of when it was new: those before it have the kinds that were known then. A
+server that is asked about a new interaction knows no more; a model that learned from complete pasts would not fit.
 
 The clock is the broker's: the newest record time of the examples that steps have taken. Two times determine
 everything: an interaction waits if the steps have taken it and its record is newer than ``learned_ms``. So what a step
@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.batch import Taught, seed_of
+from trainer.pieces import Taught, seed_of
 from wire.example import Example
 from wire.history import Histories, History
 
 NUM_SEEN = 64
-"""Of how many interactions before a new one the kinds are remembered; those of earlier ones hardly change any more."""
+"""For so many interactions before a new one, the kinds as of then are kept; those of earlier ones hardly change."""
 MOST_AT_ONCE = 256
 """The most interactions whose window is over that one step learns (more only if they share a millisecond): after a
 silence, all that have waited are due at once."""
@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
     place: int
     user: str
     seen: tuple[int, NDArray[np.uint32]]
-    """See `trainer.batch.Taught`."""
+    """See `trainer.pieces.Taught`."""
 
 
 class Waiting:
@@ -69,7 +69,7 @@ class Waiting:
         return sum(len(places) for places in self._waits.values())
 
     def choose(self, examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
-        """What a step teaches (`trainer.batch.Choose`), once all of its examples were taken."""
+        """What a step teaches (`trainer.pieces.Choose`), once all of its examples were taken."""
         late = [_late(each, history, self._waits.get(each.user, {}))
                 for each, history in zip(examples, touched, strict=True) if each.num_feedback]  # fmt: skip
         self.clock_ms = max([self.clock_ms, *(each.newest_record_ms for each in examples)])

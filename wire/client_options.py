@@ -36,24 +36,26 @@ OPTIONS: dict[str, Limit] = {
     "ssl_password": _TEXT,
 }
 
+SECTION = "kafka.client"
 
-def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> None:
+
+def check_client(client: Mapping[str, Any]) -> None:
     """Raise `wire.errors.ConfigError` for an option that some client lacks, an impossible value, or options that would
     have no effect."""
     for name, value in client.items():
         close = difflib.get_close_matches(name, OPTIONS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         expected = f"an option that every Kafka client has{meant}"
-        expect(name in OPTIONS, f"{section}.{name}", expected, value, f"remove it; there are: {', '.join(OPTIONS)}")
-        OPTIONS[name].check(f"{section}.{name}", value)
-        expect(name not in FILES or Path(value).is_file(), f"{section}.{name}", "a file", value, "correct the path")
+        expect(name in OPTIONS, f"{SECTION}.{name}", expected, value, f"remove it; there are: {', '.join(OPTIONS)}")
+        OPTIONS[name].check(f"{SECTION}.{name}", value)
+        expect(name not in FILES or Path(value).is_file(), f"{SECTION}.{name}", "a file", value, "correct the path")
     protocol = client.get("security_protocol", "PLAINTEXT")
     if "SASL" in protocol:
-        _check_sasl(client, section)
-    _check_files(client, section)
+        _check_sasl(client)
+    _check_files(client)
     for start, word in (("sasl_", "SASL"), ("ssl_", "SSL")):
         unread = [name for name in client if name.startswith(start) and word not in protocol]
-        key, advice = f"{section}.security_protocol", f"nothing would use {', '.join(unread)}: add it, or remove them"
+        key, advice = f"{SECTION}.security_protocol", f"nothing would use {', '.join(unread)}: add it, or remove them"
         expect(not unread, key, f"SASL_SSL or {'SSL' if word == 'SSL' else 'SASL_PLAINTEXT'}", protocol, advice)
 
 
@@ -72,22 +74,22 @@ def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
     return context
 
 
-def _check_files(client: Mapping[str, Any], section: str) -> None:
+def _check_files(client: Mapping[str, Any]) -> None:
     """Check the files together: the key must match its certificate and open with its password; all must be PEM."""
     keyed = "ssl_certfile" in client or not {"ssl_keyfile", "ssl_password"} & client.keys()
-    expect(keyed, f"{section}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
+    expect(keyed, f"{SECTION}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
     try:
         tls_context(client)
     except OSError as error:
         names = [name for name in FILES if name in client]
         advice = "check that they are PEM, that the key is the certificate's, and ssl_password"
-        expect(False, f"{section}.{names[0] if names else 'ssl_cafile'}", f"{', '.join(names)} that OpenSSL accepts",
+        expect(False, f"{SECTION}.{names[0] if names else 'ssl_cafile'}", f"{', '.join(names)} that OpenSSL accepts",
                f"{type(error).__name__}: {error}", advice)  # fmt: skip
 
 
-def _check_sasl(client: Mapping[str, Any], section: str) -> None:
+def _check_sasl(client: Mapping[str, Any]) -> None:
     mechanism = client.get("sasl_mechanism")
-    expect(mechanism is not None, f"{section}.sasl_mechanism", f"one of {MECHANISMS}", mechanism, "add it")
+    expect(mechanism is not None, f"{SECTION}.sasl_mechanism", f"one of {MECHANISMS}", mechanism, "add it")
     if mechanism != "GSSAPI":
         for name in ("sasl_plain_username", "sasl_plain_password"):
-            expect(name in client, f"{section}.{name}", f"text, for {mechanism}", None, "add it")
+            expect(name in client, f"{SECTION}.{name}", f"text, for {mechanism}", None, "add it")

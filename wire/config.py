@@ -115,7 +115,7 @@ class ActionConfig:
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        """What stands in them besides item features."""
+        """What these columns hold besides item features."""
         return ("propensity",) * self.propensity + ("user_features",) * self.user_tokens
 
     @cached_property

@@ -92,7 +92,7 @@ STALE_S = 3.0
 
 
 def aged(message: dict[str, Any], now_s: float) -> dict[str, Any]:
-    """The message as it counts now: once it is stale, every age in it has grown by its own. Nobody knows better."""
+    """The message as it reads now: once it is stale, its own age is added to every age in it."""
     age_s = now_s - message["time_ms"] / 1000
     if age_s <= STALE_S:
         return message

@@ -20,6 +20,7 @@ from bench.rivals.bert4rec import BERT4Rec, Cloze
 from bench.rivals.cooccurrence import Cooccurrence
 from bench.rivals.din import DIN, LearnedRanker
 from bench.rivals.factorisation import FactorisationMachine
+from bench.rivals.featured import Featured
 from bench.rivals.gradient import Gradient
 from bench.rivals.gru4rec import GRU4Rec
 from bench.rivals.libraries import River, VowpalWabbit, installed
@@ -114,6 +115,7 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
             for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
         },
+        "feature counts": {f"feature {column + 1}": Setting(partial(_featured, column)) for column in range(4)},
         "SASRec": _sequence_settings(partial(_sequence, SASRec, Gradient)),
         "GRU4Rec": _sequence_settings(partial(_sequence, GRU4Rec, Gradient)),
         "BERT4Rec": _sequence_settings(partial(_sequence, BERT4Rec, Cloze))
@@ -191,6 +193,10 @@ def _decayed(half_life: float, info: StreamInfo, _: int) -> Retriever:
 
 def _cooccurrence(lags: int, decay: float, info: StreamInfo, _: int) -> Retriever:
     return EventByEvent(Cooccurrence(info.num_rows, lags, decay))
+
+
+def _featured(column: int, info: StreamInfo, _: int) -> Retriever:
+    return Featured(info.num_rows, column)
 
 
 def _rate(strength: float, info: StreamInfo, _: int) -> Ranker:

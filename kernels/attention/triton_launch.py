@@ -11,18 +11,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
-from kernels.attention.triton_arguments import BiasSums, Positions, Times, Tokens, operand
+from kernels.attention.triton_arguments import Positions, Times, Tokens, operand
 from kernels.attention.triton_backward import key_gradient_kernel, query_gradient_kernel
-from kernels.attention.triton_bias_gradient import (
-    bias_gradient_kernel,
-    fold_positions_kernel,
-    time_gradient_kernel,
-    unfold_kernel,
-)
+from kernels.attention.triton_bias_launch import bias_sums, position_gradient, time_gradient
 from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
 from kernels.attention.triton_tile import Shape, Tile, forward_tile, key_gradient_tile, query_gradient_tile
-from kernels.attention.triton_times import NEAR, TimeTables, make_time_tables
+from kernels.attention.triton_times import TimeTables, make_time_tables
 from kernels.triton_shared import INTERPRETED, architecture, dot_precision, fast_math, next_power, num_processors
 
 
@@ -130,7 +125,7 @@ def _options(q: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
 MANY_TOKENS = 8192
 """From this size on, the launch time on the host does not matter, and the copy engine's descriptors pay off."""
 LEAST_WIDTH = 64
-"""Largest width of a head for the copy engine: 128 bytes a row."""
+"""The narrowest head that the copy engine is used for: 128 bytes a row."""
 
 
 def _rows(first: Tensor, second: Tensor, num_rows: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
@@ -192,7 +187,7 @@ def backward_queries(
     tokens = _tokens(batch, batch.plan.query_order)
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
     positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
-    sums, sums_stride = _bias_sums(q, num_programs, pos_bias_GP, time_bias_GK, tile)
+    sums, sums_stride = bias_sums(q, num_programs, pos_bias_GP, time_bias_GK, tile)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         query_gradient_kernel[(num_programs,)](
             operand(q), operand(k), operand(v), operand(grad), operand(q_grad), *_rows(k, v, tile.keys), tokens,
@@ -201,77 +196,10 @@ def backward_queries(
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None:
-        pos_grad = _position_gradient(sums.diagonals, pos_bias_GP, num_heads, tile, 0.5 / norm_len)
+        pos_grad = position_gradient(sums.diagonals, pos_bias_GP, num_heads, tile, 0.5 / norm_len)
     if time_bias_GK is not None:
-        time_grad = _time_gradient(sums.levels, time_bias_GK, num_heads, times.unsorted, 0.5 / norm_len)
+        time_grad = time_gradient(sums.levels, time_bias_GK, num_heads, times.unsorted, 0.5 / norm_len)
     return pos_grad, time_grad
-
-
-def _num_diagonals(num_positions: int, tile: Tile) -> int:
-    """How many distances from the diagonal a tile can have; the first one holds what is beyond the table's ends."""
-    return (num_positions + tile.queries + tile.keys) // min(tile.queries, tile.keys) + 1
-
-
-def _bias_sums(
-    like: Tensor, num_programs: int, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, tile: Tile
-) -> tuple[BiasSums, int]:
-    """Zeros for each program to add to, one level per bucket, and room for its notes; the strides between programs."""
-    width = num_buckets = 0
-    if pos_bias_GP is not None:
-        width = _num_diagonals(pos_bias_GP.shape[1], tile) * tile.queries * tile.keys // 4
-    if time_bias_GK is not None:
-        num_buckets = time_bias_GK.shape[1]
-    stride = width + (num_buckets + 15) // 16 * 16
-    if stride == 0:
-        return BiasSums(None, None, None), 0
-    sums = torch.zeros(num_programs, stride, dtype=torch.float32, device=like.device)
-    diagonals = sums[:, :width] if pos_bias_GP is not None else None
-    if time_bias_GK is None:
-        return BiasSums(diagonals, None, None), stride
-    notes = torch.empty(num_programs, tile.queries * (NEAR + num_buckets), dtype=torch.float32, device=like.device)
-    return BiasSums(diagonals, sums[:, width : width + num_buckets], notes), stride
-
-
-def _position_gradient(
-    sums: Tensor, pos_bias_GP: Tensor, num_heads: int, tile: Tile, scale: float
-) -> Tensor:  # fmt: skip
-    groups, num_positions = pos_bias_GP.shape
-    by_tile = add_programs(sums, groups, num_heads, scale)
-    by_distance = torch.empty(groups, num_positions + 512, dtype=torch.float32, device=sums.device)
-    unfold_kernel[(triton.cdiv(by_distance.shape[1], 32), groups)](
-        by_tile, by_distance, num_positions, _num_diagonals(num_positions, tile),
-        BM=tile.queries, BN=tile.keys, BLOCK=32,
-    )  # fmt: skip
-    return fold_positions(by_distance, pos_bias_GP)
-
-
-def _time_gradient(sums: Tensor, time_bias_GK: Tensor, num_heads: int, unsorted: Tensor, scale: float) -> Tensor:
-    grad = torch.empty(time_bias_GK.shape, dtype=time_bias_GK.dtype, device=sums.device)
-    groups, num_buckets = grad.shape
-    time_gradient_kernel[(triton.cdiv(num_buckets, 64), groups)](
-        sums, unsorted, grad, sums.stride(0), num_buckets, sums.shape[0], num_heads if groups > 1 else 1,
-        grad.stride(0), scale, PROGRAMS=32, BLOCK=64,
-    )  # fmt: skip
-    return grad
-
-
-def fold_positions(sums: Tensor, pos_bias_GP: Tensor) -> Tensor:
-    """The position bias's gradient from sums by distance."""
-    grad = torch.empty(pos_bias_GP.shape, dtype=pos_bias_GP.dtype, device=pos_bias_GP.device)
-    grid = (triton.cdiv(grad.shape[1], 128), grad.shape[0])
-    fold_positions_kernel[grid](sums, grad, grad.shape[1], BLOCK=128)
-    return grad
-
-
-def add_programs(sums: Tensor, num_groups: int, num_heads: int, scale: float) -> Tensor:
-    """Private sums (programs, width) of programs that keep to one head → (groups, width)."""
-    width = sums.shape[1]
-    total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
-    bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
-        sums, total, sums.stride(0), width, sums.shape[0], num_heads, width, scale,
-        GROUPED=num_groups > 1, PROGRAMS=32, BLOCK=64,
-    )  # fmt: skip
-    return total
 
 
 def backward_keys(

@@ -12,7 +12,8 @@ from torch import Tensor
 from kernels.attention import triton_launch
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.triton_bias import make_position_table
-from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions
+from kernels.attention.triton_bias_launch import add_programs, fold_positions
+from kernels.attention.triton_launch import Batch, dense_rows
 from kernels.delta.triton_cache import add_parts_kernel, cache_forward_kernel, cache_gradient_kernel
 from kernels.triton_shared import INTERPRETED, dot_precision, fast_math, next_power, num_processors, require_device
 

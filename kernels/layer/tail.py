@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.attention.buckets import BucketCache
 from kernels.attention.check import check_counts
+from kernels.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +45,12 @@ class Tail:
 
     def of(self, y_TM: Tensor) -> Tensor:
         """(S, …) the tail's rows."""
-        return y_TM.index_select(0, self.rows_S.to(y_TM.device))
+        return y_TM.index_select(0, self._rows_on(y_TM.device))
 
     def alone_varies(self, y_TM: Tensor) -> Tensor:
         """(T, M) all rows, of which only the tail's take gradients."""
-        rows_S = self.rows_S.to(y_TM.device)
+        rows_S = self._rows_on(y_TM.device)
         return y_TM.detach().index_copy(0, rows_S, y_TM.index_select(0, rows_S))
+
+    def _rows_on(self, device: torch.device) -> Tensor:
+        return to_device(self.rows_S.numpy(), device)

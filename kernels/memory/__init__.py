@@ -38,6 +38,7 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.check import check_events, check_jagged, check_table
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
 
@@ -83,7 +84,7 @@ def memory_learn(
     the network's logits, a row for each event to predict (1 in ``events.chosen_R``). Raises ValueError (shapes,
     dtypes), IndexError (a row outside), `KernelUnavailable`.
     """
-    _check(memory, num_rows, events, logit_AV, int((events.chosen_R == 1).sum()))
+    check_events(memory, num_rows, events, logit_AV, int((events.chosen_R == 1).sum()))
     if rules.exclude not in EXCLUDE:
         raise ValueError(f"exclude: expected one of {EXCLUDE}, got {rules.exclude!r}")
     outcome: MemoryOutcome = _version(backend).memory_learn(memory, num_rows, events, logit_AV, rules)
@@ -111,8 +112,8 @@ def memory_learn_sampled(
     ``query_AD`` (A, D) and ``table_VD`` (at least ``num_rows``, D) float32: their products are the network's logits
     once the first ``unit_width`` columns of each row are divided by their norm. Errors as in `memory_learn`.
     """
-    _check(memory, num_rows, events, None)
-    _check_table(query_AD, table_VD, num_rows, unit_width)
+    check_events(memory, num_rows, events, None)
+    check_table(query_AD, table_VD, num_rows, unit_width)
     if len(query_AD) != (num := int((events.chosen_R == 1).sum())):
         raise ValueError(f"query_AD: expected {num} rows, one for each event to predict, got {len(query_AD)}")
     if rules.exclude not in EXCLUDE:
@@ -134,7 +135,7 @@ def memory_candidates(
     (n,) int32 and (A + 1,) int64: event a's are at ``begin_A1[a]:begin_A1[a + 1]``, each once, in any order. Those that
     earlier events of the same call make neighbours of its past are among them. Errors as there.
     """
-    _check(memory, num_rows, events, None)
+    check_events(memory, num_rows, events, None)
     if num_rows < 2:
         raise ValueError(f"num_rows: expected at least 2 to draw from, got {num_rows}")
     version = sampled if _version(backend) is reference else _version(backend)
@@ -150,8 +151,8 @@ def memory_logits_of(
     ``row`` (n,) int32 and ``begin_A1``: as from `memory_candidates`, but rows of ``table_VD``. Raises ValueError,
     IndexError.
     """
-    _check_table(query_AD, table_VD, 0, unit_width)
-    _check_jagged(len(query_AD), len(table_VD), row, begin_A1)
+    check_table(query_AD, table_VD, 0, unit_width)
+    check_jagged(len(query_AD), len(table_VD), row, begin_A1)
     version = sampled if _version(backend) is reference else _version(backend)
     logits: Float32 = version.memory_logits_of(query_AD, table_VD, row, begin_A1, unit_width)
     return logits
@@ -169,8 +170,8 @@ def memory_learn_given(
     backend: str = "auto",
 ) -> MemoryOutcome:
     """`memory_learn_sampled` where the table is elsewhere: with the logits (n,) of the rows of `memory_candidates`."""
-    _check(memory, num_rows, events, None)
-    _check_jagged(int((events.chosen_R == 1).sum()), num_rows, row, begin_A1)
+    check_events(memory, num_rows, events, None)
+    check_jagged(int((events.chosen_R == 1).sum()), num_rows, row, begin_A1)
     if logit.shape != row.shape or logit.dtype != np.float32:
         raise ValueError(f"logit: expected float32 of shape {row.shape}, got {logit.dtype} {logit.shape}")
     version = sampled if _version(backend) is reference else _version(backend)
@@ -182,7 +183,7 @@ def memory_logits(
     query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(A, ``num_rows``) float32: the network's logits of a few queries, as `memory_learn_sampled` defines them."""
-    _check_table(query_AD, table_VD, num_rows, unit_width)
+    check_table(query_AD, table_VD, num_rows, unit_width)
     version = sampled if _version(backend) is reference else _version(backend)
     logits: Float32 = version.memory_logits(query_AD, table_VD, num_rows, unit_width)
     return logits
@@ -196,7 +197,7 @@ def memory_scores(
     Of ``events`` only the past is used, and what was met, whose rows score as low. Changes nothing else. Errors as in
     `memory_learn`.
     """
-    _check(memory, num_rows, events, logit_AV, len(events))
+    check_events(memory, num_rows, events, logit_AV, len(events))
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)
 
 
@@ -225,7 +226,7 @@ def memory_best(
     ``answers.k_R``. Rows never met are left out. Errors as in `memory_learn`.
     """
     num, num_rows = len(events), len(standing.root_V)
-    _check(memory, num_rows, events, None)
+    check_events(memory, num_rows, events, None)
     for name, matrix, least in (("query_RD", query_RD, num), ("table_VD", table_VD, num_rows)):
         if matrix.dtype != np.float32 or matrix.ndim != 2 or len(matrix) < least or not matrix.flags.c_contiguous:
             raise ValueError(f"{name}: expected contiguous float32 of {least} rows or more, got {matrix.dtype} "
@@ -247,66 +248,3 @@ def _version(backend: str) -> ModuleType:
     if backend not in ("auto", "cpp"):
         raise ValueError(f"backend: expected auto, cpp or reference, got {backend!r}; the memory is on the host")
     return load("memory", "cpp")
-
-
-def _check(
-    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32 | None, num_asked: int = 0
-) -> None:
-    if not 1 <= num_rows <= memory.capacity:
-        raise ValueError(f"num_rows: expected 1 to the memory's {memory.capacity}, got {num_rows}; grow it first")
-    num = len(events)
-    if events.chosen_R.shape != (num,) or events.chosen_R.dtype != np.uint8:
-        raise ValueError(
-            f"chosen_R: expected uint8 of shape ({num},), got {events.chosen_R.dtype} {events.chosen_R.shape}"
-        )
-    if logit_AV is not None:
-        _check_logits(num_rows, logit_AV, num_asked)
-    for name in ("target_R", "past_rows", "met_rows", "shown_rows"):
-        rows, least = getattr(events, name), 0 if name == "target_R" else 1
-        if rows.dtype != np.int32:
-            raise ValueError(f"{name}: expected int32, got {rows.dtype}")
-        if len(rows) and not (least <= rows.min() and rows.max() < num_rows):
-            raise IndexError(f"{name}: expected rows {least} to {num_rows - 1}, got {rows.min()} to {rows.max()}")
-    for name, num_times in (("past_ms", len(events.past_rows)), ("now_ms_R", num)):
-        times = getattr(events, name)
-        if times.shape != (num_times,) or times.dtype != np.int64:
-            raise ValueError(f"{name}: expected int64 of shape ({num_times},), got {times.dtype} {times.shape}")
-    for kind, rows in (("past", events.past_rows), ("met", events.met_rows), ("shown", events.shown_rows)):
-        begin, end = getattr(events, f"{kind}_begin_R"), getattr(events, f"{kind}_end_R")
-        if begin.shape != (num,) or end.shape != (num,) or begin.dtype != np.int64 or end.dtype != np.int64:
-            raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")
-        if num and not (begin.min() >= 0 and (begin <= end).all() and end.max() <= len(rows)):
-            raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected ranges within {len(rows)} {kind}_rows")
-
-
-def _check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> None:
-    for name, matrix in (("query_AD", query_AD), ("table_VD", table_VD)):
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or not matrix.flags.c_contiguous:
-            raise ValueError(f"{name}: expected a contiguous float32 matrix, got {matrix.dtype} {matrix.shape}")
-    if len(table_VD) < num_rows or query_AD.shape[1] != table_VD.shape[1]:
-        raise ValueError(
-            f"table_VD: expected {num_rows} rows or more of width {query_AD.shape[1]}, got {table_VD.shape}"
-        )
-    if not 0 <= unit_width <= table_VD.shape[1]:
-        raise ValueError(f"unit_width: expected 0 to {table_VD.shape[1]}, got {unit_width}")
-
-
-def _check_jagged(num: int, num_rows: int, row: Int32, begin_A1: Int64) -> None:
-    if row.dtype != np.int32 or begin_A1.dtype != np.int64 or begin_A1.shape != (num + 1,):
-        raise ValueError(
-            f"row, begin_A1: expected int32, and int64 of shape ({num + 1},), got {row.dtype}, {begin_A1.dtype} "
-            f"{begin_A1.shape}"
-        )
-    if begin_A1[0] != 0 or begin_A1[-1] != len(row) or (np.diff(begin_A1) < 0).any():
-        raise ValueError(f"begin_A1: expected ascending from 0 to {len(row)}, got {begin_A1[0]} to {begin_A1[-1]}")
-    if len(row) and not (row.min() >= 0 and row.max() < num_rows):
-        raise IndexError(f"row: expected rows 0 to {num_rows - 1}, got {row.min()} to {row.max()}")
-
-
-def _check_logits(num_rows: int, logit_AV: Float32, num_asked: int) -> None:
-    if logit_AV.dtype != np.float32 or logit_AV.ndim != 2 or (logit_AV.size and logit_AV.strides[1] != 4):
-        raise ValueError(
-            f"logit_AV: expected float32 rows, got {logit_AV.dtype} {logit_AV.shape} with strides {logit_AV.strides}"
-        )
-    if logit_AV.shape[0] != num_asked or logit_AV.shape[1] < num_rows:
-        raise ValueError(f"logit_AV: expected ({num_asked}, {num_rows} or more), got {logit_AV.shape}")

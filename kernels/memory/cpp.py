@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double
 from typing import Any
 
 import numpy as np
@@ -23,119 +23,28 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.calls import (
+    BestCall,
+    CandidatesCall,
+    LogitsCall,
+    MemoryCall,
+    RowLogitsCall,
+    SampledCall,
+    StandCall,
+)
 from kernels.memory.features import COUNTED, WIDE
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 
-class _Call(ctypes.Structure):
-    """``MemoryCall`` of csrc/memory_state.h."""
-
-    _fields_ = (
-        *((name, c_int64) for name in ("stride", "num_rows", "width", "num_buckets")),
-        *(
-            (name, c_void_p)
-            for name in ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "heat")
-        ),
-        *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
-        *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
-        *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
-        *((name, c_int64) for name in ("num_events", "logit_stride")),
-        *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
-        *((name, c_void_p) for name in ("past_begin", "past_end")),
-        *(
-            (name, c_void_p)
-            for name in (
-                "met_begin",
-                "met_end",
-                "past_ms",
-                "now_ms",
-                "shown_rows",
-                "shown_begin",
-                "shown_end",
-                "logit",
-                "rank",
-                "model_rank",
-                "count_rank",
-                "loss",
-            )
-        ),
-        ("seen_growth", c_double),
-        ("heat_growth", c_double * 3),
-        ("repeat_decay", c_double),
-        *((name, c_float) for name in ("gain_rate", "gain_decay", "weight_rate", "shortlist_rate", "shortlist_decay")),
-        ("exclude", c_int32),
-        ("learn", c_int32),
-    )
-
-
-class _StandCall(ctypes.Structure):
-    """``StandCall`` of csrc/level/memory_stand.cpp."""
-
-    _fields_ = (("memory", _Call), ("base", c_void_p), ("root", c_void_p))
-
-
-class _BestCall(ctypes.Structure):
-    """``BestCall`` of csrc/best_pass.h."""
-
-    _fields_ = (
-        ("memory", _Call),
-        *((name, c_void_p) for name in ("base", "root", "query", "table")),
-        *((name, c_int64) for name in ("width", "most")),
-        *((name, c_void_p) for name in ("k", "out_rows", "out_begin", "allowed_rows", "allowed_begin", "limited")),
-        *((name, c_void_p) for name in ("row", "score")),
-    )
-
-
-class _SampledCall(ctypes.Structure):
-    """``SampledCall`` of csrc/level/memory_sampled.cpp."""
-
-    _fields_ = (
-        ("memory", _Call),
-        ("query", c_void_p),
-        ("table", c_void_p),
-        ("width", c_int64),
-        ("unit_width", c_int64),
-        *((name, c_void_p) for name in ("given_row", "given_begin", "given_logit")),
-    )
-
-
-class _CandidatesCall(ctypes.Structure):
-    """``CandidatesCall`` of csrc/level/memory_candidates.cpp."""
-
-    _fields_ = (("memory", _Call), ("row", c_void_p), ("begin", c_void_p), ("most", c_int64))
-
-
-class _RowLogitsCall(ctypes.Structure):
-    """``RowLogitsCall`` of csrc/level/memory_candidates.cpp."""
-
-    _fields_ = (
-        ("query", c_void_p),
-        ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "width", "unit_width")),
-        *((name, c_void_p) for name in ("row", "begin", "logit")),
-    )
-
-
-class _LogitsCall(ctypes.Structure):
-    """``LogitsCall`` of csrc/level/memory_sampled.cpp."""
-
-    _fields_ = (
-        ("query", c_void_p),
-        ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride")),
-        ("logit", c_void_p),
-    )
-
-
-def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
+def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[MemoryCall, list[Any]]:
     """The argument, and the arrays that must outlive it."""
     kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__ if name != "weight_R"]
     (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
      shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
     if events.weight_R is not None:
         kept.append(np.ascontiguousarray(events.weight_R, np.float32))
-    call = _Call(
+    call = MemoryCall(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
@@ -197,7 +106,7 @@ def memory_learn_sampled(
     """See `kernels.memory.memory_learn_sampled`."""
     inner, kept = _fill(memory, num_rows, events, query_AD)
     outcome = _learning(inner, len(events), rules)
-    call = _SampledCall(inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width)
+    call = SampledCall(inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width)
     _run(call, num_rows, "memory_sampled")
     del kept
     return outcome
@@ -212,7 +121,7 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
     num_shown_A = events.shown_end_R[asked] - events.shown_begin_R[asked]
     most_A = neighbours_A + num_past_A + num_shown_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
     row, begin_A1 = np.empty(int(np.minimum(most_A, num_rows).sum()), np.int32), np.zeros(len(asked) + 1, np.int64)
-    call = _CandidatesCall(inner, _pointer(row), _pointer(begin_A1), len(row))
+    call = CandidatesCall(inner, _pointer(row), _pointer(begin_A1), len(row))
     _run(call, num_rows, "memory_candidates")
     del kept
     return row[: begin_A1[-1]].copy(), begin_A1
@@ -225,7 +134,7 @@ def memory_learn_given(
     """See `kernels.memory.memory_learn_given`."""
     inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
     outcome = _learning(inner, len(events), rules)
-    call = _SampledCall(inner, None, None, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
+    call = SampledCall(inner, None, None, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
     _run(call, num_rows, "memory_sampled")
     del kept
     return outcome
@@ -234,7 +143,7 @@ def memory_learn_given(
 def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits_of`."""
     logit = np.empty(len(row), np.float32)
-    call = _RowLogitsCall(
+    call = RowLogitsCall(
         _pointer(query_AD), _pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width, _pointer(row),
         _pointer(begin_A1), _pointer(logit),
     )  # fmt: skip
@@ -245,7 +154,7 @@ def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1:
 def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits`."""
     logit_AV = np.empty((len(query_AD), num_rows), np.float32)
-    call = _LogitsCall(
+    call = LogitsCall(
         _pointer(query_AD), _pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
         _pointer(logit_AV),
     )  # fmt: skip
@@ -253,7 +162,7 @@ def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_widt
     return logit_AV
 
 
-def _learning(call: _Call, num: int, rules: MemoryRules) -> MemoryOutcome:
+def _learning(call: MemoryCall, num: int, rules: MemoryRules) -> MemoryOutcome:
     """Where the outcomes go, and the rules."""
     ranks = [np.zeros(num, np.int32) for _ in range(3)]
     outcome = MemoryOutcome(ranks[0], ranks[1], ranks[2], np.zeros(num, np.float32))
@@ -278,7 +187,9 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
     """See `kernels.memory.memory_stand`."""
     standing = MemoryStanding(np.empty((num_rows, memory.num_buckets), np.float32), np.empty(num_rows, np.float32))
-    call = _StandCall(_Call(**_memory_fields(memory, num_rows)), _pointer(standing.base_VB), _pointer(standing.root_V))
+    call = StandCall(
+        MemoryCall(**_memory_fields(memory, num_rows)), _pointer(standing.base_VB), _pointer(standing.root_V)
+    )
     _run(call, num_rows, "memory_stand")
     return standing
 
@@ -297,7 +208,7 @@ def memory_best(
     score_RK = np.empty((len(events), most), np.float32)
     kept = [np.ascontiguousarray(getattr(answers, name)) for name in MemoryAnswers.__slots__]
     inner, more = _fill(memory, num_rows, events, query_RD)
-    call = _BestCall(
+    call = BestCall(
         inner, _pointer(standing.base_VB), _pointer(standing.root_V), _pointer(query_RD), _pointer(table_VD),
         query_RD.shape[1], most, *map(_pointer, kept), _pointer(row_RK), _pointer(score_RK),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 """The memory on a GPU: its arrays as tensors, and groups of events that are predicted, learned and counted there.
 
 The host's arrays stay what everything else reads: `DeviceMemory.fetch` copies the rows that have changed since. A step
-sends its events in one copy and launches four kernels a group, without waiting for any of them.
+sends its events in two copies and launches four kernels a group, without waiting for any of them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOut
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
 from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS
-from kernels.memory.triton_learn import count_events_kernel, learn_events_kernel, learn_weights_kernel
+from kernels.memory.triton_learn import learn_events_kernel
+from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
+from kernels.transfer import ToHost, to_device
 from kernels.triton_shared import INTERPRETED, next_power
 
-MOST_GROUP = 128
+FEW, MOST_GROUP = 32, 128
+"""Kernels are compiled for groups of up to `FEW` events and of up to `MOST_GROUP`: a version for each size would be
+compiled in the middle of a stream."""
 SCRATCH_BYTES = 1 << 29
 """The most scratch memory for one launch's events, each of which needs features of all rows; larger groups take several
 launches."""
@@ -64,7 +68,7 @@ class DeviceMemory:
         decay = 0.5 ** (1.0 / rules.repeat_half_life)
         rates = [rules.gain_rate, rules.gain_decay, rules.shortlist_rate, rules.shortlist_decay]
         fades = [1.0 / each for each in (rules.seen_half_life, *rules.heat_half_lives)]
-        self._rules = torch.tensor([*rates, *fades, decay], dtype=torch.float64, device=device)
+        self._rules = to_device(np.array([*rates, *fades, decay]), device)
         self._scratch: dict[str, Tensor] = {}
         self._is_ahead = False
 
@@ -74,8 +78,8 @@ class DeviceMemory:
         ``logit_AV``: float32 on the device, a row for each event to predict (1 in ``events.chosen_R``).
         """
         num = len(events)
-        asked = torch.from_numpy(events.chosen_R == 1)
-        rank_3R = torch.where(asked, 0, -1).to(torch.int32).repeat(3, 1).to(self._device, non_blocking=True)
+        first = np.where(events.chosen_R == 1, 0, -1).astype(np.int32)
+        rank_3R = to_device(np.tile(first, (3, 1)), self._device)
         loss_R = torch.full((num,), float("nan"), device=self._device)
         if num:
             sent = self._send(events)
@@ -87,10 +91,10 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(rank_3R, loss_R)
+        return DeviceOutcome(ToHost(rank_3R), ToHost(loss_R))
 
     def _send(self, events: MemoryEvents) -> Sent:
-        """The events in one copy from pinned memory."""
+        """The events in two copies, one of 32-bit and one of 64-bit integers."""
         num = len(events)
         event = np.zeros((num, EVENT.value), np.int32)
         num_past = events.past_end_R - events.past_begin_R
@@ -107,11 +111,9 @@ class DeviceMemory:
         return Sent(*rows, *self._sent(events.past_ms, events.now_ms_R))
 
     def _sent(self, *parts: NDArray[Any]) -> tuple[Tensor, ...]:
-        joined = torch.from_numpy(np.concatenate([part for each in parts for part in (each, _rest(each))]))
-        if self._device.type == "cuda":
-            joined = joined.pin_memory()
-        there = joined.to(self._device, non_blocking=True)
-        pieces: tuple[Tensor, ...] = there.split([len(each) + len(_rest(each)) for each in parts])
+        joined = np.concatenate([part for each in parts for part in (each, _rest(each))])
+        lengths = [len(each) + len(_rest(each)) for each in parts]
+        pieces: tuple[Tensor, ...] = to_device(joined, self._device).split(lengths)
         return pieces
 
     def _learn_group(
@@ -131,7 +133,8 @@ class DeviceMemory:
                 start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
                 EXCLUDE=self._exclude, WIDTH=most, BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
-        table = ENTRIES.value * next_power(size)
+        padded = FEW if size <= FEW else MOST_GROUP
+        table = ENTRIES.value * padded
         learn_weights_kernel[(size * ENTRIES.value,)](
             s["learning"], s["rate"], s["push"], a["neighbour_row"], a["num_neighbours"], a["weight"], a["dirty"],
             self._weight_rate, size, width, stride, WIDTH=most, TABLE=table, num_warps=8,
@@ -141,7 +144,7 @@ class DeviceMemory:
             a["after"], a["before"], a["direct"], a["seen"], a["heat"], a["first"], a["last"],
             a["gain"], a["gain_square"], a["shortlist_weight"], a["shortlist_square"], a["shortlist_norm"], a["clock"],
             a["dirty"], a["moved"], a["recent"], self._rules, size, num_rows, width, stride, self._num_parts,
-            PARTS=next_power(self._num_parts), GROUP=next_power(size), BLOCK=1024, num_warps=8,
+            PARTS=next_power(self._num_parts), GROUP=padded, BLOCK=1024, num_warps=8,
         )  # fmt: skip
         count_events_kernel[(size * ENTRIES.value,)](
             sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
@@ -196,15 +199,15 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceOutcome:
-    """A `MemoryOutcome` that is still on the device."""
+    """A `MemoryOutcome` on its way from the device."""
 
-    rank_3R: Tensor
-    loss_R: Tensor
+    rank_3R: ToHost
+    loss_R: ToHost
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        ranks = self.rank_3R.cpu().numpy()
-        return MemoryOutcome(ranks[0], ranks[1], ranks[2], self.loss_R.cpu().numpy())
+        ranks = self.rank_3R.wait()
+        return MemoryOutcome(ranks[0], ranks[1], ranks[2], self.loss_R.wait())
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kernels.odds import OddsEvents
+from kernels.odds.arrays import LEAST_RATE
+from model.arrivals import Arrivals
 from model.config import ModelConfig
 from model.kept import KeptInputs
 from model.rates import Rates, done_before
@@ -34,6 +36,10 @@ def keys(step: int) -> np.ndarray:
     return np.arange(12) + 12 * step
 
 
+def learn(rates: Rates, events: OddsEvents, key_R: np.ndarray) -> np.ndarray:
+    return rates.learn(events, rates.arrivals.number(key_R, events.is_new_R > 0))
+
+
 def some(step: int, rng: np.random.Generator, late: float = 0.0) -> OddsEvents:
     return events_of(rng.integers(0, 20 + 30 * step, 12), rng.integers(0, 4, 12), rng.random(12) >= late, rng)
 
@@ -46,16 +52,23 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
         events = some(step, rng, late=0.3)
         rows = events.row_R.astype(np.int64)
         total = sum(shown.values())
-        prior = (sum(done.values(), np.zeros(2)) + 1) / (total + 2)
+        prior = np.minimum((sum(done.values(), np.zeros(2)) + 1) / (total + 2), 1 - LEAST_RATE)
         expected = [(done.get(row, np.zeros(2)) + 10 * prior) / (shown[row] + 10) for row in rows.tolist()]
         np.testing.assert_allclose(baseline.predict(rows), expected)
-        baseline.learn(events, keys(step))
+        learn(baseline, events, keys(step))
         for row, bits, new in zip(rows.tolist(), events.bits_R.tolist(), events.is_new_R.tolist(), strict=True):
             shown[row] += new
             done[row] = done.get(row, np.zeros(2)) + np.array([bits & 1, bits >> 1])
         gone = int(rows[0])
         baseline.forget(np.array([gone]))
         shown[gone], done[gone] = 0, np.zeros(2)
+
+
+def test_late_kinds_of_interactions_before_the_stream_leave_every_prior_finite() -> None:
+    """A new line of training may begin with examples that only add kinds."""
+    rng, rates = np.random.default_rng(0), Rates(MODEL)
+    learn(rates, events_of(np.arange(12), np.full(12, 3), np.zeros(12), rng), keys(0))
+    assert np.isfinite(rates.prior(np.arange(14), np.zeros((14, 2)), np.arange(14.0))).all()
 
 
 def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
@@ -68,8 +81,8 @@ def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
 class ForgetsInputs(Rates):
     """Broken: nothing is found of the interactions that late kinds come to."""
 
-    def learn(self, events: OddsEvents, key_R: np.ndarray) -> np.ndarray:
-        return super().learn(events, np.where(events.is_new_R > 0, key_R, -key_R))
+    def learn(self, events: OddsEvents, number_R: np.ndarray) -> np.ndarray:
+        return super().learn(events, np.where(events.is_new_R > 0, number_R, -1))
 
 
 def came_late(rates: Rates, num_steps: int, delay: int) -> tuple[float, float]:
@@ -80,11 +93,11 @@ def came_late(rates: Rates, num_steps: int, delay: int) -> tuple[float, float]:
     did_SRK = rng.random((num_steps, 12, 2)) < np.where(row_SR % 2, 0.7, 0.3)[:, :, None]
     said = []
     for step, row_R in enumerate(row_SR):
-        logit_RK = rates.learn(events_of(row_R, np.zeros(12, np.int64), np.ones(12), rng), keys(step))
+        logit_RK = learn(rates, events_of(row_R, np.zeros(12, np.int64), np.ones(12), rng), keys(step))
         said.append(1 / (1 + np.exp(-logit_RK.astype(float))))
         if (before := step - delay) >= 0:
             bits_R = did_SRK[before] @ np.array([1, 2])
-            rates.learn(events_of(row_SR[before], bits_R, np.zeros(12), rng), keys(before))
+            learn(rates, events_of(row_SR[before], bits_R, np.zeros(12), rng), keys(before))
     chance, did = np.array(said[num_steps // 2 :]), did_SRK[num_steps // 2 :]
     rate = did.mean()
     entropy = -rate * np.log(rate) - (1 - rate) * np.log(1 - rate)
@@ -105,7 +118,7 @@ def test_the_weights_wait_as_long_as_most_late_kinds_take_and_not_at_all_where_n
     assert 12 * 30 <= rates.horizon <= 12 * 31
     assert rates.kept.rows.count_2[0] - rates.kept.rows.count_2[1] == rates.horizon
     for step in range(3000):  # some ten thousand events later they come at once
-        rates.learn(some(0, rng), keys(1000 + step))
+        learn(rates, some(0, rng), keys(1000 + step))
     assert rates.late_kinds.tolist() == [False, False]
     assert rates.kept.rows.count_2[0] == rates.kept.rows.count_2[1]
 
@@ -115,8 +128,8 @@ class LearnsOfTheQuick(Rates):
 
     @property
     def horizon(self) -> int:
-        at_once = not self.late_kinds.any() or not len(self.kept.lags)
-        return 0 if at_once else int(np.percentile(self.kept.lags, 95))
+        at_once = not self.late_kinds.any() or not len(self.arrivals.lags)
+        return 0 if at_once else int(np.percentile(self.arrivals.lags, 95))
 
 
 @pytest.mark.parametrize("kind", [Rates, LearnsOfTheQuick])
@@ -134,28 +147,29 @@ def test_at_the_start_of_a_stream_the_weights_wait_for_the_slow_kinds_too(kind: 
 
 def test_where_kinds_come_at_once_the_weights_wait_for_a_few_outcomes_only() -> None:
     rng, rates = np.random.default_rng(0), Rates(MODEL)
-    rates.learn(some(0, rng), keys(0))
+    learn(rates, some(0, rng), keys(0))
     assert rates.kept.rows.count_2.tolist() == [12, 0]
     for step in range(1, 10):
-        rates.learn(some(0, rng), keys(step))
+        learn(rates, some(0, rng), keys(step))
     assert rates.kept.rows.count_2.tolist() == [120, 120]
 
 
 def test_what_is_kept_is_bounded_and_found_until_it_is_overwritten() -> None:
-    rng, kept = np.random.default_rng(0), KeptInputs(Rates(MODEL).arrays, most=100)
+    rng, kept, arrivals = np.random.default_rng(0), KeptInputs(Rates(MODEL).arrays, most=100), Arrivals(150)
     newest: list[int] = []
     for step in range(40):
         new, late = keys(step), np.unique(rng.integers(0, 12 * step + 1, 20) if step else [])[:12].astype(np.int64)
-        events = events_of(np.zeros(24, np.int64), np.zeros(24), np.repeat([1, 0], 12), rng)
         late = np.pad(late, (0, 12 - len(late)), constant_values=-1)
-        place_R = kept.place(events, np.concatenate([new, late]))
-        survive = newest[-(100 - 12) :]
+        is_new_R = np.repeat([True, False], 12)
+        number_R = arrivals.number(np.concatenate([new, late]), is_new_R)
+        for key, number in zip(late.tolist(), number_R[12:].tolist(), strict=True):
+            assert number == (key if key in newest[-150:] else -1), (step, key)
+        place_R = kept.place(number_R, is_new_R)
         for key, place in zip(late.tolist(), place_R[12:].tolist(), strict=True):
-            assert (place >= 0) == (key in survive), (step, key)
-            assert place < 0 or kept.key_P[place] == key
+            assert place == (key % 100 if key in newest[-(100 - 12) :] else -1), (step, key)
         newest += new.tolist()
         kept.rows.count_2[0] += 12
-    assert len(kept._place_of) == 100
+    assert arrivals.num_remembered == 150
 
 
 def forgets_evicted_rows(trainer: Rates, rows: np.ndarray) -> None:
@@ -175,7 +189,7 @@ def test_a_server_says_what_its_trainer_says_through_bases_deltas_and_evictions(
     differed = False
     for step in range(12):
         events = some(step, rng)
-        trainer.learn(events, keys(step))
+        learn(trainer, events, keys(step))
         gone = events.row_R[:2].astype(np.int64)
         (forgets_evicted_rows if broken == "evicts in silence" else Rates.forget)(trainer, gone)
         is_base = step in (0, 7)
@@ -192,15 +206,38 @@ def test_a_server_says_what_its_trainer_says_through_bases_deltas_and_evictions(
 def test_a_trainer_goes_on_from_what_is_published_and_from_its_own_state() -> None:
     rng, first = np.random.default_rng(0), Rates(MODEL)
     for step in range(4):
-        first.learn(some(step, rng, late=0.3), keys(step))
+        learn(first, some(step, rng, late=0.3), keys(step))
     resumed, follower, reader = Rates(MODEL), Rates(MODEL), Rates(MODEL)
     resumed.load_state_dict(first.state_dict())
     reader.apply(first.changes(everything=True), is_base=True)
     follower.adopt(reader)
     events = some(4, rng)
     np.testing.assert_array_equal(follower.score(events), first.score(events))
-    np.testing.assert_array_equal(resumed.learn(events, keys(4)), first.learn(events, keys(4)))
+    np.testing.assert_array_equal(learn(resumed, events, keys(4)), learn(first, events, keys(4)))
     np.testing.assert_array_equal(resumed.score(events), first.score(events))
+
+
+@pytest.mark.parametrize("num_steps", [0, 4, 40])
+def test_the_state_of_a_build_that_kept_the_keys_beside_the_inputs_is_read(
+    num_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.kept.KEPT_BYTES", 1 << 15)
+    rng, first, later = np.random.default_rng(0), Rates(MODEL), Rates(MODEL)
+    for step in range(num_steps):
+        learn(first, some(0, rng), keys(step))
+    state, key_P = first.state_dict(), first.arrivals.state_dict()["key"]
+    num, most = int(state["arrivals_num"][0]), len(first.kept)
+    assert most < 40 * 12, "the ring is full after 40 steps"
+    older = {name: each for name, each in state.items() if not name.startswith("arrivals_")} | {
+        "kept_lags": first.arrivals.lags
+    }
+    if num:
+        older["kept_key"] = np.roll(key_P[-most:], num)
+    later.load_state_dict(older)
+    assert later.arrivals.num == num
+    known = key_P[-most:][:12]
+    late = np.zeros(len(known), np.bool_)
+    np.testing.assert_array_equal(later.arrivals.number(known, late), first.arrivals.number(known, late))
 
 
 def test_what_another_build_or_model_has_published_is_refused_in_words() -> None:

@@ -93,7 +93,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
-    "metrics.first_key", "rates.kept_log", "rates.kept_count",
+    "metrics.first_done", "rates.kept_log", "rates.kept_count", "rates.arrivals_key",
     "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
     meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
     text = json.dumps({**meta, "format": 99}).encode()
     (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 3, got 99"):
         read_checkpoint(path)
 
 

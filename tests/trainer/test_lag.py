@@ -23,9 +23,9 @@ from tests.trainer.test_weights import manifest
 from trainer.lag import build_message, ingest_lag
 from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
-from trainer.rates import Rates
 from trainer.reporter import LagReporter
 from trainer.source import Position
+from trainer.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 from wire.topics import LAG_KEY
@@ -345,7 +345,7 @@ def test_servers_that_are_silent_leave_their_stage_as_old_as_the_last_word(
     ("learning", "arriving", "expected"), [(30, 10, 20.0), (10, 10, None), (5, 10, None), (0, 0, None)]
 )
 def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: int, expected: float | None) -> None:
-    around, rates = ClusterState(), Rates()
+    around, rates = ClusterState(), Throughput()
     said: dict[str, Any] = {}
     for second in range(10):
         told = PartitionStatus(relayed_number=1000 + arriving * second - 1)
@@ -358,7 +358,7 @@ def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: i
 
 
 def test_with_nothing_waiting_the_trainer_has_caught_up() -> None:
-    around, rates = ClusterState(), Rates()
+    around, rates = ClusterState(), Throughput()
     around.note(encode_status(worker(p0=PartitionStatus(relayed_number=4))))
     assert rates.sample(Progress(positions={0: Position(next_number=5)}), around)["catch_up_s"] == 0.0
 

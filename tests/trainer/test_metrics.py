@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.arrivals import Arrivals
 from trainer.kind_metrics import KindMetrics
 from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
 from trainer.ring import Ring
@@ -19,8 +20,9 @@ KINDS = ("view", "like")
 PARTS = ("probability_RK", "baseline_RK")
 
 
-def predictions(rng: np.random.Generator, num: int) -> Predictions:
-    """Random predictions: some misses, some not ranked, some unknown items, three domains."""
+def predictions(rng: np.random.Generator, num: int, first: int = 0) -> Predictions:
+    """Random predictions of the interactions from number ``first`` on: some misses, some not ranked, some unknown
+    items, three domains."""
     log_loss_S = rng.random(num) * 5
     log_loss_S[rng.random(num) < 0.2] = np.nan
     slices = rng.random((len(SLICES), num)) < 0.5
@@ -31,7 +33,7 @@ def predictions(rng: np.random.Generator, num: int) -> Predictions:
         slice_XS=slices,
         domain_S=rng.integers(0, 4, num),
         log_loss_S=log_loss_S,
-        key_R=rng.integers(-(1 << 62), 1 << 62, num),
+        number_R=first + np.arange(num),
         probability_RK=rng.random((num, 2)),
         baseline_RK=rng.random((num, 2)),
         done_RK=rng.random((num, 2)) < (0.3, 0.8),
@@ -72,7 +74,7 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any], abs_: float = 1e-
 
 def fed(seed: int, sizes: tuple[int, ...], window: int) -> tuple[PrequentialMetrics, list[Predictions]]:
     rng, metrics = np.random.default_rng(seed), PrequentialMetrics(KINDS, window)
-    batches = [predictions(rng, size) for size in sizes]
+    batches = [predictions(rng, size, sum(sizes[:nth])) for nth, size in enumerate(sizes)]
     for batch in batches:
         metrics.add(batch)
     return metrics, batches
@@ -163,11 +165,11 @@ def test_nothing_counted_is_no_number_at_all() -> None:
 def test_kinds_that_come_late_count_as_if_they_had_been_there_at_once(seed: int) -> None:
     """Against the prediction that was made when the interaction was new, not against a later one."""
     rng = np.random.default_rng(seed)
-    whole = predictions(rng, 60)
+    whole = predictions(rng, 60, 70)
     is_late = whole.done_RK & (rng.random((60, 2)) < 0.5)
     first, late = replace(whole, done_RK=whole.done_RK & ~is_late), rng.permutation(60)
     again = replace(
-        predictions(rng, 60), key_R=whole.key_R[late], done_RK=is_late[late], is_new_R=np.zeros(60, np.bool_)
+        predictions(rng, 60), number_R=whole.number_R[late], done_RK=is_late[late], is_new_R=np.zeros(60, np.bool_)
     )
     at_once, in_pieces = PrequentialMetrics(KINDS, 50), PrequentialMetrics(KINDS, 50)
     for metrics in (in_pieces, at_once):
@@ -184,15 +186,18 @@ def test_the_window_leaves_out_interactions_whose_kinds_are_still_to_come() -> N
     """Every kind comes forty interactions later: a window of the newest would see the last forty without any."""
     rng, metrics = np.random.default_rng(0), PrequentialMetrics(("view",), 100)
     keys, coming, half = np.arange(1, 401), rng.random(400) < 0.5, np.full((20, 1), 0.5)
+    none, every = np.zeros(20, np.bool_), np.ones(20, np.bool_)
     for start in range(0, 400, 20):
-        new = keys[start : start + 20]
-        metrics.ranking.add(new, half, half, np.zeros((20, 1), np.bool_), np.ones(20, np.bool_))
+        number_R = metrics.arrivals.number(keys[start : start + 20], every)
+        metrics.ranking.add(number_R, half, half, none[:, None], every)
         late = keys[max(0, start - 40) : max(0, start - 20)]
         late = late[coming[late - 1]]
+        number_R = metrics.arrivals.number(late, none[: len(late)])
         guess = np.full((len(late), 1), 0.9)
-        metrics.ranking.add(late, guess, guess, np.ones((len(late), 1), np.bool_), np.zeros(len(late), np.bool_))
-    assert 55 <= metrics.ranking.window_lag <= 60
-    expected = 50 / coming[400 - 100 - metrics.ranking.window_lag : 400 - metrics.ranking.window_lag].sum()
+        metrics.ranking.add(number_R, guess, guess, every[: len(late), None], none[: len(late)])
+    lag = metrics.arrivals.lag
+    assert 55 <= lag <= 60
+    expected = 50 / coming[400 - 100 - lag : 400 - lag].sum()
     assert metrics.ranking.window_calibration() == pytest.approx(expected)
 
 
@@ -200,17 +205,17 @@ def test_no_entropy_is_negative_though_a_model_has_learned_what_came_by_the_time
     """Each kind comes a batch later, and by then the model is sure of it."""
     rng, metrics = np.random.default_rng(0), PrequentialMetrics(("view",), 1000)
     before, done = np.zeros(0, np.int64), np.zeros((0, 1), np.bool_)
-    for _ in range(20):
-        keys, coming = rng.integers(1 << 62, size=50), rng.random((50, 1)) < 0.3
+    for nth in range(20):
+        numbers, coming = 50 * nth + np.arange(50), rng.random((50, 1)) < 0.3
         probability = np.concatenate([np.full((len(before), 1), 0.99), np.full((50, 1), 0.3)])
         metrics.ranking.add(
-            np.concatenate([before, keys]),
+            np.concatenate([before, numbers]),
             probability,
             probability,
             np.concatenate([done, np.zeros((50, 1), np.bool_)]),
             np.arange(len(before) + 50) >= len(before),
         )
-        before, done = keys[coming[:, 0]], np.ones((int(coming.sum()), 1), np.bool_)
+        before, done = numbers[coming[:, 0]], np.ones((int(coming.sum()), 1), np.bool_)
     for name in ("ranking", "ranking_window"):
         assert metrics.summary()[name]["view"]["ne"] == pytest.approx(1.0, abs=0.02)
         assert metrics.summary()[name]["view"]["calibration"] == pytest.approx(1.0, abs=0.15)
@@ -218,11 +223,11 @@ def test_no_entropy_is_negative_though_a_model_has_learned_what_came_by_the_time
 
 def test_a_kind_of_a_forgotten_interaction_is_counted_as_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.kind_metrics.MOST_REMEMBERED", 8)
-    metrics, half = KindMetrics(("view",), 4), np.full((1, 1), 0.5)
-    for key in range(16):
-        metrics.add(np.array([key]), half, half, np.zeros((1, 1), np.bool_), np.ones(1, np.bool_))
-    for key in (3, 4):
-        metrics.add(np.array([key]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
+    metrics, half = KindMetrics(("view",), 4, Arrivals()), np.full((1, 1), 0.5)
+    for number in range(16):
+        metrics.add(np.array([number]), half, half, np.zeros((1, 1), np.bool_), np.ones(1, np.bool_))
+    for number in (3, 4):
+        metrics.add(np.array([number]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
     assert metrics.num_too_late == 1
     assert metrics.report()["view"]["rate"] == pytest.approx(1 / 16)
 
@@ -249,8 +254,8 @@ def test_metrics_go_on_where_they_were_saved() -> None:
     resumed, before = PrequentialMetrics(KINDS, 16), batches[-1]
     resumed.load_state_dict({name: array.copy() for name, array in metrics.state_dict().items()})
     for more in (5, 40, 3):
-        batch = predictions(np.random.default_rng(more), more)
-        late = replace(before, is_new_R=np.zeros(len(before.key_R), np.bool_), done_RK=before.done_RK[:, ::-1])
+        batch = predictions(np.random.default_rng(more), more, metrics.ranking.num)
+        late = replace(before, is_new_R=np.zeros_like(before.is_new_R), done_RK=before.done_RK[:, ::-1])
         for each in (batch, late):
             metrics.add(each)
             resumed.add(each)

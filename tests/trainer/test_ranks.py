@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+import trainer.step
 from tests.brokers import REPOSITORY, free_port
 from tests.process_factory import Child, ProcessFactory
+from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
@@ -212,20 +214,22 @@ def test_a_rank_that_cannot_reach_the_others_says_so_in_one_line(run: RankRun) -
 
 
 def start_ranks(
-    made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2, broken: tuple[str, ...] = ()
-) -> list[Child]:
-    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child. ``broken``: rank 0's build."""
+    made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2, broken: tuple[str, ...] = (),
+    builds: tuple[str, ...] = (),
+) -> list[Child]:  # fmt: skip
+    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child. ``builds``: of all ranks;
+    ``broken``: rank 0's besides."""
     where, found = place_of(size), dict[int, Child]()
     for rank in reversed(range(size)):
-        builds, point = () if rank else broken, (points or {}).get(rank, "")
-        found[rank] = made.start(name, builds, point, environment=where(rank))
+        theirs, point = builds if rank else (*builds, *broken), (points or {}).get(rank, "")
+        found[rank] = made.start(name, theirs, point, environment=where(rank))
     return [found[rank] for rank in range(size)]
 
 
-def lose_a_rank(made: Stage, rank: int, point: str) -> None:
+def lose_a_rank(made: Stage, rank: int, point: str, builds: tuple[str, ...]) -> None:
     """Run a group of which one rank is killed while the stream goes on; the others are ended, as torchrun does."""
     made.feed(40)
-    children = start_ranks(made, {rank: point})
+    children = start_ranks(made, {rank: point}, builds=builds)
     made.feed_until(lambda: children[rank].status is not None, f"{point} on rank {rank}")
     assert children[rank].status == -9, children[rank].log()[-3000:]
     other = children[1 - rank]
@@ -235,12 +239,17 @@ def lose_a_rank(made: Stage, rank: int, point: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(stage: Make) -> None:
-    made = stage(trainer={"shards": 2})
-    kills = ((1, "taken:6"), (0, "published:2"), (1, "to_be_summed:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
+def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
+    stage: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tables that are whole in some steps and divided in the others; one process without ranks checks the rest."""
+    monkeypatch.setattr(trainer.step, "MemoryPass", trainer.step.MemoryPass)  # to be restored
+    divides_small_catalogues()
+    made = stage(trainer={"shards": 2, "whole_table_bytes": 0})
+    kills = ((1, "taken:6"), (0, "published:2"), (1, "swapped:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
     for rank, point in kills:
-        lose_a_rank(made, rank, f"{point}:kill")
-    start_ranks(made)
+        lose_a_rank(made, rank, f"{point}:kill", DIVIDED)
+    start_ranks(made, builds=DIVIDED)
     made.feed(20)
     recount = made.finish()
     assert len({each.manifest.lineage for each in recount.versions}) == 1

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model.memory import neighbours_at
+from model.growing import GrowingColumns
+from model.memory_room import neighbours_at, reshaped
 from model.memory_version import _numbers_of
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from tests.trainer.test_weights import Reader, records, truth_of, values_of
@@ -46,8 +47,9 @@ def test_readers_hold_each_weight_rounded_whenever_they_began_to_read(most_neigh
         for _ in range(1 + number % 2):
             learner.step(world.examples(6))
         if number == 5:
-            memory = learner.memory
-            memory._reshape(2 * memory.arrays.capacity, neighbours_at(2 * memory.arrays.capacity, most_neighbours))
+            memory, capacity = learner.memory, 2 * learner.memory.arrays.capacity
+            width = neighbours_at(capacity, most_neighbours)
+            memory.arrays = reshaped(memory.arrays, capacity, width, GrowingColumns())
         kind = "base" if number in (0, 9) else "delta"
         snapshot = rounding.round(weights_snapshot(learner, everything=kind == "base"), is_base=kind == "base")
         topic = records(snapshot, number, kind, chunk_bytes=900_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +16,6 @@ from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_lear
 from kernels.odds import OddsEvents, OddsRules, odds_learn
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.kept import NUM_LAGS
 from tests.trainer.samples import (
     FUXI,
     MODEL,
@@ -52,6 +51,7 @@ from trainer.losses import (
 )
 from trainer.memory_pass import MemoryPass
 from trainer.metrics import RANKERS, Predictions
+from trainer.ranking_pass import RankingPass
 from trainer.retrieval import RetrievalRows
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner, StepReport
@@ -98,9 +98,9 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
     before.items.insert(np.array(fresh, np.int64), 0, before.num_steps)
     found_RK, kept = np.zeros((len(said), len(before.model_config.kinds))), before.rates.kept
-    places = [kept_at(before, one.piece) for one in said]
-    lags = [(int(kept.rows.count_2[0]) - 1 - place) % len(kept.key_P) for place in places if place >= 0]
-    kept.lags = np.concatenate([kept.lags, np.array(lags, np.int64)])[-NUM_LAGS:]
+    is_new_R = np.array([one.piece.is_new for one in said])
+    number_R = before.rates.arrivals.number(np.array([key_of(one.piece) for one in said]), is_new_R)
+    places = np.where(is_new_R | (number_R < 0), -1, number_R % len(kept))
     rules = OddsRules(horizon=before.rates.horizon)
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
@@ -124,12 +124,11 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     return found_RK
 
 
-def kept_at(learner: Learner, piece: Piece) -> int:
-    """Where the odds keep what they saw of a piece's interaction; -1: nowhere."""
-    kept, user = learner.rates.kept, blake2b(piece.user.encode(), digest_size=8).digest()
-    key = (int.from_bytes(user, "little", signed=True) * 0x1E3779B97F4A7C15 + piece.place) % 2**64
-    places = np.flatnonzero(kept.key_P[: kept.rows.num_used].view(np.uint64) == np.uint64(key))
-    return int(places[-1]) if len(places) else -1
+def key_of(piece: Piece) -> int:
+    """Identifies a piece's interaction."""
+    user = int.from_bytes(blake2b(piece.user.encode(), digest_size=8).digest(), "little")
+    key = (user * 0x1E3779B97F4A7C15 + piece.place) % 2**64
+    return key - 2**64 if key >= 2**63 else key
 
 
 def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> MemoryEvents:
@@ -209,15 +208,21 @@ class InsertsFirst(Learner):
 class RemembersBackwards(Learner):
     """Broken: the memory takes a batch's newest targets first, and predicts older ones from what came later."""
 
-    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Callable[[], MemoryOutcome]:
         return super()._predict_choices(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
 
 
 class RanksBackwards(Learner):
     """Broken: the odds meet a batch's newest targets first."""
 
-    def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: torch.Tensor) -> OddsEvents:
-        events = super().odds_events(batch, target_row_R, logits_RK)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.ranking_pass = BackwardPass(self.rates, self.tables, self.model_config)
+
+
+class BackwardPass(RankingPass):
+    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: torch.Tensor) -> OddsEvents:
+        events = super().ask(batch, target_row_R, logits_RK)
         return replace(events, order_R=events.order_R[::-1])
 
 
@@ -615,6 +620,23 @@ def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere()
     learner.step([example(aged([8], 2.7), 1)])
     assert learner.items.lookup(np.array([8])).tolist() == [old]
     assert learner.popularity.count_V[old] == 1
+
+
+def test_a_catalogue_beyond_its_budget_drops_the_items_met_the_longest_time_ago() -> None:
+    learner = Learner(MODEL, replace(TRAINER, max_items=10, evict_every_steps=2))
+    for step in range(8):
+        learner.step([example(aged([5, *range(100 + 3 * step, 103 + 3 * step)], step), 4)])
+        assert step % 2 == 0 or learner.items.num_live <= 10
+    kept = learner.items.keys_of(learner.items.live_rows()).tolist()
+    assert sorted(kept) == [5, *range(115, 124)], "the newest, and the one that everybody meets"
+    assert learner.items.num_dropped == 25 - 10
+
+
+def test_items_met_at_the_same_moment_stay_together() -> None:
+    learner = Learner(MODEL, replace(TRAINER, max_items=10, evict_every_steps=2))
+    learner.step([example(aged([*range(100, 120)], 0), 20)])
+    learner.step([example(aged([*range(100, 120)], 0), 20)])
+    assert learner.items.num_live == 20
 
 
 def test_stochastic_length_thins_contexts_and_keeps_every_target() -> None:

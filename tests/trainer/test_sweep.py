@@ -12,7 +12,9 @@ import pytest
 
 import trainer.collection
 import trainer.saver
+from model.growing import GrowingColumns
 from model.memory import Memory
+from model.memory_room import reshaped
 from tests.trainer.samples import MODEL, TRAINER, World, taught
 from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
@@ -295,7 +297,8 @@ def test_a_memory_whose_rows_become_narrower_while_it_is_copied_is_copied_as_it_
     collection = Collection(sliced, whole=True)
     collection.advance(SLICE_BYTES)
     for learner in (sliced, at_once):
-        learner.memory._reshape(learner.memory.arrays.capacity, 3)
+        arrays = learner.memory.arrays
+        learner.memory.arrays = reshaped(arrays, arrays.capacity, 3, GrowingColumns())
     ours, _ = make(collection, [sliced, at_once], world)
     theirs = weights_snapshot(at_once, everything=True)
     assert_same_snapshot(ours, theirs)

@@ -18,7 +18,7 @@ SEND_S = 20.0
 """How long `send_one` waits for the broker."""
 
 MOST_BYTES = 16 << 20
-"""Of a record, before compression."""
+"""The size of the largest record that a producer accepts, before compression."""
 
 
 def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:

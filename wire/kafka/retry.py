@@ -68,9 +68,7 @@ def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-def wait_for_partitions(
-    consumer: KafkaConsumer, topic: str, stop: threading.Event, every_s: float = 0.2
-) -> list[TopicPartition]:
+def wait_for_partitions(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> list[TopicPartition]:
     """The topic's partitions; waits until the topic exists. Raises `StoppedError` once ``stop`` is set, and
     `ClientRefused` if no retry would help."""
     while not stop.is_set():
@@ -79,5 +77,5 @@ def wait_for_partitions(
         except (KafkaError, TopicMissing) as error:
             if refused := refusal(error, str(consumer.config["bootstrap_servers"])):
                 raise refused from error
-            stop.wait(every_s)
+            stop.wait(0.2)
     raise StoppedError(f"finding topic {topic}")

@@ -24,7 +24,6 @@ from trainer.graph_step import PaddedStep
 from trainer.step import Learner
 from wire.example import Example
 
-CPU = torch.device("cpu")
 CONFIG = ModelConfig(
     num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, num_positions=40, num_time_buckets=8
 )
@@ -54,7 +53,7 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # on a GPU, offsets are not read
     monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # the interpreter is slow
     model = HSTU(CONFIG)
-    captures = Captures(CPU, wanted=False)
+    captures = Captures(wanted=False)
     encoder = PaddedEncoder(model, captures, backend="triton")
     for seed, lengths in enumerate(([30, 0, 7], [3, 5], [50, 30])):
         plain, padded = (run(model, lengths, each, seed) for each in (None, encoder))
@@ -78,7 +77,7 @@ def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeyp
         )
         learner = Learner(CONFIG, config)
         if way != "unpadded":
-            captures = Captures(CPU, wanted=False)
+            captures = Captures(wanted=False)
             learner.forward_pass.step_graphs = PaddedStep(
                 learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
             )

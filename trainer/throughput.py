@@ -25,7 +25,7 @@ class _Sample:
     num_arrived: int
 
 
-class Rates:
+class Throughput:
     """Rates over the last `WINDOW_S`, from a sample for each message. Examples are counted by their numbers."""
 
     def __init__(self) -> None:

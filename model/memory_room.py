@@ -1,0 +1,85 @@
+"""How many rows and neighbours a memory has room for, and how it grows: its capacity doubles with the item table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from kernels.memory import MemoryArrays
+from model.dirty import CHANGED
+from model.growing import GrowingColumns
+from model.memory_version import COUNTS, LEARNED, ROWS
+
+NUM_BUCKETS = 8
+NEIGHBOUR_BYTES = 20
+FREE_BYTES = 80 << 20
+"""As long as all neighbours fit into this, each item may have as many as configured."""
+FEWEST_NEIGHBOURS = 23
+"""Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
+FIRST_CAPACITY = 1024
+SELECTED_TOGETHER = 4096
+"""How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
+CHECKPOINTED = ("gain_square", "shortlist_square", "recent")
+"""Arrays that belong to no row and are in checkpoints, but not in versions."""
+NEIGHBOURS = (*COUNTS, "weight")
+"""Columns of a row's neighbours."""
+CHANGES = ("dirty", "moved")
+"""Columns that say what has changed in a row."""
+
+
+def neighbours_at(capacity: int, most: int) -> int:
+    """How many neighbours a row may have in a catalogue of ``capacity`` rows."""
+    return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
+
+
+def empty_memory(capacity: int, most: int) -> MemoryArrays:
+    """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours."""
+    return MemoryArrays.empty(capacity, neighbours_at(capacity, most), NUM_BUCKETS)
+
+
+def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
+    """The memory with room for ``capacity`` rows of ``width`` neighbours, of which the strongest are kept. It is in
+    ``columns``, which lengthens it in place as long as the width stays."""
+    if width == old.width:
+        return _lengthened(old, capacity, columns)
+    new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS), capacity, columns)
+    if width < old.width:
+        _keep_strongest(old, width)
+    num, kept = old.capacity, min(width, old.width)
+    for name in (*ROWS, "dirty"):
+        getattr(new, name)[:num] = getattr(old, name)
+    new.moved[:num] = 255
+    for name in NEIGHBOURS:
+        getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
+    new.heat[:, :num] = old.heat
+    for name in (*LEARNED, *CHECKPOINTED):
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def _lengthened(old: MemoryArrays, capacity: int, columns: GrowingColumns) -> MemoryArrays:
+    """The heats (12 bytes a row) are copied, since their rows come second."""
+    names = (*ROWS, *NEIGHBOURS, *CHANGES)
+    longer = {name: columns.longer(name, getattr(old, name), capacity) for name in names}
+    for name in ("first", "last"):
+        longer[name][old.capacity :] = -1
+    heat = np.zeros((len(old.heat), capacity), np.float32)
+    heat[:, : old.capacity] = old.heat
+    return replace(old, heat=heat, **longer)
+
+
+def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
+    """Drop the weakest neighbours of each row that has more than ``width``; the others keep their order."""
+    full, num_dropped = np.flatnonzero(arrays.num_neighbours > width), arrays.width - width
+    for start in range(0, len(full), SELECTED_TOGETHER):
+        rows = full[start : start + SELECTED_TOGETHER]
+        unused = np.arange(arrays.width) >= arrays.num_neighbours[rows, None]
+        strength = np.where(unused, np.float32(-1.0), arrays.after[rows] + arrays.before[rows])
+        weakest, is_kept = np.argpartition(strength, num_dropped - 1, axis=1), np.ones(strength.shape, np.bool_)
+        np.put_along_axis(is_kept, weakest[:, :num_dropped], values=False, axis=1)
+        for name in NEIGHBOURS:
+            column = getattr(arrays, name)
+            column[rows, :width] = column[rows][is_kept].reshape(len(rows), width)
+    arrays.num_neighbours[full] = width
+    arrays.dirty[arrays.first >= 0] = CHANGED
