@@ -8,6 +8,7 @@ are kept. One with options of its own has ``command(arguments: list[str]) -> int
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 import textwrap
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> int:
     if name not in names():
         print(f"bench: expected one of {', '.join(names())}; got {name}", file=sys.stderr)
         return 2
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `headrace` sets it: OpenMP's idle threads sleep soon
     measurement: Any = import_module(f"bench.{name}")
     if hasattr(measurement, "command"):
         return int(measurement.command(rest))
