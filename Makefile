@@ -74,6 +74,7 @@ bench: $(SETUP) ## side-by-side measurements on this machine (BENCH=NAME; BENCH_
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
 
 bench-gpu: ## every GPU measurement in one run of five minutes; writes $(RESULTS)/gpu.json as it goes
+	-$(GPU_PYTHON) -m kernels.build
 	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS)
 
 demo: $(SETUP) ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)

@@ -27,7 +27,7 @@ SECTIONS = (
     Section("sampled softmax", "bench.gpu_ops:softmax", 10, 60),
     Section("row-wise Adagrad", "bench.gpu_ops:adagrad", 5, 40),
     Section("layers", "bench.gpu_step:layer_share", 10, 60),
-    Section("live step", "bench.gpu_pass:live_steps", 15, 60),
+    Section("live step", "bench.gpu_pass:live_steps", 20, 75),
     Section("single pass", "bench.gpu_pass:single_pass", 30, 90),
     Section("attention by length", "bench.gpu_lengths:by_length", 10, 60),
     Section("training step", "bench.gpu_step:against_eager", 20, 60),

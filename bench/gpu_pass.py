@@ -170,11 +170,11 @@ def _timed(clock: Clock, learner: Any, batches: list[list[Any]], limit_s: float)
     return seconds, reports
 
 
-def _prepare(learner: Any, earlier: list[Any]) -> None:
+def _prepare(learner: Any, earlier: list[Any], num_items: int) -> None:
     """Let the learner know its users, all items, and as many events that it predicts them in whole groups."""
     for example in earlier:
         learner.histories.fold(example)
-    learner.items.insert(item_hashes(np.arange(1, NUM_ITEMS + 1)), 10**12, 0)
+    learner.items.insert(item_hashes(np.arange(1, num_items + 1)), 10**12, 0)
     learner.memory.arrays.clock[0] = EVENTS_PER_GROUPED * GROUP
 
 
@@ -209,13 +209,13 @@ def live_steps(clock: Clock) -> Iterator[Row]:
         model, before = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16,
                                     item_width=16, num_positions=32, num_time_buckets=8, max_context=8), 2  # fmt: skip
     torch.set_float32_matmul_precision("high")
-    few = clock.rehearsal or clock.compiles_only
+    few, num_items = clock.rehearsal or clock.compiles_only, 20 if clock.rehearsal else NUM_ITEMS
     for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
-        earlier, batches = live_batches(users, NUM_ITEMS, before, 3 if few else 60)
+        earlier, batches = live_batches(users, num_items, before, 3 if few else 60)
         for graphs, group in WAYS:
             config = config_of(clock.device, graphs, group)
             learner = Learner(model, config, clock.device)
-            _prepare(learner, earlier)
+            _prepare(learner, earlier, num_items)
             for each in batches[: 1 if few else 15]:
                 learner.step(each)
             seconds, _ = _timed(clock, learner, batches[1:2] if few else batches[15:50], 5.0)

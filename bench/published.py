@@ -153,10 +153,13 @@ class Experiment:
         query_TM = self.model(batch, seed=self.num_steps)
         shape = (len(batch.target_T), NEGATIVES)
         negatives_TS = torch.randint(1, self.users.num_items + 1, shape, device=self.device)
-        loss_T = sampled_softmax(
-            query_TM, self.model.item_VD, batch.target_T, negatives_TS, temperature=TEMPERATURE, normalize=True
-        )
-        loss = loss_T.mean()
+        return self.descend(query_TM, batch.target_T, negatives_TS)
+
+    def descend(self, query_TM: Tensor, target_T: Tensor, negatives_TS: Tensor) -> float:
+        """A step along the gradient of the mean sampled softmax loss, which is returned."""
+        loss = sampled_softmax(
+            query_TM, self.model.item_VD, target_T, negatives_TS, temperature=TEMPERATURE, normalize=True
+        ).mean()
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimiser.step()
@@ -262,7 +265,7 @@ def command(arguments: list[str]) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What it computes on."""
+    """The device that it computes on."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else machine()
 
 

@@ -8,7 +8,7 @@ the configuration of `bench.published`, without dropout, since nothing is seen t
 "own frequent" ranks a record's items by how often they came, at random among equals. It learns nothing, and is the
 limit of HR@10 for every network: a Dirichlet process repeats itself in just that way.
 
-``--state`` is written at the end and every hundred steps, and resumed from: a long run can be made in pieces of
+``--state`` is written at the end and every hundred blocks, and resumed from: a long run can be made in pieces of
 ``--seconds``.
 """
 
@@ -25,21 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.options import parser_of
-from bench.published import (
-    BETAS,
-    EPS,
-    LR,
-    NEGATIVES,
-    TEMPERATURE,
-    WIDTH,
-    Experiment,
-    ItemNetwork,
-    device_name,
-    published_layer,
-)  # fmt: skip
+from bench.published import BETAS, EPS, LR, NEGATIVES, WIDTH, Experiment, ItemNetwork, device_name, published_layer
 from bench.report import report
 from bench.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
-from kernels import hstu_layer, sampled_softmax
+from kernels import hstu_layer
 from model.config import ModelConfig
 from model.layers import Layer
 
@@ -48,7 +37,7 @@ PUBLISHED = {"hstu": (0.0893, 0.3170), "transformer": (0.0442, 0.2025)}
 """HR@10 and HR@50 by network."""
 CUTS = (10, 50)
 SAVE_EVERY, MOST_TESTED = 100, 200
-"""Blocks between two states; blocks of the last tenth that are predicted, about, evenly spaced."""
+"""How many blocks lie between two states; about how many of the last tenth are predicted, evenly spaced."""
 
 
 class Network(ItemNetwork):
@@ -112,13 +101,7 @@ class OnePass(Experiment):
     def _step(self, item_BL: Tensor) -> float:
         query_TM, target_T = self.model(item_BL[:, :-1]).flatten(0, 1), item_BL[:, 1:].reshape(-1)
         negatives_TS = torch.randint(NUM_ITEMS, (len(target_T), NEGATIVES), device=self.device)
-        loss = sampled_softmax(
-            query_TM, self.model.item_VD, target_T, negatives_TS, temperature=TEMPERATURE, normalize=True
-        ).mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimiser.step()
-        return float(loss.detach())
+        return self.descend(query_TM, target_T, negatives_TS)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

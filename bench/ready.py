@@ -115,6 +115,7 @@ def publish(kafka: KafkaConfig, num_items: int) -> int:
         fill(trainer, num_items)
         trainer.turn()
         trainer.finish()
+        publisher.flush(TIMEOUT_S)
         assert publisher.last is not None, "nothing was published"
         return publisher.last.manifest.num_bytes
     finally:

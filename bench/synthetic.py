@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 NUM_ITEMS, NUM_CATEGORIES, MOST_CATEGORIES, LENGTH = 20_000, 100, 5, 128
 FIRST_SHARE = 0.4
-"""Of the items, those that exist from the beginning."""
+"""The share of the items that exists from the beginning."""
 BLOCK = 128
 """Records that are drawn at once."""
 

@@ -1,8 +1,9 @@
 """The model's forward and backward pass on the CPU without autograd: from the catalogue's rows to both losses and back.
 
 A live step has a few dozen targets: autograd's bookkeeping and a hundred small operations took longer than the
-arithmetic. Here a step is six calls of C++, each of which writes the gradients of its own weights where the optimiser
-reads them. The results are those of `HSTU` and `trainer.losses`, up to the order of sums.
+arithmetic. Here a step is one call of C++ for the tokens and for each layer, forward and again backward, and one for
+the heads; each writes the gradients of its own weights where the optimiser reads them. The results are those of `HSTU`
+and `trainer.losses`, up to the order of sums.
 """
 
 from __future__ import annotations

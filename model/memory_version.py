@@ -50,7 +50,7 @@ def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Array
 
 
 def _chosen(column_UN: NDArray[Any], is_chosen_UN: NDArray[np.bool_]) -> NDArray[Any]:
-    """(n,) these of the numbers; a view if they are all."""
+    """(n,) the numbers at these places; a view if they are all of them."""
     return column_UN.reshape(-1) if is_chosen_UN.all() else column_UN[is_chosen_UN]
 
 
@@ -87,7 +87,7 @@ def neighbour_places(rows_U: Int64, num_U: NDArray[np.int32], width: int) -> Ite
 
 
 def _write_counts(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]], places: Int64, part: slice) -> None:
-    for name in set(COUNTS) & changes.keys():  # older builds publish no direct counts
+    for name in COUNTS:
         getattr(arrays, name).reshape(-1)[places] = changes[name][part]
 
 

@@ -79,7 +79,7 @@ class Rates:
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
         self.grow("item", int(rows_R.max(initial=0)) + 1)
-        count_RC = self.arrays.item_VC[rows_R, : 1 + self.arrays.num_kinds].astype(np.float64)
+        count_RC = self.arrays.item_VC.take(rows_R, axis=0)[:, : 1 + self.arrays.num_kinds].astype(np.float64)
         return np.asarray((count_RC[:, 1:] + ITEM_STRENGTH * self.overall_K) / (count_RC[:, :1] + ITEM_STRENGTH))
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:

@@ -36,7 +36,7 @@ class Access:
 
     @classmethod
     def read(cls, tokens_file: str) -> Access:
-        """The access that a file of tokens gives; to everyone if ``tokens_file`` is empty. Raises `ConfigError`."""
+        """The access that a file of tokens gives; everyone's if ``tokens_file`` is empty. Raises `ConfigError`."""
         access = cls()
         if tokens_file:
             access._path = path = Path(tokens_file)

@@ -104,8 +104,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._close(b"431 Request Header Fields Too Large")
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that sends nothing more still gets the answers to what it has sent; whether there are any to come.
-        A stream ends."""
+        """A client that sends nothing more still gets the answers to what it has sent, except a stream, which ends.
+        Returns whether answers are still to come."""
         newest: RequestResponseCycle | None = self.cycle
         if newest is None or newest.more_body or newest.response_started:
             return False

@@ -15,15 +15,15 @@ from trainer.losses import exposure_weights
 
 @dataclass(frozen=True, slots=True)
 class ChoiceWeights:
-    """``weight_K``: of a choice of each kind, in the order of bits; of several kinds the largest counts.
-    ``most_exposure``: see `trainer.losses.exposure_weights`; 1 corrects nothing. All 1: `differ` is false."""
+    """``weight_K``: how much a choice counts by its kind, in the order of bits; of several kinds the largest counts.
+    Empty: all count alike. ``most_exposure``: see `trainer.losses.exposure_weights`; 1 corrects nothing."""
 
     weight_K: tuple[float, ...] = ()
     most_exposure: float = 1.0
 
     @staticmethod
     def of(model: ModelConfig, trainer: TrainerConfig) -> ChoiceWeights:
-        """Those of a configuration."""
+        """The weights of a configuration."""
         weight_K = tuple(float(trainer.kind_weights.get(kind, 1.0)) for kind in model.kinds)
         most = trainer.max_exposure_weight if model.propensity else 1.0
         return ChoiceWeights(weight_K if set(weight_K) != {1.0} else (), most)

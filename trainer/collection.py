@@ -111,7 +111,7 @@ class Collection:
 
 
 def chosen(rows: Int64, columns: Arrays, is_chosen: NDArray[np.bool_]) -> tuple[Int64, Arrays]:
-    """These of the rows, and their columns; nothing is copied if they are all."""
+    """The rows at these places, and their columns; nothing is copied if they are all of them."""
     if is_chosen.all():
         return rows, columns
     return rows[is_chosen], {name: column[is_chosen] for name, column in columns.items()}

@@ -21,6 +21,7 @@ from trainer.batch import JaggedBatch
 from trainer.checkpoint import CheckpointFolder
 from trainer.config import TrainerConfig
 from trainer.frozen import Frozen
+from trainer.graph import ALONE
 from trainer.metrics import rank_gains, rank_report
 from trainer.regions import regions_of
 from trainer.ring import Ring
@@ -143,4 +144,5 @@ def _read(folder: CheckpointFolder, learner: Learner) -> Frozen | None:
     if checkpoint is None:
         return None
     arrays = {**checkpoint.arrays, "names.all": NO_NAMES, "names.unpublished": NO_NAMES}
-    return Frozen(learner.model_config, learner.config, learner.device, arrays)
+    with ALONE:
+        return Frozen(learner.model_config, learner.config, learner.device, arrays)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +29,9 @@ from kernels.transfer import to_device
 from model.hstu import HSTU
 
 Int64 = NDArray[np.int64]
+ALONE = Lock()
+"""Held while a graph is captured. Meanwhile CUDA refuses what other threads allocate or copy, and the capture fails: so
+a thread beside the training thread holds this while it uses the GPU."""
 LEAST_TOKENS = 256
 LEAST_USERS = 16
 
@@ -128,9 +132,10 @@ class Captures:
 
     def _captured(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
         try:
-            graphed = torch.cuda.make_graphed_callables(
-                plain, _samples(arguments), pool=self._shared_pool(), allow_unused_input=True
-            )
+            with ALONE:
+                graphed = torch.cuda.make_graphed_callables(
+                    plain, _samples(arguments), pool=self._shared_pool(), allow_unused_input=True
+                )
         except RuntimeError as failure:
             self._fail(failure)
             return plain
@@ -138,7 +143,8 @@ class Captures:
 
     def _captured_learning(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
         try:
-            return _LearningGraph(plain, _samples(arguments), self._shared_pool())
+            with ALONE:
+                return _LearningGraph(plain, _samples(arguments), self._shared_pool())
         except RuntimeError as failure:
             self._fail(failure)
             return partial(_gradients, plain)

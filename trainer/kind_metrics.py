@@ -28,8 +28,8 @@ _SUMS = ("entropy", "calibration", "auc_bins")
 
 def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] | np.bool_) -> Float64:
     """Natural-log loss, safe at 0 and 1."""
-    clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
-    return np.asarray(-np.where(label, np.log(clipped), np.log1p(-clipped)))
+    given = probability.astype(np.float64)
+    return np.asarray(-np.log(np.clip(np.where(label, given, 1.0 - given), 1e-7, 1 - 1e-7)))
 
 
 class FirstPredictions:
@@ -58,7 +58,8 @@ class FirstPredictions:
 
     def find(self, number_R: Int64) -> Int64:
         """The row of each interaction; -1 if it is forgotten."""
-        return np.where(number_R >= self.end - self.filled, number_R % len(self.done), -1)
+        is_here_R = (number_R >= self.end - self.filled) & (number_R < self.end)
+        return np.where(is_here_R, number_R % len(self.done), -1)
 
     def newest(self, num: int, lag: int = 0) -> Int64:
         """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
@@ -166,9 +167,11 @@ class KindMetrics:
 
 def _entropy_sums(model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> Float64:
     """(K, 4) how many interactions, how many have the kind, and the losses of the two predictions."""
-    num, num_kinds = done_RK.shape
-    losses = [binary_log_loss(part, done_RK).sum(axis=0) for part in (model_RK, baseline_RK)]
-    return np.stack([np.full(num_kinds, float(num)), done_RK.sum(axis=0, dtype=np.float64), *losses], axis=1)
+    sums_K4 = np.empty((done_RK.shape[1], 4))
+    sums_K4[:, 0] = len(done_RK)
+    sums_K4[:, 1] = done_RK.sum(axis=0)
+    sums_K4[:, 2:] = binary_log_loss(np.stack([model_RK, baseline_RK]), done_RK).sum(axis=1).T
+    return sums_K4
 
 
 def _expected_and_done(model_RK: Float32, done_RK: Bools) -> Float64:

@@ -24,6 +24,8 @@ Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 SLICES = ("all", "new_items", "new_users", "long_tail")
 RANKERS = ("model", "popular", "popular_unseen", "network", "counts")
+UNRANKED = -1
+"""The rank by a ranker that did not rank a target; it does not count for that ranker."""
 _SUMS = ("num", "hr1", "hr10", "hr50", "ndcg10", "mrr")
 _MAX_DOMAINS = 32
 
@@ -32,10 +34,11 @@ _MAX_DOMAINS = 32
 class Predictions:
     """Predictions for R targets, S of which are retrieval targets (choices), and their outcomes.
 
-    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which were ranked at all (only a share, if the
-    catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN for an unknown item.
-    ``number_R``: the interactions' numbers (`model.arrivals`); ``probability_RK``, ``baseline_RK``: predictions for
-    each kind; ``done_RK``: the kinds that arrive now, for an interaction that ``is_new_R`` or for an earlier one.
+    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss, or `UNRANKED`. ``ranked_S``: which were ranked at all (only a
+    share, if the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN for an
+    unknown item. ``number_R``: the interactions' numbers (`model.arrivals`); ``probability_RK``, ``baseline_RK``:
+    predictions for each kind; ``done_RK``: the kinds that arrive now, for an interaction that ``is_new_R`` or for an
+    earlier one.
     """
 
     rank_KS: Int64
@@ -51,11 +54,16 @@ class Predictions:
 
 
 def rank_gains(rank: Int64) -> Float64:
-    """Ranks of any shape → (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
-    hit = rank > 0
+    """Ranks of any shape → (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss, and
+    `UNRANKED` is 0 in all of them."""
+    hit, gains = rank > 0, np.zeros((len(_SUMS), *rank.shape))
     safe = np.where(hit, rank, 1)
-    ndcg = np.where(hit & (safe <= 10), 1.0 / np.log2(1.0 + safe), 0.0)
-    return np.stack([np.ones(rank.shape), *(hit & (safe <= k) for k in (1, 10, 50)), ndcg, hit / safe])
+    gains[0] = rank != UNRANKED
+    for at, k in enumerate((1, 10, 50), start=1):
+        gains[at] = hit & (safe <= k)
+    gains[4] = gains[2] / np.log2(1.0 + safe)
+    gains[5] = hit / safe
+    return gains
 
 
 def rank_among(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Sequence[int]) -> int:
@@ -95,13 +103,13 @@ class PrequentialMetrics:
         )
 
     def _add_ranks(self, predictions: Predictions) -> None:
-        ranked = predictions.ranked_S
-        rank_KS, member = predictions.rank_KS[:, ranked], predictions.slice_XS[:, ranked].astype(np.float64)
+        ranked = np.flatnonzero(predictions.ranked_S)
+        rank_KS, member = predictions.rank_KS.take(ranked, axis=1), predictions.slice_XS.take(ranked, axis=1)
         gains = rank_gains(rank_KS)
-        self.ranks += (gains @ member.T).transpose(1, 2, 0)
+        self.ranks += (gains @ member.T.astype(np.float64)).transpose(1, 2, 0)
         self.rank_window.extend(rank_KS.T)
         domain_S = predictions.domain_S[ranked]
-        for domain in np.unique(domain_S[domain_S != 0]).tolist():
+        for domain in np.unique(domain_S[domain_S != 0]).tolist() if domain_S.any() else ():
             if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
                 sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))
                 sums += gains[:, :, domain_S == domain].sum(axis=2).T

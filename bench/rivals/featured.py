@@ -3,7 +3,8 @@ to be counted one by one.
 
 With h₁, h₂, … the user's last items, newest first, and f the feature: score(i) = nᵢ / n[f(i)] · Σₖ decayᵏ ·
 T[f(hₖ), f(i)] / T[f(hₖ)], where T counts features of consecutive choices, and nᵢ choices of i, which lose half of their
-weight every ``half_life`` choices. An item's feature is that of its newest interaction.
+weight every ``half_life`` choices. An item's feature is that of its newest interaction. With ``own`` above 0 the user's
+own items are added: so much, divided among the last 60 by decayed frequency.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from numpy.typing import NDArray
 from bench.events import Step
 from bench.rivals.popular import DecayedPopular
 
+MOST_OWN, OWN_DECAY = 60, 0.9
+
 
 class Featured:
     """``column``: of the stream's features, if it has that many; otherwise all items are of one kind."""
 
-    def __init__(self, num_rows: int, column: int, lags: int = 3, decay: float = 0.7, half_life: float = 3_000) -> None:
+    def __init__(
+        self, num_rows: int, column: int, own: float = 0.0, lags: int = 3, decay: float = 0.7, half_life: float = 3_000
+    ) -> None:
+        self._own = own * OWN_DECAY ** np.arange(MOST_OWN)
         self._column, self._weight_L = column, decay ** np.arange(lags)
         self._popular = DecayedPopular(num_rows, half_life)
         self._value_of, self._value_V = dict[int, int](), np.zeros(num_rows + 1, np.int64)
@@ -50,7 +56,10 @@ class Featured:
         count_V = self._popular.count_V
         num_F = np.bincount(self._value_V, count_V, len(share_F))
         everybody = count_V / max(count_V.sum(), 1.0)
-        return np.asarray((share_F / np.maximum(num_F, 1e-9))[self._value_V] * count_V + 1e-6 * everybody)
+        score_V = np.asarray((share_F / np.maximum(num_F, 1e-9))[self._value_V] * count_V + 1e-6 * everybody)
+        newest = past[::-1][:MOST_OWN]
+        np.add.at(score_V, newest, self._own[: len(newest)] / (OWN_DECAY ** np.arange(len(newest))).sum())
+        return score_V
 
     def _learn(self, row: int, past: NDArray[np.int32]) -> None:
         self._popular.learn(row, past)

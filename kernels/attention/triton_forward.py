@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
-"""HSTU attention's forward pass: each program computes one tile of queries of one head, the longest first."""
+"""HSTU attention's forward pass: each program computes one tile of queries of one head, the longest users first."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class Tile:
 @dataclass(frozen=True)
 class Shape:
     """What a tile is chosen by: ``width``, of the wider of a query and a value head; ``architecture``: 80 is Ampere, 90
-    Hopper; ``timed``: whether there is a time bias (a position bias alone costs nothing extra); ``length``: average
-    number of tokens of a user."""
+    Hopper; ``timed``: whether there is a time bias (a position bias alone needs no tile of its own); ``length``: the
+    average number of tokens of a user."""
 
     dtype: torch.dtype
     width: int

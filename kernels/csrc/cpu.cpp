@@ -25,11 +25,19 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512cd");
 }
 
+// A hypervisor may hide any of these.
+bool has_avx2() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29));
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2");
+}
+
 }  // namespace
 
 HEADRACE_API int headrace_cpu_level() {
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return 0;
+    if (!has_avx2()) return 0;
     if (!has_avx512()) return 1;
     return __builtin_cpu_supports("avx512vbmi") && amx_permitted() ? 3 : 2;
 }

@@ -75,14 +75,26 @@ HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row
     return m.seen_V[row] > 0 ? 1.0f / sqrtf(m.seen_V[row]) : 0.0f;
 }
 
+// What `gather` reads of a row's neighbours from the j-th on.
+HEADRACE_INLINE void prefetch_neighbours(const MemoryCall& m, int32_t row, int64_t j) {
+    const int64_t at = row * m.width + j;
+    __builtin_prefetch(m.neighbour_row + at);
+    __builtin_prefetch(m.after + at);
+    __builtin_prefetch(m.before + at);
+    __builtin_prefetch(m.direct + at);
+    __builtin_prefetch(m.weight + at);
+}
+
 // Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add
-// each.
-inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
+// each. Meanwhile prefetches those of the row that comes `next`.
+inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int32_t next, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = root_of(m, s, row), inverse = root * root;
     const int32_t* id = m.neighbour_row + base;
+    const int64_t num_next = m.num_neighbours[next];
     for (int64_t j = 0; j < num; j += 8) {
         const int count = (int)min64(8, num - j);
+        if (j < num_next) prefetch_neighbours(m, next, j);
         v8 f = {}, b = {}, d = {}, w = {}, q = {};
         if (m.width - j >= 8) {
             f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
@@ -155,7 +167,8 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 1};
     for (int lag = 0; lag < WIDE_LAGS && lag < end - first; ++lag) {
         if (end - lag == visit) decay[DIRECT] *= ACROSS_VISITS;
-        gather(m, s, m.past_rows[end - 1 - lag], lag, decay);
+        const int64_t next = end - 2 - lag;
+        gather(m, s, m.past_rows[end - 1 - lag], m.past_rows[next < first ? first : next], lag, decay);
         decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
         decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[DIRECT] *= DIRECT_DECAY;
         decay[THREADS] *= THREADS_DECAY;

@@ -12,6 +12,7 @@ from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import Step
 from bench.rivals import EventByEvent, Retriever, Setting, rankers, retrievers
 from bench.rivals.cooccurrence import Cooccurrence, Dictionaries, Matrix
+from bench.rivals.featured import Featured
 from bench.rivals.popular import Popular
 from bench.rivals.rate import Constant
 from bench.rivals.sequences import sequences
@@ -132,7 +133,7 @@ def test_counts_by_a_feature_know_which_kind_of_item_comes_next() -> None:
     actions = [{**action, "features": {"colour": "rgb"[action["item"] % 3]}} for action in actions]
     info, found = info_of(actions), []
     for column in (0, 1):  # the stream has no second feature
-        rival = retrievers()["feature counts"][f"feature {column + 1}"].make(info, 1)
+        rival = Featured(info.num_rows, column)
         found.append(np.mean(retrieval(evaluate_retriever(rival, steps_of(actions), _ignore))["windows"][-8:]))
     assert found[0] > 2 * found[1] > 0
 

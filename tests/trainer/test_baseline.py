@@ -9,6 +9,8 @@ import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
 from trainer.baseline import PopularityBaseline
+from trainer.evaluator import POPULAR_STEPS, ranks_popular
+from trainer.metrics import UNRANKED
 from trainer.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,6 +49,13 @@ def test_popularity_ranks_are_those_of_a_recount(seed: int) -> None:
         history[int(gone[0])] = 0
 
 
+@pytest.mark.parametrize("period", [1, 2, 3, 4, 7, 24, 60])
+def test_the_most_popular_are_ranked_in_an_even_share_of_the_steps_whatever_recurs_among_them(period: int) -> None:
+    assert ranks_popular(0)
+    shares = [np.mean([ranks_popular(step) for step in range(first, 24_000, period)]) for first in range(period)]
+    assert shares == pytest.approx([1 / POPULAR_STEPS] * period, abs=0.01)
+
+
 def test_everything_equally_popular_ranks_in_the_middle() -> None:
     ranks, _ = PopularityBaseline().ranks(np.array([3]), 11, np.zeros(0, np.int64), np.array([0, 0]))
     assert ranks.tolist() == [6]
@@ -56,7 +65,7 @@ def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
     learner, world = Learner(MODEL, TRAINER), World(4)
     wanted, shown = Counter[int](), Counter[int]()  # by item: as a target of retrieval, and as a new interaction
     done = np.zeros(3)
-    for _ in range(8):
+    for step in range(12):
         examples = world.examples(8)
         histories, pieces = folded(learner, examples).users, pieces_of(examples)
         before = twin(learner)
@@ -70,7 +79,7 @@ def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
             item, known = int(row["item"]), {each for each, count in shown.items() if count}
             if not int(row["bits"]) & ~piece.bits and piece.bits:
                 rivals = [slow_rank(wanted, item, each) * (item in known) for each in (known, known - set(past))]
-                assert ranks[len(retrieved)] == rivals
+                assert ranks[len(retrieved)] == (rivals if ranks_popular(step) else [UNRANKED] * 2)
                 retrieved.append(item)
             if item not in known:
                 np.testing.assert_allclose(said.baseline_RK[nth], prior)

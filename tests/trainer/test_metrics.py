@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.arrivals import Arrivals
 from trainer.kind_metrics import KindMetrics
-from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
+from trainer.metrics import RANKERS, SLICES, UNRANKED, Predictions, PrequentialMetrics, rank_gains
 from trainer.ring import Ring
 
 KINDS = ("view", "like")
@@ -21,14 +21,16 @@ PARTS = ("probability_RK", "baseline_RK")
 
 
 def predictions(rng: np.random.Generator, num: int, first: int = 0) -> Predictions:
-    """Random predictions of the interactions from number ``first`` on: some misses, some not ranked, some unknown
-    items, three domains."""
+    """Random predictions of the interactions from number ``first`` on: some misses, some not ranked (by two rankers, or
+    any), some unknown items, three domains."""
     log_loss_S = rng.random(num) * 5
     log_loss_S[rng.random(num) < 0.2] = np.nan
     slices = rng.random((len(SLICES), num)) < 0.5
     slices[0] = True
+    ranks = np.where(rng.random((len(RANKERS), num)) < 0.2, 0, rng.integers(1, 80, (len(RANKERS), num)))
+    ranks[1:3, rng.random(num) < 0.5] = UNRANKED
     return Predictions(
-        rank_KS=np.where(rng.random((len(RANKERS), num)) < 0.2, 0, rng.integers(1, 80, (len(RANKERS), num))),
+        rank_KS=ranks,
         ranked_S=rng.random(num) < 0.8,
         slice_XS=slices,
         domain_S=rng.integers(0, 4, num),
@@ -42,6 +44,7 @@ def predictions(rng: np.random.Generator, num: int, first: int = 0) -> Predictio
 
 
 def slow_ranks(ranks: list[int]) -> dict[str, float | None]:
+    ranks = [rank for rank in ranks if rank != UNRANKED]
     if not ranks:
         return dict.fromkeys(("hr1", "hr10", "hr50", "ndcg10", "mrr"))
     hit = [rank for rank in ranks if rank > 0]
@@ -230,6 +233,9 @@ def test_a_kind_of_a_forgotten_interaction_is_counted_as_too_late(monkeypatch: p
         metrics.add(np.array([number]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
     assert metrics.num_too_late == 1
     assert metrics.report()["view"]["rate"] == pytest.approx(1 / 16)
+    begun_later = KindMetrics(("view",), 4, Arrivals())
+    begun_later.add(np.array([3]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
+    assert begun_later.num_too_late == 1
 
 
 def test_a_miss_gains_nothing() -> None:

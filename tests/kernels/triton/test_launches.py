@@ -102,10 +102,10 @@ def tables() -> None:
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
-def memory() -> None:
+def memory(num_events: int = 128) -> None:
     from kernels.memory.device import DeviceMemory
 
-    stream = Stream(num_rows=4000, num_users=4, num_events=128)
+    stream = Stream(num_rows=4000, num_users=4, num_events=num_events)
     arrays = MemoryArrays.empty(4096, 256, 8)
     arrays.clock[0] = 1e6
     DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
@@ -205,6 +205,16 @@ def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() 
         for length in (300, 303, 399, 511, 512):
             ask(length)
     assert new_versions(seen, first) == {}
+
+
+def test_groups_of_any_size_need_two_versions_of_the_memory_s_kernels() -> None:
+    with compiling_launches(90, compiles=False) as seen:
+        for num_events in (1, 20, 32, 33, 100, 128):
+            memory(num_events)
+    versions = {name: len(each) for name, each in seen.items()}
+    assert versions == {
+        "predict_events_kernel": 1, "learn_weights_kernel": 2, "learn_events_kernel": 2, "count_events_kernel": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("op", [masked_attention, softmax], ids=lambda op: op.__name__)
