@@ -1,4 +1,4 @@
-"""`python -m bench days [STREAM] [--data FOLDER] [--limit N] [--windows N] [--quick]`: a fixed future day.
+"""A fixed future day, predicted after one day of learning, after two, and so on.
 
 Copies of one learner, taken after the first days of its pass, after more days, and so on up to the day before, predict
 the last whole day of a stream without learning it. All are measured on the same choices, so the curve shows what
@@ -7,24 +7,19 @@ another day of data is worth (the protocol of MLPerf's DLRMv4 and of Yambda). Us
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import report
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
+from bench.options import actions_of, add_stream, parser_of
+from bench.report import report
 from bench.single_pass import settings_for
-from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from trainer.batch import JaggedBatch, build_batch
@@ -34,7 +29,7 @@ from trainer.step import Learner
 from wire.history import Histories
 
 DAY_MS = 86_400_000
-WINDOWS, QUICK_ACTIONS = 6, 4_000
+WINDOWS, QUICK_ACTIONS = 6, 40_000
 
 
 @dataclass(slots=True, eq=False)
@@ -103,28 +98,12 @@ def rows_of(stream: str, copies: Sequence[Copy]) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def run(
-    *, quick: bool = False, stream: str = "news", data: Path | None = None, limit: int | None = None,
-    num_windows: int = WINDOWS,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of one stream."""
-    limit = limit or (10 * QUICK_ACTIONS if quick else None)
-    actions = list(islice(open_stream(stream, data), limit))
-    return list(rows_of(stream, measure(settings_for(load_settings(), actions), actions, num_windows)))
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench days", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
+    parser = parser_of("days", __doc__)
+    add_stream(parser, "news")
     parser.add_argument("--windows", type=int, default=WINDOWS, metavar="N", help="numbers of days to compare, at most")
-    parser.add_argument("--out", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit,
-               num_windows=options.windows)  # fmt: skip
-    return report("days", arguments, rows, options.out)
+    actions = actions_of(options.stream, options, QUICK_ACTIONS)
+    copies = measure(settings_for(load_settings(), actions), actions, options.windows)
+    return report("days", arguments, list(rows_of(options.stream, copies)), options.out)

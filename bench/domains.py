@@ -1,4 +1,4 @@
-"""`python -m bench domains [--data FOLDER] [--limit N] [--quick]`: one model of all domains, or one for each?
+"""One model of all domains, or one for each?
 
 Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices among its own items, for
 a model that learns this domain alone, one that learns both in order of time at a constant rate, and one whose rate
@@ -11,22 +11,16 @@ choices of the mixed part are counted, for all ways (the rows "at the end").
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
-import sys
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import report
 from bench.evaluation import LATELY
+from bench.options import actions_of, add_stream, parser_of
+from bench.report import report
 from bench.single_pass import OURS, headrace, settings_for
-from bench.streams import open_stream
 from headrace.config import Settings, load_settings
 from kernels.memory import MemoryEvents
 from trainer.step import Learner
@@ -142,22 +136,10 @@ def _row(domain: str, way: str, hit_A: NDArray[np.bool_], alone: NDArray[np.bool
     }  # fmt: skip
 
 
-def run(*, quick: bool = False, data: Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows of both domains."""
-    actions = list(islice(open_stream("amazon", data), limit or (QUICK_ACTIONS if quick else None)))
-    print(f"domains: {len(actions):,} actions", file=sys.stderr, flush=True)
-    return compare(settings_for(load_settings(), actions), actions)
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench domains", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--data", type=Path, help="the folder of the stream's file")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
-    parser.add_argument("--out", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
+    parser = parser_of("domains", __doc__)
+    add_stream(parser, "amazon")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, data=options.data, limit=options.limit)
-    return report("domains", arguments, rows, options.out)
+    actions = actions_of(options.stream, options, QUICK_ACTIONS)
+    return report("domains", arguments, compare(settings_for(load_settings(), actions), actions), options.out)

@@ -1,4 +1,4 @@
-"""`python -m bench drift [--hours H …] [--per-hour N] [--seeds N] [--rows RULE …] [--quick]`: recovery, by age.
+"""Recovery after a sudden change of the world, by the age of the model.
 
 After 1, 5 and 20 hours of a simulated world (`stream.simulate`), all items swap their ids at once. What was learned
 about each id is then wrong, and users' histories refer to items that they never met. A learner whose rates fall with
@@ -11,20 +11,16 @@ An hour is scaled down to ``--per-hour`` actions. Items do not die, so that thei
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 
-from bench.__main__ import commit, machine, show
-from bench.records import interval, spoken
+from bench.options import parser_of, quiet
+from bench.records import interval
+from bench.report import report
 from bench.row_rules import RULES, install
 from bench.single_pass import OURS, headrace, settings_for
 from headrace.config import load_settings
@@ -100,23 +96,14 @@ def _rows(who: str, found: dict[float, list[dict[str, tuple[float, float]]]]) ->
 
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench drift", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = parser_of("drift", __doc__)
     parser.add_argument("--hours", type=float, nargs="+", default=HOURS, metavar="H", help="ages of the model")
     parser.add_argument("--per-hour", type=int, metavar="N", help=f"actions that stand for an hour ({PER_HOUR:,})")
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
     parser.add_argument("--rows", nargs="+", default=(PLAIN,), choices=list(RULES), metavar="RULE",
                         help=f"how rows learn: {'; '.join(RULES)}")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet()
     rows = run(quick=options.quick, hours=options.hours, per_hour=options.per_hour, num_seeds=options.seeds,
                rules=options.rows)  # fmt: skip
-    show(rows, f"drift on {machine()}, commit {commit()}")
-    report = {"bench": "drift", "machine": machine(), "commit": commit(), "command": spoken("drift", arguments),
-              "rows": rows}  # fmt: skip
-    if options.out:
-        options.out.write_text(json.dumps(report) + "\n", encoding="utf-8")
-    print(json.dumps(report))
-    return 0
+    return report("drift", arguments, rows, options.out)

@@ -1,4 +1,4 @@
-"""`python -m bench exposure [--quick]`: what people choose from lists that they read from the top.
+"""What people choose from lists that they read from the top.
 
 A made stream: lists of ten, in an order that ignores the user, of which place k is looked at with probability 1 / k. A
 user clicks what is looked at and liked; the click says with which probability it was looked at (``propensity``). One

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from bench.simulated import MODEL, WORLDS, steps
 from bench.timing import Row, row
 from headrace.ledger import empty_history
+from model.rates import probability
 from model.tokens import unpack_kinds
 from stream.simulate import KINDS
 from trainer.batch import JaggedBatch, build_batch
@@ -46,7 +47,10 @@ WAIT_MS = 60_000
 LEARNED = ("vanilla", "fnw", "reversal")
 BIASED = "vanilla"
 """Whose predictions ``fnc`` corrects."""
+WAITING = ("wait", "wait, reversal")
 MEASURED = ("click", "like")
+SERVED, NETWORK = "", " (network)"
+"""Whose predictions are scored, as the names of metrics say it."""
 AGE = "age of the newest record learned, at the end"
 Floats = NDArray[np.float64]
 
@@ -135,16 +139,28 @@ def copy_of(learner: Learner, config: TrainerConfig, kind: type[Learner] = Learn
 
 
 @torch.no_grad()
-def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
-    """(new, K) probabilities of the new interactions' kinds."""
+def predicted(learner: Learner, batch: JaggedBatch) -> dict[str, Floats]:
+    """(new, K) probabilities of the new interactions' kinds: as a server says them, and the network's own."""
     forward = learner.forward(batch, learner.newest_event_ms)
-    return torch.sigmoid(forward.logits_RK).double().numpy()[batch.is_new_R]
+    logits_RK = forward.logits_RK.detach()
+    served_RK = probability(learner.rates.score(learner.ranking_pass.ask(batch, forward.target_row_R, logits_RK)))
+    network_RK = torch.sigmoid(logits_RK).double().numpy()
+    return {SERVED: served_RK[batch.is_new_R], NETWORK: network_RK[batch.is_new_R]}
 
 
 def without_feedback(examples: list[Example]) -> list[Example]:
     """The new interactions of these examples."""
     none, no_bits = np.empty(0, np.int64), np.empty(0, np.uint32)
     return [replace(each, feedback_index=none, feedback_bits=no_bits) for each in examples]
+
+
+def since(ends: dict[str, int], examples: list[Example]) -> list[Example]:
+    """These examples without feedback to interactions before their user's ``ends``, whose outcomes are known."""
+    kept = [each.first_index + each.feedback_index >= ends.get(each.user, 0) for each in examples]
+    return [
+        replace(each, feedback_index=each.feedback_index[keep], feedback_bits=each.feedback_bits[keep])
+        for each, keep in zip(examples, kept, strict=True)
+    ]
 
 
 def late_share(every: list[list[Example]]) -> Floats:
@@ -158,7 +174,8 @@ def late_share(every: list[list[Example]]) -> Floats:
 
 
 def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict[str, float]]:
-    """By method: NE over all kinds, and AUC of `MEASURED`, over the last 70% of the stream."""
+    """By method, as served and (in brackets) its network alone: NE over all kinds, and AUC of `MEASURED`, over the last
+    70% of the stream."""
     every = list(steps(num_actions, seed, world))
     final, now, second = FullHistories(), FullHistories(), Second()
     for examples in every:
@@ -172,16 +189,19 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
             pretrained.step(outcomes)
         for each in examples:
             context.fold(each)
+    ends = {user: history.end for user, history in now.users.items()}
     learners = {name: copy_of(pretrained, config) for name in ("stopped", "told at once", "wait")}
     learners |= {name: copy_of(pretrained, replace(config, feedback=name)) for name in LEARNED}
-    learners["wait"].histories.waiting = Waiting(WAIT_MS, MODEL.max_context)
+    learners["wait, reversal"] = copy_of(pretrained, replace(config, feedback="reversal"))
+    for name in WAITING:
+        learners[name].histories.waiting = Waiting(WAIT_MS, MODEL.max_context)
     share_K = late_share(every[:begun])
     for name in ("es-dfm", "defer"):
         weighing = copy_of(pretrained, config, Importance)
         assert isinstance(weighing, Importance)
         weighing.share_K, weighing.seen_twice = share_K, name == "defer"
         learners[name] = weighing
-    said: dict[str, list[Floats]] = {name: [] for name in learners}
+    said: dict[str, list[dict[str, Floats]]] = {name: [] for name in learners}
     came: list[NDArray[np.uint32]] = []
     for examples in every[begun:]:
         now.fold(examples)
@@ -189,22 +209,23 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
         came += [final.bits(each.user, np.arange(each.num_new) + each.first_new_index) for each in _by_user(examples)]
         for name, learner in learners.items():
             said[name].append(predicted(learner, batch))
-        streams = dict.fromkeys((*LEARNED, "wait", "es-dfm"), examples)
+        streams = dict.fromkeys((*LEARNED, *WAITING, "es-dfm"), since(ends, examples))
         streams["told at once"] = _outcomes(examples, final)
         streams["defer"] = without_feedback(examples) + second.feed(examples, now)
         for name, told in streams.items():
             if told:
                 learners[name].step(told)
     kinds_RK = unpack_kinds(np.concatenate(came), len(KINDS))
-    probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
-    biased = probabilities[BIASED]
-    probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
-    newest_ms = max(each.newest_record_ms for each in every[-1])
-    return {
-        name: _metrics(each, np.asarray(kinds_RK, np.uint32))
-        | {AGE: (newest_ms - learners[BIASED if name == "fnc" else name].newest_record_ms) / 1000}
-        for name, each in probabilities.items()
-    }
+    newest_ms, found = max(each.newest_record_ms for each in every[-1]), dict[str, dict[str, float]]()
+    for name, parts in said.items():
+        found[name] = {AGE: (newest_ms - learners[name].newest_record_ms) / 1000}
+        for whose in (SERVED, NETWORK):
+            metrics = _metrics(np.concatenate([part[whose] for part in parts]), kinds_RK)
+            found[name] |= {f"{metric}{whose}": value for metric, value in metrics.items()}
+    biased = np.concatenate([part[NETWORK] for part in said[BIASED]])
+    corrected = _metrics(np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6), kinds_RK)
+    found["fnc"] = {f"{metric}{NETWORK}": value for metric, value in corrected.items()}
+    return found
 
 
 def _outcomes(examples: list[Example], final: FullHistories) -> list[Example]:

@@ -1,4 +1,4 @@
-"""`python -m bench freshness [STREAM …] [--limit N] [--probe] [--quick]`: what fresh weights are worth.
+"""What fresh weights are worth, and whether old windows are forgotten.
 
 One learner learns a stream. Copies of it, renewed every minute, hour, day and week of event time, predict the same
 choices from the same up-to-date histories. So the curve shows what a recommender loses by being retrained (and rolled
@@ -10,28 +10,21 @@ the window's end and by later ones, among the same items.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import logging
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import commit, machine, show
 from bench.curve import draw_curves
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.events import arrivals
-from bench.records import spoken
+from bench.options import actions_of, add_stream, parser_of
+from bench.report import read_rows, report
 from bench.single_pass import settings_for
-from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
@@ -43,7 +36,7 @@ from trainer.step import Learner
 from wire.history import Histories
 
 EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}
-WINDOW, PROBE_EVERY = (0.2, 0.3), 10
+WINDOW, PROBE_EVERY, QUICK_ACTIONS = (0.2, 0.3), 10, 6_000
 """Shares of the stream where the probe's window begins and ends; one in this many of its steps is held out."""
 AGES = (0.0, 0.1, 0.3, 0.7)
 """Shares of the stream after the window at which the probe is evaluated."""
@@ -152,45 +145,21 @@ def _often(name: str) -> str:
     return name if name.startswith("every") else f"once {name}"
 
 
-def run(
-    *, quick: bool = False, streams: Iterable[str] = (), data: Path | None = None, limit: int | None = None,
-    only_probe: bool = False,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of each stream."""
-    rows: list[dict[str, Any]] = []
-    for stream in streams or (("world",) if quick else ("ml-100k", "news", "world")):
-        actions = list(islice(open_stream(stream, data), limit or (6_000 if quick else None)))
-        rows += rows_of(stream, *measure(settings_for(load_settings(), actions), actions, only_probe=only_probe))
-        print(f"{stream}: done", file=sys.stderr, flush=True)
-    return rows
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench freshness", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)}; default: ml-100k, news, world")
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
-    parser.add_argument("--out", type=Path, help="append the report to this file, a JSON object a line")
-    parser.add_argument("--picture", type=Path, help="write an SVG of what is in --out, or was measured now")
+    parser = parser_of("freshness", __doc__)
+    add_stream(parser, None)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG of all that is in --out, or of this")
     parser.add_argument("--probe", action="store_true", help="of forgetting alone, which is fast")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.streams) - set(STREAMS)):
-        parser.error(f"streams: expected some of {', '.join(STREAMS)}, got {', '.join(unknown)}")
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, streams=options.streams, data=options.data, limit=options.limit,
-               only_probe=options.probe)  # fmt: skip
-    report = {"bench": "freshness", "machine": machine(), "commit": commit(),
-              "command": spoken("freshness", arguments), "rows": rows}  # fmt: skip
-    show(rows, f"freshness on {machine()}, commit {commit()}")
-    if options.out:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
-        reports = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
-        rows = [row for each in reports for row in each["rows"]]
+    rows = list[dict[str, Any]]()
+    for stream in options.streams or (("world",) if options.quick else ("ml-100k", "news", "world")):
+        actions = actions_of(stream, options, QUICK_ACTIONS)
+        found = measure(settings_for(load_settings(), actions), actions, only_probe=options.probe)
+        rows += rows_of(stream, *found)
+        print(f"{stream}: done", file=sys.stderr, flush=True)
+    done = report("freshness", arguments, rows, options.out, is_appended=True)
     if options.picture:
-        options.picture.write_text(draw_curves(rows), encoding="utf-8")
-    print(json.dumps(report))
-    return 0
+        drawn = read_rows(options.out) if options.out else rows
+        options.picture.write_text(draw_curves(drawn), encoding="utf-8")
+    return done

@@ -1,4 +1,4 @@
-"""`python -m bench hard [STREAM] [--data FOLDER] [--limit N] [--quick]`: LSRM's five hard tasks.
+"""LSRM's five hard tasks: rare items, cold users, long histories, domains, noise.
 
 HR@10 of one pass for network and memory together, for the network alone, and for a larger network alone: by the item's
 popularity (four groups with equally many choices), by how many of the user's choices are known (the first few; a
@@ -8,23 +8,18 @@ but not counted here. Source: "Scaling law of large sequential recommendation mo
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import report
+from bench.options import actions_of, add_stream, parser_of
+from bench.report import report
 from bench.single_pass import OURS, Pass, headrace, settings_for
-from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 from wire.hashing import key_hash
 
@@ -103,24 +98,11 @@ def _row(name: str, ranks: list[NDArray[np.int64]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(*, quick: bool = False, stream: str = "news", data: Path | None = None, limit: int | None = None) -> list[
-    dict[str, Any]
-]:  # fmt: skip
-    """Rows of one stream."""
-    actions = list(islice(open_stream(stream, data), limit or (QUICK_ACTIONS if quick else None)))
-    return compare(settings_for(load_settings(), actions), actions, stream)
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench hard", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
-    parser.add_argument("--out", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
+    parser = parser_of("hard", __doc__)
+    add_stream(parser, "news")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit)
+    actions = actions_of(options.stream, options, QUICK_ACTIONS)
+    rows = compare(settings_for(load_settings(), actions), actions, options.stream)
     return report("hard", arguments, rows, options.out)

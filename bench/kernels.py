@@ -1,10 +1,12 @@
-"""The C++ kernels on one core, side by side with their peers."""
+"""The C++ kernels on one core, side by side with their peers: attention, a whole step, losses and tables."""
 
 from __future__ import annotations
 
 import torch
 
 from bench import kernels_attention, kernels_losses, kernels_step
+from bench.options import parser_of
+from bench.report import report
 from bench.timing import Row, copy_rate, gemm_rate, one_thread, row
 
 
@@ -17,12 +19,14 @@ def limits() -> list[Row]:
     ]
 
 
-def run(quick: bool = False) -> list[Row]:
-    """All rows, on one thread."""
+PARTS = {"attention": kernels_attention.rows, "step": kernels_step.rows, "losses": kernels_losses.rows}
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = parser_of("kernels", __doc__)
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all of them")
+    options = parser.parse_args(arguments)
     with one_thread():
-        return [
-            *limits(),
-            *kernels_attention.rows(quick),
-            *kernels_step.rows(quick),
-            *kernels_losses.run(quick),
-        ]
+        rows = limits() + [each for part in options.part or PARTS for each in PARTS[part](options.quick)]
+    return report("kernels", arguments, rows, options.out)

@@ -27,7 +27,6 @@ from bench.timing import (
     copy_rate,
     gemm_rate,
     kernel_share,
-    one_thread,
     row,
     take_turns,
 )
@@ -211,13 +210,12 @@ def length_rows() -> list[Row]:
     return [row("stochastic length", int(units_B.sum()) / times["ours"] / 1e6, "M interactions/s")]
 
 
-def run(quick: bool = False) -> list[Row]:
-    """All rows, on one thread."""
-    with one_thread():
-        return [
-            *sampled_rows(quick, gemm_rate(torch.float32)),
-            *full_rows(quick),
-            *adagrad_rows(quick, copy_rate()),
-            *id_map_rows(quick),
-            *length_rows(),
-        ]
+def rows(quick: bool) -> list[Row]:
+    """The report's lines."""
+    return [
+        *sampled_rows(quick, gemm_rate(torch.float32)),
+        *full_rows(quick),
+        *adagrad_rows(quick, copy_rate()),
+        *id_map_rows(quick),
+        *length_rows(),
+    ]

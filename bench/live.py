@@ -8,7 +8,6 @@ falls behind. ``--quick`` holds the first rate for half a minute and does not ra
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.__main__ import commit, machine, show
 from bench.live_picture import draw_timeline, timeline
 from bench.live_probe import Probe, Prober, percentiles
 from bench.live_stack import START_TIMEOUT_S, Backlog, Stack, running
+from bench.options import parser_of
+from bench.report import machine, report
 from bench.timing import Row, row
 
 QUICK_S, HOLD_S, STEP_S, WARM_S = 30.0, 600.0, 60.0, 8.0
@@ -184,16 +184,9 @@ def _answers(stack: Stack) -> bool:
         return False
 
 
-def run(quick: bool = False) -> list[Row]:
-    """The rows of the report, at 1,000 actions per second."""
-    return measure(quick, 1000.0, None, {})[0]
-
-
 def command(arguments: list[str]) -> int:
-    """``python -m bench live [--quick] [--part hold|rise] [--rate R] [--seconds S] [--picture FILE] [--folder PATH]
-    [--set SECTION.KEY=VALUE …]``."""
-    parser = argparse.ArgumentParser(prog="python -m bench live")
-    parser.add_argument("--quick", action="store_true")
+    """The options, and the report."""
+    parser = parser_of("live", __doc__)
     parser.add_argument("--rate", type=float, default=1000.0, help="actions/s; default: 1000")
     parser.add_argument("--seconds", type=float, help="how long the first rate is held")
     parser.add_argument("--part", choices=PARTS, help="default: both, which takes a quarter of an hour")
@@ -212,8 +205,4 @@ def command(arguments: list[str]) -> int:
     rows, points = measure(options.quick, options.rate, options.seconds, sections, parts, options.folder)
     if options.picture is not None:
         options.picture.write_text(draw_timeline(points, options.rate, machine()), encoding="utf-8")
-    name = f"live{' ' + ' '.join(options.set) if options.set else ''}"
-    show(rows, f"{name} on {machine()}, commit {commit()}")
-    record = {"bench": "live", "machine": machine(), "commit": commit(), "settings": options.set, "rows": rows}
-    print(json.dumps({**record, "timeline": points}))
-    return 0
+    return report("live", arguments, rows, options.out, settings=options.set, timeline=points)

@@ -19,7 +19,7 @@ import torch
 from bench.simulated import MODEL, steps
 from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
-from trainer.process import spare_the_collector
+from trainer.process import tune_interpreter
 from trainer.step import Learner
 from wire.example import Example, Interactions
 
@@ -80,7 +80,7 @@ def speeds(quick: bool) -> list[Row]:
     """Interactions per processor second."""
     sizes = SIZES[:1] if quick else SIZES
     groups = {(context, size): Users(context, size) for context in CONTEXTS for size in sizes}
-    spare_the_collector()
+    tune_interpreter()
     seconds = take_turns({str(key): group.step for key, group in groups.items()}, ROUNDS if quick else 3 * ROUNDS)
     rows = []
     for context, size in groups:

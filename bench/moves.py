@@ -1,4 +1,4 @@
-"""`python -m bench moves [--quick]`: users' features that change, and how a model is told of them.
+"""Users' features that change, and how a model is told of them.
 
 A made stream of people in eight regions, where different items are popular; now and then somebody moves, and says so
 with the next action. The same stream is learned without that feature, with the latest one added to every item token

@@ -1,15 +1,14 @@
-"""`python -m bench.published ml-1m --data FOLDER [--large] [--epochs N] [--state FILE]`: HSTU's published experiment.
+"""HSTU's published experiment on MovieLens-1M: many passes, base or large.
 
 MovieLens-1M, leave one out, ranking all items except those of the input, many passes over whole sequences: the protocol
 and configuration of Zhai et al. (ICML 2024, section 4.1.1), with this project's layers and losses. ``--state`` is
 written after each epoch and resumed from, so that a long run can be made in pieces. ``--sequences FILE.npz`` stores the
-sequences; with it, torch and NumPy are enough (and Triton, on a GPU).
+sequences; with it, torch and NumPy are enough (and Triton, on a GPU). ``--quick`` is two epochs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.records import spoken
+from bench.options import parser_of
+from bench.report import machine, report
 from kernels import BucketCache, TimeBuckets, hstu_layer, sampled_softmax
 from model.config import ModelConfig
 from model.layers import Layer
@@ -73,7 +73,25 @@ class Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
-class Published(nn.Module):
+def published_layer(shape: ModelConfig, *, has_biases: bool = True) -> Layer:
+    """A layer as the authors begin it. ``has_biases``: of positions and times; without, its tables stay unused."""
+    layer = Layer(shape)
+    for table in (layer.uvqk_weight, layer.pos_bias_GP, layer.time_bias_GK):
+        nn.init.normal_(table, std=0.02)
+    nn.init.xavier_uniform_(layer.out_weight)
+    absent = (layer.uvqk_bias, layer.norm_in_weight_M, layer.norm_in_bias_M, layer.norm_out_weight, layer.norm_out_bias)
+    for each in absent if has_biases else (*absent, layer.pos_bias_GP, layer.time_bias_GK):
+        each.requires_grad_(False)  # the published layer does not have these
+    return layer
+
+
+class ItemNetwork(nn.Module):
+    """A network whose queries are scored by their products with the items' rows, ``item_VD``."""
+
+    item_VD: nn.Parameter
+
+
+class Published(ItemNetwork):
     """Embeddings with learned positions, HSTU layers, cosines."""
 
     def __init__(self, num_items: int, *, large: bool, seed: int) -> None:
@@ -88,15 +106,7 @@ class Published(nn.Module):
         self.time_buckets = TimeBuckets.logarithmic(64)
         self.item_VD = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_items + 1, WIDTH), std=0.02))
         self.position_LD = nn.Parameter(nn.init.trunc_normal_(torch.empty(LENGTH + 11, WIDTH), std=WIDTH**-0.5))
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(layers))
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            for table in (layer.uvqk_weight, layer.pos_bias_GP, layer.time_bias_GK):
-                nn.init.normal_(table, std=0.02)
-            nn.init.xavier_uniform_(layer.out_weight)
-            for fixed in (layer.uvqk_bias, layer.norm_in_weight_M, layer.norm_in_bias_M, layer.norm_out_weight,
-                          layer.norm_out_bias):  # fmt: skip
-                fixed.requires_grad_(False)  # the published layer does not have these
+        self.layers = nn.ModuleList(published_layer(shape) for _ in range(layers))
 
     def forward(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """(T, WIDTH) the query after each interaction; ``seed`` above 0: with dropout."""
@@ -121,7 +131,7 @@ class Experiment:
 
     def __init__(self, users: Users, *, large: bool, seed: int, device: str) -> None:
         self.users, self.seed, self.device, self.large = users, seed, torch.device(device), large
-        self.model = Published(users.num_items, large=large, seed=seed).to(self.device)
+        self.model: ItemNetwork = Published(users.num_items, large=large, seed=seed).to(self.device)
         self.optimiser = torch.optim.AdamW(
             [each for each in self.model.parameters() if each.requires_grad], lr=LR, betas=BETAS, weight_decay=0.0
         )
@@ -143,10 +153,13 @@ class Experiment:
         query_TM = self.model(batch, seed=self.num_steps)
         shape = (len(batch.target_T), NEGATIVES)
         negatives_TS = torch.randint(1, self.users.num_items + 1, shape, device=self.device)
-        loss_T = sampled_softmax(
-            query_TM, self.model.item_VD, batch.target_T, negatives_TS, temperature=TEMPERATURE, normalize=True
-        )
-        loss = loss_T.mean()
+        return self.descend(query_TM, batch.target_T, negatives_TS)
+
+    def descend(self, query_TM: Tensor, target_T: Tensor, negatives_TS: Tensor) -> float:
+        """A step along the gradient of the mean sampled softmax loss, which is returned."""
+        loss = sampled_softmax(
+            query_TM, self.model.item_VD, target_T, negatives_TS, temperature=TEMPERATURE, normalize=True
+        ).mean()
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimiser.step()
@@ -220,8 +233,7 @@ def _users(options: argparse.Namespace) -> Users:
 
 def command(arguments: list[str]) -> int:
     """The experiment; its last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m bench.published", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = parser_of("published", __doc__)
     parser.add_argument("stream", nargs="?", default="ml-1m")
     parser.add_argument("--data", type=Path, help="the folder that holds the stream's file")
     parser.add_argument("--sequences", type=Path, help="keep the sequences in this file, and read them from there")
@@ -232,8 +244,6 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no epoch after this long")
     parser.add_argument("--state", type=Path, help="written after each epoch, and resumed from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write the report here")
-    parser.add_argument("--quick", action="store_true", help="two epochs")
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision("high")
     started = time.monotonic()
@@ -248,21 +258,15 @@ def command(arguments: list[str]) -> int:
             print(experiment.history[-1], file=sys.stderr, flush=True)
         if options.state:
             experiment.save(options.state)
-    report = {"bench": "published", "command": spoken("published", arguments), "epochs": experiment.num_epochs,
-              "seconds": round(time.monotonic() - started, 1), "device": _device(experiment.device),
-              "history": experiment.history, "rows": _rows(options.stream, experiment)}  # fmt: skip
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report))
-    return 0
+    return report(
+        "published", arguments, _rows(options.stream, experiment), options.out, epochs=experiment.num_epochs,
+        seconds=round(time.monotonic() - started, 1), device=device_name(experiment.device), history=experiment.history,
+    )  # fmt: skip
 
 
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    from bench.__main__ import machine
-
-    return machine()
+def device_name(device: torch.device) -> str:
+    """The device that it computes on."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else machine()
 
 
 def _rows(stream: str, experiment: Experiment) -> list[dict[str, Any]]:
@@ -274,17 +278,3 @@ def _rows(stream: str, experiment: Experiment) -> list[dict[str, Any]]:
          "met": last[name] >= target, "note": f"after {experiment.num_epochs} epochs"}
         for name, unit, target in names
     ]  # fmt: skip
-
-
-def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """The base model, on data from the default folder."""
-    from bench.streams import open_stream
-
-    experiment = Experiment(sequences(open_stream("ml-1m", None)), large=False, seed=1, device="cpu")
-    for _ in range(2 if quick else EPOCHS):
-        experiment.epoch()
-    return _rows("ml-1m", experiment)
-
-
-if __name__ == "__main__":
-    sys.exit(command(sys.argv[1:]))

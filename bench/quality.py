@@ -1,9 +1,9 @@
-"""`python -m bench quality [STREAM …] [--file F …] [--data FOLDER] [--only WHO …] [--steps] [--seeds N] [--quick]`.
+"""Headrace and every rival on a stream: HR@10 of choices, NE of kinds, in one pass.
 
-Headrace and every rival (`bench.rivals`) on the same events in the same order; each choice and each kind is predicted
-before it is learned. The metric code is the same for all: HR@10, NDCG@10 and MRR of the choices, over all items seen so
-far (without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over
-the last 10,000.
+All of them (`bench.rivals`) on the same events in the same order; each choice and each kind is predicted before it is
+learned. The metric code is the same for all: HR@10, NDCG@10 and MRR of the choices, over all items seen so far (without
+those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over the last
+10,000.
 
 Each rival is run in every setting with the first seed, and in its best setting with all seeds. ``--out FILE`` appends
 each pass as it ends, and passes that FILE has already are not run again: a long comparison can be made in pieces,
@@ -14,8 +14,6 @@ step.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +22,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import structlog
-
-from bench.__main__ import commit, machine, show
 from bench.chart import draw
 from bench.comparison import rows_of
 from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import num_items, steps
+from bench.options import add_stream, parser_of, quiet
 from bench.records import Record, append, best_setting, key, measure, read, spoken
+from bench.report import commit, machine, report
 from bench.rivals import Setting, StreamInfo, rankers, retrievers
 from bench.single_pass import headrace, settings_for, with_size
 from bench.streams import STREAMS, open_stream
@@ -167,35 +164,28 @@ class Line:
 
 def command(arguments: list[str]) -> int:
     """The options of this measurement, and its report."""
-    parser = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)} (default: those that need no file)")
+    parser = parser_of("quality", __doc__)
+    add_stream(parser, None)
     parser.add_argument("--file", action="append", default=[], type=Path, help="a file of actions or ratings")
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
     parser.add_argument("--only", action="append", default=[], help="run this recommender alone; may be repeated")
     parser.add_argument("--steps", action="store_true", help="the frontier of step sizes")
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--share", type=float, metavar="S", help="use only the first share S of the actions")
     parser.add_argument("--first-settings", action="store_true", help="each rival in its usual setting alone")
-    parser.add_argument("--out", type=Path, help="append each pass to this file; those that it has are not run again")
     parser.add_argument("--from", action="append", default=[], type=Path, dest="sources",
                         help="show the passes in this file, and run nothing")  # fmt: skip
     parser.add_argument("--picture", type=Path, help="write an SVG")
-    parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ACTIONS:,} actions, within a minute")
     options = parser.parse_args(arguments)
     _check(parser, options)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet()
     records = read(options.sources) if options.sources else _measure(options, spoken("quality", arguments))
     if options.streams and options.sources:
         records = [record for record in records if record["stream"] in options.streams]
     rows = rows_of(records, frontier=options.steps)
-    show(rows, f"quality on {machine()}, commit {commit()}")
     if options.picture:
         options.picture.parent.mkdir(parents=True, exist_ok=True)
         options.picture.write_text(draw(records), encoding="utf-8")
-    print(json.dumps({"bench": "quality", "machine": machine(), "commit": commit(), "rows": rows}))
-    return 0
+    return report("quality", arguments, rows)
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -238,12 +228,3 @@ def _streams(options: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, 
     for name, stream in opened:
         actions = list(islice(stream, limit))
         yield name, actions[: round(options.share * len(actions))] if options.share else actions
-
-
-def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """The rows of the streams that need no file."""
-    options = argparse.Namespace(
-        streams=[], file=[], data=None, only=[], steps=False, seeds=1, limit=None, share=None, first_settings=quick,
-        out=None, quick=quick,
-    )  # fmt: skip
-    return rows_of(_measure(options, "quality"), frontier=False)

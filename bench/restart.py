@@ -9,9 +9,7 @@ newest record is left. Reading those is reported separately: it is the cost per 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import tempfile
 import time
 import uuid
@@ -22,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from bench.__main__ import commit, machine, show
+from bench.options import parser_of
+from bench.report import report
 from bench.timing import Row, row
 from serving.follower import HistoryFollower
 from serving.histories import Histories
@@ -157,18 +156,10 @@ def measure(share: float) -> list[Row]:
     ]  # fmt: skip
 
 
-def run(quick: bool = False) -> list[Row]:
-    """The rows of the report."""
-    return measure(QUICK_SHARE if quick else SHARE)
-
-
 def command(arguments: list[str]) -> int:
-    """``python -m bench restart [--quick] [--share S]``."""
-    parser = argparse.ArgumentParser(prog="python -m bench restart")
-    parser.add_argument("--quick", action="store_true")
+    """The options, and the report."""
+    parser = parser_of("restart", __doc__)
     parser.add_argument("--share", type=float, help=f"share of a day; default: 1/24, with --quick {QUICK_SHARE:g}")
     options = parser.parse_args(arguments)
-    rows = measure(options.share or (QUICK_SHARE if options.quick else SHARE))
-    show(rows, f"restart on {machine()}, commit {commit()}")
-    print(json.dumps({"bench": "restart", "machine": machine(), "commit": commit(), "rows": rows}))
-    return 0
+    share = options.share or (QUICK_SHARE if options.quick else SHARE)
+    return report("restart", arguments, measure(share), options.out)

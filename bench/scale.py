@@ -25,7 +25,7 @@ from bench.timing import Row, row
 from trainer.config import TrainerConfig
 from trainer.histories import TrainedHistories
 from trainer.loop import Trainer
-from trainer.process import spare_the_collector
+from trainer.process import tune_interpreter
 from trainer.publisher import Publisher
 from trainer.snapshot import learner_arrays, weights_snapshot
 from trainer.source import Position
@@ -142,7 +142,10 @@ def fill_memory(learner: Learner, num_items: int) -> None:
         arrays.neighbour_row[part] = rng.integers(1, num, shape)
         arrays.after[part], arrays.before[part] = rng.random(shape), rng.random(shape)
         arrays.direct[part] = rng.random(shape)
+        arrays.weight[part] = rng.random(shape) - 0.5
         arrays.num_neighbours[part] = shape[1]
+        learner.frequency.add(np.arange(part.start, part.stop))
+        learner.popularity.learn(np.arange(part.start, part.stop))
     arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
     arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)
     arrays.clock[0] = num
@@ -205,7 +208,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
     saver, publication = trainer.checkpoints.saver, trainer.publication
     try:
         fill(trainer, num_items)
-        spare_the_collector()
+        tune_interpreter()
         label, rows = f"{num_items:,} items", list[Row]()
 
         def is_published(num: int) -> bool:

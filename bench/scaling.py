@@ -1,4 +1,4 @@
-"""`python -m bench scaling [STREAM] [--limit N] [--quick]`: what a larger model and more data are worth.
+"""Scaling laws: what a larger model and more data are worth, and how well a law foretells it.
 
 Five sizes of the network learn one stream in one pass. A law like LSRM's, L(N) = E + (N0 / N)^α, is fitted to their
 losses on its last third, and predicts the loss of a larger size that was not part of the fit. The same over data: the
@@ -8,27 +8,19 @@ entropy in retrieval, before learning; N counts dense weights.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import commit, machine, show
 from bench.events import arrivals
-from bench.records import spoken
+from bench.options import actions_of, add_stream, parser_of
+from bench.report import report
 from bench.single_pass import settings_for
-from bench.streams import open_stream
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from model.config import ModelConfig
@@ -37,7 +29,7 @@ from trainer.step import Learner
 WIDTHS = (8, 16, 24, 32, 48)
 HELD_BACK = 96
 TAIL = 1 / 3
-DATA_PARTS = 6
+DATA_PARTS, QUICK_ACTIONS = 6, 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +46,10 @@ class Law:
 
 
 def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
-    """Least squares: a line in logarithms for each candidate floor below the lowest loss; returns the best fit."""
+    """Least squares: a line in logarithms for each candidate floor below the lowest loss; returns the best fit. If the
+    loss does not fall, the law is its mean."""
     logs, y = np.log(np.asarray(x)), np.asarray(loss)
-    best, best_error = Law(0.0, 1.0, 0.0), math.inf
+    best, best_error = Law(float(y.mean()), 0.0, 1.0), math.inf
     spread = max(1e-9, float(y.max() - y.min()))
     for gap in spread * np.geomspace(1e-3, 1e3, 400):
         floor = float(y.min()) - gap
@@ -122,33 +115,10 @@ def _foretold(over: str, law: Law, foretold: float, measured: float) -> dict[str
     }  # fmt: skip
 
 
-def run(*, quick: bool = False, stream: str = "ml-100k", data: Path | None = None,
-        limit: int | None = None) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of one stream."""
-    actions = list(islice(open_stream(stream, data), limit or (5_000 if quick else None)))
-    return measure(settings_for(load_settings(), actions), actions)
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench scaling", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("stream", nargs="?", default="ml-100k")
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
-    parser.add_argument("--out", type=Path, help="write the report here")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
+    parser = parser_of("scaling", __doc__)
+    add_stream(parser, "ml-100k")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit)
-    report = {"bench": "scaling", "machine": machine(), "commit": commit(),
-              "command": spoken("scaling", arguments), "rows": rows}  # fmt: skip
-    show(rows, f"scaling on {machine()}, commit {commit()}")
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command(sys.argv[1:]))
+    actions = actions_of(options.stream, options, QUICK_ACTIONS)
+    return report("scaling", arguments, measure(settings_for(load_settings(), actions), actions), options.out)

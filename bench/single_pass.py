@@ -20,6 +20,7 @@ from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
 from kernels.memory.reference import rank
 from model.memory import Memory
 from stream.files import RATING_KINDS
+from trainer.choice_weights import ChoiceWeights
 from trainer.loop import Trainer
 from trainer.memory_pass import MemoryPass
 from trainer.step import Learner
@@ -70,7 +71,11 @@ def headrace(
     prepare(learner)
     if limit is not None:
         learner.memory_pass = MemoryPass(
-            learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER, max_weight=config.max_exposure_weight
+            learner.memory,
+            learner.items,
+            learner.model,
+            exact_rows=ANY_NUMBER,
+            weights=ChoiceWeights.of(model, config),
         )
     outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()

@@ -2,8 +2,8 @@
 
 Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
 worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts. For
-comparison, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
-the same records.
+comparison, a `faust.Table` that does less and a Faust agent that does nothing (`bench.faust_table`), Quix Streams and
+Bytewax (`bench.stream_peers`) read the same records.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> 
         report = send_actions(actions, settings.kafka, batch=BatchConfig(max_actions=per_record))
         taken_s, share, num_examples = asyncio.run(drain(settings, report.num_records))
         num_table = min(num_actions, MAX_TABLE_ACTIONS)
-        table_s = processor_seconds(settings.kafka, num_table)
+        table_s = processor_seconds(settings.kafka, num_table // per_record)
+        alone_s = processor_seconds(settings.kafka, report.num_records, keeps=False)
         peers_s = {peer: stream_peers.processor_seconds(peer, settings.kafka, num_actions) for peer in PEERS}
     return {
         "producer": num_actions / report.elapsed_s, "worker": share * num_actions / taken_s,
-        "faust.Table": num_table / table_s, "examples": num_examples / num_actions,
+        "faust.Table": num_table / table_s, "Faust alone": num_actions / alone_s,
+        "examples": num_examples / num_actions,
         **{peer: num_actions / taken for peer, taken in peers_s.items() if taken is not None},
     }  # fmt: skip
 

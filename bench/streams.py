@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import made_streams
+from bench.synthetic import BLOCK, LENGTH, Records
 from headrace.dataset import movielens_100k
 from stream.errors import FileError
 from stream.files import read_actions
@@ -152,25 +153,12 @@ def _falling(num: int, mean: float) -> NDArray[np.float64]:
 
 
 def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
-    """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as it is described there.
-
-    20,000 items in 100 categories; two fifths exist at first, the others are released evenly during the stream.
-    A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
-    the record as often as it came before, or takes a new one with weight α, uniform in (1, 500).
-    """
-    rng, num_items, num_categories, length = np.random.default_rng(seed), 20_000, 100, 128
-    category, order = rng.integers(num_categories, size=num_items), rng.permutation(num_items)
-    released_at = np.empty(num_items)
-    released_at[order] = np.maximum(0.0, (np.arange(num_items) / num_items - 0.4) / 0.6)
-    for record in range(num_records):
-        chosen = rng.choice(num_categories, size=rng.integers(1, 6), replace=False)
-        there = np.flatnonzero(np.isin(category, chosen) & (released_at <= record / num_records))
-        alpha, met = rng.uniform(1.0, 500.0), list[int]()
-        for number in range(length):
-            is_new = not met or rng.random() < alpha / (alpha + len(met))
-            item = int(rng.choice(there)) if is_new else met[int(rng.integers(len(met)))]
-            met.append(item)
-            yield _action(record, item, "click", record + number / length)
+    """The one-pass stream of HSTU's authors (`bench.synthetic`); a record is a user."""
+    records = Records(num_records, seed)
+    for number in range(records.num_blocks):
+        for record, item_L in enumerate(records.block(number).tolist(), number * BLOCK):
+            for at, item in enumerate(item_L):
+                yield _action(record, item, "click", record + at / LENGTH)
 
 
 def _directions(rng: np.random.Generator, num: int, width: int) -> NDArray[np.float64]:

@@ -1,30 +1,25 @@
-"""`python -m bench systems [STREAM] [--data FOLDER] [--limit N] [--only NAME …] [--seeds N] [--quick]`.
+"""FuXi-alpha, LSRM, CPRec and stochastic length as configurations of Headrace.
 
-The published systems that Headrace can be configured as, each in one pass over a stream that predicts before it learns:
+Each in one pass over a stream that predicts before it learns:
 HR@10 of the network alone, which is what they change, and of network and memory together; NE; interactions per second.
 All share seed, stream, step size and memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 
-from bench.__main__ import report
 from bench.domains import annealed
 from bench.evaluation import retrieval
+from bench.options import actions_of, add_stream, parser_of
 from bench.records import interval
+from bench.report import report
 from bench.single_pass import OURS, headrace, settings_for
-from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 
 QUICK_ACTIONS = 4_000
@@ -88,27 +83,15 @@ def _spread(half: float) -> str:
     return f"± {half:.4f}; " if half else ""
 
 
-def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Rows of a stream that needs no file."""
-    actions = list(islice(open_stream("news", None), QUICK_ACTIONS if quick else None))
-    return compare(settings_for(load_settings(), actions), actions, [], 1, "news")
-
-
 def command(arguments: list[str]) -> int:
     """The options, and the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench systems", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
-    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
-    parser.add_argument("--only", action="append", default=[], choices=list(SYSTEMS), help="may be repeated")
+    parser = parser_of("systems", __doc__)
+    add_stream(parser, "news")
+    parser.add_argument("--only", action="append", default=[], choices=list(SYSTEMS), metavar="NAME",
+                        help=f"may be repeated; of {'; '.join(SYSTEMS)}")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
-    parser.add_argument("--out", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    limit = options.limit or (QUICK_ACTIONS if options.quick else None)
-    actions = list(islice(open_stream(options.stream, options.data), limit))
+    actions = actions_of(options.stream, options, QUICK_ACTIONS)
     settings = settings_for(load_settings(), actions)
     rows = compare(settings, actions, options.only, options.seeds, options.stream)
     return report("systems", arguments, rows, options.out)

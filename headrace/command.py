@@ -20,6 +20,8 @@ _LISTED = (
     demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, switch, replay,
     forget, repartition, topics, dead_letters, audit, doctor, broker,
 )  # fmt: skip
+WRONG_CONFIGURATION = 2
+"""The exit status that says that starting again is of no use."""
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in _LISTED}
 """The commands by name, in the order in which help lists them."""
 
@@ -61,7 +63,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         if not told:
             raise
         print(f"headrace {command}: {told}", file=sys.stderr)
-        return 1
+        return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
     return 0
 
 
@@ -75,8 +77,12 @@ def _refused(error: Exception) -> Exception | None:
 
 def _is_user_facing(error: Exception) -> bool:
     """Whether the message says what to do. (By then, the modules that define such errors are loaded.)"""
-    known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
-    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
+    return _is(error, ("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
+
+
+def _is(error: Exception, *kinds: tuple[str, str]) -> bool:
+    """Whether an error is of one of these kinds (a module and a class): if it is, the module is loaded."""
+    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in kinds)
 
 
 def main() -> None:

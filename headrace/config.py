@@ -112,11 +112,17 @@ class Settings(BaseSettings):
             self.trainer.shards,
             "leave one of them out",
         )
+        strange = sorted(set(self.trainer.kind_weights) - set(self.action.kinds))
+        expect(
+            not strange, "trainer.kind_weights", f"kinds among {self.action.kinds}", strange, "add them to action.kinds"
+        )
+        are_weighed = self.action.propensity or bool(self.trainer.kind_weights)
         for key in ("shards", "memory_group"):
             expect(
-                not self.action.propensity or getattr(self.trainer, key) == 1,
+                not are_weighed or getattr(self.trainer, key) == 1,
                 f"trainer.{key}",
-                "1 with action.propensity, which neither several processes nor a memory on the GPU support",
+                "1 with action.propensity or trainer.kind_weights, which neither several processes nor a memory on the "
+                "GPU support",
                 getattr(self.trainer, key),
                 "leave one of them out",
             )

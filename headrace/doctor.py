@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -17,13 +17,14 @@ from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
 from headrace.lines import followed_line
 from headrace.versions import duration
+from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
-from wire.status import status_of
+from wire.status import ServerStatus, status_of
 from wire.topics import Topics, topics_of
 
 LISTEN_S = 3.5
@@ -31,6 +32,7 @@ LISTEN_S = 3.5
 SKEW_S = 2.0
 NUM_LETTERS = 1000
 STALE_S = 10.0
+FULL_SHARE = 0.9
 REMEDIES = {
     "wrong_partition": "the producer partitions differently from Kafka's Java client: in librdkafka's clients set "
     "partitioner=murmur2_random (examples/ has one for each language)",
@@ -153,9 +155,18 @@ def processes(
         yield note(
             "partitions", f"{unowned} of {settings.kafka.partitions} have never had a worker", "see the workers' logs"
         )
+    yield from short_of_files(state.live_servers(now_ms))
     yield clocks(behind_s)
     if lag:
         yield freshness(lag, now_ms)
+
+
+def short_of_files(servers: Sequence[ServerStatus]) -> Iterator[Finding]:
+    """The servers that have nearly as many files and sockets open as they may."""
+    for each in servers:
+        if each.open_files > FULL_SHARE * each.most_files:
+            words = f"{each.open_files} of at most {each.most_files} files and connections are open"
+            yield problem("open files", f"server {each.component}: {words}", REMEDY)
 
 
 def clocks(behind_s: dict[str, list[float]]) -> Finding:

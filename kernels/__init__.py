@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from kernels.backend import KernelUnavailable
     from kernels.delta import delta_attention
     from kernels.id_map import IdMap
-    from kernels.layer import LayerParams, Tail, hstu_layer, hstu_layer_output, hstu_layer_project
+    from kernels.layer import (
+        LayerParams,
+        Tail,
+        hstu_layer,
+        hstu_layer_history,
+        hstu_layer_output,
+        hstu_layer_project,
+    )
     from kernels.length import kept_length, stochastic_length
     from kernels.softmax import full_softmax, rank_of_target, sampled_softmax, top_k
 
@@ -39,6 +46,7 @@ _HOMES = {
     "LayerParams": "layer",
     "Tail": "layer",
     "hstu_layer": "layer",
+    "hstu_layer_history": "layer",
     "hstu_layer_output": "layer",
     "hstu_layer_project": "layer",
     "kept_length": "length",
@@ -61,6 +69,7 @@ __all__ = [
     "full_softmax",
     "hstu_attention",
     "hstu_layer",
+    "hstu_layer_history",
     "hstu_layer_output",
     "hstu_layer_project",
     "kept_length",

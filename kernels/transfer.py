@@ -21,7 +21,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class ToHost:
-    """A tensor's values on their way to the host: what they are after all that the GPU was given before this."""
+    """A tensor's values on their way to the host, as they are once the GPU has done what it was given before."""
 
     def __init__(self, values: Tensor) -> None:
         self._values, self._arrived = values.detach(), None

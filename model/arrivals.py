@@ -35,8 +35,9 @@ class Arrivals:
         self._key_P = np.zeros(most, np.int64)
         self._number_of: dict[int, int] = {}
 
-    def __len__(self) -> int:
-        """How many interactions are remembered."""
+    @property
+    def num_remembered(self) -> int:
+        """How many of the newest interactions have numbers."""
         return len(self._number_of)
 
     def number(self, key_R: Int64, is_new_R: Bools, order_R: Int64 | None = None) -> Int64:
@@ -81,7 +82,7 @@ class Arrivals:
         """The same, sharing nothing that changes."""
         other = Arrivals(len(self._key_P))
         other.num, other.lags = self.num, self.lags
-        if len(self):  # otherwise its pages need not be touched
+        if self.num:  # otherwise its pages need not be touched
             other._key_P, other._number_of = self._key_P.copy(), dict(self._number_of)
         return other
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels import IdMap
 from kernels.transfer import to_device
 from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
+from model.distinct import distinct
 from model.growing import GrowingRows
 from model.row_store import RowStore
 from model.share import WHOLE, Owners, Share
@@ -102,7 +103,7 @@ class EmbeddingTable:
         arrived = rows[~self.live[rows]]
         if len(arrived):
             if not (arrived[1:] > arrived[:-1]).all():  # usually they are ascending already
-                arrived = np.unique(arrived)
+                arrived = distinct(arrived)
             self.live[arrived], self.dirty[arrived] = True, CHANGED
             self._count_live(arrived, 1)
             self._initialise(arrived, step)
@@ -159,6 +160,12 @@ class EmbeddingTable:
         """Drop keys last seen before ``before_ms``; returns their rows, which later keys will reuse. The keys are
         published as tombstones."""
         return self._drop(*self.map.evict(before_ms))
+
+    def newest_seen_ms(self, num: int) -> int:
+        """When the ``num``-th of the keys, from the newest on, was last seen: `evict` before that leaves it, and all
+        that were seen at the same moment or later."""
+        _, seen_ms = self.seen(self.live_rows())
+        return int(np.partition(seen_ms, len(seen_ms) - num)[len(seen_ms) - num])
 
     def block(self, keys_N: Int64) -> Int64:
         """Drop these keys as `evict` does, and give them no row again until `unblock`; returns their rows."""
@@ -217,7 +224,7 @@ class EmbeddingTable:
         end_B = np.cumsum(self._num_live_B)
         block_N = np.searchsorted(end_B, place_N, side="right")
         found_N = np.empty_like(place_N)
-        for block in np.unique(block_N).tolist():
+        for block in distinct(block_N).tolist():
             first = max(1, block * BLOCK_ROWS)
             rows = np.flatnonzero(self.live[first : (block + 1) * BLOCK_ROWS]) + first
             at = block_N == block

@@ -43,7 +43,7 @@ class GrowingRows:
                 if reserved == num_rows:
                     raise MemoryError(
                         f"expected memory for {num_rows:,} rows of {self._row_bytes} bytes, the system refused it "
-                        f"({error}); evict (trainer.evict_after_days), or give the process more"
+                        f"({error}); evict (trainer.evict_after_days, max_items), or give the process more"
                     ) from error
                 reserved = max(num_rows, reserved // 2)
             else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels import LayerParams, delta_attention, hstu_layer
 from kernels.fuxi import FuxiParams, channel_biases, fuxi_delta_attention, fuxi_layer, fuxi_output, fuxi_project
-from kernels.layer import hstu_layer_output, hstu_layer_project
+from kernels.layer import hstu_layer_history, hstu_layer_output, hstu_layer_project
 from model.config import ModelConfig
 
 Projected = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -60,6 +60,14 @@ class Layer(nn.Module):
     def biases(self) -> tuple[Tensor, Tensor]:
         """Tables of position (G, P) and time (G, K) for `attend`."""
         return self.pos_bias_GP, self.time_bias_GK
+
+    def history(self, x_TM: Tensor, offsets_B1: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """`kernels.hstu_layer_history`; ``options``: times, tail, cache, backend."""
+        config = self.config
+        return hstu_layer_history(
+            x_TM, self.params(), offsets_B1, num_heads=config.num_heads, norm_len=config.norm_len,
+            pos_bias_GP=self.pos_bias_GP, time_bias_GK=self.time_bias_GK, eps=config.norm_eps, **options,
+        )  # fmt: skip
 
     def project(self, x_SM: Tensor, backend: str) -> Projected:
         """The inputs of attention for new tokens."""

@@ -262,11 +262,10 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*ROWS, *NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
+        for name in (*ROWS, *NEIGHBOURS, *CHANGES):
             getattr(self.arrays, name)[:num] = state[name]
-        self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # older builds have no shortlist
+        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 

@@ -18,6 +18,8 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
+SELECTED_TOGETHER = 4096
+"""How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 CHECKPOINTED = ("gain_square", "shortlist_square", "recent")
 """Arrays that belong to no row and are in checkpoints, but not in versions."""
 NEIGHBOURS = (*COUNTS, "weight")
@@ -37,11 +39,11 @@ def empty_memory(capacity: int, most: int) -> MemoryArrays:
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
-    """The memory with room for ``capacity`` rows of ``width`` neighbours, of which the strongest are kept. If the width
-    stays, ``columns`` lengthens it in place."""
+    """The memory with room for ``capacity`` rows of ``width`` neighbours, of which the strongest are kept. It is in
+    ``columns``, which lengthens it in place as long as the width stays."""
     if width == old.width:
         return _lengthened(old, capacity, columns)
-    new = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+    new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS), capacity, columns)
     if width < old.width:
         _keep_strongest(old, width)
     num, kept = old.capacity, min(width, old.width)
@@ -68,11 +70,16 @@ def _lengthened(old: MemoryArrays, capacity: int, columns: GrowingColumns) -> Me
 
 
 def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
-    """Sort each row's neighbours, the strongest first, and drop those beyond ``width``."""
-    unused = np.arange(arrays.width) >= arrays.num_neighbours[:, None]
-    strength = np.where(unused, -1.0, arrays.after + arrays.before)
-    order = np.argsort(-strength, axis=1, kind="stable")
-    for name in NEIGHBOURS:
-        setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
-    arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
+    """Drop the weakest neighbours of each row that has more than ``width``; the others keep their order."""
+    full, num_dropped = np.flatnonzero(arrays.num_neighbours > width), arrays.width - width
+    for start in range(0, len(full), SELECTED_TOGETHER):
+        rows = full[start : start + SELECTED_TOGETHER]
+        unused = np.arange(arrays.width) >= arrays.num_neighbours[rows, None]
+        strength = np.where(unused, np.float32(-1.0), arrays.after[rows] + arrays.before[rows])
+        weakest, is_kept = np.argpartition(strength, num_dropped - 1, axis=1), np.ones(strength.shape, np.bool_)
+        np.put_along_axis(is_kept, weakest[:, :num_dropped], values=False, axis=1)
+        for name in NEIGHBOURS:
+            column = getattr(arrays, name)
+            column[rows, :width] = column[rows][is_kept].reshape(len(rows), width)
+    arrays.num_neighbours[full] = width
     arrays.dirty[arrays.first >= 0] = CHANGED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
 """Arrays that belong to no row."""
 COUNTS = ("neighbour_row", "after", "before", "direct")
 """Columns of a row's neighbours; the learned weights are published beside them."""
+BLOCK_ROWS = 1 << 12
+"""How many rows' neighbours are read or written at a time: temporary arrays of a base as a whole would take longer to
+make than to use, and numpy holds the interpreter while it reads or writes at many places.
+"""
 
 
 def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays, *, everything: bool) -> Arrays:
@@ -40,9 +44,14 @@ def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Array
         "heat": np.ascontiguousarray(columns["heat"].T),
         **{name: learned[name] for name in LEARNED},
         **{name: columns[name] for name in ROWS},
-        **{name: columns[name][moved] for name in COUNTS},
-        "weight": columns["weight"][used],
+        **{name: _chosen(columns[name], moved) for name in COUNTS},
+        "weight": _chosen(columns["weight"], used),
     }
+
+
+def _chosen(column_UN: NDArray[Any], is_chosen_UN: NDArray[np.bool_]) -> NDArray[Any]:
+    """(n,) the numbers at these places; a view if they are all of them."""
+    return column_UN.reshape(-1) if is_chosen_UN.all() else column_UN[is_chosen_UN]
 
 
 def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None:
@@ -51,22 +60,42 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
     for name in ROWS:
         getattr(arrays, name)[rows] = changes[name]
     arrays.heat[:, rows] = changes["heat"]
-    used = np.arange(arrays.width) < changes["num_neighbours"][:, None]
-    whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
-    moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
-    for name in set(COUNTS) & changes.keys():  # older builds publish no direct counts
-        getattr(arrays, name)[moved] = changes[name]
-    if "weight_steps" in changes:
-        arrays.weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"])
-    else:
-        arrays.weight[whole] = changes["weight"]
-    for name in set(LEARNED) & changes.keys():  # older builds publish no shortlist
+    for part, whole in neighbour_places(rows, changes["num_neighbours"], arrays.width):
+        if "slot" not in changes:
+            _write_counts(arrays, changes, whole, part)
+        weight = arrays.weight.reshape(-1)
+        if "weight_steps" in changes:
+            weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"][:, part])
+        else:
+            weight[whole] = changes["weight"][part]
+    if "slot" in changes:
+        moved = np.repeat(rows, changes["num_moved"]) * arrays.width + changes["slot"]
+        _write_counts(arrays, changes, moved, slice(None))
+    for name in set(LEARNED) & changes.keys():  # what was `upgraded` has no shortlist
         setattr(arrays, name, changes[name].copy())
 
 
+def neighbour_places(rows_U: Int64, num_U: NDArray[np.int32], width: int) -> Iterator[tuple[slice, Int64]]:
+    """Where in (V * width,) these rows' neighbours are, some rows at a time; before that, which of all they are."""
+    slots, end = np.arange(width), 0
+    for first in range(0, len(rows_U), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        places = rows_U[block, None] * width + slots
+        places = places[slots < num_U[block, None]]
+        yield slice(end, end + len(places)), places
+        end += len(places)
+
+
+def _write_counts(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]], places: Int64, part: slice) -> None:
+    for name in COUNTS:
+        getattr(arrays, name).reshape(-1)[places] = changes[name][part]
+
+
 def _numbers_of(planes_Pn: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(n,) whole numbers from (P, n) planes of their bytes, lowest first, with the sign in the lowest bit."""
-    coded = np.zeros(planes_Pn.shape[1], np.int64)
-    for plane, bytes_n in enumerate(planes_Pn):
-        coded |= bytes_n.astype(np.int64) << (8 * plane)
-    return ((coded >> 1) ^ -(coded & 1)).astype(np.float32)
+    """(n,) whole numbers of up to 32 bits from (P, n) planes of their bytes, lowest first, with the sign in the lowest
+    bit."""
+    coded = planes_Pn[0].astype(np.uint32)
+    for plane, bytes_n in enumerate(planes_Pn[1:], 1):
+        coded |= bytes_n.astype(np.uint32) << np.uint32(8 * plane)
+    numbers = (coded >> np.uint32(1)).view(np.int32) ^ -(coded & np.uint32(1)).view(np.int32)
+    return np.asarray(numbers.astype(np.float32))

@@ -64,9 +64,9 @@ class Rates:
 
     @property
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
-        """(K,) rates over all items."""
+        """(K,) rates over all items, below 1 also where a stream begins with late kinds of interactions before it."""
         total_C = self.arrays.total_C
-        return np.asarray((total_C[1:] + 1.0) / (total_C[0] + 2.0))
+        return np.asarray(np.minimum((total_C[1:] + 1.0) / (total_C[0] + 2.0), 1.0 - LEAST_RATE))
 
     def grow(self, table: str, num_rows: int) -> None:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
@@ -118,7 +118,8 @@ class Rates:
             return most
         if not self.late_kinds.any():
             return 0
-        return min(self.arrivals.lag, most) if self.arrivals.is_settled(0) else most
+        num_coming = self.arrivals.num - int(self.kept.rows.count_2[0])  # new ones of the present step
+        return min(self.arrivals.lag, most) if self.arrivals.is_settled(num_coming) else most
 
     def has_learned(self, num: int) -> bool:
         """Whether the ``num`` newest interactions with known outcomes were predicted by weights that had learned; where

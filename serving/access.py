@@ -16,7 +16,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.errors import StartError, UnauthorizedError
+from serving.errors import UnauthorizedError
+from wire.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 ROLES = ("read", "admin")
@@ -35,7 +36,7 @@ class Access:
 
     @classmethod
     def read(cls, tokens_file: str) -> Access:
-        """The access that a file of tokens gives; to everyone if ``tokens_file`` is empty. Raises `StartError`."""
+        """The access that a file of tokens gives; everyone's if ``tokens_file`` is empty. Raises `ConfigError`."""
         access = cls()
         if tokens_file:
             access._path = path = Path(tokens_file)
@@ -72,7 +73,7 @@ class Access:
                 self._changed_ns = changed_ns
                 self._roles = _read(path)
                 logger.info("tokens read again: %d", len(self._roles))
-        except (OSError, StartError) as error:
+        except (OSError, ConfigError) as error:
             logger.warning("the tokens stay as they were: %s", error)
 
 
@@ -80,21 +81,21 @@ def _read(path: Path) -> dict[bytes, str]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise StartError(f"serving.tokens_file: expected a TOML file, got {path} ({error}); correct it") from None
+        raise ConfigError(f"serving.tokens_file: expected a TOML file, got {path} ({error}); correct it") from None
     roles: dict[bytes, str] = {}
     for role, tokens in table.items():
         if role not in ROLES or not isinstance(tokens, list):
-            raise StartError(f"serving.tokens_file: expected lists read and admin, got {role}; correct {path}")
+            raise ConfigError(f"serving.tokens_file: expected lists read and admin, got {role}; correct {path}")
         for token in tokens:
             if not isinstance(token, str) or len(token) < MIN_TOKEN or token != token.strip():
-                raise StartError(
+                raise ConfigError(
                     f"serving.tokens_file: expected strings of {MIN_TOKEN} or more characters, got a shorter one under "
                     f"{role}, or one with spaces around it; make one with `openssl rand -hex 32` in {path}"
                 )
             if roles.setdefault(hashlib.sha256(token.encode()).digest(), role) != role:
-                raise StartError(
+                raise ConfigError(
                     f"serving.tokens_file: expected one role for each token, got both for one; correct {path}"
                 )
     if not roles:
-        raise StartError(f"serving.tokens_file: expected at least one token, got none in {path}; add one")
+        raise ConfigError(f"serving.tokens_file: expected at least one token, got none in {path}; add one")
     return roles

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,17 +16,23 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from serving.histories import Histories
 from serving.topic_thread import TopicThread
 from wire.kafka.admin import partitions_mismatch
-from wire.kafka.batches import by_batch
+from wire.kafka.batches import Batch, by_batch
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
 
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000
+PROGRESS_EVERY_S = 5.0
+MOST_WAITING = 8
+"""How many answers of the broker may wait to be folded."""
 
 
 @dataclass(eq=False)
 class HistoryFollower(TopicThread):
-    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started."""
+    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started.
+
+    Until then another thread folds what this one has fetched and decompressed, so that both take half the time.
+    """
 
     label: ClassVar[str] = "history follower"
     histories: Histories
@@ -33,25 +42,35 @@ class HistoryFollower(TopicThread):
         super().__post_init__()
         by_batch(self.consumer)
         self._num_told = 0
+        self._begins: dict[TopicPartition, int] = {}
         self._goals: dict[TopicPartition, int] = {}
+        self._told_s = time.monotonic()
+        self._folding = ThreadPoolExecutor(1, "histories")
+        self._waiting = deque[Future[None]]()
 
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Read until stopped."""
+        with self._folding:
+            self._follow(partitions)
+
+    def _follow(self, partitions: list[TopicPartition]) -> None:
         is_placed = False
         while not self.stopping.is_set():
             try:
                 if self.is_replaced():
                     logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
                     partitions = partitions_of(self.consumer, self.topic)
+                    self._wait_for_all_but(0)
                     self.histories.begin_anew()
                     is_placed = False
                 self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
-                    self.histories.feed_batches(partition.partition, [record.value for record in records])
+                    self._fold(partition.partition, [record.value for record in records])
                 self._check_goals()
             except OffsetOutOfRangeError:
                 logger.warning("sequences topic: the next record is gone; reading from its start again")
+                self._wait_for_all_but(0)
                 self.histories.forget_partitions()
                 is_placed = False
             except KafkaError as error:
@@ -59,6 +78,17 @@ class HistoryFollower(TopicThread):
                     raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self.stopping.wait(POLL_MS / 1000)
+
+    def _fold(self, partition: int, batches: list[Batch]) -> None:
+        if self.caught_up.is_set():  # an action should be in its user's history at once
+            self.histories.feed_batches(partition, batches)
+            return
+        self._waiting.append(self._folding.submit(self.histories.feed_batches, partition, batches))
+        self._wait_for_all_but(MOST_WAITING)
+
+    def _wait_for_all_but(self, num: int) -> None:
+        while len(self._waiting) > num:
+            self._waiting.popleft().result()
 
     def _look_at_partitions(self, num_read: int) -> None:
         """Log once if the topic has partitions that are not read."""
@@ -69,15 +99,23 @@ class HistoryFollower(TopicThread):
                          partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
-        begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        self._begins = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
         self._goals = ends(self.consumer, partitions)
         for partition in partitions:
-            self.consumer.seek(partition, begin[partition])
+            self.consumer.seek(partition, self._begins[partition])
         return True
 
     def _check_goals(self) -> None:
         if self.caught_up.is_set():
             return
-        if all((self.consumer.position(each, ASK_TIMEOUT_MS) or 0) >= goal for each, goal in self._goals.items()):
+        at = {each: self.consumer.position(each, ASK_TIMEOUT_MS) or 0 for each in self._goals}
+        if all(at[each] >= goal for each, goal in self._goals.items()):
+            self._wait_for_all_but(0)
             self.caught_up.set()
             logger.info("histories of %d users", len(self.histories))
+        elif time.monotonic() - self._told_s > PROGRESS_EVERY_S:
+            self._told_s = time.monotonic()
+            left, whole = (
+                sum(max(0, goal - start[each]) for each, goal in self._goals.items()) for start in (at, self._begins)
+            )
+            logger.info("histories: %.0f%% of the sequences topic is read", 100 * (1 - left / max(1, whole)))

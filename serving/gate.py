@@ -22,8 +22,9 @@ from serving.errors import UnauthorizedError
 from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
 
-LINGER_S, LINGER_BYTES = 2.0, 64_000_000
-"""How long a refused body is read and discarded, and how much of it."""
+LINGER_S, LINGER_BYTES, LINGER_REST_S = 2.0, 64_000_000, 0.002
+"""How long a refused body is read and discarded, how much of it, and the pause after each piece: clients that keep
+sending large bodies must wait, instead of slowing down others."""
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -138,6 +139,7 @@ class Gate:
                 break
             message = following  # type: ignore[assignment]
             num_bytes += len(following.get("body", b""))
+            await asyncio.sleep(LINGER_REST_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

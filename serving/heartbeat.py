@@ -10,7 +10,9 @@ from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
+from msgspec.structs import replace
 
+from serving.open_files import OpenFiles
 from serving.rollout import Rollout
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
@@ -42,14 +44,17 @@ class Heartbeat(threading.Thread):
 
     def status(self) -> ServerStatus:
         """The report as of now."""
-        current, now_ms, num = self._manager.current, int(time.time() * 1000), self._num_requests()
+        current, files = self._manager.current, OpenFiles.count()
+        report = ServerStatus(
+            component=self._component, time_ms=int(time.time() * 1000), num_requests=self._num_requests(),
+            open_files=files.num, most_files=files.most,
+        )  # fmt: skip
         if current is None:
-            return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
-        return ServerStatus(
-            component=self._component, time_ms=now_ms, epoch=current.which[0], number=current.which[1],
-            newest_record_ms=current.manifest.newest_record_ms, swapped_ms=current.swapped_ms, num_requests=num,
-            pinned=list(self._rollout.wanted or ()), held=list(self._rollout.held or ()), why=self._rollout.why,
-            line=self._rollout.line,
+            return report
+        return replace(
+            report, epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
+            swapped_ms=current.swapped_ms, pinned=list(self._rollout.wanted or ()), held=list(self._rollout.held or ()),
+            why=self._rollout.why, line=self._rollout.line,
         )  # fmt: skip
 
     def run(self) -> None:

@@ -28,10 +28,8 @@ from serving.pages import EventStream, Files
 from serving.service import Answer, Service
 from serving.validation import Decoder
 
-NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
-
 PENANCE, MOST_PENANCE_S = 50.0, 0.5
-"""A refusal is delayed by this multiple of the time that it took to find the problem; at most `MOST_PENANCE_S`."""
+"""A refusal is delayed by this multiple of the time that decoding the body took; at most `MOST_PENANCE_S`."""
 FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
@@ -82,19 +80,21 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, whose body the gate has read."""
-        if not _is_json(scope["headers"]):
-            await refusal(415, NOT_JSON)(scope, receive, send)
+        if (problem := _unreadable(scope["headers"])) is not None:
+            await refusal(415, problem)(scope, receive, send)
             return
-        message, began = await receive(), time.perf_counter()
+        message, began, spent_s = await receive(), time.perf_counter(), 0.0
         try:
-            request = self._decoder.decode(message["body"])
+            try:
+                request = self._decoder.decode(message["body"])
+            finally:
+                spent_s = time.perf_counter() - began
+            body = await self._answer(request)
         except InvalidRequestError as error:
-            # A client that sends bodies that are expensive to refuse must wait, instead of slowing down others.
-            await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * (time.perf_counter() - began)))
+            # A client that sends requests that are expensive to refuse must wait, instead of slowing down others.
+            await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * spent_s))
             await response_to(error)(scope, receive, send)
             return
-        try:
-            body = await self._answer(request)
         except ServingError as error:
             await response_to(error)(scope, receive, send)
             return
@@ -106,10 +106,25 @@ class Answering:
         await send({"type": "http.response.body", "body": body})
 
 
-def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    given = next((value for name, value in headers if name == b"content-type"), b"")
-    kind = given.split(b";", 1)[0].strip().lower()
-    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+def _unreadable(headers: Sequence[tuple[bytes, bytes]]) -> Problem | None:
+    """Why the headers' body cannot be JSON; None if it may be."""
+    kind, coding = b"", b""
+    for name, value in headers:
+        if name == b"content-type":
+            kind = kind or value
+        elif name == b"content-encoding":
+            coding = value
+    if coding and coding.strip().lower() != b"identity":
+        return Problem(field="content-encoding", expected="identity", got=_shown(coding), do="send it uncompressed")
+    plain = kind.split(b";", 1)[0].strip().lower()
+    if plain == b"application/json" or (plain.startswith(b"application/") and plain.endswith(b"+json")):
+        return None
+    return Problem(field="content-type", expected="application/json", got=_shown(kind) or None,
+                   do="send the header content-type")  # fmt: skip
+
+
+def _shown(value: bytes) -> str:
+    return value[:200].decode("latin-1")
 
 
 async def _healthz(service: Service, _request: Request) -> Response:

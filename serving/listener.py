@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.answer_bodies import Problem
 from serving.config import ServingConfig
+from serving.error_handlers import refusal
 from serving.errors import StartError
+from serving.open_files import FileWatch
+from wire.thinned_log import is_told
 
+logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64_000
 KEEP_ALIVE_S = 75
 
@@ -64,10 +72,12 @@ class BoundedConnection(HttpToolsProtocol):
     """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`.
 
     Uvicorn itself waits for ever and buffers everything: a client that sends a byte per second would hold a socket
-    indefinitely.
+    indefinitely. It also loses the body of a request that offers to upgrade to HTTP/2, as the first request of Java's
+    own client does, and closes a connection whose client has finished sending before it is answered.
     """
 
     read_timeout_s = 10.0
+    _num_invalid = itertools.count(1)
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock for the first request's headers."""
@@ -81,11 +91,44 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes of headers that are not complete yet."""
+        """Parse it, and count bytes of headers that are not complete yet."""
         self._num_head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(error)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._close(b"431 Request Header Fields Too Large")
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that sends nothing more still gets the answers to what it has sent, except a stream, which ends.
+        Returns whether answers are still to come."""
+        newest: RequestResponseCycle | None = self.cycle
+        if newest is None or newest.more_body or newest.response_started:
+            return False
+        newest.keep_alive = False
+        return True
+
+    def _decline(self, rest: bytes) -> None:
+        """Take a request that offers another protocol as one that does not. The parser has skipped its body."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(ValueError("this is no proxy"))
+            return
+        head = [b"%s %s HTTP/1.1" % (method, self.url)]
+        head += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser, self._num_head_bytes = httptools.HttpRequestParser(self), 0
+        self.data_received(b"\r\n".join([*head, b"", b""]) + rest)
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer 400. Whoever connects may cause this, so few of them are logged."""
+        if is_told(num := next(self._num_invalid)):
+            logger.warning("a client sent something that is not HTTP (%s; number %d so far)", error, num)
+        problem = Problem(field="", expected="a request in HTTP/1.1", do=f"correct it: {error}")
+        self._close(b"400 Bad Request", bytes(refusal(400, problem).body))
 
     def on_message_begin(self) -> None:
         """Start the clock for a further request's headers on a connection that is kept alive."""
@@ -95,6 +138,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the clock: the headers are complete."""
+        if self.parser.should_upgrade():  # parsed again without the offer: see `_decline`
+            return
         self._due.cancel()
         super().on_headers_complete()
 
@@ -105,6 +150,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Start counting the next request's headers."""
+        if self.parser.should_upgrade():
+            return
         self._num_head_bytes = 0
         super().on_message_complete()
 
@@ -112,8 +159,9 @@ class BoundedConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._close(b"408 Request Timeout")
 
-    def _close(self, status: bytes) -> None:
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    def _close(self, status: bytes, body: bytes = b"") -> None:
+        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (status, len(body)) + body)
         self.transport.close()
 
 
@@ -121,6 +169,13 @@ class Server(uvicorn.Server):
     """Uvicorn that exits with status 0 when asked to stop, instead of raising SIGTERM or SIGINT again."""
 
     on_exit: Callable[[], None] = staticmethod(lambda: None)
+    _files = FileWatch()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Once a second, look at how many files are open."""
+        if counter % 10 == 0:
+            self._files.look(len(self.server_state.connections))
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Tell endless streams to stop, then shut down as uvicorn does."""

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import BucketCache, TimeBuckets, top_k
+from kernels import BucketCache, Tail, TimeBuckets, top_k
 from model.config import ModelConfig
 from model.hstu import HSTU
 from model.layers import FuxiLayer, Layer
@@ -131,37 +131,36 @@ class Network:
         least one token each is new. Nobody reads the other tokens' outputs of the last layer, so where no user has a
         past (what costs most) they are not computed.
         """
+        if isinstance(self._layers[0], Layer) and not bool(past_len_B.any()):
+            return self._whole(x_SM, query_time_S, key_time_S, offsets_B1)
         kept_k, kept_v, cache = [], [], BucketCache()
-        is_whole, last_B = not bool(past_len_B.any()), offsets_B1[1:] - 1
         for index, layer in enumerate(self._layers):
             pos_bias_GP, time_bias_GK = layer.biases()
-            biases: dict[str, Any] = {
-                "pos_bias_GP": pos_bias_GP, "time_bias_GK": time_bias_GK, "time_buckets": self.model.time_buckets,
-            }  # fmt: skip
-            if is_whole and index == len(self._layers) - 1:
-                x_SM, k, v = self._end(index, x_SM, query_time_S, key_time_S, offsets_B1, biases)
-            else:
-                x_SM, k, v = self._through(
-                    index, x_SM, past, offsets_B1, past_start_B, past_len_B, **biases, query_time_S=query_time_S,
-                    key_time_S=key_time_S, cache_time_C=past.times, bucket_cache=cache,
-                )  # fmt: skip
+            x_SM, k, v = self._through(
+                index, x_SM, past, offsets_B1, past_start_B, past_len_B, pos_bias_GP=pos_bias_GP,
+                time_bias_GK=time_bias_GK, time_buckets=self.model.time_buckets, query_time_S=query_time_S,
+                key_time_S=key_time_S, cache_time_C=past.times, bucket_cache=cache,
+            )  # fmt: skip
             kept_k.append(k)
             kept_v.append(v)
-        return x_SM if is_whole else x_SM[last_B], KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
+        return x_SM[offsets_B1[1:] - 1], KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
 
-    def _end(self, index: int, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor,
-             biases: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The last layer of users without a past: (B, M) of each one's last token, which sees those before it as a
-        cache; keys and values of all tokens."""
-        layer, last_B = self._layers[index], offsets_B1[1:] - 1
-        u, v, q, k = layer.project(x_SM, self.backend)
-        each_B1 = torch.arange(len(offsets_B1), dtype=torch.int64, device=self.device)
-        attended = layer.attend(
-            q[last_B], k[last_B], v[last_B], each_B1, k, v, offsets_B1[:-1].contiguous(), last_B - offsets_B1[:-1],
-            query_time_S=query_time_S[last_B], key_time_S=key_time_S[last_B], cache_time_C=key_time_S,
-            bucket_cache=BucketCache(), backend=self.backend, **biases,
-        )  # fmt: skip
-        return layer.output(x_SM[last_B], attended, u[last_B], self.backend), k, v
+    def _whole(
+        self, x_TM: Tensor, query_time_T: Tensor, key_time_T: Tensor, offsets_B1: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """`extend` for users without a past."""
+        kept_k, kept_v, cache = [], [], BucketCache()
+        tail = Tail.behind((offsets_B1[1:] - offsets_B1[:-1] - 1).cpu(), offsets_B1.cpu())
+        for layer in self._layers:
+            assert isinstance(layer, Layer)
+            x_TM, k, v = layer.history(
+                x_TM, offsets_B1, time_buckets=self.model.time_buckets, query_time_T=query_time_T,
+                key_time_T=key_time_T, bucket_cache=cache, tail=tail if layer is self._layers[-1] else None,
+                backend=self.backend,
+            )  # fmt: skip
+            kept_k.append(k)
+            kept_v.append(v)
+        return x_TM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_T)
 
     def score_candidates(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
         """Put C candidates through all layers: outputs (C, M).

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from wire.action_json import MAX_KEY_LEN
+from wire.action_json import MAX_KEY_LEN, MAX_VALUE
 
 MAX_KEY, MAX_EXPLAINED, MAX_REASONS = MAX_KEY_LEN, 100, 50
 _INTEGER, _STRING = Meta(ge=-(2**63), le=2**63 - 1), Meta(min_length=1, max_length=MAX_KEY)
@@ -27,6 +27,10 @@ Milliseconds = Annotated[
 ]  # fmt: skip
 Worth = Annotated[float, Meta(ge=-1e9, le=1e9, extra={"expected": "a number from -1e9 to 1e9"})]
 Age = Annotated[float, Meta(ge=0, le=1e10, extra={"expected": "seconds, 0 or more"})]
+Value = Annotated[
+    float, Meta(ge=-MAX_VALUE, le=MAX_VALUE, extra={"expected": f"a number from -{MAX_VALUE:.7g} to {MAX_VALUE:.7g}"})
+]
+"""A float32, as the model takes it."""
 Positive = Annotated[int, Meta(ge=1, extra={"expected": "an integer, 1 or more"})]
 
 
@@ -43,7 +47,7 @@ class HistoryEntry(_Request, frozen=True, kw_only=True):
         Meta(description="the kind, or kinds, of action", extra={"expected": "a kind of action, or a list of kinds"}),
     ]
     timestamp: Milliseconds
-    value: float | None = None
+    value: Value | None = None
     domain: Id | None = None
 
 
@@ -168,7 +172,7 @@ class ActionRequest(_Request, frozen=True, kw_only=True):
         Meta(description="one or several of the kinds that the model knows",
              extra={"expected": "a kind of action, or a list of kinds"}),
     ]  # fmt: skip
-    value: float | None = None
+    value: Value | None = None
     domain: Id | None = None
 
 

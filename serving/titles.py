@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.errors import StartError
+from wire.errors import ConfigError
 
 
 class Titles:
@@ -22,13 +22,13 @@ class Titles:
 
     @staticmethod
     def read(path: str) -> Titles:
-        """The titles in a file; none if ``path`` is empty. Raises `StartError`."""
+        """The titles in a file; none if ``path`` is empty. Raises `ConfigError`."""
         if not path:
             return Titles()
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise StartError(
+            raise ConfigError(
                 f"serving.titles_file: expected a UTF-8 file of ID<TAB>TITLE lines, got {path!r} ({error}); "
                 "correct the path, or leave it out"
             ) from None
@@ -36,7 +36,7 @@ class Titles:
         for number, line in enumerate(text.split("\n"), 1):
             item, divided, title = line.partition("\t")
             if not divided and line.strip():
-                raise StartError(
+                raise ConfigError(
                     f"serving.titles_file: expected ID<TAB>TITLE, got {line[:60]!r} in line {number} of {path}; fix it"
                 )
             titles[item.strip()] = title.strip()[:500]

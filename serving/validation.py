@@ -116,7 +116,7 @@ class Decoder:
 
 
 def _too_much(at: str, got: int, limit: Limit) -> Problem:
-    return Problem(field=at, expected=f"at most {limit[0]}", got=got, do=f"ask for less, or raise {limit[1]}")
+    return Problem(field=at, expected=f"at most {limit[0]}", got=_short(got), do=f"ask for less, or raise {limit[1]}")
 
 
 def _no_json(error: Exception) -> Problem:

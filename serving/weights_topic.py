@@ -81,15 +81,21 @@ class WeightsTopic:
     def start_points(self, begin: int, end: int) -> Iterator[StartPoint]:
         """Bases to try, the newest first."""
         seen: list[_Seen] = []
-        tried = end
-        for lower, upper in self._ranges(begin, end):
+        tried = upper = end
+        size = SCAN_RECORDS
+        while upper > begin and not self._stopping.is_set():
+            lower = max(begin, upper - size)
             seen = [*self._scan(lower, upper), *seen]
             for point in _candidates(seen, tried):
                 if lower > begin and not any(each.offset < point.offset for each in seen):
-                    break  # a claim before that base may have fenced it off, so look further back first
+                    # A claim before that base may have fenced it off, so look there first. What lies between may be
+                    # hundreds of chunks, and is read from that base on in any case.
+                    lower = max(begin, min(lower, point.offset))
+                    break
                 tried = point.offset
                 if tried >= begin:
                     yield point
+            upper, size = lower, size * 2
 
     def _ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         upper, size = end, SCAN_RECORDS

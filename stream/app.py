@@ -1,16 +1,17 @@
-"""The Faust app: one agent over the raw bytes of the actions topic.
+"""The Faust app: one agent over the raw records of the actions topic.
 
-Faust delivers at least once. The agent passes batches to `Router.take`, and a partition acknowledges events only after
-the write batch that holds them. What Faust commits is only a hint: after a rebalance it also acknowledges events that
-were never processed (a stream that meets an event of an older generation skips *and* acknowledges it). So a partition
-compares every offset with its store's own, and reads what is missing with a plain consumer (`stream.partition`).
+Faust delivers at least once, a list of records per event (`stream.transport`). The agent passes events to
+`Router.take`, and a partition acknowledges one only after the write batches that hold its records. What Faust commits
+is only a hint: after a rebalance it also acknowledges events that were never processed (a stream that meets an event of
+an older generation skips *and* acknowledges it). So a partition compares every offset with its store's own, and reads
+what is missing with a plain consumer (`stream.partition`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from faust.types import TP
 
@@ -24,22 +25,15 @@ from wire.topics import Topics
 METADATA_MS = 10_000
 """How often Faust's consumer asks for the topic's partitions. A broker that has just started may not know them when the
 group's leader divides them; nobody would have any until the leader asks again, by default after five minutes."""
-
-
-class Record(NamedTuple):
-    """A record of the actions topic as the store takes it."""
-
-    offset: int
-    record_ms: int
-    key: bytes | None
-    value: bytes | None
+MOST_EVENTS = 8
+"""How many events may wait in Faust."""
 
 
 class Router(Protocol):
     """Receives events and assignments."""
 
-    async def take(self, events: list[Any]) -> None:
-        """Take a batch of Faust events; each is acknowledged later, once it is in a store."""
+    async def take(self, event: Any) -> None:
+        """Take an event; it is acknowledged later, once its records are in a store."""
 
     async def assign(self, partitions: set[int]) -> None:
         """From now on, exactly these partitions are assigned to this worker."""
@@ -97,7 +91,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         topic_allow_declare=False,  # `wire.kafka.admin` creates topics
         stream_wait_empty=False,  # events of a lost partition are never acknowledged, and do not need to be
         stream_recovery_delay=0.0,
-        stream_buffer_maxsize=2 * stream.max_batch,
+        stream_buffer_maxsize=MOST_EVENTS,
         broker_commit_interval=stream.commit_interval_s,
         broker_session_timeout=stream.session_timeout_s,
         broker_heartbeat_interval=stream.heartbeat_s,
@@ -108,12 +102,12 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
     name = Topics.under(kafka.prefix).actions
     raw = app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
-    async def take(batches: Any) -> None:
-        async for events in batches.noack_take(stream.max_batch, within=stream.max_wait_s):
+    async def take(lists: Any) -> None:
+        async for event in lists.noack().events():
             try:
-                await router.take(events)
+                await router.take(event)
             except Exception as error:
-                # Faust would restart the agent and skip these events.
+                # Faust would restart the agent and skip this event.
                 router.fail(error)
                 raise
 
@@ -123,9 +117,3 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
     app.agent(raw, name=f"{name}.take")(take)
     app.on_partitions_assigned.connect(on_assigned)
     return app
-
-
-def record_of(event: Any) -> Record:
-    """The part of a Faust event that a store needs."""
-    message = event.message
-    return Record(message.offset, round(message.timestamp * 1000), message.key, message.value)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from state.store import PartitionStore
-from stream.app import Record
 from stream.config import Settings
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import OutboxRelay
+from stream.transport import Record
 from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal

@@ -17,7 +17,6 @@ from typing import Any, Self
 import msgspec
 
 from state.store import PartitionStore
-from stream.app import Record, record_of
 from stream.applier import Applier, give_up_if_refused
 from stream.claim import Claim, Headers, TopicIds, claim, remedies
 from stream.config import Settings
@@ -25,6 +24,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
+from stream.transport import Record, records_of
 from wire.kafka.options import BROKER_ERRORS
 from wire.status import PartitionStatus
 from wire.topics import Topics
@@ -33,7 +33,7 @@ RETRY_S = 1.0
 STALL_S = 1.5
 """Records that have been available but not applied for this long are read without Faust."""
 MAX_WAITING = 4
-"""How many batches may wait for a store before Faust has to wait."""
+"""How many write batches may wait for a store before Faust has to wait."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ class Partition:
         self._num_gone = 0
         self._turn = asyncio.Lock()
         """Held while the store is changed."""
-        self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue()
+        self._num_waiting = 0
+        """How many records wait."""
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._claimed = asyncio.Event()
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
@@ -73,9 +77,13 @@ class Partition:
         self._tasks = [asyncio.create_task(self._guard(work)) for work in (self._own(), self._apply())]
         return self
 
-    async def offer(self, events: list[Any]) -> None:
-        """Accept Faust events, in order; waits while the partition is behind."""
-        await self._waiting.put(events)
+    async def offer(self, event: Any) -> None:
+        """Accept a Faust event, in order; waits while the partition is behind."""
+        await self._has_room.wait()
+        self._num_waiting += len(event.message.value)
+        if self._num_waiting >= MAX_WAITING * self._shared.settings.stream.max_batch:
+            self._has_room.clear()
+        self._waiting.put_nowait(event)
 
     async def close(self) -> None:
         """Stop, and close the store. What was not applied or relayed is left to the next owner."""
@@ -190,12 +198,23 @@ class Partition:
 
     async def _apply(self) -> None:
         while True:
-            events = await self._waiting.get()
-            records = [record_of(event) for event in events]
+            events = await self._arrived()
+            records = [record for event in events for record in records_of(event)]
             while not await self._take_turn(records):  # noqa: ASYNC110
                 await asyncio.sleep(RETRY_S)  # the broker is away, so no event would wake us
             for event in events:
                 event.ack()
+
+    async def _arrived(self) -> list[Any]:
+        """The events that have arrived shortly after the first of them; at once, if they fill a write batch."""
+        stream, events = self._shared.settings.stream, [await self._waiting.get()]
+        if self._num_waiting < stream.max_batch:
+            await asyncio.sleep(stream.max_wait_s)
+        while not self._waiting.empty():
+            events.append(self._waiting.get_nowait())
+        self._num_waiting = 0
+        self._has_room.set()
+        return events
 
     async def _take_turn(self, records: Sequence[Record]) -> bool:
         """Apply ``records``; False if it has to be retried."""

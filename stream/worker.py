@@ -191,18 +191,14 @@ class Worker:
         elif error := stopping.exception():
             log.info("faust did not stop in an orderly way", error=repr(error))
 
-    async def take(self, events: list[Any]) -> None:
-        """Give each partition its events of this batch."""
-        if events and events[0].message.timestamp_type == CREATE_TIME and not self._told_of_times:
+    async def take(self, event: Any) -> None:
+        """Give a partition its event."""
+        if event.message.timestamp_type == CREATE_TIME and not self._told_of_times:
             self._told_of_times = True
             warn_of_times(self.topics.actions)
-        by_partition: dict[int, list[Any]] = {}
-        for event in events:
-            by_partition.setdefault(event.message.partition, []).append(event)
-        for number, own in by_partition.items():
-            partition = self.partitions.get(number)
-            if partition is not None:
-                await partition.offer(own)
+        partition = self.partitions.get(event.message.partition)
+        if partition is not None:
+            await partition.offer(event)
 
     async def assign(self, partitions: set[int]) -> None:
         """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""

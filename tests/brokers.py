@@ -56,6 +56,7 @@ log.cleaner.threads=1
 log.cleaner.dedupe.buffer.size=4194304
 log.cleaner.backoff.ms=500
 log.retention.check.interval.ms=1000
+log.segment.delete.delay.ms=500
 """
 
 
@@ -177,6 +178,19 @@ def start_broker(folder: Path) -> Broker:
     return EmbeddedKafka()
 
 
+def remove_topics(broker: Broker, prefix: str) -> None:
+    """Remove the topics whose names begin with ``prefix``, if the broker runs."""
+    from kafka import KafkaAdminClient
+
+    if not _listens(broker.bootstrap):
+        return
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    try:
+        admin.delete_topics([name for name in admin.list_topics() if name.startswith(prefix)])
+    finally:
+        admin.close()
+
+
 def _dies_with_us() -> list[str]:
     """A command prefix that makes a child end when this process does, however it ends (Linux)."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
@@ -282,15 +296,21 @@ def forget_refused_sockets() -> None:
         gc.collect()
 
 
+def _listens(bootstrap: str) -> bool:
+    host, port = bootstrap.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _answers(bootstrap: str) -> bool:
     """Whether a broker answers and has joined its cluster."""
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
-    host, port = bootstrap.rsplit(":", 1)
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
+    if not _listens(bootstrap):
         return False
     try:
         client = KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # (`headrace.commands.processes`). Set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
+from tests.brokers import Broker, broker_in_use, forget_refused_sockets, remove_topics, start_broker
 
 
 def pytest_report_header() -> str:
@@ -107,6 +107,14 @@ def durable_kafka(kafka: Broker) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def topic_prefix() -> str:
-    """A prefix of topics (and consumer groups) that no other test uses."""
-    return f"t{uuid.uuid4().hex[:10]}"
+def topic_prefix(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A prefix of topics (and consumer groups) that no other test uses.
+
+    The topics go with the test: a broker that was killed looks through every partition when it starts, and clients ask
+    for the names of all topics.
+    """
+    prefix = f"t{uuid.uuid4().hex[:10]}"
+    broker: Broker | None = request.getfixturevalue("kafka") if "kafka" in request.fixturenames else None
+    yield prefix
+    if broker is not None and broker.durable:
+        remove_topics(broker, prefix)

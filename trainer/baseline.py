@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from model.distinct import distinct
 from model.growing import GrowingColumns
 
 Int64 = NDArray[np.int64]
@@ -110,7 +111,7 @@ class PopularityBaseline:
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted."""
-        rows = np.unique(rows_N[rows_N < len(self.count_V)])
+        rows = distinct(rows_N[rows_N < len(self.count_V)])
         before = self.count_V[rows]
         self.count_V[rows] = 0
         self._move(before, np.zeros_like(before))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dirty import UNPUBLISHED
+from model.distinct import distinct
 from model.memory_version import published_memory
 from trainer.errors import UnsoundVersionError
 from trainer.regions import COUNTS, names_of, regions_of
@@ -88,14 +89,13 @@ class Collection:
 
     def _table(self, name: str, tombstones: Int64) -> TableRows:
         rows, columns = merged(self._of(name))
-        live = columns["live"]
-        return TableRows(columns["ids"][live], rows[live], columns["weight"][live], tombstones)
+        rows, columns = chosen(rows, columns, columns["live"])
+        return TableRows(columns["ids"], rows, columns["weight"], tombstones)
 
     def _memory(self, size: Int64, learned: Arrays) -> Arrays:
         rows, columns = merged(self._of("memory"))
         if self.is_whole:
-            is_met = columns["first"] >= 0
-            rows, columns = rows[is_met], {name: column[is_met] for name, column in columns.items()}
+            rows, columns = chosen(rows, columns, columns["first"] >= 0)
         return published_memory(rows, columns, size, learned, everything=self.is_whole)
 
     def _rates(self, weights: Arrays) -> Arrays:
@@ -110,15 +110,32 @@ class Collection:
         return found
 
 
+def chosen(rows: Int64, columns: Arrays, is_chosen: NDArray[np.bool_]) -> tuple[Int64, Arrays]:
+    """The rows at these places, and their columns; nothing is copied if they are all of them."""
+    if is_chosen.all():
+        return rows, columns
+    return rows[is_chosen], {name: column[is_chosen] for name, column in columns.items()}
+
+
 def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
     """The rows of all pieces, ascending, and their columns, each row as in the last piece that has it."""
-    rows = np.unique(np.concatenate([NO_ROWS, *(piece.rows_U for piece in pieces)]))
+    rows = distinct(np.concatenate([NO_ROWS, *(piece.rows_U for piece in pieces)]))
     columns: dict[str, NDArray[Any]] = {}
+    wheres = [_where(rows, piece.rows_U) for piece in pieces]
     for name, like in (pieces[-1].columns if pieces else {}).items():
         out = np.zeros((len(rows), *like.shape[1:]), like.dtype)
-        for piece in pieces:
-            if piece.columns[name].shape[1:] == like.shape[1:]:  # else every row in use comes again
-                where, values = np.searchsorted(rows, piece.rows_U), piece.columns[name]
+        for piece, where in zip(pieces, wheres, strict=True):
+            values = piece.columns[name]
+            if values.shape[1:] == like.shape[1:]:  # else every row in use comes again
                 out[where] = values if name != "moved" else out[where] | values
         columns[name] = out
     return rows, columns
+
+
+def _where(rows: Int64, part: Int64) -> Int64 | slice:
+    """The places in ``rows``, which are ascending, of some of them, also ascending; as a slice, which is copied without
+    holding the interpreter, where they are consecutive."""
+    where = np.searchsorted(rows, part)
+    if len(part) and where[-1] - where[0] == len(part) - 1:
+        return slice(int(where[0]), int(where[-1]) + 1)
+    return where

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word, check_fields, expect
+from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Numbers, Switch, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
@@ -52,6 +53,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "value_weight": Number(0, advice="0 learns no values"),
     "max_exposure_weight": Number(1, advice="1 corrects nothing, 10 is usual"),
+    "kind_weights": Numbers(ABOVE_0, "names of action.kinds with numbers"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
     "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
@@ -64,6 +66,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "stochastic_length_alpha": Number(0, 2, advice="0 turns it off, 1.6 to 2 is usual"),
     "admit_after": AT_LEAST_1,
     "evict_after_days": Number(0, advice="0 keeps every item"),
+    "max_items": Number(0, whole=True, advice="0 sets no limit"),
     "evict_every_steps": AT_LEAST_1,
     "exclude_seen": Word(EXCLUDE, "use auto"),
     "memory_half_life": ABOVE_0,
@@ -110,7 +113,8 @@ class TrainerConfig:
     ``rank_timeout_s``: how long a rank waits for another. ``whole_table_bytes``: up to this size each rank has the
     whole item table, beyond it the ranks divide all tables (`trainer.sharding`). ``memory_group``: from 2 on, the
     memory is on the GPU, and up to that many events are predicted from one state, fewer at first
-    (`kernels.memory.reference.memory_learn_grouped`).
+    (`kernels.memory.reference.memory_learn_grouped`). ``kind_weights``: how much a choice of a kind counts, 1 if it is
+    not named (`trainer.choice_weights`).
     ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
     how much of the training thread's time it takes, and how large it may be (`trainer.frozen_rival`).
     """
@@ -153,6 +157,7 @@ class TrainerConfig:
     rank_weight: float = 1.0
     value_weight: float = 1.0
     max_exposure_weight: float = 10.0
+    kind_weights: Mapping[str, float] = field(default_factory=dict)
     row_init_std: float = 0.02
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -168,6 +173,7 @@ class TrainerConfig:
     # Vocabulary
     admit_after: int = 1
     evict_after_days: float = 0.0
+    max_items: int = 0
     evict_every_steps: int = 1000
     # Metrics
     exclude_seen: str | bool = "auto"

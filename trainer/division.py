@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.memory import memory_logits, memory_logits_of
+from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from model.share import Float32, Int32, Int64, Share
 from trainer.shards import added
@@ -55,7 +56,7 @@ class Exchange:
         parts = self._swapped(gradients, self._from, self._wanted)
         found = dict[str, tuple[Int64, Tensor]]()
         for name, wanted in self._wanted.items():
-            places = np.unique(np.concatenate(wanted))
+            places = distinct(np.concatenate(wanted))
             all_NMD = torch.zeros((len(wanted), len(places), gradients[name].shape[1]))
             for one_MD, mine, part in zip(all_NMD, wanted, parts[name], strict=True):
                 one_MD[torch.from_numpy(np.searchsorted(places, mine))] = part

@@ -22,12 +22,13 @@ from model.rates import Rates, done_before
 from model.tokens import ITEMS, side_inputs, token_times
 from trainer.batch import JaggedBatch
 from trainer.changes import with_changes
+from trainer.choice_weights import ChoiceWeights
 from trainer.direct_step import output_places
 from trainer.evaluator import Forward, Leaf
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
-from trainer.losses import exposure_weights, mean_or_zero
+from trainer.losses import mean_or_zero
 from trainer.retrieval import RetrievalRows
 from trainer.shard_pass import Network, tail_of
 from trainer.sharding import Sharding, in_use
@@ -45,7 +46,8 @@ class ForwardPass:
         self._items, self._device = network.tables[ITEMS], network.device
         self._frequency, self._rates, self.sharding = frequency, rates, sharding
         self._direct = network.direct
-        self._corrects, self._predicts_value = network.model.config.propensity, network.model.config.predict_value
+        self._weights = ChoiceWeights.of(self._model.config, self._config)
+        self._predicts_value = self._model.config.predict_value
         self._graphs: PaddedEncoder | None = None
         self.step_graphs: PaddedStep | None = None
         # Dropout takes a new seed in each step; a graph would replay the one that it was captured with.
@@ -80,7 +82,7 @@ class ForwardPass:
             inputs = self._step_inputs(batch, whole, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R)
-        is_usual = not (self._corrects or self._predicts_value)
+        is_usual = not (self._weights.differ or self._predicts_value)
         if exact and is_usual and self._direct is not None and self._direct.fits(batch, len(rows_U)):
             return self._direct_forward(batch, whole, input_rows_n, target_row_R, rows_U)
         leaf_UD = self._items.gather(rows_U)
@@ -97,8 +99,8 @@ class ForwardPass:
             query_SD if learned_S.all() else query_SD[self._tensor(learned_S)], table_UD,
             target_row_R[wanted][learned_S], self._items, self._frequency, self._config, self._step,
         )  # fmt: skip
-        if self._corrects:
-            loss_S = loss_S * self._tensor(self._exposure(batch, wanted[learned_S]))
+        if self._weights.differ:
+            loss_S = loss_S * self._tensor(self._weights.over(batch, wanted[learned_S]))
         logits_RK = self._model.rank_logits(item_RM, self._tensor(self.prior(whole, target_row_R)))
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves,
@@ -125,7 +127,7 @@ class ForwardPass:
         live_V[0] = False
         weight_S = np.zeros(int(batch.is_wanted_R.sum()), np.float32)
         learned_S = target_row_R[batch.is_wanted_R] > 0
-        weight_S[learned_S] = self._exposure(batch, np.flatnonzero(batch.is_wanted_R)[learned_S])
+        weight_S[learned_S] = self._weights.over(batch, np.flatnonzero(batch.is_wanted_R)[learned_S])
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
             batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self.prior(whole, target_row_R),
@@ -150,10 +152,6 @@ class ForwardPass:
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
             out.ranking, has_gradients=self._config.graph_gradients,
         )  # fmt: skip
-
-    def _exposure(self, batch: JaggedBatch, learned: Int64) -> NDArray[np.float32]:
-        """(S,) the weights of these targets in retrieval's loss."""
-        return exposure_weights(batch.propensity_n[batch.target_R[learned]], self._config.max_exposure_weight)
 
     def prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) each target's prior from rates alone (`Rates.prior`)."""

@@ -58,7 +58,8 @@ class FirstPredictions:
 
     def find(self, number_R: Int64) -> Int64:
         """The row of each interaction; -1 if it is forgotten."""
-        return np.where(number_R >= self.end - self.filled, number_R % len(self.done), -1)
+        is_here_R = (number_R >= self.end - self.filled) & (number_R < self.end)
+        return np.where(is_here_R, number_R % len(self.done), -1)
 
     def newest(self, num: int, lag: int = 0) -> Int64:
         """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
@@ -156,10 +157,7 @@ class KindMetrics:
         """The inverse of `state_dict`.
 
         Earlier builds found first predictions by keys of their own: late kinds of those interactions are not counted.
-        Builds before those kept none and counted late kinds differently: their counts are ignored.
         """
-        if "first_model" not in state:
-            return
         for name in _SUMS:
             setattr(self, name, state[name].copy())
         self.num_too_late = int(state["num_too_late" if "num_too_late" in state else "late_counts"][0])

@@ -22,8 +22,8 @@ from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch
+from trainer.choice_weights import EQUAL, ChoiceWeights
 from trainer.evaluator import Forward
-from trainer.losses import exposure_weights
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
@@ -68,11 +68,11 @@ class MemoryPass:
         most_logits: int = MOST_LOGITS,
         exact_rows: int = EXACT_ROWS,
         rows_per_share: int = ROWS_PER_SHARE,
-        max_weight: float = 1.0,
+        weights: ChoiceWeights = EQUAL,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
-        self._max_weight = max_weight
+        self._weights_of = weights
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -110,11 +110,11 @@ class MemoryPass:
         )  # fmt: skip
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
-        """(told,) how much each choice counts (`exposure_weights`); None if all count alike."""
-        if not self._model.config.propensity:
+        """(told,) how much each choice counts; None if all count alike."""
+        if not self._weights_of.differ:
             return None
         weight_R, chosen = np.ones(len(told), np.float32), batch.is_wanted_R[told]
-        weight_R[chosen] = exposure_weights(batch.propensity_n[batch.target_R[told]][chosen], self._max_weight)
+        weight_R[chosen] = self._weights_of.over(batch, told[chosen])
         return weight_R
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ class PrequentialMetrics:
     """Sums over all targets, and a window of the newest ones. ``arrivals``: what numbers the interactions."""
 
     def __init__(self, kinds: tuple[str, ...], window: int, arrivals: Arrivals | None = None) -> None:
-        self.arrivals = arrivals or Arrivals()
+        self.arrivals = Arrivals() if arrivals is None else arrivals
         self.ranking = KindMetrics(kinds, window, self.arrivals)
         self.ranks = np.zeros((len(RANKERS), len(SLICES), len(_SUMS)))
         self.domains: dict[int, Float64] = {}

@@ -18,6 +18,8 @@ ADDED: dict[str, Any] = {
     "sgd_lr_ratio": 10.0,
     "value_weight": 1.0,
     "max_exposure_weight": 10.0,
+    "kind_weights": {},
+    "max_items": 0,
 }
 """Settings that earlier builds did not have, with the values that describe those builds."""
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.transfer import to_device
+from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
@@ -41,7 +42,7 @@ class RetrievalRows:
             return RetrievalRows(np.arange(items.num_rows), np.zeros(0, np.int64), exact=True)
         negatives = items.live_at(draw_negatives(num_live, config.num_negatives, config.seed, step))
         read = np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives])
-        return RetrievalRows(np.unique(read), negatives, exact=False)
+        return RetrievalRows(distinct(read), negatives, exact=False)
 
     def places(self, rows_N: Int64) -> Int64:
         """(N,) where these rows stand in ``rows_U``."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model.memory_version import neighbour_places
 from trainer.errors import UnsoundVersionError
 from trainer.rows import Arrays
 from wire.weights import Snapshot, TableRows
@@ -55,11 +56,11 @@ class Rounding:
         _, capacity, width = memory["size"].tolist()
         self._resize(capacity, width, keep=not is_base)
         weights, rows = memory["weight"], memory["row_index"]
-        units = on_grid(weights)
-        used = np.arange(width) < memory["num_neighbours"][:, None]
-        where = np.repeat(rows, memory["num_neighbours"]), np.nonzero(used)[1]
-        steps = units - self._held_VN[where]
-        self._held_VN[where] = units
+        units, held = on_grid(weights), self._held_VN.reshape(-1)
+        steps = np.empty_like(units)
+        for part, places in neighbour_places(rows, memory["num_neighbours"], width):
+            steps[part] = units[part] - held[places]
+            held[places] = units[part]
         self.errors["memory.weight"] = float(np.abs(_weights_of(units) - weights).max(initial=0.0))
         exact = {name: array for name, array in memory.items() if name != "weight"}
         return {**exact, "weight_steps": planes_of(steps), "weight_unit": np.array([UNIT], np.float32)}

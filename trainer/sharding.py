@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.distinct import distinct
 from model.embedding import EmbeddingTable
 from model.share import WHOLE, Share
 from model.tokens import ITEMS, side_inputs
@@ -98,7 +99,7 @@ class Sharding:
         self, batch: JaggedBatch, number: int, chosen: RetrievalRows, target_row_R: Int64, side_nF: dict[str, Int64]
     ) -> ShardedStep:
         items, config = self._network.tables[ITEMS], self._network.config
-        rows = {name: np.unique(rows_nF) for name, rows_nF in side_nF.items()}
+        rows = {name: distinct(rows_nF) for name, rows_nF in side_nF.items()}
         learned_row_S = target_row_R[batch.is_wanted_R & (target_row_R > 0)]
         drawn_S, log_draws_S = np.zeros(0, np.int64), np.zeros(0, np.float32)
         if not chosen.exact:
@@ -250,11 +251,11 @@ def rows_read(step: ShardedStep, shards: Sequence[Shard]) -> dict[str, Int64]:
     """By table, the rows that some of a step's shards read, ascending."""
     items = [each for shard in shards for each in (shard.row_n, shard.target_row_R)]
     sides = {
-        name: np.unique(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
+        name: distinct(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
         for name in step.rows
         if name != ITEMS
     }
-    return {ITEMS: np.unique(np.concatenate([*items, step.drawn_S])), **sides}
+    return {ITEMS: distinct(np.concatenate([*items, step.drawn_S])), **sides}
 
 
 def _unless(

@@ -31,6 +31,7 @@ from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
 from trainer.evaluator import Evaluator, Forward
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
+KEPT_SHARE = 0.9
+"""How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,
+so it should be seldom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model, max_weight=trainer.max_exposure_weight)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
@@ -279,8 +283,8 @@ class Learner:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._evict(now_ms)
 
     def _note_record_time(self, *examples: Example) -> None:
         waiting = self.histories.waiting
@@ -292,8 +296,16 @@ class Learner:
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
 
-    def _evict(self, before_ms: int) -> None:
-        self._release(self.items.evict(before_ms))
+    def _evict(self, now_ms: int) -> None:
+        """Drop items that are too old, and if there are too many those that were met the longest time ago."""
+        config, before_ms = self.config, None
+        if config.evict_after_days > 0:
+            before_ms = now_ms - int(config.evict_after_days * MS_PER_DAY)
+        if 0 < config.max_items < self.items.num_live:
+            oldest_ms = self.items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
+            before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
+        if before_ms is not None:
+            self._release(self.items.evict(before_ms))
 
     def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)

@@ -10,7 +10,8 @@ it will change.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,8 @@ class Sweep:
     ) -> None:
         self._regions, self._entries, self._bit, self._give = regions, entries, bit, give
         self._cursors = deque[list[int]]([index, 0] for index in range(len(regions) if whole else 0))
-        self._keys = deque((each, deque(each.start_whole())) for each in entries) if whole else deque()
+        self._keys = deque[tuple[Entries, list[Any]]]((each, each.start_whole()) for each in entries if whole)
+        self._first_key = 0
         self._left_bytes: int | None = None
         self._factor = 1.0
 
@@ -53,24 +55,28 @@ class Sweep:
         budget = self._take_whole(budget)
         if budget <= 0 or self._cursors or self._keys:
             return False
-        left = self.left_bytes()
+        dirty = list(self._dirty())
+        left = self._bytes_of(dirty)
         if left <= budget:
             return True
         if self._left_bytes is not None and left > STALLED * self._left_bytes:
             self._factor *= GROWTH
         self._left_bytes = left
-        self._take_changed(budget)
+        self._take_changed(budget, dirty)
         return False
 
     def finish(self) -> None:
         """Copy all that is left: the pieces together are now the learner as it is."""
         while self._cursors or self._keys:
             self._take_whole(1 << 62)
-        self._take_changed(1 << 62)
+        self._take_changed(1 << 62, self._dirty())
 
     def left_bytes(self) -> int:
         """Bytes of the rows and entries that are dirty."""
-        rows = sum(len(rows_U) * region.row_bytes for region, rows_U in self._dirty())
+        return self._bytes_of(self._dirty())
+
+    def _bytes_of(self, dirty: Iterable[tuple[Region, Int64]]) -> int:
+        rows = sum(len(rows_U) * region.row_bytes for region, rows_U in dirty)
         return rows + sum(each.num_changed * each.ENTRY_BYTES for each in self._entries)
 
     # The first pass: rows one after the other
@@ -89,12 +95,14 @@ class Sweep:
         while budget > 0 and self._keys:
             entries, keys = self._keys[0]
             num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
-            taken = [keys.popleft() for _ in range(min(num, len(keys)))]
+            taken = keys[self._first_key : self._first_key + num]
             if taken:
                 self._emit(entries.name, NO_ROWS, entries.take(taken))
             budget -= len(taken) * entries.ENTRY_BYTES
-            if not keys:
+            self._first_key += len(taken)
+            if self._first_key == len(keys):
                 self._keys.popleft()
+                self._first_key = 0
         return budget
 
     # Then what has changed
@@ -103,8 +111,8 @@ class Sweep:
         for region in self._regions:
             yield region, np.flatnonzero(is_dirty(region.dirty[: region.num_rows], self._bit))
 
-    def _take_changed(self, budget: int) -> None:
-        for region, rows_U in self._dirty():
+    def _take_changed(self, budget: int, dirty: Iterable[tuple[Region, Int64]]) -> None:
+        for region, rows_U in dirty:
             size = max(1, MOST_PIECE_BYTES // region.row_bytes)
             for start in range(0, len(rows_U), size):
                 if budget <= 0:

@@ -67,7 +67,7 @@ class VersionAssembler:
         missing = [index for index in range(manifest.num_chunks) if index not in chunks]
         if missing:
             raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
-        blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
+        blob = bytearray().join(chunks[index] for index in range(manifest.num_chunks))
         if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
             raise VersionError(
                 f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "

@@ -98,6 +98,22 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """A table of numbers by name, each within ``limit``; ``expected`` describes it."""
+
+    limit: Number
+    expected: str
+    advice: str = DEFAULT
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is not such a table."""
+        expect(isinstance(value, Mapping), key, f"a table of {self.expected}", value, self.advice)
+        assert isinstance(value, Mapping)
+        for name, number in value.items():
+            self.limit.check(f"{key}.{name}", number)
+
+
+@dataclass(frozen=True, slots=True)
 class Names:
     """At least ``least`` names and at most ``most``."""
 

@@ -56,6 +56,9 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     why: str = ""
     line: str = ""
     """The line of training that it follows; empty: the main one."""
+    open_files: Whole = 0
+    most_files: Whole = 0
+    """How many files and sockets it has open, and how many it may; 0 if its system does not say."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

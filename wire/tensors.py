@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,30 @@ _TYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
+
+
+_KINDS = {name: np.dtype(kind) for kind, name in _TYPES.items()}
+
+
+def arrays_of(blob: bytes | bytearray) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors blob, as views of its memory (read-only if it is). Raises ValueError for other bytes.
+
+    `safetensors.numpy.load` copies all of it, which takes as long as reading it from a broker.
+    """
+    data_at = 8 + int.from_bytes(blob[:8], "little")
+    try:
+        header = json.loads(bytes(blob[8:data_at]))
+        return {name: _array(blob, data_at, about) for name, about in header.items() if name != "__metadata__"}
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a header of safetensors ({type(error).__name__}: {error})") from error
+
+
+def _array(blob: bytes | bytearray, data_at: int, about: Mapping[str, Any]) -> NDArray[Any]:
+    kind, shape, (first, end) = _KINDS[about["dtype"]], tuple(about["shape"]), about["data_offsets"]
+    num = prod(shape)
+    if min((*shape, first), default=first) < 0 or end - first != num * kind.itemsize or data_at + end > len(blob):
+        raise ValueError(f"expected {shape} of {kind} in bytes {first} to {end} of {len(blob) - data_at}")
+    return np.frombuffer(blob, kind, num, data_at + first).reshape(shape) if num else np.zeros(shape, kind)
 
 
 class Tensors:

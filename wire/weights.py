@@ -32,12 +32,10 @@ import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 
 from wire.errors import CodecError, VersionError
 from wire.json_value import decode_json
-from wire.tensors import Tensors
+from wire.tensors import Tensors, arrays_of
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
@@ -186,12 +184,12 @@ def encode_blob(snapshot: Snapshot) -> bytes:
     return b"".join(blob_of(snapshot).parts)
 
 
-def decode_blob(blob: bytes) -> Snapshot:
-    """The inverse of `encode_blob`. Raises `VersionError` on bytes that are not one."""
+def decode_blob(blob: bytes | bytearray) -> Snapshot:
+    """The inverse of `encode_blob`; arrays are views of the blob. Raises `VersionError` on bytes that are not one."""
     try:
-        tensors = load_tensors(blob)
-        names = dict(json.loads(tensors.pop("names").tobytes()))
-    except (SafetensorError, KeyError, ValueError) as error:
+        tensors = arrays_of(blob)
+        names = decode_json(tensors.pop("names").tobytes(), _names_decoder)
+    except (CodecError, KeyError, ValueError) as error:
         raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
     parts: dict[str, dict[str, NDArray[Any]]] = {}
     for name, array in tensors.items():
@@ -199,7 +197,7 @@ def decode_blob(blob: bytes) -> Snapshot:
         parts.setdefault(part, {})[rest] = array
     dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
     tables = {table: _table_rows(arrays) for table, arrays in sorted(parts.items())}
-    return Snapshot(dense, tables, names, memory, rates)
+    return Snapshot(dense, tables, dict(names), memory, rates)
 
 
 def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
@@ -207,7 +205,7 @@ def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
     return TableRows(arrays["ids"], arrays["row_index"], rows, arrays["tombstones"])
 
 
-def checksum(blob: bytes) -> str:
+def checksum(blob: bytes | bytearray) -> str:
     """xxh3-128 of the blob, as hex."""
     return xxhash.xxh3_128_hexdigest(blob)
 
@@ -227,6 +225,7 @@ CLAIM_HEADERS: Headers = [("record", b"claim")]
 
 
 _manifest_decoder, _claim_decoder = msgspec.json.Decoder(Manifest), msgspec.json.Decoder(Claim)
+_names_decoder = msgspec.json.Decoder(list[tuple[int, str | int]])
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -20,6 +20,7 @@ from bench.rivals.bert4rec import BERT4Rec, Cloze
 from bench.rivals.cooccurrence import Cooccurrence
 from bench.rivals.din import DIN, LearnedRanker
 from bench.rivals.factorisation import FactorisationMachine
+from bench.rivals.featured import Featured
 from bench.rivals.gradient import Gradient
 from bench.rivals.gru4rec import GRU4Rec
 from bench.rivals.libraries import River, VowpalWabbit, installed
@@ -114,6 +115,10 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
             for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
         },
+        "feature counts": {
+            f"feature {column + 1}{', own items' * (own > 0)}": Setting(partial(_featured, column, own))
+            for column, own in ((0, 0.5), (0, 0.0), (1, 0.5), (2, 0.5), (3, 0.5))
+        },
         "SASRec": _sequence_settings(partial(_sequence, SASRec, Gradient)),
         "GRU4Rec": _sequence_settings(partial(_sequence, GRU4Rec, Gradient)),
         "BERT4Rec": _sequence_settings(partial(_sequence, BERT4Rec, Cloze))
@@ -136,7 +141,7 @@ def rankers() -> dict[str, dict[str, Setting]]:
         },
     }
     for name, who, make, tried in (
-        ("river", "River", River, (0.02, 0.05)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5)),
+        ("river", "River", River, (0.02, 0.05, 0.1)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5)),
     ):  # fmt: skip
         if name in installed():
             found[who] = {f"rate {rate:g}": Setting(partial(_library, make, rate)) for rate in tried}
@@ -191,6 +196,10 @@ def _decayed(half_life: float, info: StreamInfo, _: int) -> Retriever:
 
 def _cooccurrence(lags: int, decay: float, info: StreamInfo, _: int) -> Retriever:
     return EventByEvent(Cooccurrence(info.num_rows, lags, decay))
+
+
+def _featured(column: int, own: float, info: StreamInfo, _: int) -> Retriever:
+    return Featured(info.num_rows, column, own)
 
 
 def _rate(strength: float, info: StreamInfo, _: int) -> Ranker:

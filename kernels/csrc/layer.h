@@ -17,8 +17,9 @@ struct HeadraceLayer {
     const int64_t* token_offsets;
     const void *x, *attended, *dy;
     void *y, *dx;
-    const void* z;  // only for layer_output: activated U (tokens, value)
-    void* z_out;    // only for layer_project: activated U, V, Q, K (tokens, 2 value + 2 key)
+    const void* z;        // only for layer_output: activated U (tokens, value)
+    void* z_out;          // only for layer_project: activated U, V, Q, K (tokens, 2 value + 2 key)
+    void *k_out, *v_out;  // layer_forward: keys (tokens, key) and values (tokens, value) of all tokens, or null
     // float32
     const float *norm_in_weight, *norm_in_bias, *uvqk_weight, *uvqk_bias, *norm_out_weight, *norm_out_bias, *out_weight,
         *out_bias;

@@ -49,6 +49,14 @@ void output_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token
         }
 }
 
+// A user's rows of keys or values, for a cache.
+template <typename T>
+void keep_rows(const float* z, int64_t stride, int64_t count, int64_t width, void* to) {
+    for (int64_t t = 0; t < count; ++t)
+        for (int64_t c = 0; c < width; c += W)
+            store_some(static_cast<T*>(to) + t * width + c, load(z + t * stride + c), width - c);
+}
+
 template <typename T, int TERMS>
 void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w,
                   const BiasTables& tables, Item item, UserScratch& s) {
@@ -58,6 +66,10 @@ void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const
                                 {nullptr, s.normed, nullptr, w.in_weight, w.in_bias, w.m_pad}, s.z + t * w.c_pad,
                                 nullptr);
     });
+    if (a.k_out) {
+        keep_rows<T>(s.z + w.value, w.c_pad, item.keys, w.value, static_cast<T*>(a.v_out) + first * w.value);
+        keep_rows<T>(s.z + 2 * w.value + w.key, w.c_pad, item.keys, w.key, static_cast<T*>(a.k_out) + first * w.key);
+    }
     const HeadraceAttention local = on_scratch(attend, w, s, item);
     for (item.head = 0; item.head < attend.num_heads; ++item.head) {
         Ahead nothing;  // everything is in the cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kernels.attention import hstu_attention
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.check import check_bias, check_counts, check_norm, check_offsets, check_times
 from kernels.backend import choose
@@ -17,7 +18,7 @@ from kernels.layer import reference
 from kernels.layer.params import LayerParams
 from kernels.layer.tail import Tail
 
-__all__ = ["LayerParams", "Tail", "hstu_layer", "hstu_layer_output", "hstu_layer_project"]
+__all__ = ["LayerParams", "Tail", "hstu_layer", "hstu_layer_history", "hstu_layer_output", "hstu_layer_project"]
 
 
 def _check_input(x_TM: Tensor, params: LayerParams, num_heads: int) -> None:
@@ -104,6 +105,55 @@ def hstu_layer(
     if tail is None:
         return y
     return tail.of(y) if only_tail else tail.alone_varies(y)
+
+
+def hstu_layer_history(
+    x_TM: Tensor,
+    params: LayerParams,
+    offsets_B1: Tensor,
+    *,
+    num_heads: int,
+    norm_len: float,
+    pos_bias_GP: Tensor | None,
+    time_bias_GK: Tensor | None,
+    time_buckets: TimeBuckets,
+    query_time_T: Tensor,
+    key_time_T: Tensor,
+    bucket_cache: BucketCache | None = None,
+    tail: Tail | None = None,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hstu_layer` for cached inference: y (T, M), or the tail's rows of it (S, M), and the keys (T, H, D) and values
+    (T, H, E) of all tokens.
+
+    ``tail``: with at least one token of each user. No dropout and no gradients. In C++ each user goes through the
+    whole layer at once, so that U, Q and the attention's output do not go through memory.
+
+    Raises ValueError (shapes, dtypes, offsets, a user without outputs), `KernelUnavailable`.
+    """
+    _check_input(x_TM, params, num_heads)
+    check_offsets(offsets_B1, x_TM.shape[0])
+    check_norm(norm_len)
+    check_bias(pos_bias_GP, num_heads, "pos_bias_GP")
+    check_bias(time_bias_GK, num_heads, "time_bias_GK")
+    check_times(time_bias_GK, time_buckets, query_time_T, key_time_T, x_TM.shape[0], x_TM.shape[0])
+    if tail is not None and bool(((tail.num_silent_B > 0) & (tail.offsets_B1.diff() == 0)).any()):
+        raise ValueError("tail: expected an output for each user, got users of whom all tokens are silent")
+    pairs: dict[str, Any] = {
+        "norm_len": norm_len, "pos_bias_GP": pos_bias_GP, "time_bias_GK": time_bias_GK, "time_buckets": time_buckets,
+        "query_time_T": query_time_T, "key_time_T": key_time_T, "bucket_cache": bucket_cache,
+    }  # fmt: skip
+    chosen = choose(backend, x_TM.device)
+    if chosen == "cpp":
+        found: tuple[Tensor, Tensor, Tensor] = load("layer", chosen).history(
+            x_TM, params, offsets_B1, num_heads=num_heads, tail=tail, eps=eps, **pairs
+        )
+        return found
+    u, v, q, k = hstu_layer_project(x_TM, params, num_heads=num_heads, eps=eps, backend=backend)
+    attended = hstu_attention(q, k, v, offsets_B1, backend=backend, **pairs)
+    y = hstu_layer_output(x_TM, attended, u, params, eps=eps, backend=backend)
+    return y if tail is None else tail.of(y), k, v
 
 
 def hstu_layer_project(

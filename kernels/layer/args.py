@@ -38,7 +38,7 @@ class LayerArgs(ctypes.Structure):
         ("dropout_scale", ctypes.c_double),
         ("seed", ctypes.c_int64),
         ("token_offsets", ctypes.c_void_p),
-        *[(name, ctypes.c_void_p) for name in ("x", "attended", "dy", "y", "dx", "z", "z_out")],
+        *[(name, ctypes.c_void_p) for name in ("x", "attended", "dy", "y", "dx", "z", "z_out", "k_out", "v_out")],
         *[(name, ctypes.c_void_p) for name in WEIGHTS],
         *[(f"d_{name}", ctypes.c_void_p) for name in WEIGHTS],
     ]

@@ -181,14 +181,39 @@ def _tail_buckets(
 ) -> Tensor:
     """Buckets of the tail's queries against all keys; the batch's layers share them."""
     cache = tail.bucket_cache
-    key = tuple((id(x), x._version) for x in (offsets_B1, time_buckets.thresholds_K1, query_time_T, key_time_T))  # noqa: SLF001
+    inputs = (offsets_B1, time_buckets.thresholds_K1, query_time_T, key_time_T)
+    key = tuple((id(x), 0 if x.is_inference() else x._version) for x in inputs)  # noqa: SLF001
     if cache.key != key or not isinstance(cache.value, Tensor):
         query_S, key_S = query_time_T.index_select(0, tail.rows_S), key_time_T.index_select(0, tail.rows_S)
         before = (offsets_B1[:-1], tail.num_silent_B, key_time_T)
         cache.value = make_buckets(tail.offsets_B1, time_buckets, query_S, key_S, cache=before)
-        cache.key, cache.inputs = key, (offsets_B1, time_buckets.thresholds_K1, query_time_T, key_time_T)
+        cache.key, cache.inputs = key, inputs
     assert isinstance(cache.value, Tensor)
     return cache.value
+
+
+def history(
+    x_TM: Tensor, params: LayerParams, offsets_B1: Tensor, *, num_heads: int, norm_len: float,
+    pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, time_buckets: TimeBuckets, query_time_T: Tensor,
+    key_time_T: Tensor, bucket_cache: BucketCache | None, tail: Tail | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`kernels.hstu_layer_history` on the CPU, after validation: no gradients."""
+    require_supported(x_TM, "hstu_layer_history")
+    x, (_, value, key) = x_TM.detach().contiguous(), params.widths(num_heads)
+    if tail is None:
+        buckets = cached_buckets(bucket_cache, offsets_B1, time_buckets, query_time_T, key_time_T, None)
+    else:
+        buckets = _tail_buckets(tail, offsets_B1, time_buckets, query_time_T, key_time_T)
+    held = [table(tensor) for tensor in (*_weights(params), pos_bias_GP, time_bias_GK)]
+    num_outputs = len(x) if tail is None else tail.num_outputs
+    y, attended = x.new_empty(num_outputs, x.shape[1]), x.new_empty(num_outputs, num_heads * value)
+    k, v = x.new_empty(len(x), num_heads, key), x.new_empty(len(x), num_heads, value)
+    batch = Batch(num_heads, norm_len, 0.0, 0, eps, offsets_B1.contiguous(), buckets, None, None, tail, buckets,
+                  only_tail=tail is not None)  # fmt: skip
+    args, attend = batch.args(x, held[:8], held[8:], tail)
+    args.attended, args.y, args.k_out, args.v_out = (each.data_ptr() for each in (attended, y, k, v))
+    run("layer_forward", args, attend)
+    return y, k, v
 
 
 def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ function askForToken() {
   });
 }
 
-// The answer's JSON; throws an Error with the server's message.
+// The answer's JSON; throws an Error that says what is wrong, in the server's words if it has any.
 async function call(path, body) {
   const options = { headers: authorization() };
   if (body !== undefined) {
@@ -27,12 +27,13 @@ async function call(path, body) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, options).catch(() => { throw new Error("The server does not answer."); });
   if (answer.status === 401) {
     await askForToken();
     return call(path, body);
   }
-  const told = await answer.json();
+  const told = await answer.json().catch(() => null);
+  if (told === null) throw new Error(`Not an answer of the server, but of something in front of it: status ${answer.status}.`);
   if (!answer.ok) throw new Error(told.detail.map((each) => each.do || each.expected).join("; "));
   return told;
 }
@@ -40,9 +41,11 @@ async function call(path, body) {
 // Follow /events for ever. With fetch, because EventSource cannot send a token.
 async function follow(onEvent, onLost) {
   for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
+    let why = "lost";
     try {
       const answer = await fetch("/events", { headers: authorization() });
       if (answer.status === 401) await askForToken();
+      else if (answer.status === 503) why = "full";
       else if (answer.ok) {
         wait = 500;
         await readEvents(answer.body.getReader(), onEvent);
@@ -50,7 +53,7 @@ async function follow(onEvent, onLost) {
     } catch (error) {
       // The server is away: reported and retried below.
     }
-    onLost();
+    onLost(why);
     await new Promise((done) => setTimeout(done, wait));
   }
 }

@@ -5,6 +5,7 @@ const KEPT = 900;
 const WORDS = {
   waiting: "waiting for the first version", away: "broker away: answering from the last version", silent: "trainer silent",
   idle: "idle: everything is learned", fresh: "fresh", behind: "behind", stale: "stale", lost: "server away",
+  full: "too many pages are open: close one",
 };
 const state = { points: [], theme: null };
 
@@ -27,6 +28,7 @@ function startTheme() {
 
 function setStatus(status) {
   const pill = byId("status");
+  document.body.classList.toggle("lost", status === "lost" || status === "full");
   if (pill.dataset.status !== status || pill.textContent === "connecting") {
     pill.dataset.status = status;
     pill.textContent = WORDS[status] || status;
@@ -109,14 +111,16 @@ function drawCharts() {
 }
 
 function onEvent(event, data) {
+  const isBack = document.body.classList.contains("lost");
   state.heard = performance.now();
   if (event === "points") state.points = data;
   else state.points = [...state.points, data].slice(-KEPT);
   if (state.points.length) showPoint(state.points.at(-1));
+  if (isBack && byId("told").classList.contains("wrong") && trying.user) showUser(trying.user);
 }
 
 startTheme();
 buildPipeline();
 setInterval(tickHeadline, 200);
-follow(onEvent, () => setStatus("lost"));
-startTrying().catch((error) => say(error.message, "wrong"));
+follow(onEvent, setStatus);
+startTrying();

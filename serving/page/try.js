@@ -4,13 +4,14 @@
 const NUM = 10;
 const LOOK_EVERY_MS = 250;
 const GIVE_UP_MS = 90000;
+const AGAIN_MS = 2000;
 const NUM_REASONS = 2;
 const titles = new Map();
 const trying = { user: "", items: [], about: null, sent: null, why: new Map() };
 
 function say(text, kind = "") {
   const told = byId("told");
-  told.textContent = text;
+  if (told.textContent !== text) told.textContent = text; // a screen reader speaks whenever it is set
   told.className = `told ${kind}`;
 }
 
@@ -134,18 +135,25 @@ async function act(item) {
     say(`Sending ${kind} on ${titleOf(item)} …`);
     const sent = await call("/actions", { user, item, action: kind });
     trying.sent = { item };
-    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for the history …`);
-    let inHistory = "";
+    let inHistory = "", words = `Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for the history …`;
+    say(words);
     while (performance.now() - began < GIVE_UP_MS && user === trying.user) {
       await new Promise((done) => setTimeout(done, LOOK_EVERY_MS));
-      const version = await call("/version");
-      const seen = await refresh();
+      let version, seen;
+      try {
+        version = await call("/version");
+        seen = await refresh();
+      } catch (error) { // the server is away or busy, but the action is in Kafka: go on looking
+        if (user === trying.user) say(`${words} ${error.message}`, "wrong");
+        continue;
+      }
       if (seen === null) return;
       const there = seen.history.interactions.some((each) => String(each.item) === String(item) && each.actions.includes(kind));
       if (there && !inHistory) {
         inHistory = since();
-        say(`In the history after ${inHistory} s; waiting for a version that has learned it …`, "news");
+        words = `In the history after ${inHistory} s; waiting for a version that has learned it …`;
       }
+      say(words, inHistory ? "news" : "");
       if (there && version.newest_record_ms >= sent.record_ms) {
         say(`In the history after ${inHistory} s; version ${name(version.version)} has learned it and answers after ${since()} s.`, "news");
         await explain();
@@ -169,25 +177,39 @@ async function loadUsers() {
 }
 
 async function startTrying() {
-  trying.about = await call("/about");
-  if (!trying.about.kinds.length) {
-    say("Waiting for the first version of the weights.");
-    setTimeout(startTrying, 2000);
-    return;
-  }
-  const kinds = trying.about.kinds;
-  byId("kind").replaceChildren(...kinds.map((kind) => element("option", { value: kind, text: kind })));
-  byId("kind").value = kinds.includes("click") ? "click" : kinds.at(-1);
-  byId("kind-row").hidden = !trying.about.allow_actions;
   byId("who").addEventListener("submit", (event) => {
     event.preventDefault();
     if (byId("user").value.trim()) showUser(byId("user").value.trim());
   });
   let next = 0;
   byId("another").addEventListener("click", async () => {
-    const users = await loadUsers();
-    if (users.length) showUser(users[++next % users.length]);
+    try {
+      const users = await loadUsers();
+      if (users.length) await showUser(users[++next % users.length]);
+    } catch (error) {
+      say(error.message, "wrong");
+    }
   });
-  const users = await loadUsers();
-  await showUser(users[0] || "new user");
+  while (!(await hasFirstUser())) await new Promise((done) => setTimeout(done, AGAIN_MS));
+}
+
+// Show a user as soon as the server answers and has a version; whether it did.
+async function hasFirstUser() {
+  try {
+    trying.about = await call("/about");
+    const kinds = trying.about.kinds;
+    if (!kinds.length) {
+      say("Waiting for the first version of the weights.");
+      return false;
+    }
+    byId("kind").replaceChildren(...kinds.map((kind) => element("option", { value: kind, text: kind })));
+    byId("kind").value = kinds.includes("click") ? "click" : kinds.at(-1);
+    byId("kind-row").hidden = !trying.about.allow_actions;
+    const users = await loadUsers();
+    await showUser(users[0] || "new user");
+    return true;
+  } catch (error) {
+    say(error.message, "wrong");
+    return false;
+  }
 }

@@ -12,10 +12,11 @@ from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
 from bench.events import Step
 from bench.rivals import EventByEvent, Retriever, Setting, rankers, retrievers
 from bench.rivals.cooccurrence import Cooccurrence, Dictionaries, Matrix
+from bench.rivals.featured import Featured
 from bench.rivals.popular import Popular
 from bench.rivals.rate import Constant
 from bench.rivals.sequences import sequences
-from tests.bench.samples import Actions, chain, info_of, steps_of
+from tests.bench.samples import START_MS, Actions, chain, info_of, steps_of
 
 RETRIEVERS = [(who, next(iter(ways))) for who, ways in retrievers().items()]
 RANKERS = [(who, next(iter(ways))) for who, ways in rankers().items()]
@@ -115,6 +116,26 @@ def test_a_later_kind_counts_as_if_it_had_been_there() -> None:
         for step in steps_of(stream):
             one.over(step)
     np.testing.assert_allclose(in_time.rate_K, at_once.rate_K)
+
+
+def test_counts_by_a_feature_know_which_kind_of_item_comes_next() -> None:
+    """Items of three colours, which follow each other in a circle; most items come only a few times."""
+    rng = np.random.default_rng(0)
+    actions: Actions = [
+        {
+            "user": n % 3,
+            "item": int(rng.integers(30)) * 3 + n // 3 % 3,
+            "action": "click",
+            "timestamp": START_MS + 90_000 * n,
+        }
+        for n in range(900)
+    ]
+    actions = [{**action, "features": {"colour": "rgb"[action["item"] % 3]}} for action in actions]
+    info, found = info_of(actions), []
+    for column in (0, 1):  # the stream has no second feature
+        rival = Featured(info.num_rows, column)
+        found.append(np.mean(retrieval(evaluate_retriever(rival, steps_of(actions), _ignore))["windows"][-8:]))
+    assert found[0] > 2 * found[1] > 0
 
 
 def test_co_occurrence_in_dictionaries_is_that_in_a_matrix() -> None:

@@ -22,6 +22,10 @@ def test_noise_of_a_hundredth_keeps_what_is_foretold_within_a_few() -> None:
     assert law.at(1e6) == pytest.approx(3 + (1e3 / 1e6) ** 0.3, rel=0.05)
 
 
+def test_a_loss_that_does_not_fall_is_foretold_to_stay() -> None:
+    assert fit([1e3, 2e3, 4e3], [3.0, 3.5, 4.0]).at(8e3) == 3.5
+
+
 def test_a_wider_model_has_more_weights_and_learns_the_same_choices() -> None:
     actions = chain(num=300)
     small, large = (learn(settings_of(actions), actions, width) for width in (8, 16))

@@ -118,6 +118,16 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, comman
     assert "Traceback" not in done.stderr
 
 
+def test_a_wrong_file_that_the_configuration_names_has_the_status_of_a_wrong_configuration(
+    command_line: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens.toml").write_text('raed = ["a-token-that-reads"]')
+    (tmp_path / "headrace.toml").write_text(f'[serving]\ntokens_file = "{tmp_path / "tokens.toml"}"\n')
+    done = command_line("serve", "--config", str(tmp_path / "headrace.toml"))
+    assert "serving.tokens_file: expected lists read and admin, got raed" in done.stderr
+    assert done.returncode == 2, "so that systemd does not start it again and again"
+
+
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     commands = ("topics", "versions", "audit", "lag", "dead-letters")
     running = {name: start(name, "--bootstrap", "127.0.0.1:1", folder=tmp_path) for name in commands}

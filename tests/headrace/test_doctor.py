@@ -97,6 +97,17 @@ def test_a_deployment_without_processes_lists_what_to_start(kafka: Broker, topic
     assert found["dead letters"].state == "ok"
 
 
+def test_a_server_at_its_limit_of_connections_is_named() -> None:
+    some = [
+        ServerStatus(component=name, time_ms=1, open_files=num, most_files=most)
+        for name, num, most in (("full", 1000, 1024), ("fine", 100, 1024), ("does not say", 0, 0))
+    ]
+    (found,) = doctor.short_of_files(some)
+    assert (found.subject, found.state) == ("open files", "problem")
+    assert "server full: 1000 " in found.words
+    assert "LimitNOFILE" in found.remedy
+
+
 def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> None:
     settings = settings_of(kafka, topic_prefix)
     ensure_topics(settings.kafka)

@@ -16,6 +16,7 @@ from kernels import (
     Tail,
     hstu_attention,
     hstu_layer,
+    hstu_layer_history,
     hstu_layer_output,
     hstu_layer_project,
 )
@@ -224,6 +225,41 @@ def test_the_halves_compose_to_the_layer(dtype: torch.dtype, level: str, monkeyp
         else forward_limit()
     )
     assert relative_error(composed - x, whole - x) < limit
+
+
+@pytest.mark.parametrize("silent", [None, [67, 0, 0, 3, 163]])
+@pytest.mark.parametrize("level", levels())
+def test_a_layer_of_histories_gives_their_keys_and_values_too(
+    level: str, silent: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, level)
+    batch, x, params, options = make_layer(**TAILS["whole steps of every level"][0])
+    tail = None if silent is None else Tail.behind(torch.tensor(silent), batch.offsets)
+
+    def computed(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        weights = {field.name: getattr(params, field.name).to(dtype) for field in fields(params)}
+        assert batch.pos is not None
+        assert batch.time is not None
+        y, k, v = hstu_layer_history(
+            x.to(dtype), LayerParams(**weights), batch.offsets, num_heads=2, norm_len=options["norm_len"], tail=tail,
+            pos_bias_GP=batch.pos.to(dtype), time_bias_GK=batch.time.to(dtype), time_buckets=batch.buckets,
+            query_time_T=batch.query_time, key_time_T=batch.key_time, backend=backend,
+        )  # fmt: skip
+        return [y - (x if tail is None else tail.of(x)).to(dtype), k, v]
+
+    for found, expected in zip(computed(torch.float32, "cpp"), computed(torch.float64, "reference"), strict=True):
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) <= forward_limit()
+
+
+def test_a_layer_of_histories_has_an_output_for_everybody() -> None:
+    batch, x, params, _ = make_layer(**CASES["two heads, no biases"])
+    with pytest.raises(ValueError, match="tail: expected an output for each user"):
+        hstu_layer_history(
+            x, params, batch.offsets, num_heads=2, norm_len=1.0, pos_bias_GP=None, time_bias_GK=None,
+            time_buckets=batch.buckets, query_time_T=batch.query_time, key_time_T=batch.key_time,
+            tail=Tail.behind(torch.tensor([97, 0]), batch.offsets),
+        )  # fmt: skip
 
 
 def test_a_kernel_that_returns_zeros_would_fail() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -42,13 +43,20 @@ def count_each(memory: MemoryArrays, num_rows: int, rules: MemoryRules) -> None:
     memory_learn(memory, num_rows, counted, np.zeros((0, num_rows), np.float32), rules, backend="cpp")
 
 
+@cache
+def counted(capacity: int, width: int, known: int, rules: MemoryRules) -> MemoryArrays:
+    """A memory that has met that many rows: to be copied, because thousands take half a second."""
+    memory = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+    if known:
+        count_each(memory, known, rules)
+    return memory
+
+
 def learned(
     stream: Stream, rules: MemoryRules = RULES, *, backend: str = "cpp", known: int = 0, width: int = 16
 ) -> tuple[MemoryArrays, MemoryOutcome]:
     """After ``known`` rows have been met and counted, one after the other."""
-    memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
-    if known:
-        count_each(memory, known, rules)
+    memory = counted(stream.num_rows + 4, width, known, rules).copy()
     done = memory_learn_sampled(
         memory, stream.num_rows, stream.events(), *parts(stream), UNIT_WIDTH, rules, backend=backend
     )

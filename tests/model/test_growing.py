@@ -76,4 +76,4 @@ except MemoryError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "evict (trainer.evict_after_days)" in done.stdout
+    assert "evict (trainer.evict_after_days, max_items)" in done.stdout

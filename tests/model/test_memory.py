@@ -115,7 +115,7 @@ def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypa
     for row in range(1, 12):
         strength = (before.after + before.before)[row, : before.num_neighbours[row]]
         kept = (after.after + after.before)[row, : after.num_neighbours[row]]
-        np.testing.assert_array_equal(kept, np.sort(strength)[::-1][:3])
+        np.testing.assert_array_equal(kept, [each for each in strength if each in np.sort(strength)[::-1][:3]])
     assert after.dirty[1:12].all()
 
 
@@ -151,15 +151,14 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     assert sum(by_row) / 256 <= 512
 
 
-@pytest.mark.parametrize("num_builds", [1, 2, 3])
+@pytest.mark.parametrize("num_builds", [1, 2])
 def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
-    """Builds without what was shown published two features less, those without the times of choices five, those without
-    direct counts six."""
+    """Builds without what was shown published two features less, those without the times of choices five."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
-    at, has_direct = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added], num_builds < 3
+    at = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added]
     for held in (memory.changes(everything=True), memory.state_dict()):
-        older = {name: array.copy() for name, array in held.items() if name != "direct" or has_direct}
+        older = {name: array.copy() for name, array in held.items()}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
         older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
         other = Memory(MODEL)
@@ -170,7 +169,6 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
         np.testing.assert_array_equal(np.delete(other.arrays.gain, at, axis=1), older["gain"])
         np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
         assert not other.arrays.gain[:, at].any()
-        assert other.arrays.direct.any() == has_direct
         learn(other, rng, 30, 20)
         assert other.is_finite
         assert other.arrays.gain[:, at].any()
@@ -189,8 +187,8 @@ def test_what_is_kept_is_everything() -> None:
     )
 
 
-def test_a_version_without_a_reranking_network_is_read() -> None:
-    """As older builds publish: scores are the weighted sum."""
+def test_without_a_reranking_network_scores_are_the_weighted_sum() -> None:
+    """As after an upgrade (`model.upgrade`)."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(0)
     learn(trainer, rng, 30, 100)
     changes = trainer.changes(everything=True)

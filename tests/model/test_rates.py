@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.odds import OddsEvents
+from kernels.odds.arrays import LEAST_RATE
 from model.arrivals import Arrivals
 from model.config import ModelConfig
 from model.kept import KeptInputs
@@ -51,7 +52,7 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
         events = some(step, rng, late=0.3)
         rows = events.row_R.astype(np.int64)
         total = sum(shown.values())
-        prior = (sum(done.values(), np.zeros(2)) + 1) / (total + 2)
+        prior = np.minimum((sum(done.values(), np.zeros(2)) + 1) / (total + 2), 1 - LEAST_RATE)
         expected = [(done.get(row, np.zeros(2)) + 10 * prior) / (shown[row] + 10) for row in rows.tolist()]
         np.testing.assert_allclose(baseline.predict(rows), expected)
         learn(baseline, events, keys(step))
@@ -61,6 +62,13 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
         gone = int(rows[0])
         baseline.forget(np.array([gone]))
         shown[gone], done[gone] = 0, np.zeros(2)
+
+
+def test_late_kinds_of_interactions_before_the_stream_leave_every_prior_finite() -> None:
+    """A new line of training may begin with examples that only add kinds."""
+    rng, rates = np.random.default_rng(0), Rates(MODEL)
+    learn(rates, events_of(np.arange(12), np.full(12, 3), np.zeros(12), rng), keys(0))
+    assert np.isfinite(rates.prior(np.arange(14), np.zeros((14, 2)), np.arange(14.0))).all()
 
 
 def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
@@ -161,7 +169,7 @@ def test_what_is_kept_is_bounded_and_found_until_it_is_overwritten() -> None:
             assert place == (key % 100 if key in newest[-(100 - 12) :] else -1), (step, key)
         newest += new.tolist()
         kept.rows.count_2[0] += 12
-    assert len(arrivals) == 150
+    assert arrivals.num_remembered == 150
 
 
 def forgets_evicted_rows(trainer: Rates, rows: np.ndarray) -> None:

@@ -11,10 +11,10 @@ import pytest
 from serving import access
 from serving.access import Access
 from serving.config import ServingConfig
-from serving.errors import StartError
 from serving.http import build_app
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, service_of
+from wire.errors import ConfigError
 
 READ, ADMIN = "a-token-that-reads", "a-token-that-administers"
 
@@ -81,7 +81,7 @@ def test_a_token_that_is_replaced_no_longer_counts(tokens: Path, monkeypatch: py
 )  # fmt: skip
 def test_a_wrong_token_file_is_refused_at_start(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "tokens.toml").write_text(text)
-    with pytest.raises(StartError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Access.read(str(tmp_path / "tokens.toml"))
 
 

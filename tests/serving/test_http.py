@@ -18,13 +18,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
-from serving.errors import StartError
 from serving.http import build_app
 from serving.titles import Titles
 from serving.weights_manager import WeightsManager
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
+from wire.errors import ConfigError
 from wire.example import no_interactions
 from wire.hashing import item_hash
 
@@ -218,10 +218,10 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         {"item": "never seen", "known": False, "title": None},
     ]
     service.close()
-    with pytest.raises(StartError, match=r"serving\.titles_file: expected a UTF-8 file"):
+    with pytest.raises(ConfigError, match=r"serving\.titles_file: expected a UTF-8 file"):
         Titles.read(str(tmp_path / "none.tsv"))
     file.write_text("3\tThree Colours\n4,Four Weddings\n")
-    with pytest.raises(StartError, match=r"expected ID<TAB>TITLE, got '4,Four Weddings' in line 2"):
+    with pytest.raises(ConfigError, match=r"expected ID<TAB>TITLE, got '4,Four Weddings' in line 2"):
         Titles.read(str(file))
 
 

@@ -315,8 +315,12 @@ BROKEN = [
 ]  # fmt: skip
 
 
-SEEDS = (29, 13, 6, 9, 39, *range(60))
-"""Of the lives that a broken build is tried on. The first five catch what shows only rarely."""
+RARE = {
+    _apply_what_an_example_covers: 13, _leave_segments_in_pieces: 39, _turn_the_ring_too_soon: 9, _trust_compaction: 0,
+    _trust_tombstones: 8,
+}  # fmt: skip
+"""Broken build → a life that catches it; the others are caught by the first of `SEEDS`."""
+SEEDS = (29, *range(60))
 
 
 @pytest.mark.parametrize("break_it", [*BROKEN, *BROKEN_FORGETTING], ids=lambda function: function.__name__.strip("_"))
@@ -324,12 +328,12 @@ def test_a_broken_build_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    for seed in SEEDS:
+    for seed in (RARE.get(break_it, SEEDS[0]), *SEEDS):
         try:
             _one_life(seed, "python", forgets=break_it in BROKEN_FORGETTING)
         except (AssertionError, KeyError, ValueError, HeadraceError):
             return
-    pytest.fail(f"{len(SEEDS)} lives passed")
+    pytest.fail(f"{1 + len(SEEDS)} lives passed")
 
 
 def _one_life(seed: int, backend: str, *, forgets: bool = False) -> None:
@@ -351,5 +355,6 @@ def _one_life(seed: int, backend: str, *, forgets: bool = False) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_same_lives_pass_if_nothing_is_broken(backend: str) -> None:
-    for seed in SEEDS[:10]:
-        _one_life(seed, backend, forgets=seed % 3 == 0)
+    lives = {(SEEDS[0], forgets) for forgets in (False, True)}
+    for seed, forgets in {*lives, *((seed, build in BROKEN_FORGETTING) for build, seed in RARE.items())}:
+        _one_life(seed, backend, forgets=forgets)

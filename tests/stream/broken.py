@@ -35,11 +35,10 @@ def acks_before_it_writes() -> None:
     """Faust's commits are trusted: events are acknowledged on arrival, and gaps are not read."""
     offer = stream.partition.Partition.offer
 
-    async def acknowledge_first(self: Any, events: list[Any]) -> None:
-        for event in events:
-            event.ack()
+    async def acknowledge_first(self: Any, event: Any) -> None:
+        event.ack()
         await asyncio.sleep(2.0)  # long enough for a commit: whenever a kill comes, it has happened
-        await offer(self, events)
+        await offer(self, event)
 
     async def fill_nothing(self: Any, stop: int) -> None:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from stream.backfill import backfill, run
 from stream.errors import BackfillError
 from stream.producer import ActionProducer, BatchConfig, placed
 from tests.stream.workers import Deployment
+from wire.kafka.consumer import spans
 
 History = list[dict[str, Any]]
 
@@ -52,6 +55,9 @@ def test_the_file_comes_before_the_switch_and_live_traffic_after_it(deployment: 
     _live(deployment, 50)
     before, after = _split(deployment, done.offsets)
     assert before == _shares(history)
+    for moved in (-1, 1):  # no other offset would do
+        others = {number: offset + moved for number, offset in done.offsets.items()}
+        assert _split(deployment, others)[0] != before
     assert sum(map(len, after.values())) == 50
     assert (done.num_actions, done.num_sent) == (600, 600)
 
@@ -72,6 +78,39 @@ def test_a_killed_backfill_continues_where_the_log_ends(deployment: Deployment, 
     done = backfill(history, deployment.kafka)
     assert done.num_sent == 600 - num_there
     assert _split(deployment, done.offsets)[0] == _shares(history)
+
+
+def _loses_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = ActionProducer.send
+
+    def lossy(self: ActionProducer, action: Any) -> None:
+        if action["item"] != 444:
+            send(self, action)
+
+    monkeypatch.setattr(ActionProducer, "send", lossy)
+
+
+def _sends_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there already is not looked at."""
+    looks = iter([True])
+
+    def blind(*where: Any) -> Any:
+        held = spans(*where)
+        return {number: replace(span, end=span.first) for number, span in held.items()} if next(looks, 0) else held
+
+    monkeypatch.setattr("stream.backfill.spans", blind)
+
+
+@pytest.mark.parametrize("breaks", [_loses_one, _sends_again])
+def test_a_backfill_with_a_gap_or_an_overlap_is_caught(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
+        for action in _history(100):
+            producer.send(action)
+    breaks(monkeypatch)
+    with pytest.raises(BackfillError):
+        backfill(_history(), deployment.kafka)
 
 
 def test_live_traffic_before_its_history_is_reported_with_its_offset(deployment: Deployment) -> None:

@@ -60,6 +60,7 @@ def test_ratings_are_read_whatever_their_layout(name: str, content: str, tmp_pat
     assert read(tmp_path / name) == EXPECTED
 
 
+DAMAGED_PARQUET = r"a\.parquet: expected a Parquet file, got .*; fetch or write it again"
 COMPRESS = {"gz": gzip.compress, "zst": zstandard.compress, "bz2": bz2.compress, "xz": lzma.compress}
 
 
@@ -382,6 +383,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.csv", f"{CSV}{GOOD_ROW}\ufeff{CSV}{GOOD_ROW}".encode(), "a.csv:3: expected a row, got the header again"),
         ("a.csv", b"user,item,action,timestamp,genre,genre\nu,i,see,9,a,b\n", "expected one column genre, got several"),
         ("a.dat.gz", b"\x1f\x8bno gzip", "a.dat.gz: expected gzip data, got a damaged file"),
+        ("a.dat.zst", b"\x28\xb5\x2f\xfdno zstd", "a.dat.zst: expected zstandard data, got a damaged file"),
         ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected an action as JSON, got .* line"),
         ("a.jsonl", b'{"user": 1}\n', "a.jsonl:1: item: expected in every action, got none; add it"),
         ("a.jsonl", b'{\n"user": 1}\n', "a.jsonl:1: expected an action as JSON"),
@@ -583,7 +585,7 @@ def test_a_page_of_parquet_that_was_damaged_is_refused(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet", compression="none", write_page_checksum=True,
                         write_statistics=False, store_schema=False)  # fmt: skip
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes().replace(b"someone", b"anybody"))
-    with pytest.raises(FileError, match=r"a\.parquet: expected a Parquet file, got .*; fetch or write it again"):
+    with pytest.raises(FileError, match=DAMAGED_PARQUET):
         read_actions(tmp_path / "a.parquet")
 
 
@@ -598,8 +600,6 @@ def test_a_time_of_parquet_beyond_the_calendar_is_named_by_its_row(tmp_path: Pat
 def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
     path = parquet_file(tmp_path / "a.parquet", user=[1], item=[2], rating=[3], timestamp=[NOW])
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(
-        FileError, match=r"a\.parquet: expected a Parquet file, got .*; fetch or write it again"
-    ) as caught:
+    with pytest.raises(FileError, match=DAMAGED_PARQUET) as caught:
         read_actions(path)
     assert "\n" not in str(caught.value)

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
+from kafka import KafkaAdminClient
 from kafka.errors import MessageSizeTooLargeError
 
+from stream.app import group_of
 from stream.producer import BatchConfig
 from stream.sender import send_actions
 from tests.brokers import free_port, wait_until
@@ -37,8 +39,21 @@ def test_every_action_becomes_part_of_the_right_sequence(deployment: Deployment,
     [status] = last_statuses(deployment).values()
     parts = status.partitions.values()
     assert sum(part.num_accepted + part.num_duplicate + part.num_dead for part in parts) == len(actions)
+    ends = deployment.ends(deployment.topics.actions)
+    wait_until(lambda: committed(deployment) == ends, 60, "the group to have committed all of it")
     assert process.stop() == 0
     assert "Traceback" not in process.log()
+
+
+def committed(deployment: Deployment) -> dict[int, int]:
+    """Partition → the offset that the workers' group has committed."""
+    group = group_of(deployment.kafka, deployment.stream)
+    admin = KafkaAdminClient(bootstrap_servers=deployment.broker.bootstrap)
+    try:
+        found = admin.list_group_offsets({group: None})[group]
+    finally:
+        admin.close()
+    return {where.partition: each.offset for where, each in found.items()}
 
 
 def _bad_records() -> list[tuple[bytes | None, str]]:

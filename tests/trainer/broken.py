@@ -167,8 +167,8 @@ def copies_once() -> None:
     """Rows that change behind the copying are not copied again."""
     copies_little_at_a_time()
 
-    def forget(self: Any, budget: int) -> None:
-        for region, rows_U in self._dirty():
+    def forget(self: Any, budget: int, dirty: Any) -> None:
+        for region, rows_U in dirty:
             region.dirty[rows_U] = 0
 
     trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]

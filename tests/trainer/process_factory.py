@@ -26,8 +26,8 @@ def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
 
 if __name__ == "__main__":
     # Imports whatever a trainer loads later, once for all of them.
-    for name in ("adagrad.cpp", "id_map.cpp", "layer.cpp", "length.cpp", "memory.cpp", "softmax.cpp"):
-        import_module(f"kernels.{name}")
+    for name in ("adagrad", "adamw", "heads", "id_map", "layer", "length", "memory", "odds", "softmax", "tokens"):
+        import_module(f"kernels.{name}.cpp")
     for name in (
         "numpy.ma",
         "torch.nested._internal.nested_tensor",

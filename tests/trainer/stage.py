@@ -51,9 +51,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "trainer": {
         "device": "cpu", "num_threads": 1, "max_step_targets": 12, "max_step_tokens": 200, "step_linger_s": 0.01,
         "file_take": 20, "dropout": 0.1, "full_softmax_max_items": 25, "num_negatives": 16,
-        "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
+        "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "max_items": 36, "evict_every_steps": 6,
+        "metric_window": 50,
         "max_train_context": 5,
-        "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
+        "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000,
         "takeover_after_s": 4.0,
     },
 }  # fmt: skip

@@ -121,3 +121,29 @@ def test_what_was_hardly_shown_moves_network_and_memory_further(most: float) -> 
     assert ratio.tolist() == pytest.approx((2 * weight / (1 + weight)).tolist(), rel=1e-3)  # of the first step as well
     is_same = torch.equal(weighed.items.weight[rows], equal.items.weight[rows])
     assert is_same == (most == 1)
+
+
+def done(bits: int, user: str) -> Example:
+    """Three interactions of a user, each with these kinds, on items that no other user has."""
+    rows = columns(np.random.default_rng(4), 3, 20)
+    item_hash = rows.item_hash + (user == "other")
+    return example(replace(rows, item_hash=item_hash, action_bits=np.full(3, bits, np.uint32)), 1, user=user)
+
+
+def test_a_choice_counts_as_much_as_the_heaviest_of_its_kinds() -> None:
+    heavy = replace(TRAINER, kind_weights={MODEL.kinds[2]: 4.0})
+    found = {}
+    for name, bits in (("light", 2), ("both", 6)):
+        learner = Learner(MODEL, heavy)
+        both = [done(bits, "u"), done(2, "other")]
+        learner.step(both)
+        weighed, equal = twin(learner), twin(Learner(MODEL, TRAINER))
+        equal.step(both)
+        weighed.step(both)
+        equal.step(both)
+        rows = learner.items.lookup(np.array([each.interactions.item_hash[-1] for each in both]))
+        found[name] = weighed.memory.arrays.seen[rows] / equal.memory.arrays.seen[rows]
+        is_same = torch.allclose(weighed.items.weight[rows], equal.items.weight[rows], atol=1e-3)
+        assert is_same == (name == "light")
+    assert found["light"].tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert found["both"].tolist() == pytest.approx([4, 1], rel=1e-3)

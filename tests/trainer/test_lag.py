@@ -102,7 +102,7 @@ def board(stage: Make) -> Iterator[Callable[..., Board]]:
     made: list[Board] = []
 
     def make(**trainer: Any) -> Board:
-        made.append(Board(stage(trainer=trainer)))
+        made.append(Board(stage(trainer={"lag_every_s": 0.2, **trainer})))
         return made[-1]
 
     yield make

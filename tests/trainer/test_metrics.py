@@ -230,6 +230,9 @@ def test_a_kind_of_a_forgotten_interaction_is_counted_as_too_late(monkeypatch: p
         metrics.add(np.array([number]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
     assert metrics.num_too_late == 1
     assert metrics.report()["view"]["rate"] == pytest.approx(1 / 16)
+    begun_later = KindMetrics(("view",), 4, Arrivals())
+    begun_later.add(np.array([3]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
+    assert begun_later.num_too_late == 1
 
 
 def test_a_miss_gains_nothing() -> None:

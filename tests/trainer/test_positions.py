@@ -27,6 +27,7 @@ from wire.thinned_log import NUM_LOGGED
 
 Make = Callable[..., Stage]
 FROM_PUBLISHED = ((), "", "--from-published")
+RECREATED, REMEDY = "it was deleted and created again", "start with --from-published"
 
 
 def train_and_end(made: Stage) -> None:
@@ -53,9 +54,9 @@ def test_a_topic_that_was_created_again_is_one_line_that_names_topic_position_an
     for _ in range(2):
         last = ends_with_one_line(made.start())
         assert "sequences topic: expected the one with id" in last
-        assert "it was deleted and created again" in last
+        assert RECREATED in last
         assert "partition 0: example " in last
-        assert "start with --from-published" in last
+        assert REMEDY in last
 
 
 def test_the_audit_says_when_weights_were_learned_from_another_topic(stage: Make) -> None:
@@ -80,8 +81,8 @@ def test_a_topic_that_is_created_again_under_a_running_trainer_ends_it_with_one_
     made.feed(20)
     last = ends_with_one_line(child)
     assert f"{made.topics.sequences}: expected the topic with id" in last
-    assert "it was deleted and created again" in last
-    assert "start with --from-published" in last
+    assert RECREATED in last
+    assert REMEDY in last
 
 
 def test_what_was_learned_can_be_kept_when_the_topic_was_created_again(stage: Make) -> None:
@@ -124,7 +125,7 @@ def test_a_position_behind_the_end_of_its_topic_is_one_line_too(stage: Make) -> 
     last = ends_with_one_line(made.start(broken=("knows_no_topic_ids",)))
     assert f"{made.topics.sequences} partition 0: expected it to reach offset" in last
     assert "where the checkpoint resumes (example " in last
-    assert "start with --from-published" in last
+    assert REMEDY in last
 
 
 def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
@@ -155,7 +156,7 @@ def lose_the_checkpoint(made: Stage, share: float) -> Weights:
 def test_without_checkpoint_and_first_records_it_says_how_to_start(stage: Make) -> None:
     made = stage()
     lose_the_checkpoint(made, 0.5)
-    assert "without a checkpoint, start with --from-published" in ends_with_one_line(made.start())
+    assert f"without a checkpoint, {REMEDY}" in ends_with_one_line(made.start())
 
 
 def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Make) -> None:
@@ -230,7 +231,7 @@ def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Ma
         admin.delete_topics([made.topics.sequences])
     last = ends_with_one_line(child)
     assert f"topic {made.topics.sequences}: expected it to exist still, but it is gone. Position: partition 0: " in last
-    assert "start with --from-published" in last
+    assert REMEDY in last
 
 
 def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> None:

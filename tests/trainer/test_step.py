@@ -622,6 +622,23 @@ def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere()
     assert learner.popularity.count_V[old] == 1
 
 
+def test_a_catalogue_beyond_its_budget_drops_the_items_met_the_longest_time_ago() -> None:
+    learner = Learner(MODEL, replace(TRAINER, max_items=10, evict_every_steps=2))
+    for step in range(8):
+        learner.step([example(aged([5, *range(100 + 3 * step, 103 + 3 * step)], step), 4)])
+        assert step % 2 == 0 or learner.items.num_live <= 10
+    kept = learner.items.keys_of(learner.items.live_rows()).tolist()
+    assert sorted(kept) == [5, *range(115, 124)], "the newest, and the one that everybody meets"
+    assert learner.items.num_dropped == 25 - 10
+
+
+def test_items_met_at_the_same_moment_stay_together() -> None:
+    learner = Learner(MODEL, replace(TRAINER, max_items=10, evict_every_steps=2))
+    learner.step([example(aged([*range(100, 120)], 0), 20)])
+    learner.step([example(aged([*range(100, 120)], 0), 20)])
+    assert learner.items.num_live == 20
+
+
 def test_stochastic_length_thins_contexts_and_keeps_every_target() -> None:
     model = replace(MODEL, max_context=60)
     plain = replace(TRAINER, max_train_context=0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import trainer.collection
 import trainer.saver
@@ -23,6 +24,7 @@ from trainer.collection import Collection
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError, UnsoundVersionError
 from trainer.pace import Pace
+from trainer.regions import Region
 from trainer.rows import Arrays, Piece
 from trainer.saver import Saver
 from trainer.snapshot import learner_arrays, small_arrays, weights_snapshot
@@ -244,8 +246,8 @@ def test_rows_that_are_not_finite_are_in_no_version_and_in_no_checkpoint(saver: 
 class CopiesOnce(Sweep):
     """Rows that change behind the copying are not copied again."""
 
-    def _take_changed(self, budget: int) -> None:
-        for region, rows_U in self._dirty():
+    def _take_changed(self, budget: int, dirty: Iterable[tuple[Region, NDArray[np.int64]]]) -> None:
+        for region, rows_U in dirty:
             region.dirty[rows_U] = 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load as load_tensors
 
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
@@ -20,7 +21,7 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.assembler import VersionAssembler
 from wire.errors import VersionError
-from wire.tensors import Tensors
+from wire.tensors import Tensors, arrays_of
 from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
@@ -177,8 +178,31 @@ def test_a_blob_is_its_snapshot_again_and_always_the_same_bytes() -> None:
     assert encode_blob(again) == encode_blob(snapshot)
     assert again.names == snapshot.names
     np.testing.assert_array_equal(again.tables["items"].rows, snapshot.tables["items"].rows)
-    with pytest.raises(VersionError, match="blob: expected safetensors"):
-        decode_blob(b"something else")
+
+
+@pytest.mark.parametrize("header", [
+    "something else", "[]", '{"x": 1}', '{"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+    '{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+    '{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [8, 4]}}',
+    '{"x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', "[" * 100_000,
+    '{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', '{"names": {"dtype": "U8", "shape": "ab"}}',
+])  # fmt: skip
+def test_what_is_no_blob_is_refused(header: str) -> None:
+    blob = len(header).to_bytes(8, "little") + header.encode() + bytes(8)
+    for each in (blob, bytearray(blob), blob[:5], b""):
+        with pytest.raises(VersionError, match="blob: expected safetensors"):
+            decode_blob(each)
+
+
+def test_the_arrays_of_a_blob_are_what_safetensors_reads() -> None:
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint16, np.uint8, np.bool_)
+    arrays = {np.dtype(kind).name: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds}
+    blob = b"".join(Tensors({**arrays, "none": np.zeros((0, 3), np.float32)}).parts)
+    ours, theirs = arrays_of(blob), load_tensors(blob)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype
+        np.testing.assert_array_equal(array, theirs[name])
 
 
 @given(size=st.integers(0, 50), chunk=st.integers(1, 20))

@@ -95,3 +95,5 @@ def test_a_topic_that_is_not_there_is_named(consumer: KafkaConsumer) -> None:
 def test_a_broker_that_is_not_there_is_named() -> None:
     with pytest.raises(BrokerUnavailable, match=r"no Kafka broker answers at 127.0.0.1:1 within 0.2 s"):
         connect(KafkaConfig(bootstrap="127.0.0.1:1"), 0.2)
+    with pytest.raises(BrokerUnavailable, match=r"this machine knows no host nowhere\.invalid: correct it, or name"):
+        connect(KafkaConfig(bootstrap="nowhere.invalid:9092"), 0.2)

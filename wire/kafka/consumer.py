@@ -67,11 +67,12 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
     except (KafkaError, OSError) as error:
         if refused := refusal(error, kafka.bootstrap):
             raise refused from error
-        remedy = (
-            "it accepts connections: check that kafka.client.security_protocol is that of its listener, and see its log"
-            if accepts_connections(kafka)
-            else "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
-        )
+        if accepts_connections(kafka):
+            remedy = "it accepts connections: check that kafka.client.security_protocol is that of its listener"
+            remedy += ", and see its log"
+        else:
+            remedy = f"this machine knows no host {unknown}: correct" if (unknown := unknown_host(kafka)) else "start"
+            remedy += " it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
         raise BrokerUnavailable(
             f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); {remedy}"
         ) from error
@@ -85,6 +86,17 @@ def accepts_connections(kafka: KafkaConfig) -> bool:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
             return True
     return False
+
+
+def unknown_host(kafka: KafkaConfig) -> str:
+    """The first name in the addresses that does not resolve; empty if all do."""
+    for server in kafka.bootstrap.split(","):
+        host = server.strip().rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            return host
+    return ""
 
 
 def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
