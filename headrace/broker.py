@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from headrace.sentences import say
 from wire.errors import HeadraceError
 
 READY_TIMEOUT_S = 30.0
@@ -197,8 +198,8 @@ def run_broker(port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
-            print(f"embedded broker on {broker.bootstrap}, for trying only: it keeps all records in memory, with the "
-                  "times that their producers give them; Ctrl-C ends it", flush=True)  # fmt: skip
+            say(f"embedded broker on {broker.bootstrap}, for trying only: it keeps all records in memory, with the "
+                "times that their producers give them; Ctrl-C ends it")  # fmt: skip
             while broker.is_running():
                 time.sleep(0.2)
             raise BrokerError(f"the broker ended: {broker.last_words()}")

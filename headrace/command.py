@@ -14,6 +14,7 @@ from headrace.commands.processes import broker, demo, replay, serve, train, work
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
+from headrace.sentences import say
 from headrace.system_limits import raise_file_limit, system_error
 
 _LISTED = (
@@ -46,7 +47,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
     if too_few := raise_file_limit():
-        print(f"headrace {command}: {too_few}", file=sys.stderr)
+        say(f"headrace {command}: {too_few}", is_error=True)
         return 1
     try:
         app(args=words, prog_name=prog)
@@ -62,7 +63,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         told = (_refused(error) or error) if _is_user_facing(error) else system_error(error)
         if not told:
             raise
-        print(f"headrace {command}: {told}", file=sys.stderr)
+        say(f"headrace {command}: {told}", is_error=True)
         return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
     return 0
 

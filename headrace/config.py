@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tomllib
 import typing
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.config_errors import PREFIX, Explainer, keys_of, nearest
+from headrace.sentences import say
 from model.config import ModelConfig
 from serving.config import ServingConfig
 from state.config import StoreConfig
@@ -146,7 +146,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
     try:
         return read_settings(path)
     except ConfigError as error:
-        print(f"headrace: {error}", file=sys.stderr)
+        say(f"headrace: {error}", is_error=True)
         raise SystemExit(2) from None
 
 

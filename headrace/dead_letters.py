@@ -14,6 +14,7 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.foreign_text import foreign
+from headrace.sentences import say
 from stream.producer import ActionProducer, BatchConfig
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
@@ -71,12 +72,10 @@ def resend(settings: Settings, *, first: int | None = None) -> int:
             consumer.commit({where: OffsetAndMetadata(end, "", -1)})
     finally:
         consumer.close()
-    print(
-        f"sent {sent:,} actions again, of dead letters {begin} to {end - 1}" if end > begin else "no new dead letters"
-    )
+    say(f"sent {sent:,} actions again, of dead letters {begin} to {end - 1}" if end > begin else "no new dead letters")
     if still:
         reasons = ", ".join(f"{name} {num:,}" for name, num in still.most_common())
-        print(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {first_refused}")
+        say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {first_refused}")
     return 1 if still else 0
 
 

@@ -11,6 +11,7 @@ import time
 import msgspec
 
 from headrace.config import Settings
+from headrace.sentences import say
 from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.cluster import ClusterState
 from wire.errors import HeadraceError
@@ -31,12 +32,12 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
     assert request is not None
     partition, offset = _send(settings, request, {"forget": not is_back, what: name})
     if not _is_carried_out(settings, partition, offset, wait_s):
-        print(
+        say(
             f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will "
             "do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1
-    print(_told(settings, request))
+    say(_told(settings, request))
     return 0
 
 

@@ -20,6 +20,7 @@ from headrace.config import Settings
 from headrace.lag_view import LagView
 from headrace.lines import followed
 from headrace.screen import lags, seconds, tables
+from headrace.sentences import say
 from wire.kafka.consumer import connect, follow
 from wire.lag import STALE_S, aged, decode_lag
 from wire.topics import Topics
@@ -48,7 +49,7 @@ def watch(
             _show(_until_late(arriving, once=once, max_s=max_s), view, as_json=as_json, once=once)
         return 0
     except TooLate as error:
-        print(f"headrace lag: {error}", file=sys.stderr)
+        say(f"headrace lag: {error}", is_error=True)
         return 1
 
 
@@ -104,7 +105,7 @@ def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json:
     told_s = time.monotonic()
     for number, message in enumerate(messages):
         if message is None and number == 0:
-            print(f"headrace lag: waiting for a trainer to report on {view.broker}", file=sys.stderr, flush=True)
+            say(f"headrace lag: waiting for a trainer to report on {view.broker}", is_error=True)
         view.lag = message or view.lag
         is_silent = bool(view.lag) and not as_json and time.monotonic() - told_s > SILENT_AFTER_S
         if message is not None or is_silent:

@@ -19,6 +19,7 @@ from headrace.config import Settings
 from headrace.migration import Source, restore
 from headrace.migration_writer import fill, verify
 from headrace.rollout import send_decision, who
+from headrace.sentences import say
 from stream.migration import migration_to
 from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.journal import read_journal
@@ -65,7 +66,7 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
     )
     num = sum(each.num for each in tallies)
     step = "without a trainer" if checkpoint is None else f"the trainer goes on at step {checkpoint.step}"
-    print(
+    say(
         f"{num_users:,} users in {num:,} segments are in {new.kafka.partitions} partitions of "
         f"{Topics.under(new.kafka.prefix).sequences}; {step}. Start the new worker, trainer and servers"
     )
@@ -101,9 +102,9 @@ def _check_pair(old: Settings, new: Settings) -> None:
 
 def _compare_ends(old: Settings, new: Settings, ends: dict[int, int]) -> int:
     num = sum(_ends(old).values()) - sum(ends.values())
-    print(f"{new.kafka.prefix} continues {old.kafka.prefix}: done earlier; {num:,} records have arrived there since")
+    say(f"{new.kafka.prefix} continues {old.kafka.prefix}: done earlier; {num:,} records have arrived there since")
     if num:
-        print("find their producer: nothing reads these records, and none of their actions is known here")
+        say("find their producer: nothing reads these records, and none of their actions is known here")
     return 1 if num else 0
 
 

@@ -8,9 +8,10 @@ import time
 
 from headrace.config import Settings
 from headrace.lines import followed_line, on_line, wait_until_as_good
+from headrace.sentences import say
 from headrace.versions import manifests
 from wire.control import LINE_KEY, PIN_KEY, Migration, Pin, Switch, Which, encode_decision, parse_version
-from wire.errors import VersionError
+from wire.errors import TopicMissing, VersionError
 from wire.kafka.producer import send_one
 from wire.topics import Topics
 from wire.weights import Manifest
@@ -45,7 +46,7 @@ def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
 def unpin(settings: Settings) -> int:
     """Let servers follow the newest good version again."""
     send_decision(settings, PIN_KEY, None)
-    print("servers follow the newest good version again")
+    say("servers follow the newest good version again")
     return 0
 
 
@@ -53,7 +54,11 @@ def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: boo
     """Have all servers follow the versions of a line of training (empty: the main one): at once, or as soon as the
     newest is not worse than theirs by more than the fraction ``worse``."""
     before = followed_line(settings)
-    if not manifests(on_line(settings, line)):
+    try:
+        found = manifests(on_line(settings, line))
+    except TopicMissing:
+        found = []
+    if not found:
         raise VersionError(
             f'line {line!r}: expected versions, found none; is its trainer running, with kafka.line = "{line}"?'
         )
@@ -61,7 +66,7 @@ def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: boo
         wait_until_as_good(on_line(settings, before), on_line(settings, line), worse)
     made_ms = int(time.time() * 1000)
     send_decision(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=who(), reason=reason))
-    print(
+    say(
         f"servers follow the versions of {_line(line)}, and no longer those of {_line(before)}; /readyz of each says so"
     )
     return 0
@@ -85,7 +90,7 @@ def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) 
     decision = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=who(), reason=reason, line=line)
     send_decision(settings, PIN_KEY, decision)
     age = "which is still to come" if found is None else f"of {found.num_interactions:,} interactions"
-    print(f"servers answer from version {_name(which)} ({age}) until `headrace unpin`; /readyz of each says so")
+    say(f"servers answer from version {_name(which)} ({age}) until `headrace unpin`; /readyz of each says so")
     return 0
 
 

@@ -113,8 +113,8 @@ class Lane:
             if self._num_admitted and (wait_s > self._max_wait_s or self._num_admitted > self._max_waiting):
                 self.num_shed += 1
                 raise OverloadedError(
-                    f"{self._num_admitted} requests are waiting, for about {wait_s:.1f} s; ask again later, send "
-                    "fewer, or add servers", wait_s,
+                    f"the requests before this one take about {wait_s:.1f} s ({self._num_admitted} of them); ask again "
+                    "later, send fewer, or add servers", wait_s,
                 )  # fmt: skip
             self._num_admitted += 1
             self._weight += weight

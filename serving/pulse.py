@@ -19,7 +19,8 @@ from wire.lag import aged, decode_lag, measure
 
 logger = logging.getLogger(__name__)
 NUM_KEPT = 900
-SILENT_S = 10.0
+SILENT_S, OLD_S = 10.0, 4.0
+"""After so long without a message, the trainer is called silent, and the other stages no longer a bottleneck."""
 MAX_REASONS = 50
 """How many reasons of dead letters are counted separately: foreign writers may invent any number of them."""
 RATE_OVER_S = 5.0
@@ -148,7 +149,7 @@ class Pulse:
         point = Point(
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
             newest_record_ms=served.newest_record_ms, line=served.line, epoch=served.epoch, number=served.number,
-            swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
+            swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages, now_ms), rates=rates,
             quality=_quality(lag), frozen=_frozen(lag), entropy=measure(lag, *ranking, "ne"),
             entropy_baseline=measure(lag, *ranking, "ne_baseline"),
             num_items=int(version or 0), num_evicted=int(lag.get("num_evicted") or 0),
@@ -159,9 +160,11 @@ class Pulse:
         self.num_points += 1
         return point
 
-    def _bottleneck(self, stages: Mapping[str, StagePoint]) -> str:
-        """The stage that was furthest behind twice in a row: a single record on its way is not a bottleneck."""
-        before, self._behind = self._behind, bottleneck(stages)
+    def _bottleneck(self, stages: Mapping[str, StagePoint], now_ms: int) -> str:
+        """The stage that was furthest behind twice in a row: a single record on its way is not a bottleneck. While the
+        trainer is silent, it is the trainer: what it said of the others only grows older."""
+        is_old = bool(self._lag) and self._silent_s(now_ms) > OLD_S
+        before, self._behind = self._behind, "train" if is_old else bottleneck(stages)
         return self._behind if self._behind == before else ""
 
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
@@ -175,6 +178,10 @@ class Pulse:
         }
         return {name: self._rates.rate(name, now_ms / 1000, count) for name, count in counts.items()}
 
+    def _silent_s(self, now_ms: int) -> float:
+        """How long ago the trainer wrote its last message."""
+        return (now_ms - int(self._lag.get("time_ms") or 0)) / 1000
+
     def _status(self, served: Served, fresh: float | None, stages: Mapping[str, StagePoint], rates: Mapping[str, float],
                 now_ms: int) -> str:  # fmt: skip
         """The status as one word: waiting, away, silent, idle, fresh, behind or stale."""
@@ -182,7 +189,7 @@ class Pulse:
             return "waiting"
         if not served.broker:
             return "away"
-        if now_ms - int(self._lag.get("time_ms") or 0) > SILENT_S * 1000:
+        if self._silent_s(now_ms) > SILENT_S:
             return "silent"
         if fresh <= self._objective_s:
             return "fresh"

@@ -7,7 +7,7 @@ const WORDS = {
   idle: "idle: everything is learned", fresh: "fresh", behind: "behind", stale: "stale", lost: "server away",
   full: "too many pages are open: close one",
 };
-const state = { points: [], theme: null };
+const state = { points: [], theme: null, ready: false };
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -111,16 +111,20 @@ function drawCharts() {
 }
 
 function onEvent(event, data) {
-  const isBack = document.body.classList.contains("lost");
+  const wasReady = state.ready;
   state.heard = performance.now();
   if (event === "points") state.points = data;
   else state.points = [...state.points, data].slice(-KEPT);
   if (state.points.length) showPoint(state.points.at(-1));
-  if (isBack && byId("told").classList.contains("wrong") && trying.user) showUser(trying.user);
+  state.ready = state.points.length > 0 && state.points.at(-1).epoch >= 0;
+  if (state.ready && !wasReady && byId("told").classList.contains("wrong") && trying.user) showUser(trying.user);
 }
 
 startTheme();
 buildPipeline();
 setInterval(tickHeadline, 200);
-follow(onEvent, setStatus);
+follow(onEvent, (why) => {
+  state.ready = false;
+  setStatus(why);
+});
 startTrying();

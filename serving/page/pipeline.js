@@ -30,6 +30,6 @@ function showPipeline(point) {
     part.box.classList.toggle("flows", point.rates[part.key] > 0);
     part.tag.hidden = !isBottleneck;
     part.rate.textContent = rate(point.rates[part.key]);
-    part.behind.textContent = records ? `${count(records, ...part.waiting)}, ${seconds(age)} behind` : "nothing waits";
+    part.behind.textContent = records ? `${count(records, ...part.waiting)}, ${seconds(age).replace(" ", "\u00a0")} behind` : "nothing waits";
   }
 }

@@ -15,8 +15,10 @@ function say(text, kind = "") {
   told.className = `told ${kind}`;
 }
 
+const UNNAMED = "?"; // the server's name for an item that no version has learned yet
+
 function titleOf(item) {
-  return titles.get(String(item)) || String(item);
+  return titles.get(String(item)) || (item === UNNAMED ? "a new item" : String(item));
 }
 
 async function learnTitles(items) {
@@ -71,7 +73,7 @@ function showWhy(why) {
 // A one-line reason: the interactions with the largest effect, or that the item is popular; the parts as a tooltip.
 function whyOf(each) {
   const named = each.reasons.filter((reason) => reason.memory + (reason.network || 0) > 0)
-    .map((reason) => reason.title || String(reason.item));
+    .map((reason) => reason.title || titleOf(reason.item));
   const parts = [["popular", each.standing], ["history", each.memory], ["network", each.network], ["reranking", each.reranking]];
   const long = parts.filter(([, share]) => share !== null).map(([part, share]) => `${part} ${signed(share)}`).join(" · ");
   const short = named.length ? `because of ${named.join(" and ")}` : "popular recently";
@@ -119,7 +121,7 @@ function recommendedItem(each, index, moved, share) {
 function showHistory(history) {
   byId("num-history").textContent = history.num_history ? count(history.num_history, "interaction", "interactions") : "none yet";
   byId("history").replaceChildren(...history.interactions.map((each) => {
-    const title = each.title || String(each.item);
+    const title = each.title || titleOf(each.item);
     const mine = trying.sent !== null && String(each.item) === String(trying.sent.item);
     return element("li", {}, element("div", { class: mine ? "item fresh" : "item" },
       element("span", { class: "title", text: title, title }),

@@ -76,6 +76,13 @@ def test_a_worker_that_lost_its_partition_is_not_listened_to() -> None:
     assert pulse.sample(SERVED, NOW_MS + 1000).rates["actions"] == 100.0
 
 
+def test_a_trainer_that_is_silent_is_the_bottleneck_and_no_other_stage() -> None:
+    stages = lag_message()["stages"] | {"ingest": {"lag_records": 9, "lag_s": 2.0}}
+    pulse = pulse_of(stages=stages)
+    assert [pulse.sample(SERVED, NOW_MS + each).bottleneck for each in (0, 1000)] == ["", "ingest"]
+    assert [pulse.sample(SERVED, NOW_MS + each).bottleneck for each in (5000, 6000)] == ["", "train"]
+
+
 def test_a_counter_that_jumps_back_starts_anew() -> None:
     rates = Rates()
     assert [rates.rate("x", float(n), value) for n, value in enumerate((0, 10, 20, 0, 5))] == [0, 10, 10, 0, 5]

@@ -1,0 +1,18 @@
+"""What commands say in whole sentences: broken between words on a terminal, one line for scripts and logs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+
+
+def say(text: str, *, is_error: bool = False) -> None:
+    """Print it, an error on stderr."""
+    stream = sys.stderr if is_error else sys.stdout
+    if stream.isatty():
+        text = textwrap.fill(
+            text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False,
+            replace_whitespace=False,
+        )  # fmt: skip
+    print(text, file=stream, flush=True)
