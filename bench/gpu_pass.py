@@ -171,11 +171,20 @@ def _timed(clock: Clock, learner: Any, batches: list[list[Any]], limit_s: float)
 
 
 def _prepare(learner: Any, earlier: list[Any], num_items: int) -> None:
-    """Let the learner know its users, all items, and as many events that it predicts them in whole groups."""
+    """Let the learner know its users and all items, and its memory be that of an old stream: each item has as many
+    neighbours as fit, and events are predicted in whole groups."""
     for example in earlier:
         learner.histories.fold(example)
-    learner.items.insert(item_hashes(np.arange(1, num_items + 1)), 10**12, 0)
-    learner.memory.arrays.clock[0] = EVENTS_PER_GROUPED * GROUP
+    row = learner.items.insert(item_hashes(np.arange(1, num_items + 1)), 10**12, 0)
+    learner.memory.grow(learner.items.num_rows)
+    memory = learner.memory.arrays
+    num = min(memory.width, num_items // 2)
+    memory.clock[0] = EVENTS_PER_GROUPED * GROUP
+    memory.first[row] = memory.last[row] = 0
+    memory.seen[row], memory.num_neighbours[row] = 10.0, num
+    memory.neighbour_row[row, :num] = 1 + (row[:, None] + 7 * np.arange(num)) % num_items
+    for counts in (memory.after, memory.before, memory.direct):
+        counts[row, :num] = 1.0
 
 
 def host_profile(clock: Clock, learner: Any, batches: list[list[Any]]) -> Row:

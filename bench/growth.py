@@ -2,7 +2,7 @@
 
 Items arrive in blocks of 100,000: first in the table alone, then everything else that a trainer keeps about an item
 gets its row. A pause is the time of the longest block; bytes are the growth of the process. Then every item of a
-catalogue of seven million (which take seven gigabytes) gets a full neighbourhood, and live steps (`bench scale`) on it
+catalogue of four million (which take four gigabytes) gets a full neighbourhood, and live steps (`bench scale`) on it
 take turns with steps on one of 10,000 items.
 """
 
@@ -23,7 +23,7 @@ from bench.timing import Row, row, take_turns
 from trainer.step import Learner
 
 BLOCK, FEW_ITEMS = 100_000, 10_000
-IN_USE = 7_000_000
+IN_USE = 4_000_000
 """The most items that also get a full neighbourhood."""
 ROUNDS, STEPS_A_ROUND = 7, 10
 PAUSE_MS, ROW_BYTES, SPEED = 150.0, 330.0, 0.8

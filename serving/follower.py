@@ -23,6 +23,7 @@ from wire.kafka.refusal import refusal
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000
 PROGRESS_EVERY_S = 5.0
+FOLDING_THREADS = 2
 MOST_WAITING = 8
 """How many answers of the broker may wait to be folded."""
 
@@ -31,7 +32,7 @@ MOST_WAITING = 8
 class HistoryFollower(TopicThread):
     """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started.
 
-    Until then another thread folds what this one has fetched and decompressed, so that both take half the time.
+    Until then other threads decode and fold what this one has fetched and decompressed.
     """
 
     label: ClassVar[str] = "history follower"
@@ -45,13 +46,16 @@ class HistoryFollower(TopicThread):
         self._begins: dict[TopicPartition, int] = {}
         self._goals: dict[TopicPartition, int] = {}
         self._told_s = time.monotonic()
-        self._folding = ThreadPoolExecutor(1, "histories")
+        self._folding = [ThreadPoolExecutor(1, "histories") for _ in range(FOLDING_THREADS)]
         self._waiting = deque[Future[None]]()
 
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Read until stopped."""
-        with self._folding:
+        try:
             self._follow(partitions)
+        finally:
+            for thread in self._folding:
+                thread.shutdown()
 
     def _follow(self, partitions: list[TopicPartition]) -> None:
         is_placed = False
@@ -83,7 +87,8 @@ class HistoryFollower(TopicThread):
         if self.caught_up.is_set():  # an action should be in its user's history at once
             self.histories.feed_batches(partition, batches)
             return
-        self._waiting.append(self._folding.submit(self.histories.feed_batches, partition, batches))
+        thread = self._folding[partition % FOLDING_THREADS]  # a partition's records in their order
+        self._waiting.append(thread.submit(self.histories.feed_batches, partition, batches))
         self._wait_for_all_but(MOST_WAITING)
 
     def _wait_for_all_but(self, num: int) -> None:

@@ -36,7 +36,7 @@ class Past:
 
 
 class Histories:
-    """User → `Past`. Fed by one thread, read by any."""
+    """User → `Past`. Fed by one thread for each partition, read by any."""
 
     def __init__(
         self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None
@@ -83,14 +83,14 @@ class Histories:
             self._apply_mark(example)
 
     def _apply_mark(self, mark: Example) -> None:
-        if mark.mark is Mark.ITEM:
-            self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
-        elif mark.mark is Mark.ITEM_BACK:
-            self.removed = self.removed - {mark.marked_item}
-        elif mark.user:
-            with self._lock:
-                if self._kept is not None:
-                    self._kept.drop(mark.user)
+        with self._lock:
+            if mark.mark is Mark.ITEM:
+                self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
+            elif mark.mark is Mark.ITEM_BACK:
+                self.removed = self.removed - {mark.marked_item}
+            elif mark.user and self._kept is not None:
+                self._kept.drop(mark.user)
+        if mark.mark is Mark.USER and mark.user:
             self.on_erased(mark.user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
@@ -127,7 +127,7 @@ class Histories:
         heads = block.heads[begin:end]
         with self._lock:
             self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
-        self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
+            self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
         self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
 
     def _keep(self, example: Example) -> None:
@@ -138,7 +138,7 @@ class Histories:
             self.num_forgotten += self._kept.put(
                 example.user, example.segment_len, example.first_index, rows, example.user_feature_hash, self._max_bytes
             )
-        self.clock_ms = max(self.clock_ms, example.newest_event_ms)
+            self.clock_ms = max(self.clock_ms, example.newest_event_ms)
         self.items.note(example.interactions)
 
     def forget_partitions(self) -> None:

@@ -104,6 +104,7 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     subscriber = WeightsSubscriber(
         weights, topics.weights, VersionIntake(manager, service.rollout, Guard(Band.of(config)), service.counters),
         contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
+        histories_ready=service.histories_ready,
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail

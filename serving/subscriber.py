@@ -45,6 +45,8 @@ class WeightsSubscriber(TopicThread):
     contact: Contact = field(default_factory=Contact)
     topic_of: Callable[[str], str] | None = None
     """Line of training → its weights topic; None if there is only one."""
+    histories_ready: threading.Event | None = None
+    """Until this is set, nothing is done that can wait, because the histories are being read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,7 +229,7 @@ class WeightsSubscriber(TopicThread):
         """Take records of the topic, in order; whether to look for a newer base (once after each version served)."""
         is_linked = self._is_frozen or self._feed_quietly(records)
         self.intake.swap()
-        if not records:
+        if not records and (self.histories_ready is None or self.histories_ready.is_set()):
             self.manager.settle()
         return not is_linked and self._searched_after != self.manager.num_swaps
 

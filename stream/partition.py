@@ -88,6 +88,7 @@ class Partition:
     async def close(self) -> None:
         """Stop, and close the store. What was not applied or relayed is left to the next owner."""
         self._closing.set()
+        self._has_room.set()  # what is offered from here on is left to the next owner too
         tasks = [*self._tasks, *([self._catching_up] if self._catching_up else [])]
         for task in tasks:
             task.cancel()

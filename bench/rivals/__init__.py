@@ -141,7 +141,7 @@ def rankers() -> dict[str, dict[str, Setting]]:
         },
     }
     for name, who, make, tried in (
-        ("river", "River", River, (0.02, 0.05, 0.1)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5)),
+        ("river", "River", River, (0.02, 0.05, 0.1)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5, 1.0)),
     ):  # fmt: skip
         if name in installed():
             found[who] = {f"rate {rate:g}": Setting(partial(_library, make, rate)) for rate in tried}

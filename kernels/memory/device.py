@@ -25,7 +25,7 @@ from kernels.memory.triton_predict import predict_events_kernel
 from kernels.transfer import ToHost, to_device
 from kernels.triton_shared import INTERPRETED, next_power
 
-FEW, MOST_GROUP = 32, 128
+FEW, MOST_GROUP = 16 if INTERPRETED else 32, 128
 """Kernels are compiled for groups of up to `FEW` events and of up to `MOST_GROUP`: a version for each size would be
 compiled in the middle of a stream."""
 SCRATCH_BYTES = 1 << 29

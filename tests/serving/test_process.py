@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
+from headrace.command import WRONG_CONFIGURATION
 from serving.engine import Engine
 from serving.histories import Histories
 from serving.request import Request
@@ -258,9 +259,9 @@ def test_without_its_broker_a_server_goes_on_and_says_so(
         wire.close()
 
 
-def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
+def ended(server: ServerProcess, status: int = 1) -> list[str]:
     try:
-        assert server.process.wait(timeout_s) == 1
+        assert server.process.wait() == status
     finally:
         server.close()
     return server.process.log().splitlines()
@@ -311,6 +312,6 @@ def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: P
 
     if torch.cuda.is_available():
         pytest.skip("there is one here")
-    lines = ended(ServerProcess(factory, KafkaConfig(), tmp_path, device="cuda"))
+    lines = ended(ServerProcess(factory, KafkaConfig(), tmp_path, device="cuda"), WRONG_CONFIGURATION)
     assert len(lines) == 1, lines
     assert "serving.device" in lines[0]

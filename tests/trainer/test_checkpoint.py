@@ -123,6 +123,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
 OTHERS: dict[str, object] = {
     "feedback": "reversal", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
     "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000, "publish_precision": "exact",
+    "kind_weights": {"click": 2.0},
 }  # fmt: skip
 BY_MACHINE = {"device", "backend", "cuda_graphs", "graph_gradients", "deterministic", "num_threads"}
 """Where and by which kernels a step is computed: a checkpoint may move to another machine."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import trainer.step
+from headrace.command import WRONG_CONFIGURATION
 from tests.brokers import REPOSITORY, free_port
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
@@ -214,7 +215,7 @@ def test_more_processes_than_shards_are_refused_in_one_line(run: RankRun) -> Non
     whole = write_config(run.folder / "whole.toml")
     children = run.start("2", 2, configs={0: whole, 1: whole})
     for child in children:
-        assert child.wait(120) == 1
+        assert child.wait(120) == WRONG_CONFIGURATION
         last = child.log().splitlines()[-1]
         assert last.startswith(
             "headrace train: trainer.shards: expected a multiple of the number of processes, 2, got 1"

@@ -24,7 +24,7 @@ from trainer.step import Learner
 
 CPU = torch.device("cpu")
 GROUP = 8
-STREAM = Stream(num_rows=80, num_users=3, num_events=20, seed=4)
+STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, seed=4)
 
 
 def started(stream: Stream = STREAM, *, width: int = 16, events: int = 64 * GROUP) -> MemoryArrays:
@@ -71,7 +71,7 @@ def test_rows_without_room_keep_the_neighbours_that_the_definition_keeps() -> No
 
 
 def test_the_first_events_are_predicted_one_by_one() -> None:
-    definition, ours = both(MemoryArrays.empty(96, 16, NUM_BUCKETS), replace(STREAM, num_events=12))
+    definition, ours = both(MemoryArrays.empty(96, 16, NUM_BUCKETS), replace(STREAM, num_events=6))
     assert_same(ours, definition)
 
 
@@ -112,7 +112,7 @@ def test_a_build_that_leaves_something_out_is_noticed(left_out: str, monkeypatch
             return lambda *_, **__: None
 
     monkeypatch.setattr(device, left_out, Nothing())
-    definition, ours = both(started(), replace(STREAM, num_events=2 * GROUP))
+    definition, ours = both(started(), replace(STREAM, num_events=GROUP))
     with pytest.raises(AssertionError):
         assert_same(ours, definition)
 
