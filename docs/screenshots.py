@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "pictures"
-SIZES = {"page-wide-light": (1280, 900, "light"), "page-phone-dark": (390, 844, "dark")}
+WIDTHS = {"wide": (1280, 900), "phone": (390, 844)}
+SIZES = {f"page-{name}-{theme}": (*size, theme) for name, size in WIDTHS.items() for theme in ("light", "dark")}
 
 
 def main(url: str, folder: Path = FOLDER) -> int:

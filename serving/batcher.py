@@ -64,11 +64,6 @@ class Batcher:
         return self._short.num_waiting + self._long.num_waiting
 
     @property
-    def is_in_use(self) -> bool:
-        """Whether requests are being answered, or were a moment ago."""
-        return self._short.is_in_use or self._long.is_in_use
-
-    @property
     def num_shed(self) -> int:
         """Requests refused because too many were waiting."""
         return self._short.num_shed + self._long.num_shed

@@ -104,9 +104,9 @@ class ServingConfig:
     0: answers are always exact."""
     cache_error: float = 0.05
     """In units of scores: 0.05 is a probability about 5% higher or lower than the exact one."""
-    warm_s: float = 0.5
+    warm_s: float = 0.25
     """How long a new version may be held up to recompute cache entries for it, for the users with requests since the
-    last swap, the most recent first, with pauses while requests are answered; 0: requests compute them."""
+    last swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
     connect_timeout_s: float = 20.0

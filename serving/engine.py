@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +38,7 @@ from serving.weights_manager import HeldVersion
 from wire.example import no_interactions
 
 Int64 = NDArray[np.int64]
-WARMED_AT_ONCE, WARMED_BESIDE, RESTS = 16, 4, 2.0
-"""How many users' states are computed together; beside requests fewer, with pauses this many times as long as that
-took: the cores share caches and more, so that computing on one slows the other down."""
+WARMED_AT_ONCE = 16
 logger = logging.getLogger(__name__)
 
 
@@ -105,17 +103,15 @@ class Engine:
         return torch.stack([start_M if each.output is None else each.output for each in started])
 
     @torch.inference_mode()
-    def warm(
-        self, version: HeldVersion, budget_s: float, is_beside: Callable[[], bool] = lambda: False
-    ) -> list[CacheEntry]:
+    def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
         """Cache entries for a version that is about to come into service, to `put` once it is: for the users with
-        requests under the last one, the most recent first, as many as ``budget_s`` allows. ``is_beside``: whether
-        requests are being answered meanwhile."""
+        requests under the last one, the most recent first, as many as ``budget_s`` allows."""
         until, warmed = time.monotonic() + budget_s, list[CacheEntry]()
         entries = self.cache.requested() if self._cache_is_on and not self.reuse.allowed else []
-        while entries and (began := time.monotonic()) < until:
-            num = WARMED_BESIDE if (must_rest := is_beside()) else WARMED_AT_ONCE
-            some, entries = entries[:num], entries[num:]
+        for at in range(0, len(entries), WARMED_AT_ONCE):
+            if time.monotonic() > until:
+                break
+            some = entries[at : at + WARMED_AT_ONCE]
             started = [_Progress(_request_of(each), each.columns, version.network.nothing(), version.born, is_twin=True)
                        for each in some]  # fmt: skip
             self._read_histories(version, started)
@@ -123,8 +119,6 @@ class Engine:
                 assert done.fresh is not None
                 past = done.fresh.narrow(0, 2 * len(each.columns) - 1, copy=True)
                 warmed.append(CacheEntry(each.user, each.columns, past, version.born))
-            if must_rest:
-                time.sleep(max(0.0, min(RESTS * (time.monotonic() - began), until - time.monotonic())))
         return warmed
 
     def _start(self, version: HeldVersion, request: Request, allowed: int, *, is_twin: bool = False) -> _Progress:

@@ -24,7 +24,6 @@ from serving.weights_manager import HeldVersion, WeightsManager
 logger = logging.getLogger(__name__)
 MOST_REST_S, RESTS = 0.05, 3.0
 """After a batch, a lane pauses for another one: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
-MOMENT_S = 0.05
 Outcome = bytes | Exception
 
 
@@ -73,7 +72,6 @@ class Lane:
         self._is_closing = False
         self._weight = 0.0
         self._num_admitted = 0
-        self._answered_s = -MOMENT_S
         self.num_shed = 0
         self._workers = [
             threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(num_workers)
@@ -90,11 +88,6 @@ class Lane:
     def is_busy(self) -> bool:
         """Whether there are requests to answer."""
         return self._num_admitted > 0
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether there are requests to answer, or the last one was answered less than `MOMENT_S` ago."""
-        return self.is_busy or time.monotonic() - self._answered_s < MOMENT_S
 
     def expected_wait_s(self) -> float:
         """How long the requests admitted so far will take."""
@@ -144,7 +137,6 @@ class Lane:
                 self._cost.note(weight, took_s + rest_s)
                 self._weight -= weight
                 self._num_admitted -= len(batch)
-                self._answered_s = time.monotonic()
             del batch, live  # keep nothing of these requests alive while waiting for the next
             time.sleep(rest_s)
 

@@ -110,7 +110,7 @@ class Service:
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
-        entries = self.engine.warm(version, self.config.warm_s, lambda: self.batcher.is_in_use)
+        entries = self.engine.warm(version, self.config.warm_s)
 
         def put() -> None:
             for each in entries:

@@ -92,7 +92,8 @@ def test_the_pictures_of_the_documentation_are_taken_at_both_widths(url: str, tm
     command = [sys.executable, str(REPOSITORY / "docs" / "screenshots.py"), url, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    for name, width in {"page-wide-light": 1280, "page-phone-dark": 390}.items():
+    for name, width in {f"page-{kind}-{theme}": width for kind, width in (("wide", 1280), ("phone", 390))
+                        for theme in ("light", "dark")}.items():  # fmt: skip
         header = (tmp_path / f"{name}.png").read_bytes()[:24]
         assert header.startswith(b"\x89PNG")
         assert int.from_bytes(header[16:20], "big") == width
