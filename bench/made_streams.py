@@ -3,7 +3,7 @@
 ``portal``: short visits, half of them by new users, to articles that are read for hours and link to each other.
 ``series``: episodes in order, several series at a time. ``music``: albums in order, and favourites again at the same
 time of day. ``bazaar``: 200,000 products, users who come once or twice, views that return to what was seen.
-``reviews``: a handful for each user, dated by the day, in two domains.
+``reviews``: a handful for each user, dated by the day, in two domains. ``taps``: only 50 items, one at a time.
 """
 
 from __future__ import annotations
@@ -244,3 +244,23 @@ def reviews(
                 chances[members[each]] += (total and 0.45 / 4 / total) * pull[members[each]]
             on_choice(user, item, np.arange(num_items), chances)
         yield act(user, item, "review", (day - days) * 24.0, domain="ab"[domain[circle[item]]])
+
+
+def taps(
+    num: int = 20_000, num_items: int = 50, num_users: int = 1_500, seed: int = 0, on_choice: OnChoice | None = None
+) -> Iterator[Action]:
+    """One of the user's preferences, what follows the last item, or what is popular, in about equal parts."""
+    rng = np.random.default_rng(seed)
+    preference = rng.dirichlet(np.full(num_items, 0.6), num_users)
+    following = rng.dirichlet(np.full(num_items, 0.2), num_items)
+    popular = rng.dirichlet(np.ones(num_items))
+    last: dict[int, int] = {}
+    for number in range(num):
+        user = int(num_users * rng.random() ** 1.5)
+        follows = following[last[user]] if user in last else popular
+        chances = 0.35 * preference[user] + 0.35 * follows + 0.3 * popular
+        item = draw(rng, chances)
+        if on_choice:
+            on_choice(user, item, np.arange(num_items), chances)
+        last[user] = item
+        yield act(user, item, "tap", number / 100)

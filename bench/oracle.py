@@ -20,7 +20,7 @@ from bench.streams import STREAMS
 from bench.timing import row
 from trainer.metrics import rank_gains
 
-STREAMS_MEASURED = ("news", "shop", "series", "bazaar", "reviews")
+STREAMS_MEASURED = ("news", "shop", "series", "bazaar", "reviews", "taps")
 QUICK_ACTIONS = 6_000
 
 

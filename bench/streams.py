@@ -265,6 +265,7 @@ STREAMS: dict[str, Stream] = {
             made_streams.music,
             made_streams.bazaar,
             made_streams.reviews,
+            made_streams.taps,
         )
     },
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),

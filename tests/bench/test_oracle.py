@@ -12,7 +12,7 @@ from bench.oracle import Oracle
 from bench.streams import STREAMS
 
 
-@pytest.mark.parametrize("stream", ["news", "shop", "series", "bazaar"])
+@pytest.mark.parametrize("stream", ["news", "shop", "series", "bazaar", "taps"])
 def test_the_likeliest_item_is_chosen_as_often_as_it_is_likely(stream: str) -> None:
     likely, chosen = list[float](), list[bool]()
 
