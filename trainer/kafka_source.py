@@ -155,44 +155,53 @@ class KafkaSource:
         return examples
 
     def _fetched(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
-        """Records by partition. Raises `SourceError` if the topic is gone. (A broker that has just started may not know
-        it yet.)"""
+        """Records by partition. Raises `SourceError` if the topic is gone."""
+        fetched: dict[TopicPartition, list[Any]] = {}
         try:
-            self._check_topic()
-            fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
-        except UnknownTopicOrPartitionError as error:
-            now_s = time.monotonic()
-            if now_s - self._last_missed_s > 2 * GONE_S:
-                self._missing_since_s = now_s
-            self._last_missed_s = now_s
-            if now_s - self._missing_since_s > GONE_S:
-                places = "; ".join(
-                    f"partition {partition}: example {each.next_number} at offset {each.next_offset}"
-                    for partition, each in sorted(self.positions.items())
-                )
-                raise SourceError(
-                    f"topic {self._topic}: expected it to exist still, but it is gone. Position: {places}. Once a "
-                    f"worker has created it again: {REMEDY[0].lower()}{REMEDY[1:]}"
-                ) from error
-            self._stop.wait(min(timeout_s, RETRY_S))
-            return {}
+            is_there = self._check_topic()
+            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except UnknownTopicOrPartitionError:
+            is_there = False
         except KafkaError as error:
             raise refusal(error, str(self._consumer.config["bootstrap_servers"]), "reading") or error from error
         if fetched:
             self._last_missed_s = -math.inf
+        elif not is_there:
+            self._note_missing()
+            self._stop.wait(min(timeout_s, RETRY_S))
         return fetched
 
-    def _check_topic(self) -> None:
-        """Raise if the topic was deleted and created again since the trainer began to read it, or has been given more
-        partitions, which no trainer would read."""
-        known = self._consumer.partitions_for_topic(self._topic) or self._partitions
-        check_partitions(self._topic, len(self._partitions), len(known))
+    def _note_missing(self) -> None:
+        """The broker does not know the topic now: one that has just started may not know it yet."""
+        now_s = time.monotonic()
+        if now_s - self._last_missed_s > 2 * GONE_S:
+            self._missing_since_s = now_s
+        self._last_missed_s = now_s
+        if now_s - self._missing_since_s > GONE_S:
+            places = "; ".join(
+                f"partition {partition}: example {each.next_number} at offset {each.next_offset}"
+                for partition, each in sorted(self.positions.items())
+            )
+            raise SourceError(
+                f"topic {self._topic}: expected it to exist still, but it is gone. Position: {places}. Once a worker "
+                f"has created it again: {REMEDY[0].lower()}{REMEDY[1:]}"
+            )
+
+    def _check_topic(self) -> bool:
+        """Whether the broker knows the topic.
+
+        Raises `SourceError` if it was deleted and created again since the trainer began to read it, or has been given
+        more partitions, which no trainer would read.
+        """
+        known = self._consumer.partitions_for_topic(self._topic)
+        check_partitions(self._topic, len(self._partitions), len(known or self._partitions))
         before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
         if before not in ("", self._topic_id):
             raise SourceError(
                 f"{self._topic}: expected the topic with id {before}, which this trainer reads, got one with id "
                 f"{self._topic_id}: it was deleted and created again. {REMEDY}"
             )
+        return bool(known)
 
     def _tell_lost(self) -> None:
         """Log the total number lost on one line, once no more examples arrive."""
