@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.broker import EmbeddedBroker
-from tests.brokers import Broker
+from tests.brokers import Broker, wait_until
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import ensure_topics
@@ -97,3 +97,43 @@ def test_a_broker_that_is_not_there_is_named() -> None:
         connect(KafkaConfig(bootstrap="127.0.0.1:1"), 0.2)
     with pytest.raises(BrokerUnavailable, match=r"this machine knows no host nowhere\.invalid: correct it, or name"):
         connect(KafkaConfig(bootstrap="nowhere.invalid:9092"), 0.2)
+
+
+def pause_and_go_back(consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+    """Read each partition beyond offset 10 and pause it, with records fetched and not returned; then go back to 5."""
+    consumer.assign(partitions)
+    consumer.seek_to_beginning(*partitions)
+    reading = partitions
+    while reading:
+        consumer.poll(timeout_ms=100)
+        consumer.pause(*(each for each in reading if consumer.position(each) >= 10))
+        reading = [each for each in reading if consumer.position(each) < 10]
+    for each in partitions:
+        consumer.seek(each, 5)
+    consumer.resume(*partitions)
+
+
+def test_partitions_that_were_paused_are_read_on(config: KafkaConfig) -> None:
+    consumer = connect(config, max_poll_records=7)
+    partitions = partitions_of(consumer, Topics.under(config.prefix).actions)
+    pause_and_go_back(consumer, partitions)
+    found: dict[TopicPartition, list[int]] = {each: [] for each in partitions}
+
+    def all_read() -> bool:
+        for each, records in consumer.poll(timeout_ms=100).items():
+            found[each] += [record.offset for record in records]
+        return all(offsets[-1:] == [NUM - 1] for offsets in found.values())
+
+    wait_until(all_read, 60, "both partitions")
+    assert list(found.values()) == [list(range(5, NUM))] * 2
+    consumer.close()
+
+
+def test_the_client_alone_never_reads_one_of_them_again(config: KafkaConfig) -> None:
+    """If this fails after an upgrade, `wire.kafka.consumer` no longer needs a consumer of its own."""
+    consumer = connect(config, max_poll_records=7)
+    partitions = partitions_of(consumer, Topics.under(config.prefix).actions)
+    pause_and_go_back(consumer, partitions)
+    read_on = {each for _ in range(20) for each in KafkaConsumer.poll(consumer, timeout_ms=100)}
+    assert read_on != set(partitions)
+    consumer.close()
