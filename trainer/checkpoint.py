@@ -173,12 +173,15 @@ class CheckpointFolder:
     def _folder_of(self, step: int) -> Path:
         return self.path / f"checkpoint-{step:012d}"
 
-    def load(self) -> Checkpoint | None:
-        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged."""
+    def load(self, *, entries: bool = True) -> Checkpoint | None:
+        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged.
+
+        ``entries``: see `trainer.rows.assembled`.
+        """
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return read_checkpoint(self._folder_of(step))
+                return read_checkpoint(self._folder_of(step), entries=entries)
             except CheckpointError as error:
                 self._on_damage(f"{error}; falling back to the previous one")
         if steps:
@@ -203,14 +206,14 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, entries: bool = True) -> Checkpoint:
     """Read and verify one checkpoint and what it builds on. Raises `CheckpointError`."""
     meta, _ = _read_meta(path)
     small = load_tensors(_read_verified(path, "arrays.safetensors", meta["arrays_bytes"], meta["arrays_xxh3"]))
     if meta.get("rows") is None:
         return Checkpoint(meta["step"], small, meta)
     pieces = (piece for content in _row_files(path, meta) for piece in decode_pieces(content))
-    return Checkpoint(meta["step"], assembled(small, pieces), meta)
+    return Checkpoint(meta["step"], assembled(small, pieces, entries=entries), meta)
 
 
 def _is_increment(path: Path) -> bool:
