@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +45,13 @@ def encode_piece(piece: Piece) -> list[Buffer]:
     return [blob.num_bytes.to_bytes(8, "little"), *blob.parts]
 
 
-def decode_pieces(content: bytes) -> Iterator[Piece]:
+def decode_pieces(file: IO[bytes]) -> Iterator[Piece]:
     """The pieces of a file. The caller has verified it as a whole."""
-    start = 0
-    while start < len(content):
-        size = int.from_bytes(content[start : start + 8], "little")
-        tensors = load_tensors(content[start + 8 : start + 8 + size])
+    while head := file.read(8):
+        tensors = load_tensors(file.read(int.from_bytes(head, "little")))
         region = next(iter(tensors)).partition(".")[0]
         columns = {name[len(region) + 1 :]: array for name, array in tensors.items()}
         yield Piece(region, columns.pop("rows", NO_ROWS), columns)
-        start += 8 + size
 
 
 class Columns:
