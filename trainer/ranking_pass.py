@@ -29,8 +29,8 @@ class RankingPass:
     def answer(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
         """Predict the batch's targets, then count them and learn those whose outcomes are known."""
         by_rate_RK = self._rates.predict(seen_rows_n[batch.target_R])
-        logits = forward.logits_on_host or ToHost(forward.logits_RK)
-        events = self.ask(batch, forward.target_row_R, torch.from_numpy(logits.wait()))
+        on_host = forward.on_host or ToHost(forward.logits_RK)
+        events = self.ask(batch, forward.target_row_R, torch.from_numpy(on_host.wait()[0]))
         number_R = self._rates.arrivals.number(batch.key_R, batch.is_new_R, events.order_R)
         return Ranked(probability(self._rates.learn(events, number_R)), by_rate_RK, number_R)
 
