@@ -51,7 +51,7 @@ class Sent:
     past_ms: Tensor
     now_ms: Tensor
     outcome_4R: Tensor
-    """Three ranks of each event and the bits of its loss, as they are before it is predicted."""
+    """Three ranks of each event and the bits of its loss, as they are before it is predicted; then padding."""
 
 
 class DeviceMemory:
@@ -91,7 +91,7 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(ToHost(sent.outcome_4R))
+        return DeviceOutcome(num, ToHost(sent.outcome_4R))
 
     def _send(self, events: MemoryEvents) -> Sent:
         """The events in one copy."""
@@ -107,8 +107,8 @@ class DeviceMemory:
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        outcome_4R = np.empty((4, num), np.int32)
-        outcome_4R[:3] = np.where(events.chosen_R == 1, 0, -1)
+        outcome_4R = np.empty((4, _padded(4 * num) // 4), np.int32)
+        outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
         outcome_4R[3] = np.float32(np.nan).view(np.int32)
         parts = (
             event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms, events.now_ms_R,
@@ -120,8 +120,9 @@ class DeviceMemory:
             begin = (end - _padded(part.nbytes)) // 4
             joined[begin : begin + part.nbytes // 4] = np.ascontiguousarray(part).view(np.int32)
         pieces = to_device(joined, self._device).split(np.diff(ends // 4, prepend=0).tolist())
-        times = [each.view(torch.int64) for each in pieces[4:6]]
-        return Sent(*pieces[:4], *times, pieces[6][: 4 * num].view(4, num))
+        sent, past, met, shown, past_ms, now_ms, outcome = pieces
+        times = past_ms.view(torch.int64), now_ms.view(torch.int64)
+        return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -208,12 +209,15 @@ class DeviceMemory:
 class DeviceOutcome:
     """A `MemoryOutcome` on its way from the device."""
 
+    num: int
     outcome_4R: ToHost
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        (outcome_4R,) = self.outcome_4R.wait()
-        return MemoryOutcome(*outcome_4R[:3], outcome_4R[3].view(np.float32))
+        ranks_and_loss = self.outcome_4R.wait()[0][:, : self.num]
+        return MemoryOutcome(
+            ranks_and_loss[0], ranks_and_loss[1], ranks_and_loss[2], ranks_and_loss[3].view(np.float32)
+        )
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
