@@ -119,9 +119,9 @@ class DeviceMemory:
         for part, end in zip(parts, ends.tolist(), strict=True):
             begin = (end - _padded(part.nbytes)) // 4
             joined[begin : begin + part.nbytes // 4] = np.ascontiguousarray(part).view(np.int32)
-        pieces = to_device(joined, self._device).split(np.diff(ends // 4, prepend=0).tolist())
-        times = [each.view(torch.int64) for each in pieces[4:6]]
-        return Sent(*pieces[:4], *times, pieces[6][: 4 * num].view(4, num))
+        *rows, past_ms, now_ms, outcome = to_device(joined, self._device).split(np.diff(ends // 4, prepend=0).tolist())
+        times = past_ms.view(torch.int64), now_ms.view(torch.int64)
+        return Sent(rows[0], rows[1], rows[2], rows[3], *times, outcome[: 4 * num].view(4, num))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -212,8 +212,8 @@ class DeviceOutcome:
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        (outcome_4R,) = self.outcome_4R.wait()
-        return MemoryOutcome(*outcome_4R[:3], outcome_4R[3].view(np.float32))
+        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0]
+        return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
