@@ -214,10 +214,8 @@ class DeviceOutcome:
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        ranks_and_loss = self.outcome_4R.wait()[0][:, : self.num]
-        return MemoryOutcome(
-            ranks_and_loss[0], ranks_and_loss[1], ranks_and_loss[2], ranks_and_loss[3].view(np.float32)
-        )
+        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0][:, : self.num]
+        return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
