@@ -110,7 +110,7 @@ class DeviceMemory:
         outcome_4R = np.empty((4, _padded(4 * num) // 4), np.int32)
         outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
         outcome_4R[3] = np.float32(np.nan).view(np.int32)
-        parts = (
+        parts: tuple[NDArray[Any], ...] = (
             event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms, events.now_ms_R,
             outcome_4R.reshape(-1),
         )  # fmt: skip
