@@ -88,15 +88,18 @@ class CppTable:
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
         """Rows after seeing the ids in order."""
-        rows_N, self._known_sizes = np.empty_like(ids_N), None
-        _checked(self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N))
+        rows_N = np.empty_like(ids_N)
+        status = self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N)
+        self._known_sizes = None  # afterwards: another thread may have asked meanwhile
+        _checked(status)
         return rows_N
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
         """The ids and rows dropped, by row."""
         ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
+        status = self._c.id_map_evict(self._map, before_ms, ids, rows)
         self._known_sizes = None
-        count = _checked(self._c.id_map_evict(self._map, before_ms, ids, rows))
+        count = _checked(status)
         return ids[:count].copy(), rows[:count].copy()
 
     def live(self) -> Columns:
@@ -125,8 +128,11 @@ class CppTable:
 
     def load(self, live: Columns, pending: Columns, num_rows: int) -> None:
         """Fill an empty table."""
-        self._known_sizes = None
         rows, ids, last_seen = live
-        _checked(self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen))
+        status = self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen)
+        self._known_sizes = None
+        _checked(status)
         ids, counts, last_seen = pending
-        _checked(self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen))
+        status = self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen)
+        self._known_sizes = None
+        _checked(status)

@@ -51,7 +51,7 @@ class Sent:
     past_ms: Tensor
     now_ms: Tensor
     outcome_4R: Tensor
-    """Three ranks of each event and the bits of its loss, as they are before it is predicted."""
+    """Three ranks of each event and the bits of its loss, as they are before it is predicted; then padding."""
 
 
 class DeviceMemory:
@@ -91,7 +91,7 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(ToHost(sent.outcome_4R))
+        return DeviceOutcome(num, ToHost(sent.outcome_4R))
 
     def _send(self, events: MemoryEvents) -> Sent:
         """The events in one copy."""
@@ -107,10 +107,10 @@ class DeviceMemory:
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        outcome_4R = np.empty((4, num), np.int32)
-        outcome_4R[:3] = np.where(events.chosen_R == 1, 0, -1)
+        outcome_4R = np.empty((4, _padded(num)), np.int32)
+        outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
         outcome_4R[3] = np.float32(np.nan).view(np.int32)
-        parts = (
+        parts: tuple[NDArray[Any], ...] = (
             event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
             events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
@@ -119,9 +119,9 @@ class DeviceMemory:
         for part, length in zip(parts, padded, strict=True):
             joined[begin : begin + len(part)] = part
             begin += length
-        *rows, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        sent, past, met, shown, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
         times = past_ms.view(torch.int64), now_ms.view(torch.int64)
-        return Sent(rows[0], rows[1], rows[2], rows[3], *times, outcome[: 4 * num].view(4, num))
+        return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -208,11 +208,12 @@ class DeviceMemory:
 class DeviceOutcome:
     """A `MemoryOutcome` on its way from the device."""
 
+    num: int
     outcome_4R: ToHost
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0]
+        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0][:, : self.num]
         return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 
