@@ -86,7 +86,7 @@ HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[
 struct Scratch {
     float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
     int32_t* touched;
-    uint8_t *marked, *excluded;
+    uint8_t* marked;
     int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
     int64_t num_touched, padded;
     float pause;  // time since the user's last choice
@@ -109,6 +109,7 @@ struct Blank {
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
+        rows += rows / 4;  // so that a catalogue that grows does not get new pages with each item
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));

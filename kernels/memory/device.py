@@ -107,20 +107,19 @@ class DeviceMemory:
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        outcome_4R = np.empty((4, _padded(4 * num) // 4), np.int32)
+        outcome_4R = np.empty((4, _padded(num)), np.int32)
         outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
         outcome_4R[3] = np.float32(np.nan).view(np.int32)
         parts: tuple[NDArray[Any], ...] = (
-            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms, events.now_ms_R,
-            outcome_4R.reshape(-1),
+            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
+            events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
-        ends = np.cumsum([_padded(each.nbytes) for each in parts])
-        joined = np.empty(ends[-1] // 4, np.int32)
-        for part, end in zip(parts, ends.tolist(), strict=True):
-            begin = (end - _padded(part.nbytes)) // 4
-            joined[begin : begin + part.nbytes // 4] = np.ascontiguousarray(part).view(np.int32)
-        pieces = to_device(joined, self._device).split(np.diff(ends // 4, prepend=0).tolist())
-        sent, past, met, shown, past_ms, now_ms, outcome = pieces
+        padded = [_padded(len(each)) for each in parts]
+        joined, begin = np.empty(sum(padded), np.int32), 0
+        for part, length in zip(parts, padded, strict=True):
+            joined[begin : begin + len(part)] = part
+            begin += length
+        sent, past, met, shown, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
         times = past_ms.view(torch.int64), now_ms.view(torch.int64)
         return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
@@ -234,6 +233,6 @@ def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
     return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
 
 
-def _padded(num_bytes: int) -> int:
-    """The next multiple of 128 bytes: so that each part is aligned and has an address."""
-    return (num_bytes // 128 + 1) * 128
+def _padded(num: int) -> int:
+    """The next multiple of 32 numbers: so that each part is aligned and has an address."""
+    return (num // 32 + 1) * 32
