@@ -19,16 +19,20 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
         s.closed = arena.get<float>(s.padded);
+        s.lift = arena.get<float>(s.padded);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         s.touched = arena.get<int32_t>(s.padded);
         s.marked = arena.get<uint8_t>(s.padded);
         s.excluded = arena.get<uint8_t>(s.padded);
+        get_groups(m, s, arena);
         if (pass == 0 && !arena.allocate()) return false;
     }
     memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
     memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
     memset(s.own, 0, s.padded * OWN_STRIDE * sizeof(float));
+    memset(s.lift, 0, s.padded * sizeof(float));
     memset(s.marked, 0, s.padded);
+    clear_all_groups(m, s);
     memset(s.excluded, 0, s.padded);
     for (int64_t i = 0; i < s.padded; ++i) {
         const bool is_open = i < m.num_rows && m.first_V[i] >= 0;
@@ -41,10 +45,12 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
 // Scores of all rows, and the largest. Rows that do not compete get OUT.
 inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
     gains_of(m, bucket, s.gain);
+    if (m.num_columns)
+        for (int64_t i = 0; i < m.num_rows; ++i) s.lift[i] = lift_of(m, s, i);
     for (int64_t i = 0; i < s.padded; i += W) {
         vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
-        store(s.score + i, x);
+        store(s.score + i, fma(load(s.lift + i), splat(s.gain[LIFT]), x));
     }
     for (int64_t t = 0; t < s.num_touched; ++t) s.score[s.touched[t]] += weighed(s, s.touched[t], s.gain);
     for (int64_t k = 0; k < num_met; ++k) s.score[met[k]] = OUT;
@@ -78,7 +84,7 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
 // The same for the best of all rows by the weighted sum.
 inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
     s.shortlist->pick(s.score, s.padded);
-    return look_again(m, s, s.standing, s.padded, logit, bucket, best, [](int64_t row) { return row; });
+    return look_again(m, s, s.standing, s.padded, logit, s.lift, bucket, best, [](int64_t row) { return row; });
 }
 
 inline void rescore(Scratch& s, float shift) {
@@ -101,14 +107,15 @@ inline float push_of(Scratch& s, float best, int64_t target, float weight) {
 
 inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
     float slope[NUM_FEATURES];
-    vf dense[NUM_STANDING + 1] = {};
+    vf dense[NUM_STANDING + 2] = {};
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf push = load(s.push + i);
         for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(s.standing + f * s.padded + i), push, dense[f]);
         dense[NUM_STANDING] = fma(load_some(logit + i, m.num_rows - i), push, dense[NUM_STANDING]);
+        dense[NUM_STANDING + 1] = fma(load(s.lift + i), push, dense[NUM_STANDING + 1]);
     }
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
-    slope[MODEL] = sum(dense[NUM_STANDING]);
+    slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = sum(dense[NUM_STANDING + 1]);
     v8 sparse = {};
     v8 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
@@ -131,7 +138,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
     if (excludes && is_repeat) {  // the target competes even if it is left out
-        float own = s.gain[MODEL] * logit[target] + weighed(s, target, s.gain);
+        float own = s.gain[MODEL] * logit[target] + s.gain[LIFT] * s.lift[target] + weighed(s, target, s.gain);
         for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
         s.score[target] = own;
         best = own > best ? own : best;
@@ -144,6 +151,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
+    learn_groups(m, r);
     s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
                        weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
