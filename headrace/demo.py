@@ -57,7 +57,9 @@ def run_demo(
     port: int | None = None,
 ) -> int:
     """Run it; returns the exit status: 0, 1 if the audit found a violation, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends it as Ctrl-C does
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)

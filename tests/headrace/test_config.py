@@ -141,6 +141,10 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[action]\nkinds = ['click ']\n", ["action.kinds: expected names without spaces around them"]),
         ("[store]\npath = '~/state'\n", ["store.path: expected a path, in which nothing is expanded, got '~/state'"]),
         ("[trainer]\ncheckpoint_dir = '$HOME/c'\n", ["trainer.checkpoint_dir: expected a path, in which nothing is"]),
+        (
+            "[model]\nnum_time_buckets = 128\n",
+            ["model.num_time_buckets: expected at most 123", "(time_unit_ms = 1000), got 128; lower it"],
+        ),
         ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of ('none', 'gzip'", "got 'brotli'"]),
     ],
 )

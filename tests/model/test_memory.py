@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import FEATURES, MemoryArrays
-from kernels.memory.arrays import FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAINS
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
@@ -163,17 +163,19 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     assert sum(by_row) / 256 <= 512
 
 
-@pytest.mark.parametrize("num_builds", [1, 2, 3])
+@pytest.mark.parametrize("num_builds", [0, 1, 2, 3])
 def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
-    """Builds without groups published one feature less, those without what was shown three, and those without the times
-    of choices six."""
+    """Builds that did not count visits published a shorter clock, those without groups also one feature less, those
+    without what was shown three, and those without the times of choices six."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
     at = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added]
     for held in (memory.changes(everything=True), memory.state_dict()):
-        older = {name: array.copy() for name, array in held.items() if not name.startswith("group")}
+        older = {name: array.copy() for name, array in held.items() if not num_builds or not name.startswith("group")}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
-        older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
+        older["clock"] = older["clock"][: CLOCK.index("begun")]
+        if num_builds:
+            older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
         other = Memory(MODEL)
         if "row_index" in older:
             other.apply(older, is_base=True)
@@ -183,9 +185,10 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
         np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
         np.testing.assert_array_equal(other.arrays.gain[0, at], [FIRST_GAINS.get(FEATURES[each], 0.0) for each in at])
         assert not other.arrays.gain[1:, at].any()
+        assert other.arrays.across_visits == Memory(MODEL).arrays.across_visits
         learn(other, rng, 30, 20)
         assert other.is_finite
-        assert other.arrays.gain[:, at].any()
+        assert other.arrays.gain[:, at].any() or not num_builds
 
 
 def test_what_is_kept_is_everything() -> None:
