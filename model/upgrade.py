@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kernels.memory import FEATURES
 from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
 
-ADDED = (("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
 """The features that each build added, the newest build first."""
 
 
