@@ -7,7 +7,6 @@ learned, so the freshness shown is that of a loop that keeps up.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -27,8 +26,8 @@ from rich.console import Console
 from headrace.audit import audit
 from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
-from headrace.config_errors import PREFIX
 from headrace.dataset import Dataset, DatasetError, open_dataset
+from headrace.environment import CLIENT, unset_settings
 from headrace.lag_view import Follower, LagView
 from headrace.processes import ProcessGroup
 from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
@@ -63,7 +62,8 @@ def run_demo(
     for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends it as Ctrl-C does
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    unset_deployment(has_broker=bootstrap is not None)
+    if unset := unset_settings(*(CLIENT if bootstrap else ())):
+        say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)
@@ -82,22 +82,6 @@ def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 0 if report.passed else 1
-
-
-def unset_deployment(*, has_broker: bool) -> None:
-    """Remove a deployment's settings from the environment, where they would win over the demo's own.
-
-    The demo would send its ratings to that deployment's broker, or delete its topics at the end. Only what it takes to
-    reach a broker is kept, if one was named (``has_broker``).
-    """
-    kept = (f"{PREFIX}KAFKA__CLIENT", f"{PREFIX}KAFKA__REPLICATION_FACTOR") if has_broker else ()
-    sections = {PREFIX + section.upper() for section in Settings.model_fields}
-    found = [name for name in os.environ if name.upper().partition("__")[0] in sections]
-    unset = sorted(name for name in found if not name.upper().startswith(kept))
-    for name in unset:
-        del os.environ[name]
-    if unset:
-        say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

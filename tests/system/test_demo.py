@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from headrace.demo import unset_deployment
 from tests.brokers import wait_until
 
 NUM_RATINGS = 3_000
@@ -103,25 +102,3 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.mark.parametrize("has_broker", [False, True])
-def test_a_deployments_settings_in_the_environment_are_not_the_demos(
-    has_broker: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    password, prefix, section = (
-        "HEADRACE_KAFKA__CLIENT__SASL_PLAIN_PASSWORD",
-        "headrace_kafka__prefix",
-        "HEADRACE_SERVING",
-    )
-    for name in (password, prefix, section):
-        monkeypatch.setenv(name, "secret")
-    monkeypatch.setenv("HEADRACE_TANSU", "/tansu")
-    unset_deployment(has_broker=has_broker)
-    assert [name for name in (password, prefix, section, "HEADRACE_TANSU") if name in os.environ] == (
-        [password] * has_broker + ["HEADRACE_TANSU"]
-    )
-    complained = capsys.readouterr().err
-    assert prefix in complained
-    assert section in complained
-    assert "secret" not in complained
