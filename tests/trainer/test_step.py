@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -110,6 +111,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
         rows = [
             before.domains.lookup(np.array([own["domain"]]))[0],
             *before.features.lookup(np.array(features, np.int64)),
+            1 + int(math.log2(1 + (int(own["time"]) - int(past["time"][-1])) // 1000)) if len(past) else 0,
         ]
         zero, num = np.zeros(1, np.int64), np.array([len(past)])
         events = OddsEvents(
