@@ -130,7 +130,8 @@ class Rates:
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
         """(K,) kinds that often come later than their interaction."""
-        at_once_K, late_K = np.split(self.arrays.clock[1:], 2)
+        num = self.arrays.num_kinds
+        at_once_K, late_K = self.arrays.clock[1 : 1 + num], self.arrays.clock[1 + num :]
         return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
 
     def _note_delays(self, events: OddsEvents) -> None:
@@ -140,8 +141,8 @@ class Rates:
         self.arrays.clock[1:] = self.arrays.clock[1:] * DELAY_DECAY ** len(events) + came_2K
 
     def _make_room(self, events: OddsEvents) -> None:
-        domains_RA, features_RA = np.split(events.attribute_RA, [self.arrays.num_domains], axis=1)
-        for table, rows in zip(TABLES, (events.row_R, domains_RA, features_RA), strict=True):
+        num, attribute_RA = self.arrays.num_domains, events.attribute_RA
+        for table, rows in zip(TABLES, (events.row_R, attribute_RA[:, :num], attribute_RA[:, num:]), strict=True):
             self.grow(table, int(rows.max(initial=0)) + 1)
 
     def forget(self, rows_N: Int64) -> None:

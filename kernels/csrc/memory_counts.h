@@ -98,7 +98,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
         const int32_t row = m.past_rows[end - 1 - lag];
-        if (end - lag == visit) direct *= ACROSS_VISITS;
+        if (end - lag == visit) direct *= across_visits(m);
         if (row == target) continue;
         add(m, row, target, decay, 0.0f, direct);
         add(m, target, row, 0.0f, decay, 0.0f);
@@ -117,9 +117,13 @@ inline bool leaves_out(const MemoryCall& m) {
     return m.clock[REPEATS] < FEW_REPEATS * (m.clock[CHOICES] + PRIOR_CHOICES);
 }
 
-inline void count_repeat(const MemoryCall& m, bool is_repeat) {
+// Counts the choice of event r: a repeat or not, and, unless it is the user's first, the first of a visit or not.
+inline void count_choice(const MemoryCall& m, int64_t r, bool is_repeat) {
     m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
     m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+    if (m.past_end_R[r] == m.past_begin_R[r]) return;
+    m.clock[BEGUN] *= m.repeat_decay, m.clock[CONTINUED] *= m.repeat_decay;
+    m.clock[visit_of(m, r) == m.past_end_R[r] ? BEGUN : CONTINUED] += 1;
 }
 
 // Records that the event's row was met, and counts it if it was chosen; returns whether the unit of `seen` changed.

@@ -55,20 +55,18 @@ constexpr int OWN_STRIDE = 8, MOST_GAINS = NUM_STANDING + NUM_GATHERED + OWN_STR
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
 enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY };  // follow the gathered evidence
-enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
-constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20,
-              DIRECT_LAGS = 4;
+enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED };
+constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
                 COUNT_DECAY = .9f;
-constexpr float DIRECT_DECAY = .3f, THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .2f;
+constexpr float THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .05f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f},
                 TIME_SHARE = .3f;
 constexpr int RECENT = 512;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
 constexpr int64_t VISIT_MS = 30 * 60 * 1000;
-constexpr float ACROSS_VISITS = .2f;  // weight of the very next choice if it belongs to a later visit
-constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
+constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
 constexpr float OUT = -1e30f;
 
 typedef float v8 __attribute__((vector_size(32)));

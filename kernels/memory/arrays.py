@@ -32,13 +32,27 @@ RECENT, DRAWN = 512, 512
 """When an event is learned from a sample: how many of the latest choices compete, and how many rows are drawn."""
 CHANGED = 0xFF
 """Marks a row as changed: one bit for each reader that copies changed rows."""
-CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
+CLOCK = (
+    "events",
+    "seen_scale",
+    "heat_scale_0",
+    "heat_scale_1",
+    "heat_scale_2",
+    "repeats",
+    "choices",
+    "begun",
+    "continued",
+)
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
 """Initial gains: roughly what they become on any stream, so that the first predictions are sensible."""
 
 FIRST_GAIN_SQUARE, FIRST_SQUARE = 1e-3, 1e-2
 """Initial Adagrad states: of the gains, and of the shortlist's network."""
+
+LEAST_ACROSS, PRIOR_VISITS = 0.2, 20.0
+"""The least weight of the first choice after a pause as the very next one; and the choices, half of them after a pause,
+with which the share of such choices begins."""
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
 """A stream has repeats if at least this share of the choices are; the prior is this many choices without any."""
@@ -56,7 +70,7 @@ class MemoryArrays:
     ``gain_square`` (1 + buckets, features): weights of the features, shared and by length of the history, and their
     Adagrad state. ``shortlist_weight`` and ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its
     Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`): mean and variance of its inputs, and how many lists they cover.
-    ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
+    ``clock`` (9,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
     a bit of its own; ``moved`` (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts
     changed (little-endian bits), regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e
     chose, at e modulo `RECENT`.
@@ -136,8 +150,16 @@ class MemoryArrays:
     @property
     def leaves_out_repeats(self) -> bool:
         """Whether hardly any choice so far was of an item that the user had met before."""
-        repeats, choices = self.clock[-2:]
+        repeats, choices = self.clock[2 + NUM_HEATS : 4 + NUM_HEATS]
         return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
+
+    @property
+    def across_visits(self) -> float:
+        """The weight of the first choice after a pause as the very next one: 1 where nearly all choices are such, or
+        else the few within visits would outweigh them; but little where visits are long, since they begin anew."""
+        begun, continued = self.clock[4 + NUM_HEATS :]
+        share = float((begun + 0.5 * PRIOR_VISITS) / (begun + continued + PRIOR_VISITS))
+        return LEAST_ACROSS + (1.0 - LEAST_ACROSS) * share**4
 
     def copy(self) -> MemoryArrays:
         """A copy that shares nothing."""

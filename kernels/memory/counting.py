@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, MemoryArrays, MemoryRules
-from kernels.memory.features import CHOICES, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
+from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
 from kernels.memory.past import MemoryPast
 
-DIRECT_COUNT_DECAY = 0.2
+DIRECT_COUNT_DECAY = 0.05
 RESCALE_AT = 1e12
 
 
-def count_repeat(memory: MemoryArrays, *, is_repeat: bool, rules: MemoryRules) -> None:
-    """Count one more choice, a repeat or not."""
+def count_choice(memory: MemoryArrays, past: MemoryPast, *, is_repeat: bool, rules: MemoryRules) -> None:
+    """Count one more choice: a repeat or not, and after ``past``, if there is any, the first of a visit or not."""
     decay = 0.5 ** (1.0 / rules.repeat_half_life)
     memory.clock[REPEATS] = memory.clock[REPEATS] * decay + float(is_repeat)
     memory.clock[CHOICES] = memory.clock[CHOICES] * decay + 1.0
+    if len(past.row_P):
+        memory.clock[[BEGUN, CONTINUED]] *= decay
+        memory.clock[CONTINUED if past.in_visit_P[-1] else BEGUN] += 1.0
 
 
 def meet(
@@ -43,7 +46,7 @@ def _count(
     unit = weight * float(np.float32(memory.clock[SEEN]))
     for lag, row in enumerate(past.row_P[::-1][:lags].tolist()):
         if row != target:
-            direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(past, lag)
+            direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(memory, past, lag)
             _sight(memory, row, target, unit * decay**lag, 0.0, direct)
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
     memory.seen[target] += unit

@@ -51,7 +51,7 @@ class Sent:
     past_ms: Tensor
     now_ms: Tensor
     outcome_4R: Tensor
-    """Three ranks of each event and the bits of its loss, as they are before it is predicted."""
+    """Three ranks of each event and the bits of its loss, as they are before it is predicted; then padding."""
 
 
 class DeviceMemory:
@@ -91,7 +91,7 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(ToHost(sent.outcome_4R))
+        return DeviceOutcome(num, ToHost(sent.outcome_4R))
 
     def _send(self, events: MemoryEvents) -> Sent:
         """The events in one copy."""
@@ -107,21 +107,21 @@ class DeviceMemory:
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        outcome_4R = np.empty((4, num), np.int32)
-        outcome_4R[:3] = np.where(events.chosen_R == 1, 0, -1)
+        outcome_4R = np.empty((4, _padded(num)), np.int32)
+        outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
         outcome_4R[3] = np.float32(np.nan).view(np.int32)
-        parts = (
-            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms, events.now_ms_R,
-            outcome_4R.reshape(-1),
+        parts: tuple[NDArray[Any], ...] = (
+            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
+            events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
-        ends = np.cumsum([_padded(each.nbytes) for each in parts])
-        joined = np.empty(ends[-1] // 4, np.int32)
-        for part, end in zip(parts, ends.tolist(), strict=True):
-            begin = (end - _padded(part.nbytes)) // 4
-            joined[begin : begin + part.nbytes // 4] = np.ascontiguousarray(part).view(np.int32)
-        pieces = to_device(joined, self._device).split(np.diff(ends // 4, prepend=0).tolist())
-        times = [each.view(torch.int64) for each in pieces[4:6]]
-        return Sent(*pieces[:4], *times, pieces[6][: 4 * num].view(4, num))
+        padded = [_padded(len(each)) for each in parts]
+        joined, begin = np.empty(sum(padded), np.int32), 0
+        for part, length in zip(parts, padded, strict=True):
+            joined[begin : begin + len(part)] = part
+            begin += length
+        sent, past, met, shown, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        times = past_ms.view(torch.int64), now_ms.view(torch.int64)
+        return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -155,7 +155,7 @@ class DeviceMemory:
         )  # fmt: skip
         count_events_kernel[(size * ENTRIES.value,)](
             sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
-            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], size, width,
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], size, width,
             WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
 
@@ -208,12 +208,13 @@ class DeviceMemory:
 class DeviceOutcome:
     """A `MemoryOutcome` on its way from the device."""
 
+    num: int
     outcome_4R: ToHost
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        (outcome_4R,) = self.outcome_4R.wait()
-        return MemoryOutcome(*outcome_4R[:3], outcome_4R[3].view(np.float32))
+        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0][:, : self.num]
+        return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -232,6 +233,6 @@ def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
     return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
 
 
-def _padded(num_bytes: int) -> int:
-    """The next multiple of 128 bytes: so that each part is aligned and has an address."""
-    return (num_bytes // 128 + 1) * 128
+def _padded(num: int) -> int:
+    """The next multiple of 32 numbers: so that each part is aligned and has an address."""
+    return (num // 32 + 1) * 32

@@ -22,7 +22,7 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
-from kernels.memory.counting import count_repeat, meet
+from kernels.memory.counting import count_choice, meet
 from kernels.memory.features import EVENTS, LEARNED, leaves_out, mix, standing_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
@@ -185,12 +185,12 @@ def predict(
 
 
 def learn(memory: MemoryArrays, found: Found, rules: MemoryRules, weight: float = 1.0) -> None:
-    """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
+    """One step of the neighbours' weights, the gains and the shortlist, and one more choice."""
     push_V = weight * found.push_V
     learn_weights(memory, found.past.row_P, push_V, found.done.gain_F, rules)
     learn_gains(memory, found.done.feature_FV @ push_V, found.done.bucket, rules)
     found.shortlist.learn(memory, found.target, rules, weight)
-    count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
+    count_choice(memory, found.past, is_repeat=found.is_repeat, rules=rules)
 
 
 def rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:

@@ -17,7 +17,7 @@ from kernels.memory.arrays import (
     MemoryOutcome,
     MemoryRules,
 )
-from kernels.memory.counting import count_repeat, meet
+from kernels.memory.counting import count_choice, meet
 from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
@@ -156,5 +156,5 @@ def _learn(
     learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
     learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
     shortlist.learn(memory, target, rules, weight)
-    count_repeat(memory, is_repeat=target in met, rules=rules)
+    count_choice(memory, past, is_repeat=target in met, rules=rules)
     return mass - float(score_V[target])

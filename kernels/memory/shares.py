@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.features import (
-    ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
     DIRECT,
@@ -27,6 +26,7 @@ from kernels.memory.features import (
     WIDE,
     gains_of,
     standing_of,
+    visit_share,
 )
 from kernels.memory.past import MemoryPast
 
@@ -84,7 +84,7 @@ def memory_shares(
             "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
             "threads": direct_C / seen if seen > 0 else direct_C,
         }  # fmt: skip
-        found["direct"] = found["threads"] * (1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS)
+        found["direct"] = found["threads"] * visit_share(memory, past, lag)
         for name, (lags, decay) in _WINDOWS.items():
             if lag < lags:
                 raw[name][lag] = found[name] * decay**lag

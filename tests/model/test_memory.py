@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import FEATURES, MemoryArrays
+from kernels.memory.arrays import CLOCK
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
@@ -151,16 +152,19 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     assert sum(by_row) / 256 <= 512
 
 
-@pytest.mark.parametrize("num_builds", [1, 2])
+@pytest.mark.parametrize("num_builds", [0, 1, 2])
 def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
-    """Builds without what was shown published two features less, those without the times of choices five."""
+    """Builds that did not count visits published a shorter clock; those without what was shown also two features less,
+    those without the times of choices five."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
     at = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added]
     for held in (memory.changes(everything=True), memory.state_dict()):
         older = {name: array.copy() for name, array in held.items()}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
-        older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
+        older["clock"] = older["clock"][: CLOCK.index("begun")]
+        if num_builds:
+            older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
         other = Memory(MODEL)
         if "row_index" in older:
             other.apply(older, is_base=True)
@@ -169,9 +173,10 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
         np.testing.assert_array_equal(np.delete(other.arrays.gain, at, axis=1), older["gain"])
         np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
         assert not other.arrays.gain[:, at].any()
+        assert other.arrays.across_visits == Memory(MODEL).arrays.across_visits
         learn(other, rng, 30, 20)
         assert other.is_finite
-        assert other.arrays.gain[:, at].any()
+        assert other.arrays.gain[:, at].any() or not num_builds
 
 
 def test_what_is_kept_is_everything() -> None:

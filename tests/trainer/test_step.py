@@ -15,6 +15,7 @@ import torch
 import trainer.memory_pass
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
+from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from tests.trainer.samples import (
@@ -222,7 +223,7 @@ class RanksBackwards(Learner):
 
 
 class BackwardPass(RankingPass):
-    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: torch.Tensor) -> OddsEvents:
+    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: ToHost) -> OddsEvents:
         events = super().ask(batch, target_row_R, logits_RK)
         return replace(events, order_R=events.order_R[::-1])
 

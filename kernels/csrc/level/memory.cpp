@@ -158,7 +158,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
                        weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
-    count_repeat(m, is_repeat);
+    count_choice(m, r, is_repeat);
 }
 
 // Updates what is precomputed for all rows, after an event of `target`.

@@ -233,7 +233,7 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
                weight_of(m, r));
     list.settle(m.shortlist_norm);
     clear(c.s);
-    count_repeat(m, is_repeat);
+    count_choice(m, r, is_repeat);
 }
 
 inline bool learn_all_sampled(const SampledCall& call) {
