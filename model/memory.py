@@ -40,6 +40,7 @@ from model.memory_room import (
     MOST_GROUPS,
     NEIGHBOURS,
     NUM_BUCKETS,
+    capacity_for,
     empty_memory,
     neighbours_at,
     reshaped,
@@ -101,9 +102,8 @@ class Memory:
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         self.num_rows = max(self.num_rows, num_rows)
-        capacity = self._here.capacity  # not `arrays`, which would bring what has changed on a GPU
-        while capacity < self.num_rows:
-            capacity *= 2
+        # Not `arrays`, which would bring what has changed on a GPU.
+        capacity = capacity_for(self.num_rows, self._here.capacity)
         if capacity > self._here.capacity:
             width = neighbours_at(capacity, self._most)
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)

@@ -1,4 +1,5 @@
-"""How many rows and neighbours a memory has room for, and how it grows: its capacity doubles with the item table."""
+"""How many rows and neighbours a memory has room for, and how it grows: its capacity doubles with the item table, and
+from `LARGE_CAPACITY` on grows by an eighth."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ FEWEST_NEIGHBOURS = 23
 FIRST_CAPACITY = 1024
 FIRST_GROUPS, MOST_GROUPS = 64, 1024
 """For how many groups a column has room, at first and at most: each takes 132 bytes of every version."""
+LARGE_CAPACITY, GRANULE = 1 << 18, 1 << 12
+"""From so many rows on, twice the room would take a step too long: the heats are copied, and new rows set to -1."""
 SELECTED_TOGETHER = 4096
 """How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 CHECKPOINTED = ("gain_square", "shortlist_square", "recent")
@@ -28,6 +31,13 @@ NEIGHBOURS = (*COUNTS, "weight")
 """Columns of a row's neighbours."""
 CHANGES = ("dirty", "moved")
 """Columns that say what has changed in a row."""
+
+
+def capacity_for(num_rows: int, capacity: int) -> int:
+    """The capacity of a memory of ``num_rows`` rows that had ``capacity``."""
+    while capacity < num_rows:
+        capacity += capacity if capacity < LARGE_CAPACITY else capacity // 8 // GRANULE * GRANULE
+    return capacity
 
 
 def neighbours_at(capacity: int, most: int) -> int:

@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
-from model.memory_room import FIRST_GROUPS, MOST_GROUPS, neighbours_at
+from model.memory_room import FIRST_CAPACITY, FIRST_GROUPS, LARGE_CAPACITY, MOST_GROUPS, capacity_for, neighbours_at
 from model.upgrade import ADDED
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6, num_features=2)
@@ -229,3 +229,12 @@ def test_without_a_reranking_network_scores_are_the_weighted_sum() -> None:
 )
 def test_a_choice_is_what_its_kinds_say(bits: int, config: ModelConfig, expected: bool) -> None:
     assert chosen(np.array([bits], np.uint32), config).tolist() == [expected]
+
+
+def test_a_large_memory_grows_by_an_eighth_to_the_same_capacity_in_one_step_or_many() -> None:
+    capacity = FIRST_CAPACITY
+    for num_rows in range(1000, 4_000_000, 37_000):
+        capacity = capacity_for(num_rows, capacity)
+        assert capacity == capacity_for(num_rows, FIRST_CAPACITY)
+        most = 2.0 if num_rows < LARGE_CAPACITY else 9 / 8
+        assert num_rows <= capacity <= max(FIRST_CAPACITY, most * num_rows)
