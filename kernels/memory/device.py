@@ -155,7 +155,7 @@ class DeviceMemory:
         )  # fmt: skip
         count_events_kernel[(size * ENTRIES.value,)](
             sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
-            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], size, width,
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], size, width,
             WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
 
