@@ -109,6 +109,7 @@ class MemoryPass:
             rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
             is_chosen_R=batch.is_wanted_R[told], weight_R=self._weights(batch, told),
+            group_RC=self._memory.groups_of(batch.feature_nF[batch.target_R[told]]),
         )  # fmt: skip
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:

@@ -73,6 +73,7 @@ inline bool rescale(const MemoryCall& m) {
                 m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
             m.dirty_V[i] = CHANGED;
         }
+        rescale_groups(m, unit);
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
         m.clock[SEEN_SCALE] = 1;
     }
@@ -103,6 +104,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
         add(m, row, target, decay, 0.0f, direct);
         add(m, target, row, 0.0f, decay, 0.0f);
     }
+    count_groups(m, r, unit);
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
@@ -133,6 +135,7 @@ inline bool meet(const MemoryCall& m, int64_t r) {
     bool is_rescaled = false;
     if (m.first_V[target] < 0 || (m.chosen_R[r] && m.last_V[target] < 0)) m.first_V[target] = now;
     m.dirty_V[target] = CHANGED;
+    note_groups(m, r);
     if (m.chosen_R[r]) {
         m.last_V[target] = now;
         is_rescaled = count(m, r);

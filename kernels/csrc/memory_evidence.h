@@ -1,7 +1,7 @@
 // What the memory knows of a row: features that do not depend on the query, and evidence from a user's history.
 #pragma once
 
-#include "memory_state.h"
+#include "memory_groups.h"
 
 HEADRACE_BEGIN
 
@@ -180,6 +180,7 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
         decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[THREADS] *= THREADS_DECAY;
     }
     collect_own(m, s, r, visit);
+    lift_groups(m, s, r);
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
@@ -199,6 +200,7 @@ inline void clear(Scratch& s) {
         store8(s.evidence + place * NUM_GATHERED, v8{});
         store8(s.own + place * OWN_STRIDE, v8{});
     }
+    clear_groups(s);
 }
 
 HEADRACE_END

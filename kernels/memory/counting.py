@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, MemoryArrays, MemoryRules
+from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArrays, MemoryRules
 from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
+from kernels.memory.groups import count_groups
 from kernels.memory.past import MemoryPast
 
 DIRECT_COUNT_DECAY = 0.05
@@ -23,9 +24,15 @@ def count_choice(memory: MemoryArrays, past: MemoryPast, *, is_repeat: bool, rul
 
 
 def meet(
-    memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules, weight: float = 1.0
+    memory: MemoryArrays,
+    target: int,
+    group_C: Int32,
+    past: MemoryPast | None,
+    num_rows: int,
+    rules: MemoryRules,
+    weight: float = 1.0,
 ) -> None:
-    """Count one more event: a choice after ``past``, or (None) one that was only met."""
+    """Count one more event: a choice after ``past``, or (None) one that was only met; ``group_C``: its groups."""
     now = int(memory.clock[EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
         memory.first[target] = now
@@ -33,6 +40,7 @@ def meet(
         memory.last[target] = now
         memory.recent[now % RECENT] = target
     memory.dirty[target] = CHANGED
+    memory.group[target] = group_C
     if past is not None:
         _count(memory, target, past, num_rows, rules, weight)
     memory.clock[EVENTS] += 1
@@ -49,6 +57,7 @@ def _count(
             direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(memory, past, lag)
             _sight(memory, row, target, unit * decay**lag, 0.0, direct)
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
+    count_groups(memory, target, past, unit)
     memory.seen[target] += unit
     memory.clock[SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
@@ -97,7 +106,10 @@ def _mark(memory: MemoryArrays, row: int, at: int) -> None:
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     """Rescale counts before their unit outgrows a float."""
     if memory.clock[SEEN] > RESCALE_AT:
-        for counts in (memory.seen, memory.after, memory.before, memory.direct):
+        for counts in (
+            memory.seen, memory.after, memory.before, memory.direct,
+            memory.group_seen, memory.group_count, memory.group_total,
+        ):  # fmt: skip
             counts *= 1.0 / memory.clock[SEEN]
         memory.dirty[:num_rows] = CHANGED
         memory.moved[:num_rows] = 255

@@ -15,6 +15,7 @@ from kernels.memory.arrays import (
     MemoryArrays,
     MemoryRules,
 )
+from kernels.memory.groups import lift_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction
 
@@ -121,7 +122,8 @@ def mix(
 ) -> Prediction:
     """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
     bucket, gain_F = bucket_of(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
-    feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
+    lift_V = lift_of(memory, slice(num_rows), past)
+    feature_FV = np.vstack([standing_FV, _evidence(memory, num_rows, past), logit[:num_rows], lift_V])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
     competes_V[target] |= target > 0

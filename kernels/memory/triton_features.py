@@ -169,7 +169,8 @@ def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
     standing, evidence = (s0, s1, s2, s3, s4, s5, s6), (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13)
-    return standing + evidence + (logit,), first >= 0, is_out
+    lift = tl.zeros_like(logit)  # groups are not counted here
+    return standing + evidence + (logit, lift), first >= 0, is_out
 
 
 @triton.jit

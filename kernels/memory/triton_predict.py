@@ -264,8 +264,8 @@ def predict_events_kernel(
         tl.store(shortlist_slope_ptr + NUM_SEEN * (1 + UNITS) + UNITS + unit, tl.sum(leaked * push[:, None], 0))
         tl.store(told_ptr + 1, (tl.sum(at_target, 0) > 0).to(tl.int32))
         tl.store(told_ptr + 2, is_repeat.to(tl.int32))
-        is_new_visit = tl.where(num_visit > 0, 0, 1)
-        tl.store(told_ptr + 3, tl.where(num_past > 0, is_new_visit, -1))
+        begins = tl.where(num_visit > 0, 0, 1)
+        tl.store(told_ptr + 3, tl.where(num_past > 0, begins, -1))
         tl.store(score_ptr + listed, out + shift, mask=is_listed)
         tl.debug_barrier()
         # Ranks by the whole score, by the network alone, and by counts alone.

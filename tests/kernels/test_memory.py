@@ -15,13 +15,14 @@ from kernels.memory.arrays import CLOCK, SEEN_AGAIN
 from kernels.memory.past import VISIT_MS
 from tests.kernels.yardstick import force, levels
 
-NUM_BUCKETS = 8
+NUM_BUCKETS, NUM_GROUPS = 8, 30
 RULES = MemoryRules(heat_half_lives=(3.0, 10.0, 40.0), seen_half_life=50.0, exclude="auto")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stream:
-    """Users who choose items, and sometimes only meet them; later ones prefer what followed what they chose."""
+    """Users who choose items, and sometimes only meet them; later ones prefer what followed what they chose. In each
+    column an item's group changes now and then, and is sometimes not told."""
 
     num_rows: int = 12
     num_users: int = 3
@@ -29,6 +30,7 @@ class Stream:
     repeats: bool = True
     seed: int = 0
     weighed: bool = False
+    num_columns: int = 0
 
     def events(self) -> MemoryEvents:
         rng = np.random.default_rng(self.seed)
@@ -53,7 +55,15 @@ class Stream:
         timeless = events_at_once(target, chosen, past, met, shown)
         if self.weighed:
             timeless = replace(timeless, weight_R=rng.uniform(0.1, 3.0, len(target)).astype(np.float32))
+        if self.num_columns:
+            drawn_RC = rng.integers(0, NUM_GROUPS, (len(target), self.num_columns))
+            own_RC = 1 + np.array(target)[:, None] % np.arange(3, 3 + self.num_columns)
+            group_RC = np.where(rng.random(drawn_RC.shape) < 0.3, drawn_RC, own_RC).astype(np.int32)
+            timeless = replace(timeless, group_RC=group_RC)
         return replace(timeless, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms[1:], np.int64))
+
+    def memory(self, width: int) -> MemoryArrays:
+        return MemoryArrays.empty(self.num_rows + 4, width, NUM_BUCKETS, self.num_columns, NUM_GROUPS)
 
     def logits(self) -> np.ndarray:
         shape = (int((self.events().chosen_R == 1).sum()), self.num_rows + 3)
@@ -83,7 +93,7 @@ def events_at_once(
 def learned(
     stream: Stream, rules: MemoryRules = RULES, *, width: int = 16, backend: str = "cpp"
 ) -> tuple[MemoryArrays, MemoryOutcome]:
-    memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
+    memory = stream.memory(width)
     return memory, memory_learn(memory, stream.num_rows, stream.events(), stream.logits(), rules, backend=backend)
 
 
@@ -103,9 +113,12 @@ def neighbours(memory: MemoryArrays) -> list[dict[int, tuple[float, ...]]]:
 def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
     for name in (
         "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "moved", "num_neighbours",
-        "shortlist_weight", "shortlist_square", "shortlist_norm",
+        "shortlist_weight", "shortlist_square", "shortlist_norm", "group_seen", "group_count", "group_total",
+        "group_share",
     ):  # fmt: skip
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)
+    for name in ("group", "group_next"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
     for ours, theirs in zip(neighbours(left), neighbours(right), strict=True):
         assert ours.keys() == theirs.keys()
         for row, values in ours.items():
@@ -116,7 +129,7 @@ def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
 @pytest.mark.parametrize("exclude", ["never", "always", "auto"])
 def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPatch, level: str, exclude: str) -> None:
     force(monkeypatch, level)
-    stream, rules = Stream(num_events=60), replace(RULES, exclude=exclude)
+    stream, rules = Stream(num_events=60, num_columns=2), replace(RULES, exclude=exclude)
     (slow, expected), (fast, got) = learned(stream, rules, backend="reference"), learned(stream, rules)
     assert_same_memory(fast, slow)
     np.testing.assert_allclose(got.loss_R, expected.loss_R, rtol=1e-3, atol=1e-4)
@@ -127,7 +140,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
 @given(
     stream=st.builds(
         Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
-        repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(),
+        repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(), num_columns=st.integers(0, 3),
     )
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -412,11 +425,13 @@ def test_counts_fade_and_keep_their_precision() -> None:
         ({"chosen_R": np.zeros(2, np.uint8)}, ValueError, "chosen_R"),
         ({"past_ms": np.zeros(2, np.int64)}, ValueError, "past_ms"),
         ({"now_ms_R": np.zeros(1, np.int32)}, ValueError, "now_ms_R"),
+        ({"group_RC": np.zeros((1, 2), np.int32)}, ValueError, "group_RC: expected int32 of shape .1, 1."),
+        ({"group_RC": np.full((1, 1), 5, np.int32)}, IndexError, "group_RC: expected groups 0 to 4, got 5 to 5"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, np.ndarray], error: type[Exception], words: str) -> None:
     events = replace(events_at_once([1], [1], [[2]], [[2]]), **change)
     with pytest.raises(error, match=words):
-        memory_learn(MemoryArrays.empty(8, 4, 8), 8, events, np.zeros((1, 8), np.float32), RULES)
+        memory_learn(MemoryArrays.empty(8, 4, 8, 1, 5), 8, events, np.zeros((1, 8), np.float32), RULES)
     with pytest.raises(ValueError, match="logit_AV: expected"):
         memory_scores(MemoryArrays.empty(8, 4, 8), 8, one_user([1]), np.zeros((1, 4), np.float32))

@@ -82,11 +82,12 @@ def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
     met: list[tuple[Any, Any]] = []
 
     def meet(batch: JaggedBatch, rank_S: Any) -> None:
-        first = np.flatnonzero(rank_S >= 0)[:1]  # the learner has learned it before it predicted the user's next ones
+        # The learner has learned the first target, such as the features of its item, before it predicts the next ones.
+        first = np.flatnonzero(rank_S >= 0)[: int(batch.is_wanted_R[0])]
         met.append((rank_S[first], copies[-1].rank_choices(batch, first)))
 
     learner.evaluator.on_ranked = meet
-    for _ in range(30):
+    for _ in range(40):
         copies.append(Frozen.of(learner))
         learner.step(world.examples(1))
     live, frozen = (np.concatenate(each) for each in zip(*met, strict=True))

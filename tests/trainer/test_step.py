@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 import trainer.memory_pass
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
+from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from tests.trainer.samples import (
@@ -109,6 +111,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
         rows = [
             before.domains.lookup(np.array([own["domain"]]))[0],
             *before.features.lookup(np.array(features, np.int64)),
+            1 + int(math.log2(1 + (int(own["time"]) - int(past["time"][-1])) // 1000)) if len(past) else 0,
         ]
         zero, num = np.zeros(1, np.int64), np.array([len(past)])
         events = OddsEvents(
@@ -142,6 +145,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
         begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]), rows[shown], begin, begin + len(shown),
+        group_RC=learner.memory.groups_of(own["features"][None, : MODEL.num_features]),
     )  # fmt: skip
 
 
@@ -222,7 +226,7 @@ class RanksBackwards(Learner):
 
 
 class BackwardPass(RankingPass):
-    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: torch.Tensor) -> OddsEvents:
+    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: ToHost) -> OddsEvents:
         events = super().ask(batch, target_row_R, logits_RK)
         return replace(events, order_R=events.order_R[::-1])
 

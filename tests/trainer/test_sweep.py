@@ -42,6 +42,12 @@ SAVED_BYTES = 12_000
 """For a checkpoint, which has what the odds keep: a step changes some 10,000 of it."""
 
 
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small table for pairs of attributes: otherwise most of a copy is its empty rows."""
+    monkeypatch.setattr("kernels.odds.arrays.PAIR_ROWS", 64)
+
+
 @pytest.fixture
 def saver(folder: CheckpointFolder) -> Iterator[Saver]:
     """Of that folder."""
@@ -371,3 +377,22 @@ def test_between_two_steps_no_more_is_copied_than_takes_a_quarter_of_a_step() ->
     assert budgets[0] == 1 << 20, "before anything was measured"
     assert budgets[1] == 2 * budgets[2]
     assert budgets[1] == pytest.approx(0.25 * 0.1 * 2e8)
+
+
+def test_nothing_is_copied_in_the_turn_of_a_long_step() -> None:
+    pace, budgets = Pace(), list[int]()
+
+    def advance(budget: int) -> bool:
+        budgets.append(budget)
+        return True
+
+    for _ in range(10):
+        pace.stepped(0.1)
+    pace.stepped(0.2)
+    assert not pace.copy(advance, 1)
+    pace.turned()
+    assert pace.copy(advance, 1), "also if no step follows"
+    pace.stepped(0.2)
+    pace.stepped(0.1)
+    assert pace.copy(advance, 1)
+    assert len(budgets) == 2

@@ -19,12 +19,16 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s, Blank& blank) {
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
         s.closed = arena.get<float>(s.padded);
+        s.lift = arena.get<float>(m.num_columns ? s.padded : 0);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         s.touched = arena.get<int32_t>(s.padded);
+        get_groups(m, s, arena);
         if (pass == 0 && !arena.allocate()) return false;
     }
+    clear_all_groups(m, s);
     for (int f = 0; f < NUM_STANDING; ++f)
         for (int64_t i = m.num_rows; i < s.padded; ++i) s.standing[f * s.padded + i] = 0.0f;
+    for (int64_t i = m.num_rows; m.num_columns && i < s.padded; ++i) s.lift[i] = 0.0f;
     for (int64_t i = 0; i < s.padded; ++i) {
         const bool is_open = i < m.num_rows && m.first_V[i] >= 0;
         s.closed[i] = is_open ? 0.0f : OUT;
@@ -46,6 +50,10 @@ inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket
         vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
         store(s.score + i, x);
+    }
+    for (int64_t i = 0; m.num_columns && i < m.num_rows; ++i) {
+        s.lift[i] = lift_of(m, s, i);
+        s.score[i] += s.gain[LIFT] * s.lift[i];
     }
     for (int64_t t = 0; t < s.num_touched; ++t) s.score[s.touched[t]] += weighed(s, s.touched[t], s.gain);
     for (int64_t k = 0; k < num_met; ++k) s.score[met[k]] = OUT;
@@ -90,7 +98,8 @@ inline void rank(const MemoryCall& m, const Scratch& s, int64_t r, const float* 
 // The same for the best of all rows by the weighted sum.
 inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
     s.shortlist->pick(s.score, s.padded);
-    return look_again(m, s, s.standing, s.padded, logit, bucket, best, [](int64_t row) { return row; });
+    return look_again(m, s, s.standing, s.padded, logit, m.num_columns ? s.lift : nullptr, bucket, best,
+                      [](int64_t row) { return row; });
 }
 
 inline void rescore(Scratch& s, float shift) {
@@ -113,14 +122,15 @@ inline float push_of(Scratch& s, float best, int64_t target, float weight) {
 
 inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
     float slope[NUM_FEATURES];
-    vf dense[NUM_STANDING + 1] = {};
+    vf dense[NUM_STANDING + 2] = {};
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf push = load(s.push + i);
         for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(s.standing + f * s.padded + i), push, dense[f]);
         dense[NUM_STANDING] = fma(load_some(logit + i, m.num_rows - i), push, dense[NUM_STANDING]);
+        if (m.num_columns) dense[NUM_STANDING + 1] = fma(load(s.lift + i), push, dense[NUM_STANDING + 1]);
     }
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
-    slope[MODEL] = sum(dense[NUM_STANDING]);
+    slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = sum(dense[NUM_STANDING + 1]);
     v8 sparse = {};
     v8 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
@@ -143,7 +153,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
     if (excludes && is_repeat) {  // the target competes even if it is left out
-        float own = s.gain[MODEL] * logit[target] + weighed(s, target, s.gain);
+        float own = s.gain[MODEL] * logit[target] + s.gain[LIFT] * lift_of(m, s, target) + weighed(s, target, s.gain);
         for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
         s.score[target] = own;
         best = own > best ? own : best;
@@ -154,6 +164,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
+    learn_groups(m, r);
     s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
                        weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
