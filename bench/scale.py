@@ -102,6 +102,9 @@ class DiscardingWriter(WeightsWriter):
     num_bytes = 0
     """The number of the last version."""
 
+    def check_topic(self) -> None:
+        """There is no topic."""
+
     def check_fence(self) -> None:
         """There is no other trainer."""
 

@@ -6,10 +6,10 @@ import gc
 import signal
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import structlog
 
 from model.config import ModelConfig
@@ -67,7 +67,8 @@ def tune_interpreter() -> None:
     processor time. (Tables and the memory, which stay, have theirs: `model.growing`.)
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    getattr(np._core.multiarray, "_set_madvise_hugepage")(False)  # noqa: B009  (without a type)
+    multiarray: Any = import_module("numpy._core.multiarray")
+    multiarray._set_madvise_hugepage(False)  # noqa: SLF001  (NUMPY_MADVISE_HUGEPAGE, which is read at the first import)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

@@ -11,7 +11,7 @@ from kernels.odds import OddsEvents
 from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.rates import Rates, alike_of, attributes_of, probability
+from model.rates import Rates, alike_of, attributes_of, pauses, probability
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, Ranked
 
@@ -37,14 +37,16 @@ class RankingPass:
         target_R = batch.target_R
         owner_R = batch.owner_n[target_R]
         alike_nL = alike_of(batch.domain_n, batch.feature_nF, self._config)
+        time_ms_R, last_ms_R = batch.time_ms_n[target_R], batch.time_ms_n[batch.previous_R]
+        pause_R = pauses(time_ms_R, last_ms_R, batch.previous_R >= 0)
         features_RF = np.concatenate([batch.feature_nF[target_R], batch.user_feature_BF[owner_R]], axis=1)
         return OddsEvents(
             row_R=target_row_R.astype(np.int32),
             item_R=batch.item_n[target_R],
-            attribute_RA=attributes_of(self._tables, batch.domain_n[target_R], features_RF, self._config),
+            attribute_RA=attributes_of(self._tables, batch.domain_n[target_R], features_RF, pause_R, self._config),
             bits_R=batch.learned_bits_R,
             is_new_R=batch.is_new_R.astype(np.uint8),
-            order_R=np.argsort(batch.time_ms_n[target_R], kind="stable"),
+            order_R=np.argsort(time_ms_R, kind="stable"),
             past_item_n=batch.item_n,
             past_bits_n=batch.bits_n,
             past_begin_R=np.maximum(batch.starts_B1[owner_R], target_R - self._config.max_context),

@@ -177,7 +177,7 @@ class KeptRegion:
         return {name: copied(column, rows_U) for name, column in self._kept.columns.items()}
 
 
-COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
+COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature", "pair_counts": "pair"}
 """The regions of counts, and which table of the rates each belongs to."""
 
 

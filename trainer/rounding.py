@@ -80,7 +80,7 @@ class Rounding:
         if not keep or width != held.shape[1]:
             self._held_VN = np.zeros((capacity, width), np.int32)
         elif capacity > len(held):
-            self._held_VN = np.zeros((capacity, width), np.int32)
+            self._held_VN = np.zeros((max(capacity, 2 * len(held)), width), np.int32)
             self._held_VN[: len(held)] = held
 
 

@@ -176,10 +176,10 @@ def meet(
         if tl.load(told_ptr + each * 4) > 0:
             repeats = repeats * repeat_decay + tl.load(told_ptr + each * 4 + 2).to(tl.float64)
             choices = choices * repeat_decay + 1.0
-            begins = tl.load(told_ptr + each * 4 + 3)
-            if begins >= 0:
-                begun = begun * repeat_decay + begins.to(tl.float64)
-                continued = continued * repeat_decay + (1 - begins).to(tl.float64)
+            is_begun = tl.load(told_ptr + each * 4 + 3)
+            if is_begun >= 0:
+                begun = begun * repeat_decay + is_begun.to(tl.float64)
+                continued = continued * repeat_decay + (1 - is_begun).to(tl.float64)
     tl.store(clock_ptr + 5, repeats)
     tl.store(clock_ptr + 6, choices)
     tl.store(clock_ptr + 7, begun)

