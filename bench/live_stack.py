@@ -15,6 +15,7 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.config import Settings, read_settings
+from headrace.environment import unset_settings
 from headrace.processes import Child, ProcessGroup
 from stream.simulate import KINDS
 from tests.brokers import Broker, broker_in_use, free_port, start_broker
@@ -51,6 +52,7 @@ class Stack:
 
     def start(self, sections: dict[str, dict[str, Any]]) -> Self:
         """Start everything but the traffic; ``sections``: settings other than the defaults."""
+        unset_settings()
         folder, broker, group, port = self.folder, self.broker, self.group, free_port()
         ours: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": broker.bootstrap, "prefix": f"live{uuid.uuid4().hex[:6]}"},

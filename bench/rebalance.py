@@ -23,6 +23,7 @@ from kafka import TopicPartition
 from bench.live_stack import toml
 from bench.timing import Row, row
 from headrace.config import read_settings
+from headrace.environment import unset_settings
 from headrace.processes import Child, ProcessGroup
 from stream.simulate import KINDS
 from tests.brokers import Broker, start_broker
@@ -49,6 +50,7 @@ class Workers:
 
     def start(self) -> None:
         """Create the topics and start the workers."""
+        unset_settings()
         self.workers = [self._start(number) for number in range(NUM_WORKERS)]
 
     def _start(self, number: int) -> Child:

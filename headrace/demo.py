@@ -27,11 +27,13 @@ from headrace.audit import audit
 from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
+from headrace.environment import CLIENT, unset_settings
 from headrace.lag_view import Follower, LagView
 from headrace.processes import ProcessGroup
 from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
 from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
+from headrace.sentences import say
 from headrace.summary import print_summary, summarise
 from stream.files import read_actions
 from stream.producer import BatchConfig
@@ -57,7 +59,11 @@ def run_demo(
     port: int | None = None,
 ) -> int:
     """Run it; returns the exit status: 0, 1 if the audit found a violation, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends it as Ctrl-C does
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    if unset := unset_settings(*(CLIENT if bootstrap else ())):
+        say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)
@@ -116,6 +122,7 @@ class Demo:
         self.profile = DatasetProfile()
         self.group = ProcessGroup(folder, {})
         self._bootstrap, self._port = bootstrap, port
+        self._prefix = f"headrace-demo-{uuid.uuid4().hex[:8]}"
         self.sent: SendReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
@@ -136,7 +143,7 @@ class Demo:
         kinds, titles = list(self.profile.kinds), self.folder / "titles.tsv"
         titles.write_text("".join(f"{item}\t{title}\n" for item, title in self.dataset.titles.items()))
         sections: dict[str, dict[str, Any]] = {
-            "kafka": {"bootstrap": bootstrap, "prefix": f"headrace-demo-{uuid.uuid4().hex[:8]}", "partitions": 2},
+            "kafka": {"bootstrap": bootstrap, "prefix": self._prefix, "partitions": 2},
             "action": {"kinds": kinds},
             # A rating is complete when it arrives; live feedback comes in pieces.
             "sequence": {"join_window_s": 0.0 if "rate" in kinds else 60.0},
@@ -156,7 +163,9 @@ class Demo:
             for name, keys in sections.items()
         ]
         path.write_text("\n".join(lines))
-        return read_settings(path)
+        settings = read_settings(path)
+        assert settings.kafka.prefix == self._prefix, "whose topics are deleted at the end"
+        return settings
 
     def run(self, *, stay: bool = False) -> int:
         """From an empty broker to the summary; with ``stay``, keep running until Ctrl-C."""

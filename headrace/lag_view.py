@@ -54,10 +54,11 @@ class LagView:
     @property
     def rate(self) -> float:
         """Actions sent per second, recently; 0 from a few seconds after the last one."""
-        if len(self.sent_at) < 2 or time.monotonic() - self.sent_at[-1][0] > IDLE_AFTER_S:
+        now_s = time.monotonic()
+        if len(self.sent_at) < 2 or now_s - self.sent_at[-1][0] > IDLE_AFTER_S:
             return 0.0
-        (first_s, first), (last_s, last) = self.sent_at[0], self.sent_at[-1]
-        return (last - first) / max(last_s - first_s, 1e-9)
+        (first_s, first), (_, last) = self.sent_at[0], self.sent_at[-1]
+        return (last - first) / max(now_s - first_s, 1.0)  # what is sent at once, at the start, is no rate
 
     @property
     def elapsed_s(self) -> float:

@@ -100,21 +100,20 @@ def plain_line(view: LagView) -> str:
 
 
 def page(view: LagView) -> Panel:
-    """The view on one page."""
+    """The view on one page; all of it fits a terminal of 80 by 24."""
     where = f"   page: {view.page}" if view.page else ""
-    about = f"   {view.dataset} through {view.broker}   {view.elapsed_s:.0f} s{where}"
-    head = Text.assemble((view.phase, "bold"), about)
-    bars = Table.grid(padding=(0, 1))
+    head = Text.assemble((view.phase, "bold"), f"   {view.elapsed_s:.0f} s{where}")
+    about = Text(f"{view.dataset} through {view.broker}", no_wrap=True, overflow="ellipsis")
+    bars = Table.grid(padding=(0, 1), expand=True)
     bars.add_column(width=8)
-    bars.add_column(width=40)
-    bars.add_column()
+    bars.add_column(ratio=1)
+    bars.add_column(no_wrap=True)
     total = max(view.num_actions, 1)
     for name, num in (("sent", view.num_sent), ("trained", view.num_trained)):
         rate = f"{view.rate:,.0f} actions/s" if name == "sent" else _rate(view)
-        bars.add_row(
-            name, ProgressBar(total=total, completed=min(num, total), width=40), f"{num:,} of {total:,}   {rate}"
-        )
-    return Panel(Group(head, Text(), bars, Text(), tables(view)), title="headrace", border_style="cyan", padding=(1, 2))
+        bars.add_row(name, ProgressBar(total=total, completed=min(num, total)), f"{num:,} of {total:,}   {rate}")
+    body = Group(head, about, Text(), bars, Text(), tables(view))
+    return Panel(body, title="headrace", border_style="cyan", padding=(0, 2))
 
 
 def _rate(view: LagView) -> str:

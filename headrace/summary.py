@@ -48,7 +48,8 @@ def summarise(
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print the summary for people."""
+    """Print the summary for people: on a terminal, lines break between words; elsewhere they are whole."""
+    console.soft_wrap = not console.is_terminal
     fresh = summary["freshness_p50_s"]
     sign = "=" if summary["actions_in"] == summary["interactions_trained"] else "≠"
     counted = f"{summary['actions_in']:,} {sign} {summary['interactions_trained']:,}"
@@ -62,14 +63,14 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         f"each predicted before it is learned: {learned}; {ranked}",
         f"{served}; freshness while sending (median): {age} at {summary['actions_per_s']:,.0f} actions/s",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False)
     if summary["new_actions"]:
         _print_check(summary, console)
 
 
 def _print_check(summary: dict[str, Any], console: Console) -> None:
     new, seconds = ", ".join(summary["new_actions"]), summary["new_actions_to_answer_s"]
-    console.print(f"\nuser {summary['user']} has new actions: {new}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nuser {summary['user']} has new actions: {new}", highlight=False, markup=False)
     console.print(
         f"recommended before, and {seconds:.1f} s later by weights that have learned from them:", highlight=False
     )
@@ -77,4 +78,4 @@ def _print_check(summary: dict[str, Any], console: Console) -> None:
     width = max(len(title) for title in before) + 2
     for index, (old, fresh) in enumerate(zip(before, after, strict=False), start=1):
         mark = " " if fresh in before else "*"
-        console.print(f"  {index:2d}  {old:<{width}} {mark} {fresh}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {index:2d}  {old:<{width}} {mark} {fresh}", highlight=False, markup=False)

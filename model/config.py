@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -25,7 +26,7 @@ MODEL_LIMITS: dict[str, Limit] = {
     "max_context": AT_LEAST_1,
     "num_positions": AT_LEAST_1,
     "num_time_buckets": AT_LEAST_1,
-    "time_unit_ms": ABOVE_0,
+    "time_unit_ms": Number(0, 1e15, open_low=True, advice="1000 is usual"),
     "temperature": ABOVE_0,
     "bias_scale": Number(),
     "norm_eps": ABOVE_0,
@@ -91,6 +92,13 @@ class ModelConfig:
         for name in ("positive_kinds", "negative_kinds"):
             strange = sorted(set(getattr(self, name)) - set(self.kinds))
             expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
+        # As `kernels.TimeBuckets.logarithmic`, which would refuse more of them only when the process has started.
+        most = int(math.log((2**63 - 1) / self.time_unit_ms, math.exp(0.301))) + 1
+        expect(
+            self.num_time_buckets <= most, "model.num_time_buckets",
+            f"at most {most}, which reach as far as times of 64 bits (time_unit_ms = {self.time_unit_ms:g})",
+            self.num_time_buckets, "lower it, or the unit",
+        )  # fmt: skip
 
     @property
     def num_columns(self) -> int:

@@ -131,7 +131,8 @@ class Rates:
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
         """(K,) kinds that often come later than their interaction."""
-        at_once_K, late_K = np.split(self.arrays.clock[1:], 2)
+        num = self.arrays.num_kinds
+        at_once_K, late_K = self.arrays.clock[1 : 1 + num], self.arrays.clock[1 + num :]
         return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
 
     def _note_delays(self, events: OddsEvents) -> None:

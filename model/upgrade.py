@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import FIRST_GAIN_SQUARE, FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
-ADDED = (("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
 """The features that each build added, the newest build first."""
 
 _WIDENED = (
@@ -26,11 +26,15 @@ def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A memory's state, or what a version carries of it, with this build's features.
 
     Features that it lacks start as in an empty memory, and so does the shortlist's network, whose inputs have changed.
+    So do the last counts of the clock, of which older builds have fewer.
     """
+    state = dict(state)
+    if "clock" in state:
+        state["clock"] = np.append(state["clock"], np.zeros(len(CLOCK) - len(state["clock"])))
     gain = state.get("gain")
     missing = _missing(len(FEATURES) - gain.shape[1]) if gain is not None else ()
     if not missing:
-        return dict(state)
+        return state
     had, widened = [name not in missing for name in FEATURES], {"gain": 0.0, "gain_square": FIRST_GAIN_SQUARE}
     kept = {name: array for name, array in state.items() if not name.startswith("shortlist_")}
     for name in widened.keys() & kept.keys():

@@ -26,7 +26,7 @@ Milliseconds = Annotated[
          extra={"expected": "an integer: milliseconds since the epoch"}),
 ]  # fmt: skip
 Worth = Annotated[float, Meta(ge=-1e9, le=1e9, extra={"expected": "a number from -1e9 to 1e9"})]
-Age = Annotated[float, Meta(ge=0, le=1e10, extra={"expected": "seconds, 0 or more"})]
+Age = Annotated[float, Meta(ge=0, le=1e10, extra={"expected": "seconds, 0 to 1e10"})]
 Value = Annotated[
     float, Meta(ge=-MAX_VALUE, le=MAX_VALUE, extra={"expected": f"a number from -{MAX_VALUE:.7g} to {MAX_VALUE:.7g}"})
 ]

@@ -94,9 +94,17 @@ class WeightsSubscriber(TopicThread):
                 if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
                 if self.contact.is_up:
-                    logger.warning("the broker does not answer (%s); answering from the last version", error)
+                    logger.warning("%s (%s); answering from the last version", self._absence(), error)
                 self.contact.missed()
                 self.stopping.wait(POLL_MS / 1000)
+
+    def _absence(self) -> str:
+        """What is away: a client only says that nothing was answered."""
+        try:
+            is_known = bool(self.consumer.partitions_for_topic(self.topic))
+        except KafkaError:
+            is_known = True
+        return "the broker does not answer" if is_known else f"topic {self.topic} is gone: headrace topics --create"
 
     def _begins_anew(self) -> bool:
         """Start over if the topic was deleted and created again; whether it was."""

@@ -98,9 +98,9 @@ class Decoder:
             elif field.required:
                 before = True
                 yield Problem(field=_join(at, name), expected="a value", do="add it")
-        if not before and not _converts(value, kind):  # each field is valid, but not their combination
-            both = "both" if value.get("user") is not None else "neither"
-            yield Problem(field=at or "body", expected="either user or history", got=both, do="send one of them")
+        if not before and (expected := _combination(value, kind)):
+            given = ", ".join(name for name in known if value.get(name) is not None)
+            yield Problem(field=at or "body", expected=expected, got=given or "neither", do="send one of them")
 
     def _of_list(self, value: list[Any], kind: inspect.ListType, at: str, name: str) -> Iterator[Problem]:
         limit = self._limits.get(name)
@@ -175,6 +175,15 @@ def _converts(value: Any, kind: inspect.Type) -> bool:
     if isinstance(kind, inspect.BoolType):
         return isinstance(value, bool)
     return value is None if isinstance(kind, inspect.NoneType) else True
+
+
+def _combination(value: dict[str, Any], kind: inspect.StructType) -> str:
+    """What a request expects of its fields together, if they are not that (each of them is valid by itself)."""
+    try:
+        msgspec.convert(value, kind.cls)
+    except msgspec.ValidationError as error:
+        return str(error).partition(" - at ")[0].removeprefix("expected ")
+    return ""
 
 
 def _expected(kind: inspect.Type) -> str:

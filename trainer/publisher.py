@@ -2,7 +2,7 @@
 
 The training thread hands over a snapshot (`Publisher.offer`) once the last one is acknowledged; this thread encodes it,
 sends the chunks, then the manifest (`trainer.weights_writer`), and retries for as long as the broker is away. A process
-that finds a claim with a higher epoch stops: another trainer leads now.
+that finds a claim with a higher epoch stops: another trainer leads now. So does one whose topic is gone, or another.
 """
 
 from __future__ import annotations
@@ -115,7 +115,11 @@ class Publisher:
         return self._patiently(lambda: self._writer.newest_weights(base_offset), "reading the last version")
 
     def _patiently(self, action: Callable[[], Outcome], what: str) -> Outcome:
-        return patiently(action, what, self._kafka, self._stop)
+        def checked() -> Outcome:
+            self._writer.check_topic()
+            return action()
+
+        return patiently(checked, what, self._kafka, self._stop)
 
     # The training thread
 

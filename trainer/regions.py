@@ -19,11 +19,13 @@ from model.dirty import DirtyBits
 from model.embedding import EmbeddingTable
 from model.kept import KeptInputs
 from model.memory import Memory
+from model.memory_room import NEIGHBOURS
+from model.memory_version import ROWS
 from trainer.rows import Arrays
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
-MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "direct", "weight")
+MEMORY_ROWS = (*ROWS, *NEIGHBOURS)
 
 
 class Region(Protocol):

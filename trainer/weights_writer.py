@@ -1,7 +1,10 @@
-"""Writes one epoch's records to the weights topic, and notices when another trainer has claimed a higher one."""
+"""Writes one epoch's records to the weights topic, and notices when another trainer has claimed a higher one, or the
+topic is no longer the one in which this epoch was claimed."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from typing import Any
 
@@ -13,6 +16,7 @@ from trainer.errors import FencedError
 from trainer.weights import Weights, newest_weights
 from wire.config import KafkaConfig
 from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
+from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.producer import make_producer
 from wire.tensors import Tensors
 from wire.topics import Topics
@@ -20,6 +24,10 @@ from wire.weights import MANIFEST_HEADERS, Claim, Manifest, chunk_headers, claim
 
 MOST_IN_FLIGHT = 16
 SEND_TIMEOUT_S = 20
+REMEDY = (
+    "If it is gone, create it again: headrace topics --create; then start the trainer, which claims another epoch "
+    "there and begins with a whole version"
+)
 
 
 class WeightsWriter:
@@ -30,6 +38,8 @@ class WeightsWriter:
         self._topic = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
         self._consumer: KafkaConsumer | None = None
         self._producer: KafkaProducer | None = None
+        self._watch: TopicWatch | None = None
+        self._looked_s = -math.inf
         self._checked_offset = 0
         self._claimant = ""
         self.epoch = -1
@@ -50,6 +60,19 @@ class WeightsWriter:
             if weights is not None:
                 return weights
         return None
+
+    def check_topic(self) -> None:
+        """Every few seconds, raise `TopicMissing` or `TopicReplaced` if the topic is not that of this epoch any more:
+        deltas in a topic without their base, and without a claim that fences off others, are of no use."""
+        if time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        name = self._topic.topic
+        if self._watch is None:
+            found = identities(self._kafka, [name])
+            self._watch = TopicWatch(self._kafka, found, {name: REMEDY}) if found else None
+        else:
+            self._watch.look(f"epoch {self.epoch} of this trainer")
 
     def check_fence(self) -> None:
         """Raise `FencedError` if another trainer has claimed a higher epoch."""
@@ -115,6 +138,6 @@ class WeightsWriter:
 
     def close(self) -> None:
         """Close the connections."""
-        for client in (self._producer, self._consumer):
+        for client in (self._producer, self._consumer, self._watch):
             if client is not None:
                 client.close()

@@ -258,7 +258,8 @@ def _mixed(key: int) -> int:
 
 def by_table(odds: OddsArrays, events: OddsEvents) -> list[Int32]:
     """The attributes' rows (R, ·) in each of `ATTRIBUTE_TABLES`."""
-    return np.split(events.attribute_RA, [odds.num_domains, odds.num_attributes - 1], axis=1)
+    num, attribute_RA = odds.num_domains, events.attribute_RA
+    return [attribute_RA[:, :num], attribute_RA[:, num:-1], attribute_RA[:, -1:]]
 
 
 def check_ranges(odds: OddsArrays, events: OddsEvents, kept: OddsKept | None = None) -> None:

@@ -1,6 +1,7 @@
 """The command's help reads well, and impossible requests are one line and a status."""
 
 import importlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,14 @@ def test_a_rooms_own_front_door_has_the_same_options(room: tuple[str, ...], comm
     assert (ours.returncode, theirs.returncode) == (0, 0)
     assert f"Usage: python -m {' '.join(room)} " in ours.stdout
     assert ours.stdout.splitlines()[2:] == theirs.stdout.splitlines()[2:]
+
+
+def test_a_locale_without_the_characters_that_are_printed_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
+    assert run("headrace", arguments=["lag", "--help"]) == 0
+    print("Amélie – ★")
+    assert raw.getvalue().endswith(b"Am\\xe9lie \\u2013 \\u2605\n")
 
 
 def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from headrace.config import ConfigError, read_settings
+from headrace.environment import CLIENT, unset_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import os
-
     for name in os.environ:
         if name.startswith("HEADRACE_"):
             monkeypatch.delenv(name)
@@ -141,6 +141,10 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[action]\nkinds = ['click ']\n", ["action.kinds: expected names without spaces around them"]),
         ("[store]\npath = '~/state'\n", ["store.path: expected a path, in which nothing is expanded, got '~/state'"]),
         ("[trainer]\ncheckpoint_dir = '$HOME/c'\n", ["trainer.checkpoint_dir: expected a path, in which nothing is"]),
+        (
+            "[model]\nnum_time_buckets = 128\n",
+            ["model.num_time_buckets: expected at most 123", "(time_unit_ms = 1000), got 128; lower it"],
+        ),
         ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of ('none', 'gzip'", "got 'brotli'"]),
     ],
 )
@@ -186,6 +190,19 @@ def test_a_key_that_the_environment_has_in_two_spellings_is_refused(monkeypatch:
 @pytest.mark.parametrize("address", ["[::1]:9092", "a-b.example:9092, 10.0.0.1:19092", " broker_1:9092 "])
 def test_addresses_of_brokers_are_names_or_numbers(address: str, tmp_path: Path) -> None:
     assert read_settings(write(tmp_path, f"[kafka]\nbootstrap = '{address}'\n")).kafka.bootstrap == address
+
+
+@pytest.mark.parametrize("kept", [(), CLIENT])
+def test_a_deployments_settings_can_be_taken_out_of_the_environment(
+    kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["HEADRACE_KAFKA__CLIENT__CLIENT_ID", "HEADRACE_SERVING", "headrace_kafka__prefix"]
+    others = ["HEADRACE_CONFIG", "HEADRACE_SERVING_PORT", "HEADRACE_TANSU"]
+    for name in (*settings, *others):
+        monkeypatch.setenv(name, "x")
+    left = settings[:1] if kept else []
+    assert set(unset_settings(*kept)) == set(settings) - set(left)
+    assert [name for name in (*settings, *others) if name in os.environ] == left + others
 
 
 def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,21 @@ def message() -> dict[str, Any]:
 @pytest.mark.parametrize("width", [80, 130])
 def test_nothing_on_the_page_is_cut_or_wrapped(width: int) -> None:
     console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False)
+    told = {**message(), "throughput": {"interactions_per_s": 13_204.0}, "num_interactions": 100_000}
+    view = LagView(
+        dataset="MovieLens-100K", broker="an embedded broker", lag=told, page="http://127.0.0.1:44875",
+        phase="asking for recommendations", num_actions=100_000, num_sent=100_000,
+    )  # fmt: skip
     with console.capture() as capture:
-        console.print(page(LagView(dataset="MovieLens", broker="localhost:9092", lag=message())))
+        console.print(page(view))
     shown = capture.get()
-    for words in ("actions not read yet", "examples not delivered yet", "published, not served yet", "popular"):
+    for words in (
+        "actions not read yet", "examples not delivered yet", "published, not served yet", "popular",
+        "page: http://127.0.0.1:44875", "100,000 of 100,000   13,204 interactions/s", "100,000   0 actions/s",
+    ):  # fmt: skip
         assert words in shown
     assert "…" not in shown
+    assert len(shown.splitlines()) <= 24
 
 
 def test_without_a_terminal_a_message_is_one_line() -> None:
@@ -161,4 +170,11 @@ def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:
     view.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])
     assert view.rate == 0.0
     view.note_sent(600)
-    assert view.rate > 0.0
+    assert 0.0 < view.rate < 600 / 11
+
+
+def test_what_is_sent_in_the_first_moment_is_not_taken_for_a_rate() -> None:
+    view = LagView()
+    view.note_sent(0)
+    view.note_sent(1000)
+    assert view.rate <= 1000

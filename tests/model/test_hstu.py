@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import TimeBuckets
 from model.config import ModelConfig
 from model.hstu import HSTU
 from tests.trainer.samples import (
@@ -26,6 +27,7 @@ from tests.trainer.samples import (
 from trainer.batch import JaggedBatch, build_batch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
+from wire.errors import ConfigError
 from wire.example import Example, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -245,3 +247,18 @@ def test_tokens_and_their_gradients_are_those_of_the_formula(*, with_side: bool)
     assert found[0].keys() == found[1].keys()
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit_ms", [1e-3, 1.0, 1000.0, 86_400_000.0, 1e15])
+def test_as_many_time_buckets_may_be_configured_as_times_reach(unit_ms: float) -> None:
+    def is_allowed(num_buckets: int) -> bool:
+        try:
+            ModelConfig(num_time_buckets=num_buckets, time_unit_ms=unit_ms)
+        except ConfigError:
+            return False
+        return True
+
+    most = max(filter(is_allowed, range(1, 300)))
+    assert TimeBuckets.logarithmic(most, unit_ms=unit_ms).num_buckets == most
+    with pytest.raises(ValueError, match=f"expected at most {most} "):
+        TimeBuckets.logarithmic(most + 1, unit_ms=unit_ms)

@@ -108,8 +108,16 @@ def test_a_request_to_forget_by_http_goes_to_the_actions_topic_from_admins_alone
     service.sender = Sender()  # type: ignore[assignment]
     told = client.post("/forget", json={"user": "u1"}, token="a-token-that-administers")
     assert told.json() == {"partition": 0, "offset": 7}
-    for body in ({}, {"user": "u", "item": 1}, {"user": "u", "undo": True}):
-        assert client.post("/forget", json=body, token="a-token-that-administers").status_code == 422
+    for body, got in (
+        ({}, "neither"),
+        ({"user": "u", "item": 1}, "user, item"),
+        ({"user": "u", "undo": True}, "user, undo"),
+    ):
+        refused = client.post("/forget", json=body, token="a-token-that-administers")
+        assert refused.status_code == 422
+        (problem,) = refused.json()["detail"]
+        assert problem["expected"] == "either user or item, and undo with an item alone"
+        assert problem["got"] == got
     assert [each.user for each in sent] == ["u1"]
     service.close()
     closed = service_of(MANAGER, ServingConfig())

@@ -187,6 +187,17 @@ def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -
         served(subscriber, wire.publish(new, "delta"))
 
 
+def test_a_topic_that_is_gone_is_not_taken_for_a_broker_that_is_away(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(quick_world(epoch=7)))
+        wire.remove_weights()
+        told = f"topic {wire.topics.weights} is gone: headrace topics --create"
+        wait_until(lambda: told in caplog.text, 60, "the server to say so")
+        assert "the broker does not answer" not in caplog.text
+
+
 def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.topic_thread.topic_id_of", lambda consumer, topic: "")
     with wire.subscriber() as subscriber:

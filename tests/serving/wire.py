@@ -49,12 +49,16 @@ class Wire:
         self.send(world.records(kind, self.next_offset))
         return world.epoch, world.number
 
-    def replace_weights(self) -> None:
-        """Delete the weights topic and create it again."""
+    def remove_weights(self) -> None:
+        """Delete the weights topic."""
         admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
         admin.delete_topics([self.topics.weights])
         wait_until(lambda: self.topics.weights not in admin.list_topics(), 60, "the topic to be gone")
         admin.close()
+
+    def replace_weights(self) -> None:
+        """Delete the weights topic and create it again."""
+        self.remove_weights()
         ensure_topics(self.kafka)
         self.next_offset = 0
 

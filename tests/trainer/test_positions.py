@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from kafka import TopicPartition
 
 from headrace.audit import audit
+from tests.brokers import wait_until
 from tests.foreign import FOREIGN
 from tests.process_factory import Child
 from tests.trainer.stage import NUM_PARTITIONS, Stage, admin_of, weights_of
@@ -19,8 +21,11 @@ from trainer.replay import differences
 from trainer.snapshot import restore_published
 from trainer.step import Learner
 from trainer.weights import Weights
+from trainer.weights_log import read_manifests
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
 from wire.shape import SHAPE, encode_shape, shape_of
 from wire.status import ServerStatus, encode_status
 from wire.thinned_log import NUM_LOGGED
@@ -232,6 +237,29 @@ def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Ma
     last = ends_with_one_line(child)
     assert f"topic {made.topics.sequences}: expected it to exist still, but it is gone. Position: partition 0: " in last
     assert REMEDY in last
+
+
+def test_a_weights_topic_that_is_another_one_ends_a_trainer_and_the_next_begins_with_a_base(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    child = made.start()
+    made.wait_published()
+    with admin_of(made.broker) as admin:
+        admin.delete_topics([made.topics.weights])
+        wait_until(lambda: made.topics.weights not in admin.list_topics(), 60, "the topic to be gone")
+    ensure_topics(made.settings.kafka)
+    last = ends_with_one_line(child)
+    assert f"topic {made.topics.weights}: expected the one with id " in last
+    assert "which epoch 0 of this trainer refers to" in last
+    made.start()
+    made.feed(20)
+    where = TopicPartition(made.topics.weights, 0)
+    with closing(connect(made.settings.kafka)) as reader:
+
+        def has_base() -> bool:
+            return any(each.kind == "base" for each in read_manifests(reader, where, lambda _: False)[0])
+
+        wait_until(has_base, 60, "a base in the new topic")
 
 
 def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> None:

@@ -358,9 +358,9 @@ inline bool fits(const OddsCall& c) {
             return false;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const int64_t at = c.attribute_RA[r * c.num_attributes + a];
-            const int64_t num = a < c.num_domains            ? c.num_domain_rows
+            const int64_t num = a < c.num_domains          ? c.num_domain_rows
                                 : a < c.num_attributes - 1 ? c.num_feature_rows
-                                                             : NUM_PAUSES;
+                                                           : NUM_PAUSES;
             if (!is_within(at, at + 1, num)) return false;
         }
     }
