@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from bench.simulated import MODEL, WORLDS, steps
 from bench.timing import Row, row
 from headrace.ledger import empty_history
+from kernels.transfer import ToHost
 from model.rates import probability
 from model.tokens import unpack_kinds
 from stream.simulate import KINDS
@@ -143,7 +144,8 @@ def predicted(learner: Learner, batch: JaggedBatch) -> dict[str, Floats]:
     """(new, K) probabilities of the new interactions' kinds: as a server says them, and the network's own."""
     forward = learner.forward(batch, learner.newest_event_ms)
     logits_RK = forward.logits_RK.detach()
-    served_RK = probability(learner.rates.score(learner.ranking_pass.ask(batch, forward.target_row_R, logits_RK)))
+    events = learner.ranking_pass.ask(batch, forward.target_row_R, ToHost(logits_RK))
+    served_RK = probability(learner.rates.score(events))
     network_RK = torch.sigmoid(logits_RK).double().numpy()
     return {SERVED: served_RK[batch.is_new_R], NETWORK: network_RK[batch.is_new_R]}
 

@@ -20,6 +20,7 @@ import torch
 from bench.scale import CONFIG, Traffic, fill_memory
 from bench.simulated import MODEL
 from bench.timing import Row, row, take_turns
+from trainer.process import tune_interpreter
 from trainer.step import Learner
 
 BLOCK, FEW_ITEMS = 100_000, 10_000
@@ -95,6 +96,7 @@ def stepping(learner: Learner, num_items: int) -> Callable[[], object]:
 def run(quick: bool = False) -> list[Row]:
     """The rows of the report."""
     torch.set_num_threads(1)
+    tune_interpreter()
     num_items = 1_000_000 if quick else 10_000_000
     rows = unused(num_items)[1]
     num_items = min(num_items, IN_USE)

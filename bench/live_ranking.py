@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bench.simulated import ACTION, MODEL
 from bench.timing import Row, row
 from kernels.odds import OddsEvents
+from kernels.transfer import ToHost
 from state.sequencer import Sequencer
 from stream.simulate import KINDS, World, WorldConfig
 from trainer.batch import JaggedBatch
@@ -121,7 +122,7 @@ class Watched(RankingPass):
         self._seen: list[NDArray[np.int64]] = []
         self.by_regression: list[Floats] = []
 
-    def ask(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: torch.Tensor) -> OddsEvents:
+    def ask(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: ToHost) -> OddsEvents:
         """As `RankingPass.ask`; also notes the regression's inputs."""
         target_R = batch.target_R
         user_R, item_R = batch.user_key_B[batch.owner_n[target_R]], batch.item_n[target_R]

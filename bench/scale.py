@@ -1,10 +1,11 @@
 """`python -m bench scale [--quick]`: what storing and publishing a large catalogue costs a training step.
 
 A trainer of a million items (100,000 with ``--quick``) makes live steps (32 users, one new interaction each), first
-undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
-What is measured is a turn: a step with everything else that the training thread does. The publisher is real except for
-the broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied
-and written at once on the training thread, as earlier builds did.
+undisturbed, then while a checkpoint is written, while the frozen copy is read that live metrics compare with, while a
+base and deltas are published, and while both happen at once. What is measured is a turn: a step with everything else
+that the training thread does. The publisher is real except for the broker: versions are assembled, hashed and split
+into chunks, then dropped. For comparison, the same state is copied and written at once on the training thread, as
+earlier builds did.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from safetensors.numpy import save as save_tensors
 from bench.simulated import MODEL
 from bench.timing import Row, row
 from trainer.config import TrainerConfig
+from trainer.frozen_rival import FrozenRival
 from trainer.histories import TrainedHistories
 from trainer.loop import Trainer
 from trainer.process import tune_interpreter
@@ -37,9 +40,12 @@ from wire.tensors import Tensors
 from wire.weights import Manifest, PlanStep
 
 NUM_USERS, USERS_A_STEP, NUM_BEFORE, SEGMENT_LEN = 2_000, 32, 64, 16
-NUM_ALONE = 60
+NUM_ALONE = 300
 """How many undisturbed turns are measured."""
-CONFIG = TrainerConfig(device="cpu", num_threads=1, checkpoint_every_s=1e9, publish_every_s=1e9, step_linger_s=0.0)
+CONFIG = TrainerConfig(
+    device="cpu", num_threads=1, checkpoint_every_s=1e9, publish_every_s=1e9, step_linger_s=0.0, frozen_every_s=0.0
+)
+COMPARED = replace(CONFIG, frozen_every_s=1e9)
 
 
 class Traffic:
@@ -95,6 +101,9 @@ class DiscardingWriter(WeightsWriter):
 
     num_bytes = 0
     """The number of the last version."""
+
+    def check_topic(self) -> None:
+        """There is no topic."""
 
     def check_fence(self) -> None:
         """There is no other trainer."""
@@ -217,9 +226,8 @@ def measure(num_items: int, folder: Path) -> list[Row]:
         turns(trainer, is_published)  # the first base, and a warm-up
         alone = turns(trainer, lambda num: num == NUM_ALONE)
         alone_ms = float(np.median(alone))
-        rows += [
-            row(f"{label}: an undisturbed turn, median", alone_ms, "ms", note=f"p99 {np.percentile(alone, 99):.1f}")
-        ]
+        rows += [row(f"{label}: an undisturbed turn, median", alone_ms, "ms")]
+        rows += waits(f"{label}: nothing", alone, alone_ms)
 
         def kept(name: str) -> None:
             began_s = time.perf_counter()
@@ -241,6 +249,11 @@ def measure(num_items: int, folder: Path) -> list[Row]:
 
         kept("a whole checkpoint")
         kept("an increment")
+        turns(trainer, lambda _: trainer.learner.num_interactions >= CONFIG.metric_window)
+        kept("an increment of many steps")
+        trainer.frozen = frozen = FrozenRival(COMPARED, trainer.checkpoints.folder)
+        trainer.learner.evaluator.on_ranked = frozen.compare
+        rows += waits(f"{label}: reading a frozen copy", turns(trainer, lambda _: frozen.step is not None), alone_ms)
         published("a base", whole=True)
         turns(trainer, lambda num: num == 30)
         published("a delta of 30 steps", whole=False)

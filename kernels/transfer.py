@@ -16,25 +16,34 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
     A plain copy to a GPU waits until the GPU has done everything that it was given before.
     """
+    return on_its_way(array, device).to(device, non_blocking=True)
+
+
+def on_its_way(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor from which a copy to the device does not wait: in pinned memory if it is a GPU. That memory
+    is not used again before copies from it are done, even if the tensor is gone."""
     host = torch.from_numpy(np.ascontiguousarray(array))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return host.pin_memory() if device.type == "cuda" else host
 
 
 class ToHost:
-    """A tensor's values on their way to the host, as they are once the GPU has done what it was given before."""
+    """Tensors of one type on their way to the host in one copy, as they are once the GPU has done what it was given
+    before."""
 
-    def __init__(self, values: Tensor) -> None:
-        self._values, self._arrived = values.detach(), None
-        if values.is_cuda:
-            there = self._values
-            self._values = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
-            self._values.copy_(there, non_blocking=True)
+    def __init__(self, *values: Tensor) -> None:
+        self._values, self._arrived = [each.detach() for each in values], None
+        if values[0].is_cuda:
+            shapes = [each.shape for each in values]
+            there = torch.cat([each.reshape(-1) for each in self._values]) if len(values) > 1 else self._values[0]
+            here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
+            here.copy_(there, non_blocking=True)
+            parts = here.split([each.numel() for each in shapes]) if len(values) > 1 else [here]
+            self._values = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def wait(self) -> NDArray[Any]:
+    def wait(self) -> list[NDArray[Any]]:
         """The values, once they have arrived. Work that the GPU was given later is not waited for."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        array: NDArray[Any] = self._values.numpy()
-        return array
+        return [each.numpy() for each in self._values]

@@ -87,6 +87,8 @@ class EmbeddingTable:
 
     def lookup(self, keys_N: Int64) -> Int64:
         """(N,) rows; 0 for keys without one."""
+        if not len(keys_N):
+            return np.zeros(0, np.int64)
         rows = self.map.lookup(keys_N) + 1
         rows[keys_N == 0] = 0
         return rows

@@ -82,6 +82,8 @@ class GrowingColumns:
     def longer(self, name: str, column: NDArray[Any], num_rows: int) -> NDArray[Any]:
         """``column`` with ``num_rows`` rows, zeros at the end: a longer view of the same memory if it came from here,
         otherwise a copy."""
+        if not prod(column.shape[1:]):
+            return np.zeros((num_rows, *column.shape[1:]), column.dtype)
         rows = self._rows.get(name)
         if rows is None or rows.array.ctypes.data != column.ctypes.data:
             rows = self._rows[name] = GrowingRows(column.shape[1:], column.dtype)

@@ -33,12 +33,14 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
+from model.memory_groups import GroupNumbers
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
     FIRST_CAPACITY,
     NEIGHBOURS,
     NUM_BUCKETS,
+    capacity_for,
     empty_memory,
     neighbours_at,
     reshaped,
@@ -58,7 +60,8 @@ MOST_LOGITS = 1 << 24
 class Memory:
     """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
-    ``group``: how many events `learn_together` predicts from one state, on a GPU (``device``).
+    Where it is on the host, the features of items are its groups. ``group``: how many events `learn_together` predicts
+    from one state, on a GPU (``device``).
     """
 
     def __init__(
@@ -74,7 +77,8 @@ class Memory:
         self._backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
-        self._here = empty_memory(FIRST_CAPACITY, self._most)
+        self._numbers: GroupNumbers | None = None
+        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features if group == 1 else 0)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -87,7 +91,7 @@ class Memory:
 
     @arrays.setter
     def arrays(self, arrays: MemoryArrays) -> None:
-        self._here, self._there = arrays, None
+        self._here, self._there, self._numbers = arrays, None, None
 
     def _take_back(self) -> MemoryArrays:
         """The arrays, to be changed on the host; they are then copied to the GPU again."""
@@ -97,12 +101,20 @@ class Memory:
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
         self.num_rows = max(self.num_rows, num_rows)
-        capacity = self._here.capacity  # not `arrays`, which would bring what has changed on a GPU
-        while capacity < self.num_rows:
-            capacity *= 2
+        # Not `arrays`, which would bring what has changed on a GPU.
+        capacity = capacity_for(self.num_rows, self._here.capacity)
         if capacity > self._here.capacity:
             width = neighbours_at(capacity, self._most)
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)
+
+    def groups_of(self, key_RC: Int64) -> NDArray[np.int32]:
+        """(R, C) groups of items with these features (hashes; 0 for none): see `model.memory_groups`."""
+        numbers = self._numbers or GroupNumbers(self._here)
+        group_RC = numbers.number(key_RC)
+        if numbers.has_new:
+            self.arrays = numbers.written(self._here)
+        self._numbers = numbers
+        return group_RC
 
     @property
     def leaves_out_repeats(self) -> bool:
@@ -210,11 +222,11 @@ class Memory:
         changes = upgraded(changes)
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
-            self._resize(capacity, width, keep=not is_base)
+            self._resize(capacity, width, _num_columns(changes), keep=not is_base)
         take_over(self._take_back(), changes)
         self.num_rows = num_rows
 
-    def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
+    def _resize(self, capacity: int, width: int, num_columns: int, *, keep: bool) -> None:
         """When the width changes, every row is published again, so it does not matter what a narrower one cuts off.
         Weights that are published as steps then start from zero (`trainer.rounding`)."""
         if keep:
@@ -223,7 +235,7 @@ class Memory:
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
-            self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+            self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns)
 
     def adopt(self, published: Memory) -> None:
         """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
@@ -262,11 +274,15 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in (*ROWS, *NEIGHBOURS, *CHANGES):
+        for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():  # earlier builds had no groups
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist
             setattr(self.arrays, name, state[name].copy())
+
+
+def _num_columns(changes: Mapping[str, NDArray[Any]]) -> int:
+    return len(changes.get("group_total", ()))  # earlier builds had no groups
 
 
 def _clear_changed(arrays: MemoryArrays) -> None:
@@ -276,5 +292,6 @@ def _clear_changed(arrays: MemoryArrays) -> None:
 def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
     arrays.num_neighbours[rows_N] = 0
     arrays.seen[rows_N] = 0.0
+    arrays.group[rows_N] = 0
     arrays.heat[:, rows_N] = 0.0
     arrays.first[rows_N] = arrays.last[rows_N] = -1

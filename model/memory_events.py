@@ -24,11 +24,13 @@ def events_of(
     *,
     is_chosen_R: NDArray[np.bool_] | None,
     weight_R: NDArray[np.float32] | None = None,
+    group_RC: NDArray[np.int32] | None = None,
 ) -> MemoryEvents:
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
     Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
-    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, it is still to come. ``now_ms_R``: its time.
+    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, it is still to come. ``now_ms_R``: its time;
+    ``weight_R`` and ``group_RC``: see `MemoryEvents`.
     """
     chosen_n = chosen(bits_n, config)
     known_n = rows_n > 0
@@ -52,6 +54,7 @@ def events_of(
         shown_begin_R=shown[0],
         shown_end_R=shown[1],
         weight_R=weight_R,
+        group_RC=group_RC,
     )
 
 

@@ -1,4 +1,5 @@
-"""How many rows and neighbours a memory has room for, and how it grows: its capacity doubles with the item table."""
+"""How many rows and neighbours a memory has room for, and how it grows: its capacity doubles with the item table, and
+from `LARGE_CAPACITY` on grows by an eighth."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 from kernels.memory import MemoryArrays
 from model.dirty import CHANGED
 from model.growing import GrowingColumns
+from model.memory_groups import FIRST_GROUPS
 from model.memory_version import COUNTS, LEARNED, ROWS
 
 NUM_BUCKETS = 8
@@ -18,6 +20,8 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
+LARGE_CAPACITY, GRANULE = 1 << 18, 1 << 12
+"""From so many rows on, twice the room would take a step too long: the heats are copied, and new rows set to -1."""
 SELECTED_TOGETHER = 4096
 """How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 CHECKPOINTED = ("gain_square", "shortlist_square", "recent")
@@ -28,14 +32,22 @@ CHANGES = ("dirty", "moved")
 """Columns that say what has changed in a row."""
 
 
+def capacity_for(num_rows: int, capacity: int) -> int:
+    """The capacity of a memory of ``num_rows`` rows that had ``capacity``."""
+    while capacity < num_rows:
+        capacity += capacity if capacity < LARGE_CAPACITY else capacity // 8 // GRANULE * GRANULE
+    return capacity
+
+
 def neighbours_at(capacity: int, most: int) -> int:
     """How many neighbours a row may have in a catalogue of ``capacity`` rows."""
     return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
-def empty_memory(capacity: int, most: int) -> MemoryArrays:
-    """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours."""
-    return MemoryArrays.empty(capacity, neighbours_at(capacity, most), NUM_BUCKETS)
+def empty_memory(capacity: int, most: int, num_columns: int) -> MemoryArrays:
+    """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours and ``num_columns``
+    groups."""
+    return MemoryArrays.empty(capacity, neighbours_at(capacity, most), NUM_BUCKETS, num_columns, FIRST_GROUPS)
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
@@ -43,7 +55,7 @@ def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColum
     ``columns``, which lengthens it in place as long as the width stays."""
     if width == old.width:
         return _lengthened(old, capacity, columns)
-    new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS), capacity, columns)
+    new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS, old.num_columns), capacity, columns)
     if width < old.width:
         _keep_strongest(old, width)
     num, kept = old.capacity, min(width, old.width)

@@ -13,9 +13,11 @@ from kernels.memory import MemoryArrays
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
-ROWS = ("num_neighbours", "seen", "first", "last")
+ROWS = ("num_neighbours", "seen", "first", "last", "group")
 """Columns of a row that are published."""
-LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
+GROUPS = ("group_key", "group_seen", "group_next", "group_count", "group_total", "group_share")
+"""What is counted of groups: arrays that belong to no row, as long as there are groups."""
+LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock", *GROUPS)
 """Arrays that belong to no row."""
 COUNTS = ("neighbour_row", "after", "before", "direct")
 """Columns of a row's neighbours; the learned weights are published beside them."""
@@ -57,7 +59,7 @@ def _chosen(column_UN: NDArray[Any], is_chosen_UN: NDArray[np.bool_]) -> NDArray
 def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None:
     """Write what `published_memory` returned into a reader's arrays of the same capacity and width."""
     rows = changes["row_index"]
-    for name in ROWS:
+    for name in set(ROWS) & changes.keys():  # earlier builds had no groups
         getattr(arrays, name)[rows] = changes[name]
     arrays.heat[:, rows] = changes["heat"]
     for part, whole in neighbour_places(rows, changes["num_neighbours"], arrays.width):

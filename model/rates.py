@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
-from kernels.odds.arrays import LEAST_RATE
+from kernels.odds.arrays import LEAST_RATE, NUM_PAUSES, by_table
 from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.kept import KeptInputs
 from model.tokens import DOMAINS, FEATURES
+from model.upgrade import upgraded_rates
 from wire.errors import VersionError
 
 Int64 = NDArray[np.int64]
@@ -34,8 +35,8 @@ MOST_LATE, DELAY_DECAY = 0.05, 0.9999
 LEAST_OUTCOMES = 50
 """Nothing is learned before so many outcomes have differed."""
 NUM_PRIORS = 2
-TABLES = ("item", "domain", "feature")
-_WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
+TABLES = ("item", "domain", "feature", "pair")
+_WEIGHTS = ("pause_VC", "total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
 _HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
 
 
@@ -130,7 +131,8 @@ class Rates:
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
         """(K,) kinds that often come later than their interaction."""
-        at_once_K, late_K = np.split(self.arrays.clock[1:], 2)
+        num = self.arrays.num_kinds
+        at_once_K, late_K = self.arrays.clock[1 : 1 + num], self.arrays.clock[1 + num :]
         return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
 
     def _note_delays(self, events: OddsEvents) -> None:
@@ -140,8 +142,8 @@ class Rates:
         self.arrays.clock[1:] = self.arrays.clock[1:] * DELAY_DECAY ** len(events) + came_2K
 
     def _make_room(self, events: OddsEvents) -> None:
-        domains_RA, features_RA = np.split(events.attribute_RA, [self.arrays.num_domains], axis=1)
-        for table, rows in zip(TABLES, (events.row_R, domains_RA, features_RA), strict=True):
+        domains_RA, features_RA, _ = by_table(self.arrays, events)
+        for table, rows in (("item", events.row_R), ("domain", domains_RA), ("feature", features_RA)):
             self.grow(table, int(rows.max(initial=0)) + 1)
 
     def forget(self, rows_N: Int64) -> None:
@@ -183,7 +185,7 @@ class Rates:
         if is_base:
             for table in TABLES:
                 getattr(self.arrays, f"{table}_VC")[:] = 0.0
-        self.check(changes)
+        changes = self.check(changes)
         if not changes:
             return
         for table in TABLES:
@@ -193,10 +195,11 @@ class Rates:
         for name in _WEIGHTS:
             setattr(self.arrays, name, changes[name].copy())
 
-    def check(self, changes: Mapping[str, NDArray[Any]]) -> None:
-        """Whether `apply` can take what a version carries. Raises `VersionError`."""
+    def check(self, changes: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """What a version carries, in this build's form. Raises `VersionError` if `apply` cannot take it."""
         if not changes:
-            return
+            return changes
+        changes = upgraded_rates(changes, self.arrays.attributes)
         expected = {name: getattr(self.arrays, name).shape for name in _WEIGHTS}
         got = {name: changes[name].shape for name in _WEIGHTS if name in changes}
         if got != expected:
@@ -204,6 +207,7 @@ class Rates:
                 f"rates: expected {expected}, got {got or sorted(changes)}; another build has published this version: "
                 "upgrade servers first, then the trainer, and let it publish a base"
             )
+        return changes
 
     def adopt(self, published: Rates) -> None:
         """Continue from a reader's rates: everything except the certainty of the weights."""
@@ -232,6 +236,7 @@ class Rates:
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
+        state = upgraded_rates(state, self.arrays.attributes)
         self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
         self.kept.load_state_dict(state)
         self.arrivals.load_state_dict(_arrivals_of(state))
@@ -252,15 +257,22 @@ def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:
 
 
 def attributes_of(
-    tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, config: ModelConfig
+    tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, pause_R: Int64, config: ModelConfig
 ) -> NDArray[np.int32]:
-    """(R, A) rows of the interactions' attributes: the domain, the item's features, the user's features."""
+    """(R, A) rows of the interactions' attributes: the domain, the item's features, the user's features, the pause."""
     rows = [feature_RF[:, :0]]
     if config.use_domain:
         rows.append(_rows_of(tables, DOMAINS, domain_R[:, None]))
     if feature_RF.shape[1]:
         rows.append(_rows_of(tables, FEATURES, feature_RF))
+    rows.append(pause_R[:, None])
     return np.concatenate(rows, axis=1).astype(np.int32)
+
+
+def pauses(time_ms_R: Int64, last_ms_R: Int64, has_last_R: NDArray[np.bool_] | bool) -> Int64:
+    """(R,) rows of the pauses between interactions and the last ones before them."""
+    seconds_R = np.maximum(time_ms_R - last_ms_R, 0) // 1000
+    return np.where(has_last_R, np.minimum(np.frexp(seconds_R + 1)[1], NUM_PAUSES - 1), 0).astype(np.int64)
 
 
 def _rows_of(tables: Mapping[str, Rows], name: str, key_RA: Int64) -> Int64:

@@ -1,4 +1,4 @@
-"""Upgrades the memory of older builds to this build's form."""
+"""Upgrades the memory and the rates of older builds to this build's form."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import FIRST_GAIN_SQUARE, FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
+from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
-ADDED = (("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
 """The features that each build added, the newest build first."""
+
+_WIDENED = (
+    ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_SQUARE), ("hidden_JH", 0, 0.0),
+    ("hidden_square_JH", 0, FIRST_SQUARE), ("norm_2I", 1, 0.0), ("kept_log", 1, 0.0),
+)  # fmt: skip
+"""Of the odds' arrays with a part for each log-odds: their axis, and what new ones start as."""
 
 
 def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A memory's state, or what a version carries of it, with this build's features.
 
     Features that it lacks start as in an empty memory, and so does the shortlist's network, whose inputs have changed.
+    So do the last counts of the clock, of which older builds have fewer.
     """
+    state = dict(state)
+    if "clock" in state:
+        state["clock"] = np.append(state["clock"], np.zeros(len(CLOCK) - len(state["clock"])))
     gain = state.get("gain")
     missing = _missing(len(FEATURES) - gain.shape[1]) if gain is not None else ()
     if not missing:
-        return dict(state)
+        return state
     had, widened = [name not in missing for name in FEATURES], {"gain": 0.0, "gain_square": FIRST_GAIN_SQUARE}
     kept = {name: array for name, array in state.items() if not name.startswith("shortlist_")}
     for name in widened.keys() & kept.keys():
@@ -42,3 +53,26 @@ def _missing(num: int) -> tuple[str, ...]:
             break
         names += added
     return names if len(names) == num else ()
+
+
+def upgraded_rates(state: Mapping[str, NDArray[Any]], attributes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The state of a model's rates, or what a version carries of it, with this build's inputs: an older one had neither
+    pauses nor pairs of attributes (``attributes``: as in `OddsArrays`).
+
+    What it lacks starts as in empty rates, and changes no prediction until it has learned.
+    """
+    num_kinds = len(state["total_C"]) - 1 if "total_C" in state else 0
+    empty = OddsArrays.empty(num_kinds, *attributes.tolist())
+    num_new = 1 + num_pairs_of(empty.num_attributes)
+    if num_kinds == 0 or state["gain_FK"].shape != (len(empty.gain_FK) - num_new, num_kinds):
+        return dict(state)
+    found, at = dict(state), len(state["gain_FK"]) - 2  # the network's log-odds and the bias are the last
+    for name, axis, value in _WIDENED:
+        if name in state:
+            each = 1 if name.startswith("gain") else num_kinds
+            found[name] = np.insert(state[name], [at * each] * (num_new * each), np.float32(value), axis)
+    found["norm_2I"][1, at * num_kinds : (at + num_new) * num_kinds] = 1.0
+    found["pause_VC"] = empty.pause_VC
+    if "item_index" in state:
+        return found | {"pair_index": np.zeros(0, np.int64), "pair_VC": empty.pair_VC[:0]}
+    return found | {"pair_VC": empty.pair_VC, "pair_dirty_V": empty.pair_dirty_V}

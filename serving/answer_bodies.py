@@ -92,7 +92,7 @@ class Reason(Struct, frozen=True, kw_only=True):
 
 
 class ExplainedItem(Struct, frozen=True, kw_only=True):
-    """An item's score and its parts: `standing`, `memory`, `network` and `reranking` add up to it."""
+    """An item's score and its parts: `standing`, `memory`, `groups`, `network` and `reranking` add up to it."""
 
     item: int | str
     title: str | None
@@ -106,6 +106,10 @@ class ExplainedItem(Struct, frozen=True, kw_only=True):
     memory: Annotated[
         float | None,
         Meta(description="from the history: what users chose after and before its items, and these themselves"),
+    ]
+    groups: Annotated[
+        float | None,
+        Meta(description="from its features: its category, brand, ... is likelier after this history than usual"),
     ]
     network: Annotated[float | None, Meta(description="the network's logit, weighted")]
     reranking: Annotated[float | None, Meta(description="what rescoring the best items with each other adds")]

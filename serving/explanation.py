@@ -33,10 +33,11 @@ class Explanation:
     """Explains C items (hashes), in order, for a history of n interactions.
 
     ``score_C``: as served; NaN for an unknown item. ``is_left_out_C``: the item would not be recommended; its score is
-    the one that it would have. ``standing_C``, ``network_C``, ``reranking_C`` (what the shortlist's network changes)
-    and the sum of ``memory_nC`` over the history add up to the score. ``without_nC``: how much lower the network's part
-    would be without the interaction; NaN if not measured. ``after_nC``, ``before_nC``: decayed counts of how often
-    users chose the item after the interaction's item, and before it.
+    the one that it would have. ``standing_C``, ``groups_C`` (that its category, brand, ... are likelier after this
+    history than usual), ``network_C``, ``reranking_C`` (what the shortlist's network changes) and the sum of
+    ``memory_nC`` over the history add up to the score. ``without_nC``: how much lower the network's part would be
+    without the interaction; NaN if not measured. ``after_nC``, ``before_nC``: decayed counts of how often users chose
+    the item after the interaction's item, and before it.
     """
 
     item_C: Int64
@@ -44,6 +45,7 @@ class Explanation:
     is_left_out_C: NDArray[np.bool_]
     score_C: Float64
     standing_C: Float64
+    groups_C: Float64
     network_C: Float64
     reranking_C: Float64
     memory_nC: Float64
@@ -95,7 +97,8 @@ def _spread(
     is_known_C = np.zeros(num_items, np.bool_)
     is_known_C[known] = True
     return Explanation(
-        item_C, is_known_C, is_left_out_C, score_C, along(shares.standing_C), along(shares.model_C),
+        item_C, is_known_C, is_left_out_C, score_C, along(shares.standing_C), along(shares.group_C),
+        along(shares.model_C),
         along(score_C[known] - shares.total), wide(shares.past_PC, counts_n) + wide(shares.shown_SC, shown_n),
         wide(without_nC),
         wide(shares.after_PC, counts_n), wide(shares.before_PC, counts_n),

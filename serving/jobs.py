@@ -210,7 +210,7 @@ class ExplainJob:
         return ExplainedItem(
             item=name, title=self.titles.get(canonical(name)), known=is_known,
             left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
-            standing=_number(found.standing_C[place]), memory=_number(memory),
+            standing=_number(found.standing_C[place]), memory=_number(memory), groups=_number(found.groups_C[place]),
             network=_number(found.network_C[place]), reranking=_number(found.reranking_C[place]),
             reasons=self._reasons(version, query, found, place) if is_known else [],
         )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
 from model.hstu import from_log_value
-from model.rates import alike_of, attributes_of, probability
+from model.rates import alike_of, attributes_of, pauses, probability
 from model.tokens import ITEMS
 from serving.columns import Columns, user_feature_rows
 from serving.histories import Histories
@@ -72,12 +72,14 @@ class Ranker:
         candidates, config = request.candidates, version.network.config
         num, num_past = len(candidates), len(columns)
         unseen = self._columns(request, columns, config, candidates)
+        last_ms_C = np.full(num, columns.time_ms_n[-1] if num_past else 0)
+        pause_C = pauses(unseen.time_ms_n, last_ms_C, num_past > 0)
         features_CF = np.concatenate([unseen.features, unseen.user_features], axis=1)
         logits = version.tables.rates.score(
             OddsEvents(
                 row_R=version.tables[ITEMS].lookup(candidates).astype(np.int32),
                 item_R=candidates,
-                attribute_RA=attributes_of(version.tables.tables, unseen.domain_n, features_CF, config),
+                attribute_RA=attributes_of(version.tables.tables, unseen.domain_n, features_CF, pause_C, config),
                 network_RK=logit_CK.float().cpu().numpy(),
                 bits_R=unseen.bits_n,
                 is_new_R=np.ones(num, np.uint8),

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.windows import join_windows
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import propensities, query_times, states, unpack_kinds
 from trainer.pieces import Choose, Pieces, merge, pieces_of, taught_at_once
 from wire.example import Example
-from wire.history import Histories, Rows
+from wire.history import Histories, History
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
@@ -115,31 +116,30 @@ def build_batch(
 def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
     owner_R, place_R, learned_R, is_new_R = merge(pieces)
     first_B1 = np.append(np.flatnonzero(np.append(True, np.diff(owner_R) != 0)), len(owner_R))
-    windows = [
-        history.window(int(place_R[first]) - config.max_context, int(place_R[stop - 1]) + 1)
-        for history, first, stop in zip(pieces.histories, first_B1[:-1], first_B1[1:], strict=True)
-    ]
-    rows_n = _joined([rows for _, rows in windows])
-    length_B = np.array([len(rows) for _, rows in windows], np.int64)
+    held = [(history.address, history.start, history.end) for history in pieces.histories]
+    address_B, start_B, end_B = np.array(held, np.int64).T
+    first_B = np.maximum(place_R[first_B1[:-1]] - config.max_context, start_B)
+    length_B = np.maximum(np.minimum(place_R[first_B1[1:] - 1] + 1, end_B) - first_B, 0)
+    layout = pieces.histories[0].buffer.dtype
+    columns = join_windows(address_B + (first_B - start_B) * layout.itemsize, length_B, layout["features"].shape[0])
     starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
-    first_B = np.array([first for first, _ in windows], np.int64)
     target_R = starts_B1[owner_R] + place_R - first_B[owner_R]
-    bits_n, time_ms_n = np.array(rows_n["bits"]), np.ascontiguousarray(rows_n["time"])
+    bits_n = columns.bits_n
     _put_seen(bits_n, pieces.seen, starts_B1[:-1], first_B)
     previous_bits_R = bits_n[target_R] & ~learned_R
     batch = JaggedBatch(
         starts_B1=starts_B1,
-        item_n=np.ascontiguousarray(rows_n["item"]),
+        item_n=columns.item_n,
         bits_n=bits_n,
-        time_ms_n=time_ms_n,
-        domain_n=np.ascontiguousarray(rows_n["domain"]),
-        value_n=np.ascontiguousarray(rows_n["value"]),
-        feature_nF=np.ascontiguousarray(rows_n["features"][:, : config.num_features]),
-        user_feature_BF=np.stack([history.user_features for history in pieces.histories]),
-        state_nU=states(rows_n["features"], config),
-        propensity_n=propensities(rows_n["features"], config),
-        owner_n=np.repeat(np.arange(len(windows)), length_B),
-        query_time_n=query_times(time_ms_n, starts_B1),
+        time_ms_n=columns.time_ms_n,
+        domain_n=columns.domain_n,
+        value_n=columns.value_n,
+        feature_nF=np.ascontiguousarray(columns.feature_nC[:, : config.num_features]),
+        user_feature_BF=_user_features(pieces.histories),
+        state_nU=states(columns.feature_nC, config),
+        propensity_n=propensities(columns.feature_nC, config),
+        owner_n=columns.owner_n,
+        query_time_n=query_times(columns.time_ms_n, starts_B1),
         target_R=target_R,
         previous_R=np.where(target_R > starts_B1[owner_R], target_R - 1, -1),
         age_R=place_R,
@@ -151,9 +151,13 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
         user_key_B=np.array(pieces.user_keys, np.int64),
         num_kinds=len(config.kinds),
     )
-    present_n = batch.item_n != 0
     # Examples that were lost before they were read (`trainer.on_gap`) leave rows without items.
-    return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
+    return batch if not columns.num_absent else take_interactions(batch, np.flatnonzero(batch.item_n))
+
+
+def _user_features(histories: Sequence[History]) -> Int64:
+    joined = np.concatenate([history.user_features for history in histories])
+    return joined.reshape(len(histories), len(histories[0].user_features))
 
 
 def _put_seen(bits_n: Bits, seen: list[tuple[int, int, int, Bits]], start_B: Int64, first_B: Int64) -> None:
@@ -166,12 +170,6 @@ def _put_seen(bits_n: Bits, seen: list[tuple[int, int, int, Bits]], start_B: Int
             at = int(start_B[owner] - first_B[owner])
             bits_n[at + begin : at + place] = bits[begin - first : place - first]
         done[owner] = place
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    """Rows of one type, concatenated as plain bytes: otherwise NumPy compares the fields of each part's type."""
-    layout = parts[0].dtype
-    return np.concatenate([part.view(f"V{layout.itemsize}") for part in parts]).view(layout)
 
 
 def nothing_learned(config: ModelConfig) -> JaggedBatch:
@@ -205,10 +203,14 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
 
 def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
     """The batch with at most ``max_context`` interactions before each user's first target."""
-    first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
-    first_n = np.maximum(batch.starts_B1[:-1], first_target_B - max_context)
-    kept = np.flatnonzero(np.arange(len(batch.item_n)) >= first_n[batch.owner_n])
-    return batch if len(kept) == len(batch.item_n) else take_interactions(batch, kept)
+    start_B = batch.starts_B1[:-1]
+    first_B = np.maximum(start_B, batch.target_R[np.searchsorted(batch.target_R, start_B)] - max_context)
+    length_B = batch.starts_B1[1:] - first_B
+    num = int(length_B.sum())
+    if num == len(batch.item_n):
+        return batch
+    kept = np.arange(num) + np.repeat(first_B - np.cumsum(length_B) + length_B, length_B)
+    return take_interactions(batch, kept)
 
 
 def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -30,6 +31,7 @@ from wire.tensors import Buffer, Tensors
 FORMAT, READABLE = 3, (2, 3)
 """Format 2 has the keys of interactions in two places (`model.rates`, `trainer.kind_metrics`)."""
 NUM_KEPT = 2
+MOST_READ_BYTES = 1 << 20
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""
 
@@ -173,12 +175,15 @@ class CheckpointFolder:
     def _folder_of(self, step: int) -> Path:
         return self.path / f"checkpoint-{step:012d}"
 
-    def load(self) -> Checkpoint | None:
-        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged."""
+    def load(self, *, entries: bool = True) -> Checkpoint | None:
+        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged.
+
+        ``entries``: see `trainer.rows.assembled`.
+        """
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return read_checkpoint(self._folder_of(step))
+                return read_checkpoint(self._folder_of(step), entries=entries)
             except CheckpointError as error:
                 self._on_damage(f"{error}; falling back to the previous one")
         if steps:
@@ -203,14 +208,14 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, entries: bool = True) -> Checkpoint:
     """Read and verify one checkpoint and what it builds on. Raises `CheckpointError`."""
     meta, _ = _read_meta(path)
     small = load_tensors(_read_verified(path, "arrays.safetensors", meta["arrays_bytes"], meta["arrays_xxh3"]))
     if meta.get("rows") is None:
         return Checkpoint(meta["step"], small, meta)
-    pieces = (piece for content in _row_files(path, meta) for piece in decode_pieces(content))
-    return Checkpoint(meta["step"], assembled(small, pieces), meta)
+    pieces = (piece for file in _row_files(path, meta) for piece in decode_pieces(file))
+    return Checkpoint(meta["step"], assembled(small, pieces, entries=entries), meta)
 
 
 def _is_increment(path: Path) -> bool:
@@ -221,8 +226,8 @@ def _is_increment(path: Path) -> bool:
     return rows is not None and rows["onto"] is not None
 
 
-def _row_files(path: Path, meta: dict[str, Any]) -> Iterator[bytes]:
-    """The rows of a whole checkpoint, then of its increments up to this one."""
+def _row_files(path: Path, meta: dict[str, Any]) -> Iterator[IO[bytes]]:
+    """The rows of a whole checkpoint, then of its increments up to this one, each verified."""
     chain = [(path, meta)]
     while (onto := chain[-1][1]["rows"]["onto"]) is not None:
         step, digest = onto
@@ -234,7 +239,15 @@ def _row_files(path: Path, meta: dict[str, Any]) -> Iterator[bytes]:
             )
         chain.append((below, below_meta))
     for each, its_meta in reversed(chain):
-        yield _read_verified(each, "rows.log", its_meta["rows"]["bytes"], its_meta["rows"]["xxh3"])
+        rows = its_meta["rows"]
+        with _opened(each, "rows.log") as file:
+            digest, num_bytes = xxhash.xxh3_128(), 0
+            while part := file.read(MOST_READ_BYTES):  # not whole: giving a gigabyte back holds the interpreter
+                digest.update(part)
+                num_bytes += len(part)
+            _check(each, "rows.log", (num_bytes, digest.hexdigest()), (rows["bytes"], rows["xxh3"]))
+            file.seek(0)
+            yield file
 
 
 def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
@@ -255,16 +268,28 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_verified(path: Path, name: str, num_bytes: int, digest: str) -> bytes:
+    with _opened(path, name) as file:
+        blob = file.read()
+    _check(path, name, (len(blob), xxhash.xxh3_128_hexdigest(blob)), (num_bytes, digest))
+    return blob
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     try:
-        blob = (path / name).read_bytes()
+        with (path / name).open("rb") as file:
+            yield file
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
-    if len(blob) != num_bytes or xxhash.xxh3_128_hexdigest(blob) != digest:
+
+
+def _check(path: Path, name: str, found: tuple[int, str], expected: tuple[int, str]) -> None:
+    """Compare lengths and checksums."""
+    if found != expected:
         raise CheckpointError(
-            f"checkpoint {path}: {name} is damaged (expected {num_bytes} bytes with checksum {digest}, got "
-            f"{len(blob)} other bytes)"
+            f"checkpoint {path}: {name} is damaged (expected {expected[0]} bytes with checksum {expected[1]}, got "
+            f"{found[0]} other bytes)"
         )
-    return blob
 
 
 def flatten(nested: Mapping[str, Mapping[str, NDArray[Any]]]) -> Arrays:

@@ -24,6 +24,8 @@ from wire.weights import Snapshot, TableRows, blob_of
 
 Int64 = NDArray[np.int64]
 MakeBlob = Callable[[], Tensors]
+Choose = Callable[[NDArray[Any]], NDArray[np.bool_]]
+Places = tuple[slice | Int64, slice | Int64]
 
 
 class Collection:
@@ -88,54 +90,57 @@ class Collection:
         return [piece for piece in self._pieces if piece.region == region]
 
     def _table(self, name: str, tombstones: Int64) -> TableRows:
-        rows, columns = merged(self._of(name))
-        rows, columns = chosen(rows, columns, columns["live"])
+        rows, columns = merged(self._of(name), "live", lambda live_U: live_U)
         return TableRows(columns["ids"], rows, columns["weight"], tombstones)
 
     def _memory(self, size: Int64, learned: Arrays) -> Arrays:
-        rows, columns = merged(self._of("memory"))
-        if self.is_whole:
-            rows, columns = chosen(rows, columns, columns["first"] >= 0)
+        is_met = (lambda first_U: first_U >= 0) if self.is_whole else None
+        rows, columns = merged(self._of("memory"), "first", is_met)
         return published_memory(rows, columns, size, learned, everything=self.is_whole)
 
     def _rates(self, weights: Arrays) -> Arrays:
-        found = dict(weights)
+        found, is_met = dict(weights), (lambda count_UC: count_UC.any(axis=1)) if self.is_whole else None
         for region, table in COUNTS.items():
-            rows, columns = merged(self._of(region))
-            counts = columns[f"rates.{table}_VC"]
-            if self.is_whole:
-                is_met = counts.any(axis=1)
-                rows, counts = rows[is_met], counts[is_met]
-            found |= {f"{table}_index": rows, f"{table}_VC": counts}
+            counts = f"rates.{table}_VC"
+            rows, columns = merged(self._of(region), counts, is_met)
+            found |= {f"{table}_index": rows, f"{table}_VC": columns[counts]}
         return found
 
 
-def chosen(rows: Int64, columns: Arrays, is_chosen: NDArray[np.bool_]) -> tuple[Int64, Arrays]:
-    """The rows at these places, and their columns; nothing is copied if they are all of them."""
-    if is_chosen.all():
-        return rows, columns
-    return rows[is_chosen], {name: column[is_chosen] for name, column in columns.items()}
-
-
-def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
-    """The rows of all pieces, ascending, and their columns, each row as in the last piece that has it."""
+def merged(pieces: list[Piece], by: str, chooses: Choose | None) -> tuple[Int64, Arrays]:
+    """The rows of all pieces, ascending, and their columns, each row as in the last piece that has it; only those that
+    ``chooses`` says of the column ``by``. The pieces give up their columns, so that no row is held twice for long."""
     rows = distinct(np.concatenate([NO_ROWS, *(piece.rows_U for piece in pieces)]))
-    columns: dict[str, NDArray[Any]] = {}
-    wheres = [_where(rows, piece.rows_U) for piece in pieces]
-    for name, like in (pieces[-1].columns if pieces else {}).items():
-        out = np.zeros((len(rows), *like.shape[1:]), like.dtype)
-        for piece, where in zip(pieces, wheres, strict=True):
-            values = piece.columns[name]
-            if values.shape[1:] == like.shape[1:]:  # else every row in use comes again
-                out[where] = values if name != "moved" else out[where] | values
-        columns[name] = out
+    places, columns = [_places(rows, piece.rows_U) for piece in pieces], Arrays()
+    if chooses is not None:
+        deciding = _merged_column(by, len(rows), pieces, places)
+        if not (is_chosen := chooses(deciding)).all():
+            rows, deciding = rows[is_chosen], deciding[is_chosen]
+            places = [_places(rows, piece.rows_U) for piece in pieces]
+        columns[by] = deciding
+    for name in list(pieces[-1].columns):
+        columns[name] = _merged_column(name, len(rows), pieces, places)
     return rows, columns
 
 
-def _where(rows: Int64, part: Int64) -> Int64 | slice:
-    """The places in ``rows``, which are ascending, of some of them, also ascending; as a slice, which is copied without
-    holding the interpreter, where they are consecutive."""
+def _merged_column(name: str, num_rows: int, pieces: list[Piece], places: list[Places]) -> NDArray[Any]:
+    like = pieces[-1].columns[name]
+    out = np.zeros((num_rows, *like.shape[1:]), like.dtype)
+    for piece, (part, where) in zip(pieces, places, strict=True):
+        values = piece.columns.pop(name)[part]
+        if values.shape[1:] == like.shape[1:]:  # else every row in use comes again
+            out[where] = values if name != "moved" else out[where] | values
+    return out
+
+
+def _places(rows: Int64, part: Int64) -> Places:
+    """Which of ``part`` are among ``rows``, and at which places; both are ascending. Consecutive places are a slice,
+    which is copied faster."""
     where = np.searchsorted(rows, part)
-    if len(part) and where[-1] - where[0] == len(part) - 1:
-        return slice(int(where[0]), int(where[-1]) + 1)
-    return where
+    is_there = rows.take(where, mode="clip") == part if len(rows) else np.zeros(len(part), np.bool_)
+    chosen: slice | Int64 = slice(None)
+    if not is_there.all():
+        chosen, where = np.flatnonzero(is_there), where[is_there]
+    if len(where) and where[-1] - where[0] == len(where) - 1:
+        return chosen, slice(int(where[0]), int(where[-1]) + 1)
+    return chosen, where

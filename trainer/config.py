@@ -116,7 +116,7 @@ class TrainerConfig:
     (`kernels.memory.reference.memory_learn_grouped`). ``kind_weights``: how much a choice of a kind counts, 1 if it is
     not named (`trainer.choice_weights`).
     ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
-    how much of the training thread's time it takes, and how large it may be (`trainer.frozen_rival`).
+    how much of the time its predictions take, and how large it may be (`trainer.frozen_rival`).
     """
 
     model_id: str = "headrace"

@@ -68,8 +68,8 @@ class Forward:
     """What is expected of each target's value, if the model predicts them."""
     value_loss: Tensor | None = None
     """Mean over the targets whose value is known."""
-    logits_on_host: ToHost | None = None
-    """``logits_RK``, if they were asked for before a GPU was given more work."""
+    on_host: ToHost | None = None
+    """``logits_RK`` and both losses, asked for before a GPU is given more work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

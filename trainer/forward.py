@@ -30,7 +30,7 @@ from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
 from trainer.losses import mean_or_zero
 from trainer.retrieval import RetrievalRows
-from trainer.shard_pass import Network, tail_of
+from trainer.shard_pass import Network, first_read, tail_of
 from trainer.sharding import Sharding, in_use
 
 Int64 = NDArray[np.int64]
@@ -131,23 +131,24 @@ class ForwardPass:
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
             batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self.prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, _is_read(tail_of(batch), batch.num_tokens), live_V, weight_S,
+            batch.learned_RK, batch.is_new_R, _is_read(batch), live_V, weight_S,
         )  # fmt: skip
 
     def _graphed_forward(
         self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64
     ) -> Forward:  # fmt: skip
         assert self.step_graphs is not None
-        num_more = inputs.size.rows - len(self._items.weight)
-        leaf_VD = F.pad(self._items.weight, (0, 0, 0, num_more)).requires_grad_()
-        leaves = [Leaf(self._items, rows_U, leaf_VD)]
+        weight_VD = self._items.weight
+        if not self._config.graph_gradients:
+            weight_VD = F.pad(weight_VD, (0, 0, 0, inputs.size.rows - len(weight_VD))).requires_grad_()
+        leaves = [Leaf(self._items, rows_U, weight_VD)]
         side_nM = self._side_inputs(batch, leaves)
         if self._config.graph_gradients:
-            out, leaves[0].direct_UD, gradient_nM = self.step_graphs.learn(leaf_VD, inputs, side_nM)
+            out, leaves[0].direct_UD, gradient_nM = self.step_graphs.learn(weight_VD, inputs, side_nM)
             if side_nM is not None and gradient_nM is not None:
                 torch.autograd.backward(side_nM, gradient_nM)
         else:
-            out = self.step_graphs(leaf_VD, inputs, side_nM)
+            out = self.step_graphs(weight_VD, inputs, side_nM)
         return Forward(
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
             out.ranking, has_gradients=self._config.graph_gradients,
@@ -173,7 +174,7 @@ class ForwardPass:
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self._device.type == "cuda" else None
         if self._graphs is not None and in_order:
-            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T, _is_read(tail, len(x_TM))))
+            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T, _is_read(batch)))
         return self._model.encode(
             x_TM,
             self._tensor(offsets_B1),
@@ -218,8 +219,6 @@ class ForwardPass:
         return to_device(array, self._device)
 
 
-def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
-    """(T,) which tokens belong to the tail."""
-    is_read_T = np.zeros(num_tokens, np.bool_)
-    is_read_T[tail.rows_S.numpy()] = True
-    return is_read_T
+def _is_read(batch: JaggedBatch) -> NDArray[np.bool_]:
+    """(T,) which tokens belong to the tail (`tail_of`)."""
+    return np.arange(batch.num_tokens) >= np.repeat(first_read(batch), 2 * np.diff(batch.starts_B1))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryEvents, memory_logits
+from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.memory_events import events_of
@@ -53,7 +54,7 @@ class Frozen(Learner):
         probabilities of the kinds. ``num_rows``: only rows below compete."""
         forward = self._look(batch)
         ranks = self._ranks(batch, forward, np.arange(int(batch.is_wanted_R.sum())), num_rows)
-        odds = self.rates.score(self.ranking_pass.ask(batch, forward.target_row_R, forward.logits_RK))
+        odds = self.rates.score(self.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK)))
         return ranks, probability(odds)
 
     @torch.no_grad()

@@ -1,14 +1,15 @@
 """The value of fresh weights on live traffic: the learner is compared with a copy that was frozen some time ago.
 
 The copy is the newest checkpoint, read by a thread of its own, so no step waits for it. It is renewed every
-``trainer.frozen_every_s``, and predicts choices that the learner has just predicted, before either learns from them
-(both use the learner's histories, which are always up to date). Predicting takes at most ``trainer.frozen_share`` of
-the training thread's time; choices beyond that are left out. Nothing here changes the learner.
+``trainer.frozen_every_s``, and predicts choices that the learner has just predicted, without having learned them (both
+use the learner's histories, which are always up to date). That is done on the same thread, which takes at most
+``trainer.frozen_share`` of the time; choices beyond that are left out. Nothing here changes the learner.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ FEWEST_RANKED = 200
 """With fewer choices nothing is reported, unless the whole window is smaller."""
 MOST_SCORES = 1 << 21
 """The most scores computed in one step; choices beyond that are left out."""
-NO_NAMES = np.frombuffer(b"[]", np.uint8)
+MOST_WAITING = 64
+"""The most steps whose choices wait to be compared; those of later steps are left out."""
 RIVALS = ("fresh", "frozen")
 
 
@@ -53,6 +55,15 @@ class Allowance:
         return self.left_s > 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Comparison:
+    """Choices that the copy is to rank, with the learner's ranks."""
+
+    copy: Frozen
+    rank_C: Int64
+    coming: Future[tuple[Int64, float]]
+
+
 class FrozenRival:
     """For the training thread: `renew` between steps, `compare` within them."""
 
@@ -61,6 +72,7 @@ class FrozenRival:
         self._thread = ThreadPoolExecutor(1, "frozen")
         self._coming: Future[Frozen | None] | None = None
         self._copy: Frozen | None = None
+        self._waiting = deque[_Comparison]()
         self._ranks = Ring(config.metric_window, len(RIVALS))
         self._allowance = Allowance(config.frozen_share)
         self._due_s = 0.0
@@ -106,24 +118,34 @@ class FrozenRival:
             log.info("comparing with a frozen copy", step=copy.num_steps, num_interactions=copy.num_interactions)
 
     def compare(self, batch: JaggedBatch, rank_S: Int64) -> None:
-        """Let the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others."""
-        if self._copy is None or not self._allowance.has_any(began_s := time.perf_counter()):
+        """Have the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others."""
+        self._note_compared()
+        if self._copy is None or len(self._waiting) >= MOST_WAITING or not self._allowance.has_any(time.perf_counter()):
             return
         choice_C = np.flatnonzero(rank_S >= 0)[: max(1, MOST_SCORES // self._copy.items.num_rows)]
-        if not len(choice_C):
-            return
-        try:
-            frozen_C = self._copy.rank_choices(batch, choice_C)
-        except Exception:
-            # Whatever the error is, learning must go on.
-            log.exception("the frozen copy failed; no comparison until the next one")
-            self._copy = None
-            return
-        self._ranks.extend(np.stack([rank_S[choice_C], frozen_C], axis=1))
-        self._allowance.left_s -= time.perf_counter() - began_s
+        if len(choice_C):
+            coming = self._thread.submit(_rank, self._copy, batch, choice_C)
+            self._waiting.append(_Comparison(self._copy, rank_S[choice_C], coming))
+
+    def _note_compared(self) -> None:
+        """Take over what the thread has ranked; what an earlier copy has ranked does not count."""
+        while self._waiting and self._waiting[0].coming.done():
+            done = self._waiting.popleft()
+            if done.copy is not self._copy:
+                continue
+            try:
+                frozen_C, seconds = done.coming.result()
+            except Exception:
+                # Whatever the error is, learning must go on.
+                log.exception("the frozen copy failed; no comparison until the next one")
+                self._copy = None
+                return
+            self._ranks.extend(np.stack([done.rank_C, frozen_C], axis=1))
+            self._allowance.left_s -= seconds
 
     def report(self) -> dict[str, Any] | None:
         """The metrics of both on the same choices, and what the copy had learned; None before enough was compared."""
+        self._note_compared()
         copy = self._copy
         if copy is None or self._ranks.filled < min(FEWEST_RANKED, self._config.metric_window):
             return None
@@ -138,11 +160,17 @@ class FrozenRival:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
+def _rank(copy: Frozen, batch: JaggedBatch, choice_C: Int64) -> tuple[Int64, float]:
+    """The copy's ranks of these choices, and how many seconds that took."""
+    with ALONE:
+        began_s = time.perf_counter()
+        return copy.rank_choices(batch, choice_C), time.perf_counter() - began_s
+
+
 def _read(folder: CheckpointFolder, learner: Learner) -> Frozen | None:
-    """The newest checkpoint's learner, without the items' names, which are not needed."""
-    checkpoint = folder.load()
+    """The newest checkpoint's learner, without names and users, which are not needed."""
+    checkpoint = folder.load(entries=False)
     if checkpoint is None:
         return None
-    arrays = {**checkpoint.arrays, "names.all": NO_NAMES, "names.unpublished": NO_NAMES}
     with ALONE:
-        return Frozen(learner.model_config, learner.config, learner.device, arrays)
+        return Frozen(learner.model_config, learner.config, learner.device, checkpoint.arrays)

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from threading import Lock
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -48,8 +47,9 @@ def padded_size(n: int, least: int) -> int:
 
 def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
     """Whether every user's key times never decrease: computed on the host, so the device need not be asked."""
-    back = np.flatnonzero(key_time_T[1:] < key_time_T[:-1]) + 1
-    return bool(np.isin(back, starts_B1).all())
+    is_back_T = key_time_T[1:] < key_time_T[:-1]
+    is_back_T[starts_B1[(starts_B1 > 0) & (starts_B1 < len(key_time_T))] - 1] = False  # from one user to the next
+    return not is_back_T.any()
 
 
 class PaddedTail:
@@ -100,6 +100,31 @@ class _Layers(nn.Module):
         )  # fmt: skip
 
 
+class Input(NamedTuple):
+    """An argument of a graph of both passes: ``values`` on the device or in pinned memory, of which the first
+    ``num_rows`` count; where there are fewer, zeros follow. ``varies``: whether its gradient is wanted."""
+
+    values: Tensor
+    num_rows: int
+    varies: bool = False
+
+    def on(self, device: torch.device) -> Tensor:
+        """A copy."""
+        padded = self.values.new_empty((self.num_rows, *self.values.shape[1:]), device=device)
+        self.put(padded)
+        return padded.requires_grad_(self.varies)
+
+    @torch.no_grad()
+    def put(self, padded: Tensor) -> None:
+        """Copy it to where a graph reads it."""
+        num = len(self.values)
+        if num >= self.num_rows:
+            padded.copy_(self.values if num == self.num_rows else self.values[: self.num_rows], non_blocking=True)
+        else:
+            padded[:num].copy_(self.values, non_blocking=True)
+            padded[num:].zero_()
+
+
 class Captures:
     """Graphs of modules, one for each size, in one memory pool; or the modules themselves, if ``wanted`` is False.
 
@@ -111,23 +136,26 @@ class Captures:
         self._known: dict[Any, Callable[..., Any]] = {}
         self._pool: Any = None
 
-    def replay(self, size: Any, plain: nn.Module, arguments: Sequence[Tensor]) -> Any:
-        """The outputs of ``plain`` for the arguments; the same ``size`` must mean the same module and shapes."""
+    def replay(self, size: Any, make: Callable[[], nn.Module], arguments: Sequence[Tensor]) -> Any:
+        """The outputs of what ``make`` makes; the same ``size`` must mean the same module and shapes."""
         if size not in self._known:
+            plain = make()
             self._known[size] = self._captured(plain, arguments) if self._wanted and self.works else plain
         return self._known[size](*arguments)
 
     def learn(
-        self, size: Any, plain: nn.Module, arguments: Sequence[Tensor]
+        self, size: Any, make: Callable[[], nn.Module], arguments: Sequence[Input], device: torch.device
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """Both passes in one graph. Returns the outputs of ``plain``, of which the first is the loss, and the loss's
-        gradients to the arguments that require them; writes those of its weights to their ``grad``, which must be zero.
+        """Both passes in one graph on ``device``. Returns the outputs of what ``make`` makes, of which the first is the
+        loss, and the loss's gradients to the arguments that vary; writes those of its weights to their ``grad``, which
+        must be zero.
 
         Both lie in the graph's memory, and are valid until the next replay.
         """
         if size not in self._known:
-            wanted = self._wanted and self.works
-            self._known[size] = self._captured_learning(plain, arguments) if wanted else partial(_gradients, plain)
+            plain, wanted = make(), self._wanted and self.works
+            known = self._captured_learning(plain, arguments, device) if wanted else _Uncaptured(plain, device)
+            self._known[size] = known
         return cast("tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]", self._known[size](*arguments))
 
     def _captured(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
@@ -141,13 +169,15 @@ class Captures:
             return plain
         return cast("Callable[..., Any]", graphed)
 
-    def _captured_learning(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
+    def _captured_learning(
+        self, plain: nn.Module, arguments: Sequence[Input], device: torch.device
+    ) -> Callable[..., Any]:
         try:
             with ALONE:
-                return _LearningGraph(plain, _samples(arguments), self._shared_pool())
+                return _LearningGraph(plain, [each.on(device) for each in arguments], self._shared_pool())
         except RuntimeError as failure:
             self._fail(failure)
-            return partial(_gradients, plain)
+            return _Uncaptured(plain, device)
 
     def _shared_pool(self) -> Any:
         if self._pool is None:
@@ -166,7 +196,7 @@ def _samples(arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _gradients(plain: nn.Module, *arguments: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    """`Captures.learn` without a graph."""
+    """The outputs and the gradients of `Captures.learn`."""
     outputs = plain(*arguments)
     weights, inputs = list(plain.parameters()), [x for x in arguments if x.requires_grad]
     found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs[0], [*inputs, *weights], allow_unused=True)
@@ -177,10 +207,20 @@ def _gradients(plain: nn.Module, *arguments: Tensor) -> tuple[tuple[Tensor, ...]
     return tuple(x.detach() for x in outputs), found[: len(inputs)]
 
 
+class _Uncaptured:
+    """`_gradients` without a graph."""
+
+    def __init__(self, plain: nn.Module, device: torch.device) -> None:
+        self._plain, self._device = plain, device
+
+    def __call__(self, *arguments: Input) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        return _gradients(self._plain, *(each.on(self._device) for each in arguments))
+
+
 class _LearningGraph:
     """`_gradients` as one graph. ``samples``: the memory that it reads the arguments from."""
 
-    def __init__(self, plain: nn.Module, samples: tuple[Tensor, ...], pool: Any) -> None:
+    def __init__(self, plain: nn.Module, samples: Sequence[Tensor], pool: Any) -> None:
         self._samples, self._graph = samples, torch.cuda.CUDAGraph()
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
@@ -191,10 +231,9 @@ class _LearningGraph:
         with torch.cuda.graph(self._graph, pool=pool):
             self._results = _gradients(plain, *samples)
 
-    @torch.no_grad()
-    def __call__(self, *arguments: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    def __call__(self, *arguments: Input) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         for sample, argument in zip(self._samples, arguments, strict=True):
-            sample.copy_(argument, non_blocking=True)
+            argument.put(sample)
         self._graph.replay()
         return self._results
 
@@ -219,6 +258,6 @@ class PaddedEncoder:
         padded = F.pad(x_TM, (0, 0, 0, size[0] - num_tokens))
         batch = to_device(_joined(size, offsets_B1, query_time_T, key_time_T, is_read_T), x_TM.device)
         y_TM: Tensor = self._captures.replay(
-            size, _Layers(self._model, self._context_gradient, self._backend), (padded, batch)
+            size, lambda: _Layers(self._model, self._context_gradient, self._backend), (padded, batch)
         )  # fmt: skip
         return y_TM[:num_tokens]

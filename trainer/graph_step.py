@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import Tail
-from kernels.transfer import to_device
+from kernels.transfer import on_its_way, to_device
 from model.hstu import HSTU
-from trainer.graph import Captures, PaddedTail, padded_size
+from trainer.graph import Captures, Input, PaddedTail, padded_size
 from trainer.losses import exact_retrieval_loss, ranking_loss
 
 Int64 = NDArray[np.int64]
@@ -199,28 +199,32 @@ class PaddedStep:
 
     def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
         """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
-        plain, arguments = self._prepared(row_VD, inputs, side_nM)
-        return _outputs(inputs, self._captures.replay((inputs.size, len(arguments)), plain, arguments))
+        size = inputs.size
+        arguments = [row_VD, *(to_device(each, row_VD.device) for each in pack(inputs, size))]
+        if side_nM is not None:
+            arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
+        return _outputs(inputs, self._captures.replay((size, len(arguments)), lambda: self._step(size), arguments))
 
     def learn(
         self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None
     ) -> tuple[StepOutputs, Tensor, Tensor | None]:
         """The same with both passes in one graph: the outputs, without autograd, and the gradients of rows and side
-        inputs; those of the weights are written to their ``grad``, which must be zero."""
-        plain, arguments = self._prepared(row_VD, inputs, side_nM)
-        key = (inputs.size, len(arguments), "learn")
-        (_, *outputs), (rows, *sides) = self._captures.learn(key, _LearnedStep(plain, self._rank_weight), arguments)
+        inputs; those of the weights are written to their ``grad``, which must be zero. ``row_VD``: the item table's."""
+        size, device = inputs.size, row_VD.device
+        arguments = [Input(row_VD, size.rows, varies=True)]
+        arguments += [Input(on_its_way(each, device), len(each)) for each in pack(inputs, size)]
+        if side_nM is not None:
+            arguments.append(Input(side_nM.detach(), size.interactions, varies=True))
+        key = (size, len(arguments), "learn")
+        (_, *outputs), (rows, *sides) = self._captures.learn(
+            key, lambda: _LearnedStep(self._step(size), self._rank_weight), arguments, device
+        )  # fmt: skip
         assert rows is not None, "the loss depends on the rows"
         side = sides[0][: len(inputs.row_n)] if sides and sides[0] is not None else None
         return _outputs(inputs, outputs), rows, side
 
-    def _prepared(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> tuple[_Step, list[Tensor]]:
-        """The module, and its padded arguments."""
-        size = inputs.size
-        arguments = [row_VD, *(to_device(each, row_VD.device) for each in pack(inputs, size))]
-        if side_nM is not None:
-            arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
-        return _Step(self._model, size, self._rules, self._backend), arguments
+    def _step(self, size: Size) -> _Step:
+        return _Step(self._model, size, self._rules, self._backend)
 
 
 def _outputs(inputs: StepInputs, padded: Sequence[Tensor]) -> StepOutputs:

@@ -81,6 +81,8 @@ class TrainedHistories(Histories):
 
     def settle(self, history: History) -> None:
         """See `Histories.settle`."""
+        if history.start >= history.kept_from:
+            return
         before = history.end - history.start
         super().settle(history)
         self._num_rows += history.end - history.start - before

@@ -247,6 +247,7 @@ class Trainer:
     def _keep_up(self, *, trained: bool) -> None:
         self._save(trained=trained)
         self._publish()
+        self.pace.turned()
         if time.monotonic() >= self._metrics_due_s:
             self._metrics = self._measure()
             self._metrics_due_s = time.monotonic() + self.config.lag_every_s

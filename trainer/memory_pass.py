@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
-ROWS_PER_SHARE, EXACT_TOGETHER = 1 << 11, 4
-"""In a larger catalogue, one choice in (rows / `ROWS_PER_SHARE`) is, always four in a row, which share the work on all
-rows. So their average cost does not depend on the size of the catalogue."""
+ROWS_PER_SHARE = 1 << 11
+"""In a larger catalogue, one choice in (rows / this) is, so that their average cost does not depend on its size."""
+EXACT_TOGETHER, MOST_ROWS_TOGETHER = 4, 1 << 19
+"""They are this many in a row, which share the work on all rows, as long as they have at most so many rows together:
+above half a million rows each is alone, so that no step takes much longer than the others."""
 MOST_DEVICE_LOGITS = 1 << 28
 """How many of the network's logits are computed at a time if the memory is on a GPU: a gigabyte."""
 MOST_PREDICTED_ROWS = 1 << 16
@@ -107,6 +109,7 @@ class MemoryPass:
             rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
             is_chosen_R=batch.is_wanted_R[told], weight_R=self._weights(batch, told),
+            group_RC=self._memory.groups_of(batch.feature_nF[batch.target_R[told]]),
         )  # fmt: skip
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
@@ -138,7 +141,8 @@ class MemoryPass:
             return np.asarray(number_R % -(-num_rows // MOST_PREDICTED_ROWS) == 0)
         if num_rows <= self.exact_rows:
             return np.ones(len(number_R), np.bool_)
-        return np.asarray(number_R // EXACT_TOGETHER % -(-num_rows // self._rows_per_share) == 0)
+        together = min(EXACT_TOGETHER, max(1, MOST_ROWS_TOGETHER // num_rows))
+        return np.asarray(number_R // together % -(-num_rows // self._rows_per_share) == 0)
 
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -55,11 +56,13 @@ def seed_of(partition: int, number: int) -> int:
 
 def _taught_by(example: Example, history: History) -> Taught:
     first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
-    places: list[int] = (first + example.feedback_index).tolist() if example.num_feedback else []
-    bits: list[int] = example.feedback_bits.tolist() if example.num_feedback else []
-    is_new = [False] * len(places) + [True] * num_new
-    places += range(first + len(held) - num_new, first + len(held))
-    bits += held[len(held) - num_new :].tolist()
+    num = len(held)
+    places, bits = list(range(first + num - num_new, first + num)), held[num - num_new :].tolist()
+    is_new = [True] * num_new
+    if num_feedback := example.num_feedback:
+        places = (first + example.feedback_index).tolist() + places
+        bits = example.feedback_bits.tolist() + bits
+        is_new = [False] * num_feedback + is_new
     return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
 
 
@@ -90,8 +93,7 @@ def pieces_of(taught: Sequence[Taught]) -> Pieces:
         if number == len(users):
             users.append(each.history)
             seeds.append(each.seed)
-            # Not `wire.hashing`: this module needs nothing but torch and NumPy.
-            keys.append(int.from_bytes(blake2b(each.user.encode(), digest_size=8).digest(), "little", signed=True))
+            keys.append(_key_of(each.user))
         owners += [number] * len(each.places)
         places += each.places
         bits += each.bits
@@ -108,6 +110,12 @@ def pieces_of(taught: Sequence[Taught]) -> Pieces:
         np.array(is_new, np.bool_),
         seen,
     )
+
+
+@lru_cache(maxsize=1 << 16)
+def _key_of(user: str) -> int:
+    # Not `wire.hashing`: this module needs nothing but torch and NumPy.
+    return int.from_bytes(blake2b(user.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def merge(pieces: Pieces) -> tuple[Int64, Int64, Bits, Bools]:

@@ -6,8 +6,9 @@ import gc
 import signal
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -57,13 +58,17 @@ def stop_on_signals() -> threading.Event:
 
 
 def tune_interpreter() -> None:
-    """Have the garbage collector ignore everything that exists by now, and run less often for the rest; and let no
-    other thread hold the interpreter for long (`SWITCH_INTERVAL_S`).
+    """Have the garbage collector ignore everything that exists by now, and run less often for the rest; let no other
+    thread hold the interpreter for long (`SWITCH_INTERVAL_S`); and have numpy ask for no huge pages.
 
     torch alone is half a million objects that live as long as the process; traversing them took a tenth of a small
-    step's time.
+    step's time. numpy wants huge pages for every array of 4 MB. To find them for a version's arrays, the system moved
+    other pages, also those that a step was using: beside a base of a million items the slowest took 130 to 270 ms of
+    processor time. (Tables and the memory, which stay, have theirs: `model.growing`.)
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    multiarray: Any = import_module("numpy._core.multiarray")
+    multiarray._set_madvise_hugepage(False)  # noqa: SLF001  (NUMPY_MADVISE_HUGEPAGE, which is read at the first import)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

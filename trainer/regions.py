@@ -19,11 +19,13 @@ from model.dirty import DirtyBits
 from model.embedding import EmbeddingTable
 from model.kept import KeptInputs
 from model.memory import Memory
+from model.memory_room import NEIGHBOURS
+from model.memory_version import ROWS
 from trainer.rows import Arrays
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
-MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "direct", "weight")
+MEMORY_ROWS = (*ROWS, *NEIGHBOURS)
 
 
 class Region(Protocol):
@@ -175,7 +177,7 @@ class KeptRegion:
         return {name: copied(column, rows_U) for name, column in self._kept.columns.items()}
 
 
-COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
+COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature", "pair_counts": "pair"}
 """The regions of counts, and which table of the rates each belongs to."""
 
 

@@ -183,8 +183,12 @@ class ShardPass:
 
 def tail_of(batch: JaggedBatch) -> Tail:
     """The tokens whose outputs are used: from the action before each user's first target on."""
-    start_B = batch.starts_B1[:-1]
-    first_B = np.searchsorted(batch.target_R, start_B)
-    target_B, before_B = batch.target_R[first_B], batch.previous_R[first_B]
-    num_silent_B = np.where(before_B >= 0, 2 * (before_B - start_B) + 1, 2 * (target_B - start_B))
+    num_silent_B = first_read(batch) - 2 * batch.starts_B1[:-1]
     return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
+
+
+def first_read(batch: JaggedBatch) -> Int64:
+    """(B,) each user's first token whose output is used."""
+    first_B = np.searchsorted(batch.target_R, batch.starts_B1[:-1])
+    target_B, before_B = batch.target_R[first_B], batch.previous_R[first_B]
+    return np.where(before_B >= 0, 2 * before_B + 1, 2 * target_B)

@@ -167,15 +167,14 @@ class Learner:
         if forward.value_R is not None:
             forward.value_loss = self._value_loss(batch, forward.value_R)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
-        forward.logits_on_host = ToHost(forward.logits_RK)
-        asked = ToHost(retrieval), ToHost(ranking)
+        asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking)
         choices = self._predict_choices(whole, forward, seen_rows_n)
         self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
         self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
         self._remember(whole, forward, examples, now_ms)
-        losses = float(asked[0].wait()), float(asked[1].wait())
-        return self._report(started, whole.num_targets, batch.num_tokens, losses)
+        losses = asked.wait()[1:]
+        return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))
 
     def apply_marks(self, marks: Sequence[Example]) -> None:
         """Forget the users and items that are marked. What was learned from users stays in the weights and counts."""

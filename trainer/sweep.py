@@ -22,8 +22,6 @@ from trainer.rows import NO_ROWS, Arrays, Piece
 
 Int64 = NDArray[np.int64]
 MOST_PIECE_BYTES = 1 << 20
-STALLED, GROWTH = 0.9, 1.5
-"""If more than this share of the dirty rows is still dirty a slice later, slices grow by this factor."""
 
 
 class Sweep:
@@ -47,21 +45,21 @@ class Sweep:
         self._keys = deque[tuple[Entries, list[Any]]]((each, each.start_whole()) for each in entries if whole)
         self._first_key = 0
         self._left_bytes: int | None = None
-        self._factor = 1.0
+        """What the last slice left dirty."""
 
     def advance(self, budget_bytes: int) -> bool:
-        """Copy about ``budget_bytes``. True once no more than that is left: time to `finish`."""
-        budget = int(budget_bytes * self._factor)
-        budget = self._take_whole(budget)
+        """Copy about ``budget_bytes``, and as much as has become dirty since the last slice, so that each one leaves
+        less than the one before. True once no more than that is left: time to `finish`."""
+        budget = self._take_whole(budget_bytes)
         if budget <= 0 or self._cursors or self._keys:
             return False
         dirty = list(self._dirty())
         left = self._bytes_of(dirty)
+        if self._left_bytes is not None:
+            budget += max(0, left - self._left_bytes)
         if left <= budget:
             return True
-        if self._left_bytes is not None and left > STALLED * self._left_bytes:
-            self._factor *= GROWTH
-        self._left_bytes = left
+        self._left_bytes = left - budget
         self._take_changed(budget, dirty)
         return False
 

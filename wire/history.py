@@ -10,6 +10,7 @@ One row per interaction, 32 bytes plus 8 per feature; item_hash 0 marks a row th
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +32,20 @@ def row_type(num_features: int) -> np.dtype[np.void]:
 class History:
     """One user's last interactions: places ``start`` to ``end - 1`` of the user's lifetime."""
 
-    __slots__ = ("_max_context", "_rows", "_segment_len", "end", "start", "user_features")
+    __slots__ = ("_max_context", "_rows", "_segment_len", "address", "end", "start", "user_features")
 
     def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
         self._max_context, self._segment_len = max_context, segment_len
         self._rows = np.zeros(0, row_type(num_features))
+        self.address: int = self._rows.ctypes.data  # of the first row in memory
         self.start = self.end = 0
         self.user_features: Int64 = np.zeros(0, np.int64)
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        """A copy's rows are elsewhere."""
+        for name, value in state[1].items():
+            setattr(self, name, value)
+        self.address = self._rows.ctypes.data
 
     @property
     def num_bytes(self) -> int:
@@ -63,10 +71,17 @@ class History:
 
     def fold(self, example: Example) -> None:
         """Put an example's interactions in place. Nothing is dropped until `forget`."""
-        num, source = len(example.interactions), example.interactions
+        source = example.interactions
+        num = len(source.item_hash)
         if not num:
             return
-        _fill(self._reach(example.first_index, num), source)
+        first = example.first_index
+        at, end = first - self.start, first + num
+        if at >= 0 and first <= self.end and at + num <= len(self._rows):  # usual: no other rows are concerned
+            self.end = max(self.end, end)
+            _fill(self._rows[at : at + num], source)
+        else:
+            _fill(self._reach(first, num), source)
         self.user_features = example.user_feature_hash
 
     def _reach(self, first: int, num: int) -> Rows:
@@ -98,7 +113,7 @@ class History:
         first, last = max(start, self.start), min(end, self.end)
         if last > first:
             rows[first - start : last - start] = self._rows[first - self.start : last - self.start]
-        self._rows, self.start, self.end = rows, start, end
+        self._rows, self.address, self.start, self.end = rows, rows.ctypes.data, start, end
 
 
 class Histories:
@@ -133,6 +148,8 @@ class Histories:
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
+        if history.start >= history.kept_from:
+            return
         before = history.buffer
         history.forget()
         if history.buffer is not before:

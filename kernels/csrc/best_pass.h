@@ -38,8 +38,8 @@ struct BestPass {
     int64_t padded = 0, chunk = 0, num_chunks = 0, num_extras = 0;
     Scratch s = {};
     uint8_t* barred = nullptr;
-    float *query_DQ = nullptr, *bucket_BQ = nullptr, *tile = nullptr, *few = nullptr, *rows = nullptr, *bases = nullptr,
-          *gain = nullptr;
+    float *query_DQ = nullptr, *bucket_BQ = nullptr, *lift_GQ = nullptr, *base_CQ = nullptr, *tile = nullptr,
+          *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr;
     Extra *extras = nullptr, *sorted = nullptr;
     int64_t* chunk_end = nullptr;
     Best best[MOST_QUERIES] = {}, answer = {};
@@ -83,6 +83,8 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         s.touched = arena.get<int32_t>(m.num_rows + 1);
         p.query_DQ = arena.get<float>(call.width * p.padded);
         p.bucket_BQ = arena.get<float>(m.num_buckets * p.padded);
+        p.lift_GQ = arena.get<float>(m.num_columns * m.num_groups * p.padded);
+        p.base_CQ = arena.get<float>(m.num_columns * p.padded);
         p.tile = arena.get<float>(p.chunk * p.padded);
         p.few = arena.get<float>(BEST_CHUNK * p.padded);
         p.rows = arena.get<float>(BEST_CHUNK * call.width);
@@ -92,6 +94,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.sorted = arena.get<Extra>(num_extras);
         p.chunk_end = arena.get<int64_t>(p.num_chunks + 1);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
+        get_groups(m, s, arena);
         p.standing = arena.get<float>(LISTED * NUM_STANDING);
         int64_t most = 0;
         for (int64_t q = 0; q < p.num; ++q) {
@@ -104,6 +107,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         if (pass == 0 && !arena.allocate()) return false;
     }
     if (!blank.at_least(m.num_rows)) return false;
+    clear_all_groups(m, p.s);
     p.s.evidence = blank.evidence;
     p.s.own = blank.own;
     p.s.marked = blank.bytes;
@@ -112,11 +116,25 @@ inline bool make_pass(BestPass& p, Blank& blank) {
     return true;
 }
 
-// The queries as columns, times the gain of the network's logit, and their buckets.
+// How much likelier than usual the q-th query's history makes each group, times its gain.
+inline void lay_out_groups(BestPass& p, int64_t q) {
+    const MemoryCall& m = p.call.memory;
+    const float gain = p.gains(q)[LIFT];
+    lift_groups(m, p.s, p.first + q);
+    for (int64_t c = 0; c < m.num_columns; ++c) p.base_CQ[c * p.padded + q] = gain * p.s.lift_base[c];
+    for (int64_t k = 0; k < p.s.num_lifted; ++k)
+        p.lift_GQ[p.s.lifted[k] * p.padded + q] = gain * p.s.lift_G[p.s.lifted[k]];
+    clear_groups(p.s);
+}
+
+// The queries as columns, times the gain of the network's logit, their buckets, and what they make of groups.
 inline void lay_out(BestPass& p) {
     const BestCall& call = p.call;
     memset(p.query_DQ, 0, call.width * p.padded * sizeof(float));
     memset(p.bucket_BQ, 0, call.memory.num_buckets * p.padded * sizeof(float));
+    const int64_t num_columns = call.memory.num_columns;
+    memset(p.lift_GQ, 0, num_columns * call.memory.num_groups * p.padded * sizeof(float));
+    memset(p.base_CQ, 0, num_columns * p.padded * sizeof(float));
     for (int64_t q = 0; q < p.num; ++q) {
         const int64_t r = p.first + q;
         const int bucket = bucket_of(call.memory, p.num_past(r));
@@ -125,6 +143,7 @@ inline void lay_out(BestPass& p) {
         p.bucket_BQ[(bucket - 1) * p.padded + q] = 1.0f;
         for (int64_t d = 0; d < call.width; ++d)
             p.query_DQ[d * p.padded + q] = call.query_RD[r * call.width + d] * gain[MODEL];
+        lay_out_groups(p, q);
         p.best[q].start(OUT / 2);
     }
 }

@@ -20,7 +20,7 @@ constexpr int SLOTS = 5;
 constexpr double FULLEST = 0.75;  // of the slots
 constexpr int32_t ABSENT = INT32_MIN;
 constexpr int64_t SMALL = 4096;     // a table of fewer buckets grows at once
-constexpr int64_t MOVED_AN_ID = 2;  // buckets that move for each id inserted while a table grows
+constexpr int64_t MOVED_AN_ID = 1;  // buckets that move for each id inserted while a table grows
 constexpr int64_t MANY_IDS = 64;    // inserts of more than this many also grow the table at once
 
 struct alignas(64) Bucket {

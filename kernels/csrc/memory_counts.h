@@ -73,6 +73,7 @@ inline bool rescale(const MemoryCall& m) {
                 m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
             m.dirty_V[i] = CHANGED;
         }
+        rescale_groups(m, unit);
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
         m.clock[SEEN_SCALE] = 1;
     }
@@ -98,11 +99,12 @@ inline bool count(const MemoryCall& m, int64_t r) {
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
         const int32_t row = m.past_rows[end - 1 - lag];
-        if (end - lag == visit) direct *= ACROSS_VISITS;
+        if (end - lag == visit) direct *= across_visits(m);
         if (row == target) continue;
         add(m, row, target, decay, 0.0f, direct);
         add(m, target, row, 0.0f, decay, 0.0f);
     }
+    count_groups(m, r, unit);
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
@@ -117,9 +119,13 @@ inline bool leaves_out(const MemoryCall& m) {
     return m.clock[REPEATS] < FEW_REPEATS * (m.clock[CHOICES] + PRIOR_CHOICES);
 }
 
-inline void count_repeat(const MemoryCall& m, bool is_repeat) {
+// Counts the choice of event r: a repeat or not, and, unless it is the user's first, the first of a visit or not.
+inline void count_choice(const MemoryCall& m, int64_t r, bool is_repeat) {
     m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
     m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+    if (m.past_end_R[r] == m.past_begin_R[r]) return;
+    m.clock[BEGUN] *= m.repeat_decay, m.clock[CONTINUED] *= m.repeat_decay;
+    m.clock[visit_of(m, r) == m.past_end_R[r] ? BEGUN : CONTINUED] += 1;
 }
 
 // Records that the event's row was met, and counts it if it was chosen; returns whether the unit of `seen` changed.
@@ -129,6 +135,7 @@ inline bool meet(const MemoryCall& m, int64_t r) {
     bool is_rescaled = false;
     if (m.first_V[target] < 0 || (m.chosen_R[r] && m.last_V[target] < 0)) m.first_V[target] = now;
     m.dirty_V[target] = CHANGED;
+    note_groups(m, r);
     if (m.chosen_R[r]) {
         m.last_V[target] = now;
         is_rescaled = count(m, r);

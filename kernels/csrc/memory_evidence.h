@@ -1,7 +1,7 @@
 // What the memory knows of a row: features that do not depend on the query, and evidence from a user's history.
 #pragma once
 
-#include "memory_state.h"
+#include "memory_groups.h"
 
 HEADRACE_BEGIN
 
@@ -117,7 +117,7 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int32_t next, i
             add[BEFORE] = b * q * decay[AFTER];
         }
         add[THREADS] = d * (inverse * decay[THREADS]);
-        if (lag < DIRECT_LAGS) add[DIRECT] = d * (inverse * decay[DIRECT]);
+        if (lag == 0) add[DIRECT] = d * (inverse * decay[DIRECT]);
         transpose8(add);
         for (int l = 0; l < count; ++l) {
             touch(s, id[j + l]);
@@ -138,6 +138,13 @@ HEADRACE_INLINE int64_t visit_of(const MemoryCall& m, int64_t r) {
     for (int64_t after = m.now_ms_R[r]; visit > m.past_begin_R[r] && after - m.past_ms[visit - 1] < VISIT_MS; --visit)
         after = m.past_ms[visit - 1];
     return visit;
+}
+
+// The weight of the first choice after a pause as the very next one.
+HEADRACE_INLINE float across_visits(const MemoryCall& m) {
+    const double begun = m.clock[BEGUN], all = begun + m.clock[CONTINUED];
+    const double share = (begun + .5 * PRIOR_VISITS) / (all + PRIOR_VISITS), square = share * share;
+    return (float)(LEAST_ACROSS + (1 - LEAST_ACROSS) * square * square);
 }
 
 // Collects the features that only rows have which the user chose or was shown, and how long ago the last choice was.
@@ -165,15 +172,15 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], visit = visit_of(m, r);
     s.num_touched = 0;
     float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 1};
+    if (end == visit) decay[DIRECT] = across_visits(m);
     for (int lag = 0; lag < WIDE_LAGS && lag < end - first; ++lag) {
-        if (end - lag == visit) decay[DIRECT] *= ACROSS_VISITS;
         const int64_t next = end - 2 - lag;
         gather(m, s, m.past_rows[end - 1 - lag], m.past_rows[next < first ? first : next], lag, decay);
         decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
-        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[DIRECT] *= DIRECT_DECAY;
-        decay[THREADS] *= THREADS_DECAY;
+        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[THREADS] *= THREADS_DECAY;
     }
     collect_own(m, s, r, visit);
+    lift_groups(m, s, r);
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
@@ -193,6 +200,7 @@ inline void clear(Scratch& s) {
         store8(s.evidence + place * NUM_GATHERED, v8{});
         store8(s.own + place * OWN_STRIDE, v8{});
     }
+    clear_groups(s);
 }
 
 HEADRACE_END

@@ -27,10 +27,10 @@ inline void gains_of(const MemoryCall& m, int bucket, float* gain) {
 }
 
 // Rescores the listed rows by the shortlist's network; returns the shift of all new scores. The list holds indices into
-// `standing` and `logit`; `place_of_listed` maps them to places of the evidence.
+// `standing`, `logit` and `lift` (null: no item has any); `place_of_listed` maps them to places of the evidence.
 template <typename PlaceOfListed>
 inline float look_again(const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride,
-                        const float* logit, int bucket, float best, PlaceOfListed place_of_listed) {
+                        const float* logit, const float* lift, int bucket, float best, PlaceOfListed place_of_listed) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t at = list.row[c], place = place_of_listed(at);
@@ -40,6 +40,7 @@ inline float look_again(const MemoryCall& m, const Scratch& s, const float* stan
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
         for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit[at];
+        list.raw[LIFT][c] = lift ? used * lift[at] : 0.0f;
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;

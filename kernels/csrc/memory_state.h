@@ -27,6 +27,10 @@ struct MemoryCall {
     uint8_t* dirty_V;
     uint8_t* moved_VB;  // a bit for each neighbour
     int32_t* recent;    // the rows of the last RECENT choices
+    // Groups of items, of which 0 is none: `num_columns` for each row, of `num_groups` each.
+    int64_t num_columns, num_groups;
+    int32_t *group_VC, *group_next;  // NEXT_GROUPS of each group
+    float *group_count, *group_seen, *group_total, *group_share;
     // The events.
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
@@ -36,7 +40,8 @@ struct MemoryCall {
     const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
     const int32_t* shown_rows;  // met, and not chosen
     const int64_t *shown_begin_R, *shown_end_R;
-    float* logit_AV;  // a row for each event to predict
+    const int32_t* group_RC;  // the groups of each event's item, 0: as known; null: all as known
+    float* logit_AV;          // a row for each event to predict
     int32_t *rank_R, *model_rank_R, *count_rank_R;
     float* loss_R;
     // The rules.
@@ -49,26 +54,27 @@ struct MemoryCall {
 HEADRACE_BEGIN
 
 constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 6, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
-constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
+constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, LIFT = MODEL + 1, NUM_FEATURES = LIFT + 1;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
 constexpr int OWN_STRIDE = 8, MOST_GAINS = NUM_STANDING + NUM_GATHERED + OWN_STRIDE;  // own features in whole vectors
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
 enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY };  // follow the gathered evidence
-enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
-constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20,
-              DIRECT_LAGS = 4;
+enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED };
+constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
                 COUNT_DECAY = .9f;
-constexpr float DIRECT_DECAY = .3f, THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .2f;
+constexpr float THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .05f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f},
                 TIME_SHARE = .3f;
 constexpr int RECENT = 512;
+enum GroupPart { USUAL, NEXT, OWN, GROUP_PARTS };
+constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20;
+constexpr float OWN_GROUP_DECAY = .9f, GROUP_SHARE_DECAY = .998f;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
 constexpr int64_t VISIT_MS = 30 * 60 * 1000;
-constexpr float ACROSS_VISITS = .2f;  // weight of the very next choice if it belongs to a later visit
-constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
+constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
 constexpr float OUT = -1e30f;
 
 typedef float v8 __attribute__((vector_size(32)));
@@ -86,11 +92,14 @@ HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v);
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
+    float *standing, *evidence, *own, *score, *push, *inverse_root, *closed, *lift;
     int32_t* touched;
-    uint8_t *marked, *excluded;
+    uint8_t* marked;
     int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
     int64_t num_touched, padded;
+    float *lift_G, *lift_base;  // memory_groups.h
+    int32_t* lifted;
+    int64_t num_lifted;
     float pause;  // time since the user's last choice
     float gain[MOST_GAINS];
     Shortlist<NUM_SEEN>* shortlist;
@@ -111,6 +120,7 @@ struct Blank {
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
+        rows += rows / 4;  // so that a catalogue that grows does not get new pages with each item
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));

@@ -63,6 +63,7 @@ struct Sparse {
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
+        rows += rows / 4;  // so that a catalogue that grows does not get new pages with each item
         slot = static_cast<int32_t*>(calloc(rows, sizeof(int32_t)));
         logit = static_cast<float*>(calloc(rows, sizeof(float)));
         barred = static_cast<uint8_t*>(calloc(rows, 1));

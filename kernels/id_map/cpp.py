@@ -57,24 +57,28 @@ class CppTable:
         if not self._map:
             raise MemoryError(f"IdMap: no memory for {capacity_hint} ids; lower capacity_hint")
         weakref.finalize(self, self._c.id_map_delete, self._map)
+        self._known_sizes: list[int] | None = None
+        """As of the last change, once asked for."""
 
-    def _sizes(self) -> Ids:
-        sizes = np.empty(3, dtype=np.int64)
-        self._c.id_map_sizes(self._map, sizes)
-        return sizes
+    def _sizes(self) -> list[int]:
+        if self._known_sizes is None:
+            sizes = np.empty(3, dtype=np.int64)
+            self._c.id_map_sizes(self._map, sizes)
+            self._known_sizes = sizes.tolist()
+        return self._known_sizes
 
     def __len__(self) -> int:
-        return int(self._sizes()[0])
+        return self._sizes()[0]
 
     @property
     def num_rows(self) -> int:
         """One above the highest row ever assigned."""
-        return int(self._sizes()[1])
+        return self._sizes()[1]
 
     @property
     def num_pending(self) -> int:
         """Ids seen too few times for a row."""
-        return int(self._sizes()[2])
+        return self._sizes()[2]
 
     def lookup(self, ids_N: Ids) -> Ids:
         """Rows, -1 for unknown ids."""
@@ -85,13 +89,17 @@ class CppTable:
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
         """Rows after seeing the ids in order."""
         rows_N = np.empty_like(ids_N)
-        _checked(self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N))
+        status = self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N)
+        self._known_sizes = None  # afterwards: another thread may have asked meanwhile
+        _checked(status)
         return rows_N
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
         """The ids and rows dropped, by row."""
         ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
-        count = _checked(self._c.id_map_evict(self._map, before_ms, ids, rows))
+        status = self._c.id_map_evict(self._map, before_ms, ids, rows)
+        self._known_sizes = None
+        count = _checked(status)
         return ids[:count].copy(), rows[:count].copy()
 
     def live(self) -> Columns:
@@ -121,6 +129,10 @@ class CppTable:
     def load(self, live: Columns, pending: Columns, num_rows: int) -> None:
         """Fill an empty table."""
         rows, ids, last_seen = live
-        _checked(self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen))
+        status = self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen)
+        self._known_sizes = None
+        _checked(status)
         ids, counts, last_seen = pending
-        _checked(self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen))
+        status = self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen)
+        self._known_sizes = None
+        _checked(status)

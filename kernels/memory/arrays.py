@@ -20,8 +20,9 @@ OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "sho
 """Features of the few items that the user has chosen, or was shown and left alone."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "threads", *OWN)
 """Features of an item given the user's history."""
-FEATURES = (*STANDING, *EVIDENCE, "model")
-"""The features of which a score is the weighted sum; the last one is the network's logit."""
+FEATURES = (*STANDING, *EVIDENCE, "model", "lift")
+"""The features of which a score is the weighted sum; the last two are the network's logit, and how much likelier than
+usual the item's groups are (`kernels.memory.groups`)."""
 SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length", "pause")
 """The shortlist network's inputs for each row: the features, how far its score is below the best, whether the user
 chose it before, the length of the user's history, and the time since the user's last choice."""
@@ -30,15 +31,33 @@ LISTED, HIDDEN = 64, 16
 NUM_HEATS = 3
 RECENT, DRAWN = 512, 512
 """When an event is learned from a sample: how many of the latest choices compete, and how many rows are drawn."""
+NEXT_GROUPS = 16
+"""How many groups are counted that follow a group."""
+FIRST_SHARES = (10.0, 2.0, 2.0)
+"""Initially, how often each part of the prediction of a group counts as having been right."""
 CHANGED = 0xFF
 """Marks a row as changed: one bit for each reader that copies changed rows."""
-CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
+CLOCK = (
+    "events",
+    "seen_scale",
+    "heat_scale_0",
+    "heat_scale_1",
+    "heat_scale_2",
+    "repeats",
+    "choices",
+    "begun",
+    "continued",
+)
 
-FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
+FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5, "lift": 0.5}
 """Initial gains: roughly what they become on any stream, so that the first predictions are sensible."""
 
 FIRST_GAIN_SQUARE, FIRST_SQUARE = 1e-3, 1e-2
 """Initial Adagrad states: of the gains, and of the shortlist's network."""
+
+LEAST_ACROSS, PRIOR_VISITS = 0.2, 20.0
+"""The least weight of the first choice after a pause as the very next one; and the choices, half of them after a pause,
+with which the share of such choices begins."""
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
 """A stream has repeats if at least this share of the choices are; the prior is this many choices without any."""
@@ -56,10 +75,16 @@ class MemoryArrays:
     ``gain_square`` (1 + buckets, features): weights of the features, shared and by length of the history, and their
     Adagrad state. ``shortlist_weight`` and ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its
     Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`): mean and variance of its inputs, and how many lists they cover.
-    ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
+    ``clock`` (9,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
     a bit of its own; ``moved`` (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts
     changed (little-endian bits), regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e
     chose, at e modulo `RECENT`.
+
+    Items may belong to groups, such as a category and a brand: ``group`` (V, C) int32, one in each column, 0 for none.
+    ``group_key`` (C, G) int64: what each group is, for the caller; ``group_seen`` (C, G): decayed choices of each
+    group; ``group_next`` (C, G, `NEXT_GROUPS`) int32 and ``group_count`` (same): the groups that followed it, and
+    decayed counts of how often; ``group_total`` (C,): choices of any group. ``group_share`` (C, 3): how often each part
+    of a column's prediction was right (`kernels.memory.groups`).
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -83,9 +108,18 @@ class MemoryArrays:
     dirty: NDArray[np.uint8]
     moved: NDArray[np.uint8]
     recent: Int32
+    group: Int32
+    group_key: Int64
+    group_seen: Float32
+    group_next: Int32
+    group_count: Float32
+    group_total: Float32
+    group_share: Float32
 
     @staticmethod
-    def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
+    def empty(
+        capacity: int, num_neighbours: int, num_buckets: int, num_columns: int = 0, num_groups: int = 1
+    ) -> MemoryArrays:
         """An empty memory."""
 
         def rows(kind: type, width: int | None = None) -> NDArray[Any]:
@@ -116,6 +150,13 @@ class MemoryArrays:
             dirty=rows(np.uint8),
             moved=rows(np.uint8, -(-num_neighbours // 8)),
             recent=np.zeros(RECENT, np.int32),
+            group=rows(np.int32, num_columns),
+            group_key=np.zeros((num_columns, num_groups), np.int64),
+            group_seen=np.zeros((num_columns, num_groups), np.float32),
+            group_next=np.zeros((num_columns, num_groups, NEXT_GROUPS), np.int32),
+            group_count=np.zeros((num_columns, num_groups, NEXT_GROUPS), np.float32),
+            group_total=np.zeros(num_columns, np.float32),
+            group_share=np.tile(np.array(FIRST_SHARES, np.float32), (num_columns, 1)),
         )
 
     @property
@@ -129,6 +170,16 @@ class MemoryArrays:
         return int(self.neighbour_row.shape[1])
 
     @property
+    def num_columns(self) -> int:
+        """C."""
+        return int(self.group.shape[1])
+
+    @property
+    def num_groups(self) -> int:
+        """G, with the one that stands for none."""
+        return int(self.group_seen.shape[1])
+
+    @property
     def num_buckets(self) -> int:
         """How many lengths of history have gains of their own."""
         return len(self.gain) - 1
@@ -136,8 +187,16 @@ class MemoryArrays:
     @property
     def leaves_out_repeats(self) -> bool:
         """Whether hardly any choice so far was of an item that the user had met before."""
-        repeats, choices = self.clock[-2:]
+        repeats, choices = self.clock[2 + NUM_HEATS : 4 + NUM_HEATS]
         return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
+
+    @property
+    def across_visits(self) -> float:
+        """The weight of the first choice after a pause as the very next one: 1 where nearly all choices are such, or
+        else the few within visits would outweigh them; but little where visits are long, since they begin anew."""
+        begun, continued = self.clock[4 + NUM_HEATS :]
+        share = float((begun + 0.5 * PRIOR_VISITS) / (begun + continued + PRIOR_VISITS))
+        return LEAST_ACROSS + (1.0 - LEAST_ACROSS) * share**4
 
     def copy(self) -> MemoryArrays:
         """A copy that shares nothing."""
@@ -147,10 +206,11 @@ class MemoryArrays:
 def first_weights() -> Float32:
     """(P,) concatenated: the linear part (F,), hidden weights (H, F), hidden biases (H,), output weights (H,).
 
-    The linear part and the output weights start at zero, so at first the network changes no score.
+    The linear part and the output weights start at zero, so at first the network changes no score. So do the hidden
+    weights of `lift`, which is zero where items have no groups: such a stream is learned as without it.
     """
     num, rng = len(SEEN_AGAIN), np.random.Generator(np.random.Philox(key=1))
-    hidden = rng.standard_normal((HIDDEN, num)) / np.sqrt(num)
+    hidden = np.insert(rng.standard_normal((HIDDEN, num - 1)), FEATURES.index("lift"), 0.0, axis=1) / np.sqrt(num - 1)
     parts = (np.zeros(num), hidden.ravel(), rng.uniform(-1.0, 1.0, HIDDEN), np.zeros(HIDDEN))
     return np.concatenate(parts).astype(np.float32)
 
@@ -165,7 +225,8 @@ class MemoryEvents:
     ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. ``shown_rows``:
     likewise what they had met without choosing it. Rows are above 0. ``past_ms`` (as many as ``past_rows``) and
     ``now_ms_R`` (R,) int64: when each was chosen, and when event r is.
-    ``weight_R`` (R,) float32: how much a choice counts and teaches; None: 1 each.
+    ``weight_R`` (R,) float32: how much a choice counts and teaches; None: 1 each. ``group_RC`` (R, C) int32: the groups
+    of the item, 0 where they are not told; None: nowhere.
     """
 
     target_R: Int32
@@ -182,6 +243,7 @@ class MemoryEvents:
     shown_begin_R: Int64
     shown_end_R: Int64
     weight_R: Float32 | None = None
+    group_RC: Int32 | None = None
 
     def __len__(self) -> int:
         return len(self.target_R)

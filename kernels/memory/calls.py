@@ -18,6 +18,11 @@ class MemoryCall(ctypes.Structure):
         *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
         *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
         *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
+        *((name, c_int64) for name in ("num_columns", "num_groups")),
+        *(
+            (name, c_void_p)
+            for name in ("group", "group_next", "group_count", "group_seen", "group_total", "group_share")
+        ),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
         *((name, c_void_p) for name in ("past_begin", "past_end")),
@@ -31,6 +36,7 @@ class MemoryCall(ctypes.Structure):
                 "shown_rows",
                 "shown_begin",
                 "shown_end",
+                "group_of",
                 "logit",
                 "rank",
                 "model_rank",

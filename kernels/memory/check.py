@@ -30,12 +30,25 @@ def check_events(
         times = getattr(events, name)
         if times.shape != (num_times,) or times.dtype != np.int64:
             raise ValueError(f"{name}: expected int64 of shape ({num_times},), got {times.dtype} {times.shape}")
+    _check_groups(memory, num, events.group_RC)
     for kind, rows in (("past", events.past_rows), ("met", events.met_rows), ("shown", events.shown_rows)):
         begin, end = getattr(events, f"{kind}_begin_R"), getattr(events, f"{kind}_end_R")
         if begin.shape != (num,) or end.shape != (num,) or begin.dtype != np.int64 or end.dtype != np.int64:
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")
         if num and not (begin.min() >= 0 and (begin <= end).all() and end.max() <= len(rows)):
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected ranges within {len(rows)} {kind}_rows")
+
+
+def _check_groups(memory: MemoryArrays, num: int, group_RC: Int32 | None) -> None:
+    if group_RC is None:
+        return
+    if group_RC.shape != (num, memory.num_columns) or group_RC.dtype != np.int32:
+        expected = f"expected int32 of shape ({num}, {memory.num_columns})"
+        raise ValueError(f"group_RC: {expected}, got {group_RC.dtype} {group_RC.shape}")
+    if group_RC.size and not (group_RC.min() >= 0 and group_RC.max() < memory.num_groups):
+        raise IndexError(
+            f"group_RC: expected groups 0 to {memory.num_groups - 1}, got {group_RC.min()} to {group_RC.max()}"
+        )
 
 
 def check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> None:

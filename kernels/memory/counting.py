@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, MemoryArrays, MemoryRules
-from kernels.memory.features import CHOICES, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
+from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArrays, MemoryRules
+from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
+from kernels.memory.groups import count_groups
 from kernels.memory.past import MemoryPast
 
-DIRECT_COUNT_DECAY = 0.2
+DIRECT_COUNT_DECAY = 0.05
 RESCALE_AT = 1e12
 
 
-def count_repeat(memory: MemoryArrays, *, is_repeat: bool, rules: MemoryRules) -> None:
-    """Count one more choice, a repeat or not."""
+def count_choice(memory: MemoryArrays, past: MemoryPast, *, is_repeat: bool, rules: MemoryRules) -> None:
+    """Count one more choice: a repeat or not, and after ``past``, if there is any, the first of a visit or not."""
     decay = 0.5 ** (1.0 / rules.repeat_half_life)
     memory.clock[REPEATS] = memory.clock[REPEATS] * decay + float(is_repeat)
     memory.clock[CHOICES] = memory.clock[CHOICES] * decay + 1.0
+    if len(past.row_P):
+        memory.clock[[BEGUN, CONTINUED]] *= decay
+        memory.clock[CONTINUED if past.in_visit_P[-1] else BEGUN] += 1.0
 
 
 def meet(
-    memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules, weight: float = 1.0
+    memory: MemoryArrays,
+    target: int,
+    group_C: Int32,
+    past: MemoryPast | None,
+    num_rows: int,
+    rules: MemoryRules,
+    weight: float = 1.0,
 ) -> None:
-    """Count one more event: a choice after ``past``, or (None) one that was only met."""
+    """Count one more event: a choice after ``past``, or (None) one that was only met; ``group_C``: its groups."""
     now = int(memory.clock[EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
         memory.first[target] = now
@@ -30,6 +40,7 @@ def meet(
         memory.last[target] = now
         memory.recent[now % RECENT] = target
     memory.dirty[target] = CHANGED
+    memory.group[target] = group_C
     if past is not None:
         _count(memory, target, past, num_rows, rules, weight)
     memory.clock[EVENTS] += 1
@@ -43,9 +54,10 @@ def _count(
     unit = weight * float(np.float32(memory.clock[SEEN]))
     for lag, row in enumerate(past.row_P[::-1][:lags].tolist()):
         if row != target:
-            direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(past, lag)
+            direct = unit * DIRECT_COUNT_DECAY**lag * visit_share(memory, past, lag)
             _sight(memory, row, target, unit * decay**lag, 0.0, direct)
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
+    count_groups(memory, target, past, unit)
     memory.seen[target] += unit
     memory.clock[SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
@@ -94,7 +106,10 @@ def _mark(memory: MemoryArrays, row: int, at: int) -> None:
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     """Rescale counts before their unit outgrows a float."""
     if memory.clock[SEEN] > RESCALE_AT:
-        for counts in (memory.seen, memory.after, memory.before, memory.direct):
+        for counts in (
+            memory.seen, memory.after, memory.before, memory.direct,
+            memory.group_seen, memory.group_count, memory.group_total,
+        ):  # fmt: skip
             counts *= 1.0 / memory.clock[SEEN]
         memory.dirty[:num_rows] = CHANGED
         memory.moved[:num_rows] = 255

@@ -39,18 +39,21 @@ _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[MemoryCall, list[Any]]:
     """The argument, and the arrays that must outlive it."""
-    kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__ if name != "weight_R"]
+    names = [name for name in MemoryEvents.__slots__ if name not in ("weight_R", "group_RC")]
+    kept = [np.ascontiguousarray(getattr(events, name)) for name in names]
     (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
      shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
-    if events.weight_R is not None:
-        kept.append(np.ascontiguousarray(events.weight_R, np.float32))
+    weight_R, group_RC = (
+        None if column is None else np.ascontiguousarray(column) for column in (events.weight_R, events.group_RC)
+    )
+    kept += [column for column in (weight_R, group_RC) if column is not None]
     call = MemoryCall(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
         target=target,
         chosen=chosen,
-        weight_of=None if events.weight_R is None else _pointer(kept[-1]),
+        weight_of=None if weight_R is None else _pointer(weight_R),
         past_rows=past_rows,
         met_rows=met_rows,
         past_begin=past_begin,
@@ -62,6 +65,7 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
         shown_rows=shown_rows,
         shown_begin=shown_begin,
         shown_end=shown_end,
+        group_of=None if group_RC is None else _pointer(group_RC),
         logit=logit_AV.ctypes.data,
     )
     return call, kept
@@ -69,7 +73,10 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
 
 def _memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
     arrays = {name: _pointer(getattr(memory, name)) for name in MemoryArrays.__slots__}
-    sizes = {"stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets}
+    sizes = {
+        "stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets,
+        "num_columns": memory.num_columns, "num_groups": memory.num_groups,
+    }  # fmt: skip
     return {**sizes, "num_rows": num_rows, **arrays}
 
 

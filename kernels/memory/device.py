@@ -2,7 +2,8 @@
 """The memory on a GPU: its arrays as tensors, and groups of events that are predicted, learned and counted there.
 
 The host's arrays stay what everything else reads: `DeviceMemory.fetch` copies the rows that have changed since. A step
-sends its events in two copies and launches four kernels a group, without waiting for any of them.
+sends its events in one copy, launches four kernels a group and asks for the outcomes in one copy, without waiting for
+any of them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Sent:
     shown: Tensor
     past_ms: Tensor
     now_ms: Tensor
+    outcome_4R: Tensor
+    """Three ranks of each event and the bits of its loss, as they are before it is predicted; then padding."""
 
 
 class DeviceMemory:
@@ -77,12 +80,9 @@ class DeviceMemory:
 
         ``logit_AV``: float32 on the device, a row for each event to predict (1 in ``events.chosen_R``).
         """
-        num = len(events)
-        first = np.where(events.chosen_R == 1, 0, -1).astype(np.int32)
-        rank_3R = to_device(np.tile(first, (3, 1)), self._device)
-        loss_R = torch.full((num,), float("nan"), device=self._device)
+        num, sent = len(events), self._send(events)
+        rank_3R, loss_R = sent.outcome_4R[:3], sent.outcome_4R[3].view(torch.float32)
         if num:
-            sent = self._send(events)
             known = np.concatenate([np.zeros(1, np.int64), np.cumsum(events.target_R > 0)])
             start = 0
             while start < num:
@@ -91,10 +91,10 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(ToHost(rank_3R), ToHost(loss_R))
+        return DeviceOutcome(num, ToHost(sent.outcome_4R))
 
     def _send(self, events: MemoryEvents) -> Sent:
-        """The events in two copies, one of 32-bit and one of 64-bit integers."""
+        """The events in one copy."""
         num = len(events)
         event = np.zeros((num, EVENT.value), np.int32)
         num_past = events.past_end_R - events.past_begin_R
@@ -107,14 +107,21 @@ class DeviceMemory:
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        rows = self._sent(event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows)
-        return Sent(*rows, *self._sent(events.past_ms, events.now_ms_R))
-
-    def _sent(self, *parts: NDArray[Any]) -> tuple[Tensor, ...]:
-        joined = np.concatenate([part for each in parts for part in (each, _rest(each))])
-        lengths = [len(each) + len(_rest(each)) for each in parts]
-        pieces: tuple[Tensor, ...] = to_device(joined, self._device).split(lengths)
-        return pieces
+        outcome_4R = np.empty((4, _padded(num)), np.int32)
+        outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
+        outcome_4R[3] = np.float32(np.nan).view(np.int32)
+        parts: tuple[NDArray[Any], ...] = (
+            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
+            events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
+        )  # fmt: skip
+        padded = [_padded(len(each)) for each in parts]
+        joined, begin = np.empty(sum(padded), np.int32), 0
+        for part, length in zip(parts, padded, strict=True):
+            joined[begin : begin + len(part)] = part
+            begin += length
+        sent, past, met, shown, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        times = past_ms.view(torch.int64), now_ms.view(torch.int64)
+        return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -148,7 +155,7 @@ class DeviceMemory:
         )  # fmt: skip
         count_events_kernel[(size * ENTRIES.value,)](
             sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
-            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], size, width,
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], size, width,
             WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
 
@@ -201,13 +208,13 @@ class DeviceMemory:
 class DeviceOutcome:
     """A `MemoryOutcome` on its way from the device."""
 
-    rank_3R: ToHost
-    loss_R: ToHost
+    num: int
+    outcome_4R: ToHost
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        ranks = self.rank_3R.wait()
-        return MemoryOutcome(ranks[0], ranks[1], ranks[2], self.loss_R.wait())
+        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0][:, : self.num]
+        return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -226,6 +233,6 @@ def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
     return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
 
 
-def _rest(array: NDArray[Any]) -> NDArray[Any]:
-    """Padding to a multiple of 16 values, at least one: so that each part is aligned and has an address."""
-    return np.zeros(16 - len(array) % 16, array.dtype)
+def _padded(num: int) -> int:
+    """The next multiple of 32 numbers: so that each part is aligned and has an address."""
+    return (num // 32 + 1) * 32

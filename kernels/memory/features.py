@@ -15,17 +15,17 @@ from kernels.memory.arrays import (
     MemoryArrays,
     MemoryRules,
 )
+from kernels.memory.groups import lift_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction
 
 # (lags, decay per lag): how many of the user's last choices count, and the factor by which each counts less than the
 # one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
-LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (4, 0.3), (60, 0.97)
-ACROSS_VISITS = 0.2
-"""Weight of the very next choice if it belongs to a later visit."""
+LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (1, 1.0), (60, 0.97)
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
-EVENTS, SEEN, HEAT, REPEATS, CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
+EVENTS, SEEN, HEAT = 0, 1, 2
+REPEATS, CHOICES, BEGUN, CONTINUED = range(HEAT + NUM_HEATS, HEAT + NUM_HEATS + 4)
 """Entries of the clock; those of `SEEN` and `HEAT` say what one sighting is worth in the counts."""
 
 
@@ -61,7 +61,7 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
         _add(total["before"], ids, before / root, lag, NEAR)
         _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
         direct = memory.direct[row, :num] / seen if num else both
-        _add(total["direct"], ids, direct * visit_share(past, lag), lag, DIRECT)
+        _add(total["direct"], ids, direct * visit_share(memory, past, lag), lag, DIRECT)
         _add(total["threads"], ids, direct, lag, THREADS)
     for place, row in enumerate(past.row_P.tolist()):
         total["own_count"][row] += 1.0
@@ -80,9 +80,9 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
     return np.stack(list(total.values()))
 
 
-def visit_share(past: MemoryPast, lag: int) -> float:
-    """The weight of a past choice as the very next one: less than 1 if it belongs to an earlier visit."""
-    return 1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS
+def visit_share(memory: MemoryArrays, past: MemoryPast, lag: int) -> float:
+    """The weight of a past choice as the one just before: less than 1 if it belongs to an earlier visit."""
+    return 1.0 if past.in_visit_P[-1 - lag] else memory.across_visits
 
 
 def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, window: tuple[int, float]) -> None:
@@ -122,7 +122,8 @@ def mix(
 ) -> Prediction:
     """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
     bucket, gain_F = bucket_of(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
-    feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
+    lift_V = lift_of(memory, slice(num_rows), past)
+    feature_FV = np.vstack([standing_FV, _evidence(memory, num_rows, past), logit[:num_rows], lift_V])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
     competes_V[target] |= target > 0

@@ -22,8 +22,9 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
-from kernels.memory.counting import count_repeat, meet
+from kernels.memory.counting import count_choice, meet
 from kernels.memory.features import EVENTS, LEARNED, leaves_out, mix, standing_of
+from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
@@ -45,12 +46,13 @@ def memory_learn(
         target = int(events.target_R[r])
         if target == 0:
             continue
-        past, met = before(events, r)
+        (past, met), group_C = before(events, r), groups_of(memory, events, r)
         if asked_R[r] and memory.first[target] >= 0:
             found = predict(memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules)
             rank_3R[:, r], loss_R[r] = found.ranks, found.loss
             learn(memory, found, rules, events.weight(r))
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
+            learn_groups(memory, group_C, past, events.weight(r))
+        meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
         fresh = standing_of(memory, slice(num_rows))
         if int(memory.clock[EVENTS]) % REFRESH_EVENTS == 0:
             standing_FV = fresh
@@ -64,7 +66,8 @@ def memory_learn_grouped(
     """`memory_learn`, with up to ``group`` events predicted from the same state.
 
     All events of a group are predicted first; then their updates of gains, shortlist and learned weights are applied,
-    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`).
+    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). Groups of items
+    are not counted.
     """
     num = len(events)
     asked_R = events.chosen_R == 1
@@ -85,7 +88,8 @@ def memory_learn_grouped(
             learn(memory, each, rules)
         for r in together:
             past, _ = before(events, r)
-            meet(memory, int(events.target_R[r]), past if events.chosen_R[r] else None, num_rows, rules)
+            target, none_C = int(events.target_R[r]), memory.group[0]
+            meet(memory, target, none_C, past if events.chosen_R[r] else None, num_rows, rules)
     return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
 
 
@@ -185,12 +189,12 @@ def predict(
 
 
 def learn(memory: MemoryArrays, found: Found, rules: MemoryRules, weight: float = 1.0) -> None:
-    """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
+    """One step of the neighbours' weights, the gains and the shortlist, and one more choice."""
     push_V = weight * found.push_V
     learn_weights(memory, found.past.row_P, push_V, found.done.gain_F, rules)
     learn_gains(memory, found.done.feature_FV @ push_V, found.done.bucket, rules)
     found.shortlist.learn(memory, found.target, rules, weight)
-    count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
+    count_choice(memory, found.past, is_repeat=found.is_repeat, rules=rules)
 
 
 def rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:

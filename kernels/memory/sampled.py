@@ -17,8 +17,9 @@ from kernels.memory.arrays import (
     MemoryOutcome,
     MemoryRules,
 )
-from kernels.memory.counting import count_repeat, meet
+from kernels.memory.counting import count_choice, meet
 from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
+from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
@@ -105,9 +106,11 @@ def _learn_all(
         if target == 0:
             continue
         past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        group_C = groups_of(memory, events, r)
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
             loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
-        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
+            learn_groups(memory, group_C, past, events.weight(r))
+        meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
 
@@ -156,5 +159,5 @@ def _learn(
     learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
     learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
     shortlist.learn(memory, target, rules, weight)
-    count_repeat(memory, is_repeat=target in met, rules=rules)
+    count_choice(memory, past, is_repeat=target in met, rules=rules)
     return mass - float(score_V[target])

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.features import (
-    ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
     DIRECT,
@@ -27,7 +26,9 @@ from kernels.memory.features import (
     WIDE,
     gains_of,
     standing_of,
+    visit_share,
 )
+from kernels.memory.groups import lift_of
 from kernels.memory.past import MemoryPast
 
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
@@ -43,14 +44,16 @@ class MemoryShares:
     """The parts of C rows' scores, for a user with P past choices who was also shown S rows.
 
     ``standing_C``: the part that is the same for all users (popularity, age). ``past_PC``: each past choice, oldest
-    first; ``shown_SC``: each time that a row was only shown. ``model_C``: the network's logit. They add up to the score
-    before the shortlist, ``total`` (C,). ``model_gain``: the contribution of one unit of logit. ``after_PC`` and
-    ``before_PC``: decayed counts of how often users chose the row after that past choice, and before it.
+    first; ``shown_SC``: each time that a row was only shown. ``group_C``: that its groups are likelier after this past
+    than usual. ``model_C``: the network's logit. They add up to the score before the shortlist, ``total`` (C,).
+    ``model_gain``: the contribution of one unit of logit. ``after_PC`` and ``before_PC``: decayed counts of how often
+    users chose the row after that past choice, and before it.
     """
 
     standing_C: Float64
     past_PC: Float64
     shown_SC: Float64
+    group_C: Float64
     model_C: Float64
     model_gain: float
     after_PC: Float64
@@ -59,7 +62,8 @@ class MemoryShares:
     @property
     def total(self) -> Float64:
         """The sum of all parts."""
-        return np.asarray(self.standing_C + self.past_PC.sum(axis=0) + self.shown_SC.sum(axis=0) + self.model_C)
+        of_history_C = self.past_PC.sum(axis=0) + self.shown_SC.sum(axis=0) + self.group_C
+        return np.asarray(self.standing_C + of_history_C + self.model_C)
 
 
 def memory_shares(
@@ -68,7 +72,7 @@ def memory_shares(
     """``past``: the user's P choices; ``row_C``: the rows to explain, none twice."""
     past_P = past.row_P
     gain_F = gains_of(memory, len(past_P))
-    num_standing, (gain_model,) = len(STANDING), gain_F[[FEATURES.index("model")]].tolist()
+    num_standing, (gain_model, gain_lift) = len(STANDING), gain_F[[FEATURES.index(each) for each in ("model", "lift")]]
     pairs = [_pair(memory, int(row), row_C) for row in past_P[::-1].tolist()]  # the newest first: by lag
     shape = (len(past_P), len(row_C))
     raw = {name: np.zeros(shape) for name in EVIDENCE if name not in SHOWN}
@@ -84,7 +88,7 @@ def memory_shares(
             "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
             "threads": direct_C / seen if seen > 0 else direct_C,
         }  # fmt: skip
-        found["direct"] = found["threads"] * (1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS)
+        found["direct"] = found["threads"] * visit_share(memory, past, lag)
         for name, (lags, decay) in _WINDOWS.items():
             if lag < lags:
                 raw[name][lag] = found[name] * decay**lag
@@ -104,7 +108,8 @@ def memory_shares(
     standing_C = gain_F[:num_standing] @ standing_of(memory, row_C)
     unit = float(memory.clock[SEEN])
     return MemoryShares(
-        standing_C, share_LC[::-1], shown_SC, gain_model * np.asarray(logit_C, float), gain_model,
+        standing_C, share_LC[::-1], shown_SC, gain_lift * lift_of(memory, row_C, past),
+        gain_model * np.asarray(logit_C, float), float(gain_model),
         after_LC[::-1] / unit, before_LC[::-1] / unit,
     )  # fmt: skip
 

@@ -16,13 +16,14 @@ from kernels.memory.arrays import (
     EVIDENCE,
     FEATURES,
     HIDDEN,
+    LEAST_ACROSS,
     LISTED,
     OWN,
+    PRIOR_VISITS,
     SEEN_AGAIN,
     STANDING,
 )
 from kernels.memory.features import (
-    ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
     COUNTED,
@@ -59,13 +60,14 @@ _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "lea
 FOLLOWS_LAGS, CHAIN_LAGS, WIDE_LAGS, NEAR_LAGS, LEARNED_LAGS, DIRECT_LAGS, THREAD_LAGS = (
     tl.constexpr(lags) for lags, _ in _WINDOWS.values()
 )
-FOLLOWS_FADE, CHAIN_FADE, WIDE_FADE, NEAR_FADE, LEARNED_FADE, DIRECT_FADE, THREAD_FADE = (
+FOLLOWS_FADE, CHAIN_FADE, WIDE_FADE, NEAR_FADE, LEARNED_FADE, _, THREAD_FADE = (
     tl.constexpr(log2(decay)) for _, decay in _WINDOWS.values()
 )
 COUNTED_LAGS = tl.constexpr(COUNTED[0])
 SCALE_OF_FOLLOWS, SCALE_OF_COSINE = tl.constexpr(FOLLOWS_SCALE), tl.constexpr(COSINE_SCALE)
 HEAT_0, HEAT_1, HEAT_2 = (tl.constexpr(each) for each in HEAT_SCALES)
-SHARE_OF_TIME, SHARE_OF_SINCE, ACROSS = map(tl.constexpr, (TIME_SHARE, SINCE_SHARE, ACROSS_VISITS))
+SHARE_OF_TIME, SHARE_OF_SINCE = tl.constexpr(TIME_SHARE), tl.constexpr(SINCE_SHARE)
+ACROSS_LEAST, ACROSS_PRIOR = tl.constexpr(LEAST_ACROSS), tl.constexpr(PRIOR_VISITS)
 
 
 @triton.jit
@@ -167,7 +169,8 @@ def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
     standing, evidence = (s0, s1, s2, s3, s4, s5, s6), (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13)
-    return standing + evidence + (logit,), first >= 0, is_out
+    lift = tl.zeros_like(logit)  # groups are not counted here
+    return standing + evidence + (logit, lift), first >= 0, is_out
 
 
 @triton.jit
@@ -177,10 +180,21 @@ def add_to_each(pointer, value, inside):
 
 
 @triton.jit
-def gather(past_ptr, num_past, num_visit, neighbours, seen_ptr, evidence_ptr, width, stride, WIDTH: tl.constexpr):
+def across_visits(clock_ptr):
+    """The weight of the first choice after a pause as the very next one."""
+    begun, continued = tl.load(clock_ptr + 7), tl.load(clock_ptr + 8)
+    share = (begun + 0.5 * ACROSS_PRIOR) / (begun + continued + ACROSS_PRIOR)
+    square = share * share
+    return (square * square * (1.0 - ACROSS_LEAST) + ACROSS_LEAST).to(tl.float32)
+
+
+@triton.jit
+def gather(
+    past_ptr, num_past, num_visit, neighbours, seen_ptr, clock_ptr, evidence_ptr, width, stride, WIDTH: tl.constexpr
+):
     """Add the evidence of the neighbours of the last choices, the newest first."""
     row_ptr, num_ptr, after_ptr, before_ptr, direct_ptr, weight_ptr = neighbours
-    place = tl.arange(0, WIDTH)
+    place, across = tl.arange(0, WIDTH), across_visits(clock_ptr)
     for lag in range(tl.minimum(num_past, WIDE_LAGS)):
         row = tl.load(past_ptr + num_past - 1 - lag).to(tl.int64)
         inside = place < tl.load(num_ptr + row)
@@ -212,8 +226,7 @@ def gather(past_ptr, num_past, num_visit, neighbours, seen_ptr, evidence_ptr, wi
             add_to_each(into + 4 * stride, before * share, inside)
         direct = tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse
         if lag < DIRECT_LAGS:
-            share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lags * DIRECT_FADE)
-            add_to_each(into + 6 * stride, direct * share, inside)
+            add_to_each(into + 6 * stride, direct * tl.where(lag < num_visit, 1.0, across), inside)
         if lag < THREAD_LAGS:
             add_to_each(into + 7 * stride, direct * tl.exp2(lags * THREAD_FADE), inside)
         tl.debug_barrier()  # the next choice may have the same neighbours, in other threads

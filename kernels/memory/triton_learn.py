@@ -171,12 +171,19 @@ def meet(
     tl.store(clock_ptr + 3, tl.load(clock_ptr + 3) * tl.exp2(all_chosen * heat_fade_1))
     tl.store(clock_ptr + 4, tl.load(clock_ptr + 4) * tl.exp2(all_chosen * heat_fade_2))
     repeats, choices = tl.load(clock_ptr + 5), tl.load(clock_ptr + 6)
+    begun, continued = tl.load(clock_ptr + 7), tl.load(clock_ptr + 8)
     for each in range(num):
         if tl.load(told_ptr + each * 4) > 0:
             repeats = repeats * repeat_decay + tl.load(told_ptr + each * 4 + 2).to(tl.float64)
             choices = choices * repeat_decay + 1.0
+            is_begun = tl.load(told_ptr + each * 4 + 3)
+            if is_begun >= 0:
+                begun = begun * repeat_decay + is_begun.to(tl.float64)
+                continued = continued * repeat_decay + (1 - is_begun).to(tl.float64)
     tl.store(clock_ptr + 5, repeats)
     tl.store(clock_ptr + 6, choices)
+    tl.store(clock_ptr + 7, begun)
+    tl.store(clock_ptr + 8, continued)
 
 
 @triton.jit

@@ -14,12 +14,12 @@ import triton.language as tl
 
 from kernels.memory import counting, features
 from kernels.memory.triton_features import (
-    ACROSS,
     ENTRIES,
     EVENT,
     LEARNED_FADE,
     TINY,
     VISIT,
+    across_visits,
     only_if,
 )
 from kernels.memory.triton_learn import MARK
@@ -72,7 +72,7 @@ def learn_weights_kernel(
 @triton.jit(do_not_specialize=["num", "width"])
 def count_events_kernel(
     event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
-    dirty, moved, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
+    dirty, moved, clock_ptr, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """Count sightings of rows' neighbours, one row per program; see `kernels.memory.counting`.
 
@@ -100,7 +100,7 @@ def count_events_kernel(
                 value = unit * tl.exp2(lag * COUNT_FADE)
                 more_after, more_before = tl.where(is_after, value, 0.0), tl.where(is_after, 0.0, value)
                 num_visit = tl.load(event_ptr + place // ENTRIES * EVENT + VISIT).to(tl.float32)
-                share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lag * DIRECT_COUNT_FADE)
+                share = tl.where(lag < num_visit, 1.0, across_visits(clock_ptr)) * tl.exp2(lag * DIRECT_COUNT_FADE)
                 more_direct = tl.where(is_after, unit * share, 0.0)
                 is_it = ids == other
                 is_found = tl.max(is_it.to(tl.int32), 0) > 0

@@ -164,7 +164,7 @@ def predict_events_kernel(
             is_repeat = is_repeat | (tl.max((row == target).to(tl.int32), 0) > 0)
             tl.atomic_or(own_ptr + row, MET, mask=only_if(excludes, place_M < met_end))
         neighbours = neighbour_row, num_neighbours, after, before, direct, weight
-        gather(past_ptr, num_past, num_visit, neighbours, seen, evidence_ptr, width, stride, WIDTH)
+        gather(past_ptr, num_past, num_visit, neighbours, seen, clock_ptr, evidence_ptr, width, stride, WIDTH)
         tl.debug_barrier()
         column = tl.arange(0, 32)
         gain = tl.load(gain_ptr + column, mask=column < NUM_FEATURES, other=0.0)
@@ -264,6 +264,8 @@ def predict_events_kernel(
         tl.store(shortlist_slope_ptr + NUM_SEEN * (1 + UNITS) + UNITS + unit, tl.sum(leaked * push[:, None], 0))
         tl.store(told_ptr + 1, (tl.sum(at_target, 0) > 0).to(tl.int32))
         tl.store(told_ptr + 2, is_repeat.to(tl.int32))
+        begins = tl.where(num_visit > 0, 0, 1)
+        tl.store(told_ptr + 3, tl.where(num_past > 0, begins, -1))
         tl.store(score_ptr + listed, out + shift, mask=is_listed)
         tl.debug_barrier()
         # Ranks by the whole score, by the network alone, and by counts alone.

@@ -1,9 +1,10 @@
 """The odds: how likely each kind of action is, from counts and the network's logit, learned event by event.
 
 Counting finds a rate after a few sightings, gradients need hundreds. So the counts of the item (all, and recent ones),
-of its domain and features, of the user (all, and the last few interactions), and of the user with this item and with
-items that share its domain or a feature become log-odds, each relative to its prior; the network's logit is one more.
-A kind's logit is their weighted sum plus the output of one hidden layer that sees all of them. The weights are learned
+of its domain and features and of each two of these, of the pause before the interaction, of the user (all, and the
+last few interactions), and of the user with this item and with items that share its domain or a feature become
+log-odds, each relative to its prior; the network's logit is one more. A kind's logit is their weighted sum plus the
+output of one hidden layer that sees all of them. The weights are learned
 online on the log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive
 weighing of context models", 2005): what predicts badly loses its weight.
 

@@ -12,8 +12,9 @@ from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsKept, OddsR
 
 OUT_OF_RANGE = 2
 _ARRAYS = (
-    "item_VC", "domain_VC", "feature_VC", "total_C", "gain_FK", "gain_square_FK", "hidden_JH", "hidden_square_JH",
-    "out_HK", "out_square_HK", "norm_2I", "clock", "item_dirty_V", "domain_dirty_V", "feature_dirty_V",
+    "item_VC", "domain_VC", "feature_VC", "pause_VC", "pair_VC", "total_C", "gain_FK", "gain_square_FK", "hidden_JH",
+    "hidden_square_JH", "out_HK", "out_square_HK", "norm_2I", "clock", "item_dirty_V", "domain_dirty_V",
+    "feature_dirty_V", "pair_dirty_V",
 )  # fmt: skip
 _KEPT = ("log_PI", "bits_P", "count_2", "dirty_P")
 _EVENTS = (
@@ -27,7 +28,8 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("num_events", "num_kinds", "num_domains", "num_attributes", "num_alike")),
-        *((name, c_int64) for name in ("num_items", "num_domain_rows", "num_feature_rows", "num_past", "num_kept")),
+        *((name, c_int64) for name in ("num_items", "num_domain_rows", "num_feature_rows", "num_pair_rows")),
+        *((name, c_int64) for name in ("num_past", "num_kept")),
         *((name, c_void_p) for name in (*_ARRAYS, *_KEPT, *_EVENTS, "logit_RK")),
         *((name, c_float) for name in ("rate", "hidden_rate", "decay")),
         ("learn", c_int32),
@@ -53,8 +55,8 @@ def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: Odd
     assert all(array.flags.c_contiguous for array in (*arrays, *ring) if array is not None)
     call = _Call(
         len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
-        len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(events.past_item_n),
-        0 if kept is None else len(kept.bits_P),
+        len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(odds.pair_VC),
+        len(events.past_item_n), 0 if kept is None else len(kept.bits_P),
         *(None if array is None else array.ctypes.data for array in (*arrays, *ring, *given, logit_RK)),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip

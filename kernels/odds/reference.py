@@ -10,6 +10,7 @@ from kernels.odds.arrays import (
     ALIKE_DECAYS,
     ALIKE_STRENGTH,
     ATTRIBUTE_STRENGTH,
+    ATTRIBUTE_TABLES,
     BOLD_STRENGTH,
     ITEM_STRENGTH,
     LATE_DECAYS,
@@ -17,6 +18,7 @@ from kernels.odds.arrays import (
     LEAST_RATE,
     NUM_CONFIDENCES,
     OWN_STRENGTH,
+    PAIR_STRENGTH,
     RECENT_DECAYS,
     RECENT_STRENGTH,
     USER_STRENGTH,
@@ -27,6 +29,8 @@ from kernels.odds.arrays import (
     OddsKept,
     OddsRules,
     check_ranges,
+    pair_rows,
+    pairs_of,
 )
 
 LEAK, FURTHEST, LEAST_VARIANCE, EVENTS_REMEMBERED = 0.1, 4.0, 1e-2, 2000.0
@@ -90,11 +94,22 @@ def _gather(odds: OddsArrays, events: OddsEvents, r: int) -> Float64:
     ratios += [user_K / all_K, *(_odds(late_C, rate_K, LATE_STRENGTH) / all_K for late_C in late)]
     ratios += [_odds(own_C, user_K / (1.0 + user_K), OWN_STRENGTH) / user_K]
     ratios += [_odds(like_C, user_K / (1.0 + user_K), ALIKE_STRENGTH) / user_K for like_C in alike]
-    for at, row in enumerate(events.attribute_RA[r].tolist()):
-        table = odds.domain_VC if at < odds.num_domains else odds.feature_VC
-        ratios.append(_odds(table[row].astype(float), rate_K, ATTRIBUTE_STRENGTH) / all_K)
+    row_A = events.attribute_RA[r].tolist()
+    counts = [getattr(odds, f"{name}_VC")[row].astype(float) for name, row in _tables(odds, row_A)]
+    attributes = [_odds(count_C, rate_K, ATTRIBUTE_STRENGTH) / all_K for count_C in counts]
+    ratios += attributes
+    for (a, b), row in zip(pairs_of(len(row_A)), pair_rows(row_A, len(odds.pair_VC)), strict=True):
+        both_K = attributes[a] * attributes[b] * all_K
+        ratios.append(_odds(odds.pair_VC[row].astype(float), both_K / (1.0 + both_K), PAIR_STRENGTH) / both_K)
     known = [*(KNOWN_SCALE * np.log1p([blocks[0, 0], past_C[0]]) + KNOWN_OFFSET), np.log1p(own_C[0])]
     return np.concatenate([np.log(np.concatenate(ratios)), events.network_RK[r], known])
+
+
+def _tables(odds: OddsArrays, row_A: list[int]) -> list[tuple[str, int]]:
+    """The table of each attribute, and its row there."""
+    num_features = odds.num_attributes - 1 - odds.num_domains
+    names = np.repeat(ATTRIBUTE_TABLES, [odds.num_domains, num_features, 1]).tolist()
+    return list(zip(names, row_A, strict=True))
 
 
 def _predict(odds: OddsArrays, kept_I: Float64) -> _Prediction:
@@ -189,8 +204,9 @@ def _count(odds: OddsArrays, events: OddsEvents, r: int, came_K: Float64) -> Non
     for block_C, decay in zip(blocks, (1.0, *RECENT_DECAYS), strict=True):
         block_C[:] = block_C * (decay if is_new else 1.0) + come_C
     odds.item_dirty_V[row] = 0xFF
-    for at, attribute in enumerate(events.attribute_RA[r].tolist()):
-        is_domain = at < odds.num_domains
-        (odds.domain_VC if is_domain else odds.feature_VC)[attribute] += come_C.astype(np.float32)
-        (odds.domain_dirty_V if is_domain else odds.feature_dirty_V)[attribute] = 0xFF
+    row_A = events.attribute_RA[r].tolist()
+    for name, at in [*_tables(odds, row_A), *(("pair", at) for at in pair_rows(row_A, len(odds.pair_VC)))]:
+        getattr(odds, f"{name}_VC")[at] += come_C.astype(np.float32)
+        if name != "pause":
+            getattr(odds, f"{name}_dirty_V")[at] = 0xFF
     odds.total_C += come_C

@@ -74,7 +74,7 @@ function showWhy(why) {
 function whyOf(each) {
   const named = each.reasons.filter((reason) => reason.memory + (reason.network || 0) > 0)
     .map((reason) => reason.title || titleOf(reason.item));
-  const parts = [["popular", each.standing], ["history", each.memory], ["network", each.network], ["reranking", each.reranking]];
+  const parts = [["popular", each.standing], ["history", each.memory], ["category", each.groups], ["network", each.network], ["reranking", each.reranking]];
   const long = parts.filter(([, share]) => share !== null).map(([part, share]) => `${part} ${signed(share)}`).join(" · ");
   const short = named.length ? `because of ${named.join(" and ")}` : "popular recently";
   return { short, long: `${signed(each.score)} = ${long}` };

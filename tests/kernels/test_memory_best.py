@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.memory import MemoryAnswers, MemoryArrays, memory_best, memory_learn, memory_stand
+from kernels.memory import MemoryAnswers, memory_best, memory_learn, memory_stand
 from kernels.memory.past import VISIT_MS
-from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, events_at_once
+from tests.kernels.test_memory import RULES, Stream, events_at_once
 from tests.kernels.yardstick import force, levels
 
 
@@ -26,8 +26,9 @@ class World:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rng, stream = np.random.default_rng(self.seed), Stream(num_rows=self.num_rows, num_events=400, seed=self.seed)
-        self.memory = MemoryArrays.empty(self.num_rows + 4, 12, NUM_BUCKETS)
+        rng, columns = np.random.default_rng(self.seed), self.seed % 3
+        stream = Stream(num_rows=self.num_rows, num_events=400, seed=self.seed, num_columns=columns)
+        self.memory = stream.memory(12)
         memory_learn(self.memory, self.num_rows, stream.events(), stream.logits(), RULES)
         past = [rng.integers(1, self.num_rows, rng.integers(0, 90)).tolist() for _ in range(self.num_queries)]
         asked = np.zeros(self.num_queries)
@@ -65,11 +66,11 @@ def assert_same_answers(world: World) -> None:
 @pytest.mark.parametrize("num_queries", [1, 7, 16, 70])
 def test_the_best_are_those_of_all_scores(monkeypatch: pytest.MonkeyPatch, level: str, num_queries: int) -> None:
     force(monkeypatch, level)
-    assert_same_answers(World(num_queries=num_queries))
+    assert_same_answers(World(num_queries=num_queries, seed=2))
 
 
 def test_a_table_of_many_tiles_is_answered_as_one_of_a_single_tile_is() -> None:
-    assert_same_answers(World(num_rows=20_000, num_queries=30))
+    assert_same_answers(World(num_rows=20_000, num_queries=30, seed=1))
 
 
 @given(

@@ -44,9 +44,9 @@ def count_each(memory: MemoryArrays, num_rows: int, rules: MemoryRules) -> None:
 
 
 @cache
-def counted(capacity: int, width: int, known: int, rules: MemoryRules) -> MemoryArrays:
+def counted(stream: Stream, width: int, known: int, rules: MemoryRules) -> MemoryArrays:
     """A memory that has met that many rows: to be copied, because thousands take half a second."""
-    memory = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+    memory = stream.memory(width)
     if known:
         count_each(memory, known, rules)
     return memory
@@ -56,7 +56,7 @@ def learned(
     stream: Stream, rules: MemoryRules = RULES, *, backend: str = "cpp", known: int = 0, width: int = 16
 ) -> tuple[MemoryArrays, MemoryOutcome]:
     """After ``known`` rows have been met and counted, one after the other."""
-    memory = counted(stream.num_rows + 4, width, known, rules).copy()
+    memory = counted(Stream(num_rows=stream.num_rows, num_columns=stream.num_columns), width, known, rules).copy()
     done = memory_learn_sampled(
         memory, stream.num_rows, stream.events(), *parts(stream), UNIT_WIDTH, rules, backend=backend
     )
@@ -70,7 +70,8 @@ def test_a_stream_is_learned_as_the_definition_does(
     monkeypatch: pytest.MonkeyPatch, level: str, exclude: str, num_rows: int, known: int
 ) -> None:
     force(monkeypatch, level)
-    stream, rules = Stream(num_rows=num_rows, num_events=60), replace(RULES, exclude=exclude, seen_half_life=5000.0)
+    stream = Stream(num_rows=num_rows, num_events=60, num_columns=2)
+    rules = replace(RULES, exclude=exclude, seen_half_life=5000.0)
     slow, expected = learned(stream, rules, backend="reference", known=known)
     fast, got = learned(stream, rules, known=known)
     assert_same_memory(fast, slow)
@@ -83,7 +84,7 @@ def test_a_stream_is_learned_as_the_definition_does(
 @given(
     stream=st.builds(
         Stream, num_rows=st.integers(2, 900), num_users=st.integers(1, 5), num_events=st.integers(0, 40),
-        repeats=st.booleans(), seed=st.integers(0, 10_000),
+        repeats=st.booleans(), seed=st.integers(0, 10_000), num_columns=st.integers(0, 3),
     )
 )  # fmt: skip
 @settings(max_examples=20, deadline=None)
@@ -96,7 +97,7 @@ def test_any_stream_is_learned_as_the_definition_does(stream: Stream) -> None:
 def test_if_all_rows_were_chosen_lately_it_is_what_learning_from_all_rows_is() -> None:
     stream, rules = Stream(num_rows=60, num_events=15), replace(RULES, exclude="never")
     memory, done = learned(stream, rules, known=60)
-    whole = MemoryArrays.empty(stream.num_rows + 4, 16, NUM_BUCKETS)
+    whole = stream.memory(16)
     count_each(whole, 60, rules)
     logit_AV, losses = memory_logits(*parts(stream), 60, UNIT_WIDTH), []
     events, num_asked = stream.events(), 0
@@ -171,10 +172,10 @@ def test_with_the_logits_of_the_candidates_alone_the_same_is_learned(
 ) -> None:
     """To the bit, with many events in a call, whose rows become each other's neighbours."""
     force(monkeypatch, level)
-    stream = Stream(num_rows=num_rows, num_events=60)
+    stream = Stream(num_rows=num_rows, num_events=60, num_columns=2)
     (query_AD, table_VD), events = parts(stream), stream.events()
     expected, done = learned(stream, known=known, width=width)
-    memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
+    memory = stream.memory(width)
     if known:
         count_each(memory, known, RULES)
     row, begin_A1 = memory_candidates(memory, num_rows, events)
@@ -248,7 +249,7 @@ def test_bad_shapes_are_refused() -> None:
 
 def test_nothing_but_the_memory_is_left_behind() -> None:
     """Scratch memory is shared by a thread's calls: the second call of the same stream does the same."""
-    stream = Stream(num_rows=300, num_events=40)
+    stream = Stream(num_rows=300, num_events=40, num_columns=2)
     (first, _), (second, _) = learned(stream), learned(stream)
     for each in fields(MemoryArrays):
         np.testing.assert_array_equal(getattr(first, each.name), getattr(second, each.name), err_msg=each.name)

@@ -28,12 +28,13 @@ def sums(memory: object, num_rows: int, past: MemoryPast, logit_V: np.ndarray) -
 @given(
     seed=st.integers(0, 10_000), num_events=st.integers(0, 80), repeats=st.booleans(),
     past=st.lists(st.integers(1, 11), max_size=70), shown=st.lists(st.integers(1, 11), max_size=9),
+    num_columns=st.integers(0, 2),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_the_parts_add_up_to_the_score(
-    seed: int, num_events: int, repeats: bool, past: list[int], shown: list[int]
+    seed: int, num_events: int, repeats: bool, past: list[int], shown: list[int], num_columns: int
 ) -> None:
-    stream = Stream(num_events=num_events, repeats=repeats, seed=seed)
+    stream = Stream(num_events=num_events, repeats=repeats, seed=seed, num_columns=num_columns)
     memory, _ = learned(stream)
     rows, logit_V = past_at_once(past, shown), np.random.default_rng(seed).normal(size=12).astype(np.float32)
     asked = np.random.default_rng(seed).permutation(np.arange(1, 12))[:5]

@@ -49,7 +49,7 @@ class Stream:
         return OddsEvents(
             row_R=row_R.astype(np.int32),
             item_R=1000 + row_R,
-            attribute_RA=rng.integers(0, 5, (num, sum(self.attributes))).astype(np.int32),
+            attribute_RA=rng.integers(0, 5, (num, sum(self.attributes) + 1)).astype(np.int32),
             network_RK=network_RK.astype(np.float32),
             bits_R=bits_R,
             is_new_R=is_new_R.astype(np.uint8),
@@ -101,7 +101,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
 @given(
     stream=st.builds(
         Stream, num_rows=st.integers(1, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
-        num_kinds=st.integers(1, 9), attributes=st.tuples(st.integers(0, 1), st.integers(0, 4)),
+        num_kinds=st.integers(1, 9), attributes=st.tuples(st.integers(0, 1), st.integers(0, 8)),
         num_alike=st.integers(0, 3), most_kept=st.integers(8, 50), seed=st.integers(0, 10_000),
     ),
     horizon=st.integers(0, 7),
@@ -126,10 +126,7 @@ def test_the_second_event_is_predicted_by_what_the_first_has_left(horizon: int) 
     together = odds_learn(odds, kept, events, rules)
     one_by_one, kept_one_by_one = stream.empty(), stream.nothing_kept()
     for r in range(40):
-        one = {each.name: getattr(events, each.name) for each in fields(OddsEvents)}
-        ends = ("_R", "_RA", "_RK", "_RL")
-        one = {name: part[r : r + 1] if name.endswith(ends) else part for name, part in one.items()}
-        alone = OddsEvents(**one | {"order_R": np.zeros(1, np.int64)})
+        alone = part_of(events, r, r + 1)
         np.testing.assert_array_equal(odds_predict(one_by_one, alone), together[r : r + 1])
         odds_learn(one_by_one, kept_one_by_one, alone, rules)
     for each in fields(OddsArrays):
@@ -138,12 +135,20 @@ def test_the_second_event_is_predicted_by_what_the_first_has_left(horizon: int) 
         np.testing.assert_array_equal(getattr(kept, each.name), getattr(kept_one_by_one, each.name))
 
 
+def part_of(events: OddsEvents, first: int, stop: int) -> OddsEvents:
+    """These events alone, in order."""
+    whole = {each.name: getattr(events, each.name) for each in fields(OddsEvents)}
+    ends = ("_R", "_RA", "_RK", "_RL")
+    part = {name: array[first:stop] if name.endswith(ends) else array for name, array in whole.items()}
+    return OddsEvents(**part | {"order_R": np.arange(stop - first)})
+
+
 def of_one_kind(came: list[int], places: list[int]) -> OddsEvents:
     """Interactions of strangers with one item (place -1), and a kind that comes to those at the other places."""
     num, none = len(came), np.zeros(0, np.int64)
     zero = np.zeros(num, np.int64)
     return OddsEvents(
-        zero.astype(np.int32), zero, np.zeros((num, 0), np.int32), np.zeros((num, 1), np.float32),
+        zero.astype(np.int32), zero, np.zeros((num, 1), np.int32), np.zeros((num, 1), np.float32),
         np.array(came, np.uint32), (np.array(places) < 0).astype(np.uint8), np.arange(num), none,
         none.astype(np.uint32), zero, zero, np.zeros((num, 0), np.int64), np.zeros((0, 0), np.int64),
         np.array(places, np.int32),
@@ -173,6 +178,35 @@ def test_weights_learn_of_an_interaction_once_with_the_kinds_that_it_has_by_then
     odds_learn(odds, kept, of_one_kind([1], [1]), rules, backend=backend)  # nothing that it did not have
     assert odds.gain_FK[-1, 0] > before
     assert kept.count_2.tolist() == [5, 2]
+
+
+def of_two_features(num: int, *, is_hidden: str = "") -> tuple[OddsEvents, OddsArrays]:
+    """A kind that depends on whether two features are alike, or whether the user comes back at once, and on nothing
+    else; ``is_hidden``: what events do not tell."""
+    rng, zero = np.random.default_rng(0), np.zeros(num, np.int64)
+    feature_R2, pause_R = rng.integers(0, 4, (num, 2)), rng.integers(1, 3, num)
+    done_R = rng.random(num) < np.where(feature_R2[:, 0] == feature_R2[:, 1], 0.8, np.where(pause_R == 1, 0.4, 0.1))
+    attribute_RA = np.concatenate([feature_R2 + np.array([0, 10]), pause_R[:, None]], axis=1)
+    attribute_RA[:, {"": [], "features": [0, 1], "pause": [2]}[is_hidden]] = 0
+    events = OddsEvents(
+        zero.astype(np.int32), zero, attribute_RA.astype(np.int32), np.zeros((num, 1), np.float32),
+        done_R.astype(np.uint32), np.ones(num, np.uint8), np.arange(num), zero[:0], zero[:0].astype(np.uint32), zero,
+        zero, np.zeros((num, 0), np.int64), np.zeros((0, 0), np.int64), np.full(num, -1, np.int32),
+    )  # fmt: skip
+    return events, OddsArrays.empty(1, 0, 2)
+
+
+@pytest.mark.parametrize("lost", ["", "pairs", "features", "pause"])
+def test_what_depends_on_two_features_at_once_or_on_the_pause_is_found(lost: str) -> None:
+    num = 4_000
+    events, odds = of_two_features(num, is_hidden=lost if lost in ("features", "pause") else "")
+    kept, said = OddsKept.empty(odds, 10), list[np.ndarray]()
+    for at in range(0, num, 20):
+        said.append(odds_learn(odds, kept, part_of(events, at, at + 20), OddsRules()))
+        if lost == "pairs":  # broken: they are not counted
+            odds.pair_VC[:] = 0.0
+    found = loss(np.concatenate(said)[num // 2 :], _cut(events, num // 2))
+    assert (found < 0.53) == (not lost), found
 
 
 def loss(logit_RK: np.ndarray, events: OddsEvents) -> float:

@@ -8,25 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import FEATURES, MemoryArrays
+from kernels.memory.arrays import CLOCK, FIRST_GAINS
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
-from model.memory_room import neighbours_at
+from model.memory_groups import FIRST_GROUPS, MOST_GROUPS
+from model.memory_room import FIRST_CAPACITY, LARGE_CAPACITY, capacity_for, neighbours_at
 from model.upgrade import ADDED
 
-MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
+MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6, num_features=2)
 SHOWN, CLICKED = 0b01, 0b11
 
 
 def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20) -> None:
-    """Learn one user's random choices, beside each three of which another item is shown."""
+    """Learn one user's random choices, beside each three of which another item is shown. Items share features, of
+    which there are more than a new memory has room for."""
     memory.grow(num_rows)
     rows = rng.integers(1, num_rows, num)
     starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
     times, is_chosen = np.arange(num) * 600_000, np.arange(num) % 4 != 3
     bits = np.where(is_chosen, CLICKED, SHOWN).astype(np.uint32)
-    events = events_of(rows, bits, times, starts, zeros, asked, times, MODEL, is_chosen_R=is_chosen)
+    memory.groups_of(np.arange(1, 2 * FIRST_GROUPS).repeat(2).reshape(-1, 2))
+    group_RC = memory.groups_of(np.stack([1 + rows % 5, 2 * FIRST_GROUPS - 1 - rows % 7], axis=1))
+    events = events_of(rows, bits, times, starts, zeros, asked, times, MODEL, is_chosen_R=is_chosen, group_RC=group_RC)
     memory.learn(events, rng.normal(size=(int(is_chosen.sum()), memory.num_rows)).astype(np.float32))
 
 
@@ -46,7 +51,7 @@ def scores(memory: Memory, past: list[int]) -> np.ndarray:
     seed=st.integers(0, 1000),
 )
 def test_a_server_scores_as_the_trainer_does(rounds: list[tuple[int, set[int], bool]], seed: int) -> None:
-    """Through arrivals, evictions, bases and deltas; bit for bit."""
+    """Through arrivals, evictions, bases and deltas, groups of items among them; bit for bit."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(seed)
     num_rows = 10
     for index, (more, gone, is_base) in enumerate([(0, set(), True), *rounds]):
@@ -59,6 +64,7 @@ def test_a_server_scores_as_the_trainer_does(rounds: list[tuple[int, set[int], b
         np.testing.assert_array_equal(scores(server, past), scores(trainer, past))
         np.testing.assert_array_equal(scores(server.copy(), past), scores(trainer, past))
         assert server.leaves_out_repeats == trainer.leaves_out_repeats
+        np.testing.assert_array_equal(server.arrays.group, trainer.arrays.group)
 
 
 def test_a_delta_is_what_changed() -> None:
@@ -89,11 +95,39 @@ def test_a_delta_carries_the_counts_that_changed_and_no_others() -> None:
     assert not np.logical_and.reduce(same).any()
 
 
+def test_each_column_numbers_its_own_values_and_those_beyond_its_room_are_none() -> None:
+    memory, brands = Memory(MODEL), 7_000_000 + np.arange(5 * MOST_GROUPS)
+    for start in range(0, len(brands), 1000):
+        brand = brands[start : start + 1000]
+        groups = memory.groups_of(np.stack([brand, -1 - brand % 20], axis=1))
+    assert memory.groups_of(np.array([[brands[-1], -1], [brands[3], -20], [0, 0]])).tolist() == [
+        [0, 1],
+        [4, 20],
+        [0, 0],
+    ]
+    assert groups[:, 1].max() == 20
+    assert memory.arrays.num_groups == MOST_GROUPS
+    assert (memory.groups_of(np.stack([brands, brands], axis=1))[:, 0] > 0).sum() == MOST_GROUPS - 1
+
+
+def test_groups_keep_their_numbers_in_whatever_continues_them() -> None:
+    memory, key_RC = Memory(MODEL), np.array([[50, 7], [60, 8], [50, 9]])
+    numbered = memory.groups_of(key_RC).tolist()
+    stored, adopted, served = Memory(MODEL), Memory(MODEL), Memory(MODEL)
+    stored.load_state_dict(memory.state_dict())
+    served.apply(memory.changes(everything=True), is_base=True)
+    adopted.adopt(served)
+    memory.grow(5000)
+    for each in (memory, stored, adopted, memory.copy()):
+        assert each.groups_of(key_RC[::-1]).tolist() == numbered[::-1]
+
+
 def test_an_evicted_row_is_nobodys_neighbour() -> None:
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 10, 100)
     memory.forget(np.array([3, 4]))
     arrays = memory.arrays
+    assert not arrays.group[[3, 4]].any()
     for row in range(10):
         assert not {3, 4} & set(arrays.neighbour_row[row, : arrays.num_neighbours[row]].tolist())
     assert arrays.num_neighbours[3] == arrays.seen[3] == 0
@@ -147,20 +181,23 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
     arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
     by_row = [array.nbytes for name in MemoryArrays.__slots__ if 256 in (array := getattr(arrays, name)).shape[:2]]
-    assert len(by_row) == 12
+    assert len(by_row) == 13
     assert sum(by_row) / 256 <= 512
 
 
-@pytest.mark.parametrize("num_builds", [1, 2])
+@pytest.mark.parametrize("num_builds", [0, 1, 2, 3])
 def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
-    """Builds without what was shown published two features less, those without the times of choices five."""
+    """Builds that did not count visits published a shorter clock, those without groups also one feature less, those
+    without what was shown three, and those without the times of choices six."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
     at = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added]
     for held in (memory.changes(everything=True), memory.state_dict()):
-        older = {name: array.copy() for name, array in held.items()}
+        older = {name: array.copy() for name, array in held.items() if not num_builds or not name.startswith("group")}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
-        older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
+        older["clock"] = older["clock"][: CLOCK.index("begun")]
+        if num_builds:
+            older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
         other = Memory(MODEL)
         if "row_index" in older:
             other.apply(older, is_base=True)
@@ -168,10 +205,12 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
             other.load_state_dict(older)
         np.testing.assert_array_equal(np.delete(other.arrays.gain, at, axis=1), older["gain"])
         np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
-        assert not other.arrays.gain[:, at].any()
+        np.testing.assert_array_equal(other.arrays.gain[0, at], [FIRST_GAINS.get(FEATURES[each], 0.0) for each in at])
+        assert not other.arrays.gain[1:, at].any()
+        assert other.arrays.across_visits == Memory(MODEL).arrays.across_visits
         learn(other, rng, 30, 20)
         assert other.is_finite
-        assert other.arrays.gain[:, at].any()
+        assert other.arrays.gain[:, at].any() or not num_builds
 
 
 def test_what_is_kept_is_everything() -> None:
@@ -212,3 +251,12 @@ def test_without_a_reranking_network_scores_are_the_weighted_sum() -> None:
 )
 def test_a_choice_is_what_its_kinds_say(bits: int, config: ModelConfig, expected: bool) -> None:
     assert chosen(np.array([bits], np.uint32), config).tolist() == [expected]
+
+
+def test_a_large_memory_grows_by_an_eighth_to_the_same_capacity_in_one_step_or_many() -> None:
+    capacity = FIRST_CAPACITY
+    for num_rows in range(1000, 4_000_000, 37_000):
+        capacity = capacity_for(num_rows, capacity)
+        assert capacity == capacity_for(num_rows, FIRST_CAPACITY)
+        most = 2.0 if num_rows < LARGE_CAPACITY else 9 / 8
+        assert num_rows <= capacity <= max(FIRST_CAPACITY, most * num_rows)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.odds import OddsEvents
+from kernels.odds import OddsArrays, OddsEvents
 from kernels.odds.arrays import LEAST_RATE
 from model.arrivals import Arrivals
 from model.config import ModelConfig
@@ -23,8 +23,9 @@ def events_of(rows: np.ndarray, bits: np.ndarray, is_new: np.ndarray, rng: np.ra
     """Of users without a past."""
     num, none = len(rows), np.zeros(0, np.int64)
     begin = np.zeros(num, np.int64)
+    attribute_RA = np.append(rng.integers(0, 90, (num, 4)), rng.integers(0, 32, (num, 1)), axis=1)
     return OddsEvents(
-        rows.astype(np.int32), rows, rng.integers(0, 90, (num, 4)).astype(np.int32),
+        rows.astype(np.int32), rows, attribute_RA.astype(np.int32),
         rng.normal(size=(num, 2)).astype(np.float32), bits.astype(np.uint32), is_new.astype(np.uint8), np.arange(num),
         none, none.astype(np.uint32), begin, begin, rng.integers(0, 3, (num, 3)), np.zeros((0, 3), np.int64),
         np.full(num, -1, np.int32),
@@ -183,7 +184,15 @@ def keeps_its_weights(changes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return changes | {"gain_FK": np.zeros_like(changes["gain_FK"])}
 
 
-@pytest.mark.parametrize("broken", ["", "evicts in silence", "weights"])
+def keeps_its_pairs(changes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Broken: a delta has no counts of pairs."""
+    return changes | {name: changes[name][:0] for name in ("pair_index", "pair_VC")}
+
+
+BROKEN = {"weights": keeps_its_weights, "pairs": keeps_its_pairs}
+
+
+@pytest.mark.parametrize("broken", ["", "evicts in silence", *BROKEN])
 def test_a_server_says_what_its_trainer_says_through_bases_deltas_and_evictions(broken: str) -> None:
     rng, trainer, server = np.random.default_rng(0), Rates(MODEL), Rates(MODEL)
     differed = False
@@ -194,7 +203,7 @@ def test_a_server_says_what_its_trainer_says_through_bases_deltas_and_evictions(
         (forgets_evicted_rows if broken == "evicts in silence" else Rates.forget)(trainer, gone)
         is_base = step in (0, 7)
         changes = trainer.changes(everything=is_base)
-        server.apply(keeps_its_weights(changes) if broken == "weights" else changes, is_base=is_base)
+        server.apply(BROKEN.get(broken, dict)(changes), is_base=is_base)
         trainer.mark_published()
         every = events_of(np.arange(400), np.zeros(400, np.int64), np.ones(400), rng)
         said = [each.score(every) for each in (trainer, server, server.copy())]
@@ -246,3 +255,39 @@ def test_what_another_build_or_model_has_published_is_refused_in_words() -> None
         Rates(MODEL).apply(older, is_base=True)
     with pytest.raises(VersionError, match="rates: expected"):
         Rates(MODEL).apply(Rates(replace(MODEL, num_features=0)).changes(everything=True), is_base=True)
+
+
+NUM_NEW = 1 + 6
+"""Log-odds that an older build lacks: of the pause, and of pairs of a domain and three features."""
+
+
+def as_an_older_build(held: dict[str, np.ndarray], now: OddsArrays) -> dict[str, np.ndarray]:
+    """Without pauses and pairs of attributes."""
+    first = len(now.gain_FK) - 2 - NUM_NEW
+    new = {"gain": np.arange(first, first + NUM_NEW)}
+    new["hidden"] = new["norm"] = new["kept_log"] = np.arange(first * now.num_kinds, (first + NUM_NEW) * now.num_kinds)
+    older = {name: array for name, array in held.items() if not name.startswith(("pause", "pair"))}
+    for name, array in older.items():
+        for part, places in new.items():
+            if name.startswith(part):
+                older[name] = np.delete(array, places, axis=1 if part in ("norm", "kept_log") else 0)
+    return older
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_rates_of_a_build_without_pauses_and_pairs_are_continued(is_published: bool) -> None:
+    rng, first, later = np.random.default_rng(0), Rates(MODEL), Rates(MODEL)
+    for step in range(8):
+        learn(first, some(step, rng), keys(step))
+    arrays, place = first.arrays, len(first.arrays.gain_FK) - 2 - NUM_NEW
+    assert np.abs(arrays.gain_FK[place:-2]).max() > 0.0  # it has learned something
+    arrays.gain_FK[place:-2] = arrays.hidden_JH[place * 2 : (place + NUM_NEW) * 2] = 0.0  # what the older build says
+    events = some(8, rng)
+    if is_published:
+        later.apply(as_an_older_build(first.changes(everything=True), arrays), is_base=True)
+    else:
+        later.load_state_dict(as_an_older_build(first.state_dict(), arrays))
+    np.testing.assert_allclose(later.score(events), first.score(events), rtol=1e-5, atol=1e-6)
+    for step in range(8, 40):
+        learn(later, some(0, rng), keys(step))
+    assert is_published or np.abs(later.arrays.gain_FK[place:-2]).min() > 0.0

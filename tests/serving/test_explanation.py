@@ -17,7 +17,7 @@ from tests.serving.live import MANAGER, WORLD, service_of
 from tests.serving.world import MODEL, START_MS
 
 AT = {"timestamp": START_MS + 10**8}
-PARTS = ("standing", "memory", "network", "reranking")
+PARTS = ("standing", "memory", "groups", "network", "reranking")
 
 
 @pytest.fixture(scope="module")

@@ -47,5 +47,5 @@ def test_a_graph_is_captured_while_no_other_thread_uses_the_gpu(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     assert not ALONE.locked()
     x = torch.ones(3)
-    assert torch.equal(Captures(wanted=True).replay(3, nn.Identity(), (x,)), x)
+    assert torch.equal(Captures(wanted=True).replay(3, nn.Identity, (x,)), x)
     assert not ALONE.locked()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,12 @@ def enough(config: TrainerConfig) -> tuple[Learner, World]:
     return learner, world
 
 
+def step_beside(rival: FrozenRival, learner: Learner, world: World) -> None:
+    """A step, and the ranks of its choices by the copy."""
+    learner.step(world.examples(8))
+    rival._thread.submit(int).result()
+
+
 @pytest.mark.parametrize("config", [ALL, replace(SAMPLED, frozen_share=1.0)], ids=["exact", "sampled"])
 def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
     config: TrainerConfig,
@@ -75,11 +82,12 @@ def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
     met: list[tuple[Any, Any]] = []
 
     def meet(batch: JaggedBatch, rank_S: Any) -> None:
-        first = np.flatnonzero(rank_S >= 0)[:1]  # the learner has learned it before it predicted the user's next ones
+        # The learner has learned the first target, such as the features of its item, before it predicts the next ones.
+        first = np.flatnonzero(rank_S >= 0)[: int(batch.is_wanted_R[0])]
         met.append((rank_S[first], copies[-1].rank_choices(batch, first)))
 
     learner.evaluator.on_ranked = meet
-    for _ in range(30):
+    for _ in range(40):
         copies.append(Frozen.of(learner))
         learner.step(world.examples(1))
     live, frozen = (np.concatenate(each) for each in zip(*met, strict=True))
@@ -98,7 +106,7 @@ def test_both_are_measured_on_the_same_choices_since_the_copy_stopped_learning(
     learner.evaluator.on_ranked = rival.compare
     before = learner.metrics.ranks[0, 0, 0]
     while (told := rival.report()) is None:
-        learner.step(world.examples(8))
+        step_beside(rival, learner, world)
     assert told["num_interactions"] == num_learned < learner.num_interactions
     assert told["num"] == min(ALL.metric_window, learner.metrics.ranks[0, 0, 0] - before)
     for name in ("fresh", "frozen"):
@@ -117,7 +125,7 @@ def test_what_is_learned_is_the_same_to_the_bit_beside_a_copy(
     beside.evaluator.on_ranked = rival.compare
     for _ in range(10):
         alone.step(its_world.examples(8))
-        beside.step(world.examples(8))
+        step_beside(rival, beside, world)
     assert rival.report() is not None or rival.step is not None
     assert_same_arrays(learner_arrays(alone), learner_arrays(beside))
 
@@ -166,7 +174,7 @@ def test_a_copy_that_fails_is_dropped_and_learning_goes_on(
     monkeypatch.setattr(Frozen, "rank_choices", fails)
     before = learner.num_steps
     while rival.step is not None:
-        learner.step(world.examples(8))
+        step_beside(rival, learner, world)
     assert learner.num_steps > before
     assert rival.report() is None
 
@@ -183,3 +191,25 @@ def test_its_time_is_a_share_of_what_passes() -> None:
     assert spent_s == pytest.approx(0.02 * (now_s - 100.0), rel=0.05)
     allowance.has_any(now_s + 3600.0)
     assert allowance.left_s <= 0.05, "an idle hour is not spent at once"
+
+
+def test_no_step_waits_for_a_copy_that_ranks(
+    folder: CheckpointFolder, rival_of: Callable[[TrainerConfig], FrozenRival], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, world = enough(ALL)
+    kept_in(folder, learner)
+    rival = rival_of(ALL)
+    wait_for_copy(rival, learner, learner.num_steps)
+    learner.evaluator.on_ranked = rival.compare
+    has_learned, rank_choices = Event(), Frozen.rank_choices
+
+    def waits(copy: Frozen, *given: Any) -> Any:
+        assert has_learned.wait(60)
+        return rank_choices(copy, *given)
+
+    monkeypatch.setattr(Frozen, "rank_choices", waits)
+    for _ in range(3):
+        learner.step(world.examples(8))
+    has_learned.set()
+    while rival.report() is None:
+        step_beside(rival, learner, world)

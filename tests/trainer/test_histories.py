@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
+from trainer.batch import build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.histories import TrainedHistories
 from trainer.snapshot import learner_arrays, restore_learner
@@ -108,3 +110,13 @@ def test_a_line_of_training_of_its_own_knows_everybody_whom_the_topic_tells_of()
         plain.fold(each)
     assert rows_of(histories) == rows_of(plain)
     assert np.all(histories.state_dict()["touched"] == 0)
+
+
+def test_a_copy_of_histories_is_laid_out_from_its_own_rows() -> None:
+    world, histories = World(5, num_users=3), TrainedHistories(MODEL.max_context, SMALL, NUM_FEATURES)
+    for each in world.examples(6):
+        histories.fold(each)
+    copied, examples = copy.deepcopy(histories), world.examples(3)
+    ours, theirs = (build_batch(examples, each, MODEL) for each in (histories, copied))
+    np.testing.assert_array_equal(ours.item_n, theirs.item_n)
+    assert not {each.address for each in histories.users.values()} & {each.address for each in copied.users.values()}

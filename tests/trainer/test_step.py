@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.memory_pass
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
+from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from tests.trainer.samples import (
@@ -49,7 +52,7 @@ from trainer.losses import (
     ranking_loss,
     sampled_retrieval_loss,
 )
-from trainer.memory_pass import MemoryPass
+from trainer.memory_pass import EXACT_TOGETHER, MemoryPass, Part
 from trainer.metrics import RANKERS, Predictions
 from trainer.ranking_pass import RankingPass
 from trainer.retrieval import RetrievalRows
@@ -108,6 +111,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
         rows = [
             before.domains.lookup(np.array([own["domain"]]))[0],
             *before.features.lookup(np.array(features, np.int64)),
+            1 + int(math.log2(1 + (int(own["time"]) - int(past["time"][-1])) // 1000)) if len(past) else 0,
         ]
         zero, num = np.zeros(1, np.int64), np.array([len(past)])
         events = OddsEvents(
@@ -141,6 +145,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
         begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]), rows[shown], begin, begin + len(shown),
+        group_RC=learner.memory.groups_of(own["features"][None, : MODEL.num_features]),
     )  # fmt: skip
 
 
@@ -221,7 +226,7 @@ class RanksBackwards(Learner):
 
 
 class BackwardPass(RankingPass):
-    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: torch.Tensor) -> OddsEvents:
+    def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: ToHost) -> OddsEvents:
         events = super().ask(batch, target_row_R, logits_RK)
         return replace(events, order_R=events.order_R[::-1])
 
@@ -296,6 +301,24 @@ def test_a_share_of_a_large_catalogues_choices_is_ranked_and_all_are_learned() -
     np.testing.assert_array_equal(ours.seen, theirs.seen)
     learned = np.abs(theirs.gain[0] - before.gain[0]).max()
     assert np.abs(ours.gain[0] - theirs.gain[0]).max() < 0.2 * learned  # a share alone would learn a share of it
+
+
+@pytest.mark.parametrize(("most_rows", "longest"), [(1 << 19, EXACT_TOGETHER), (1, 1)])
+def test_choices_that_are_compared_with_many_rows_are_each_alone(
+    most_rows: int, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
+    monkeypatch.setattr(trainer.memory_pass, "MOST_ROWS_TOGETHER", most_rows)
+    learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=10, rows_per_share=10)
+    together, learn = list[int](), learner.memory_pass._learn
+
+    def note(part: Part) -> MemoryOutcome:
+        together.append(0 if part.logit_AV is None else len(part.events))
+        return learn(part)
+
+    monkeypatch.setattr(learner.memory_pass, "_learn", note)
+    learner.step(world.examples(12))
+    assert max(together) == longest
 
 
 def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

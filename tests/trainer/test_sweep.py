@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import trainer.collection
 import trainer.saver
+from model.dirty import UNPUBLISHED
 from model.growing import GrowingColumns
 from model.memory import Memory
 from model.memory_room import reshaped
@@ -35,10 +36,16 @@ from wire.weights import Snapshot, decode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
-SLICE_BYTES = 3000
+SLICE_BYTES = 5000
 """Of a learner of some 30,000 beside what the odds keep: a copy spans several steps."""
 SAVED_BYTES = 12_000
 """For a checkpoint, which has what the odds keep: a step changes some 10,000 of it."""
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small table for pairs of attributes: otherwise most of a copy is its empty rows."""
+    monkeypatch.setattr("kernels.odds.arrays.PAIR_ROWS", 64)
 
 
 @pytest.fixture
@@ -240,6 +247,33 @@ def test_rows_that_are_not_finite_are_in_no_version_and_in_no_checkpoint(saver: 
     assert saver._folder.steps() == []
 
 
+class Numbers:
+    """A region of one number a row."""
+
+    name, row_bytes = "numbers", 8
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows, self.dirty = num_rows, np.full(num_rows, 0xFF, np.uint8)
+
+    def take(self, rows_U: NDArray[np.int64]) -> Arrays:
+        return {"number": rows_U.astype(np.float64)}
+
+
+@pytest.mark.parametrize("changes", [5, 20, 60])
+def test_slices_stay_as_short_as_what_changes_between_them_allows(changes: int) -> None:
+    num_rows, budget, copied, rng = 10_000, 20 * 8, list[int](), np.random.default_rng(0)
+    region = Numbers(num_rows)
+    sweep = Sweep([region], [], UNPUBLISHED, lambda piece: copied.append(len(piece.rows_U)), whole=False)
+    longest = num_slices = 0
+    while not sweep.advance(budget):
+        longest, num_slices = max(longest, sum(copied)), num_slices + 1
+        copied.clear()
+        region.dirty[rng.integers(0, num_rows, changes)] = 0xFF
+    sweep.finish()
+    assert max(longest, sum(copied)) <= 20 + changes
+    assert num_slices <= num_rows / 20, "each leaves less than the one before"
+
+
 # Builds that tear
 
 
@@ -343,3 +377,22 @@ def test_between_two_steps_no_more_is_copied_than_takes_a_quarter_of_a_step() ->
     assert budgets[0] == 1 << 20, "before anything was measured"
     assert budgets[1] == 2 * budgets[2]
     assert budgets[1] == pytest.approx(0.25 * 0.1 * 2e8)
+
+
+def test_nothing_is_copied_in_the_turn_of_a_long_step() -> None:
+    pace, budgets = Pace(), list[int]()
+
+    def advance(budget: int) -> bool:
+        budgets.append(budget)
+        return True
+
+    for _ in range(10):
+        pace.stepped(0.1)
+    pace.stepped(0.2)
+    assert not pace.copy(advance, 1)
+    pace.turned()
+    assert pace.copy(advance, 1), "also if no step follows"
+    pace.stepped(0.2)
+    pace.stepped(0.1)
+    assert pace.copy(advance, 1)
+    assert len(budgets) == 2

@@ -8,34 +8,39 @@ HEADRACE_BEGIN
 
 constexpr int REFRESH = 16;
 
-inline bool make_scratch(const MemoryCall& m, Scratch& s) {
+inline bool make_scratch(const MemoryCall& m, Scratch& s, Blank& blank) {
     s.padded = round_up(m.num_rows, W);
+    if (!blank.at_least(s.padded)) return false;
+    s.evidence = blank.evidence, s.own = blank.own, s.marked = blank.bytes;
     Arena arena;
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
-        s.evidence = arena.get<float>(s.padded * NUM_GATHERED);
-        s.own = arena.get<float>(s.padded * OWN_STRIDE);
         s.score = arena.get<float>(s.padded);
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
         s.closed = arena.get<float>(s.padded);
+        s.lift = arena.get<float>(m.num_columns ? s.padded : 0);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         s.touched = arena.get<int32_t>(s.padded);
-        s.marked = arena.get<uint8_t>(s.padded);
-        s.excluded = arena.get<uint8_t>(s.padded);
+        get_groups(m, s, arena);
         if (pass == 0 && !arena.allocate()) return false;
     }
-    memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
-    memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
-    memset(s.own, 0, s.padded * OWN_STRIDE * sizeof(float));
-    memset(s.marked, 0, s.padded);
-    memset(s.excluded, 0, s.padded);
+    clear_all_groups(m, s);
+    for (int f = 0; f < NUM_STANDING; ++f)
+        for (int64_t i = m.num_rows; i < s.padded; ++i) s.standing[f * s.padded + i] = 0.0f;
+    for (int64_t i = m.num_rows; m.num_columns && i < s.padded; ++i) s.lift[i] = 0.0f;
     for (int64_t i = 0; i < s.padded; ++i) {
         const bool is_open = i < m.num_rows && m.first_V[i] >= 0;
         s.closed[i] = is_open ? 0.0f : OUT;
         s.inverse_root[i] = is_open && m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
     }
     return true;
+}
+
+inline int64_t sum_of(vi x) {
+    int64_t total = 0;
+    for (int l = 0; l < W; ++l) total += x[l];
+    return total;
 }
 
 // Scores of all rows, and the largest. Rows that do not compete get OUT.
@@ -46,6 +51,10 @@ inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
         store(s.score + i, x);
     }
+    for (int64_t i = 0; m.num_columns && i < m.num_rows; ++i) {
+        s.lift[i] = lift_of(m, s, i);
+        s.score[i] += s.gain[LIFT] * s.lift[i];
+    }
     for (int64_t t = 0; t < s.num_touched; ++t) s.score[s.touched[t]] += weighed(s, s.touched[t], s.gain);
     for (int64_t k = 0; k < num_met; ++k) s.score[met[k]] = OUT;
     vf best = splat(OUT);
@@ -53,32 +62,44 @@ inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket
     return largest(best);
 }
 
-// 1 + the better competitors + half of the equal ones, rounded up. `running`: scores above OUT / 2 compete.
-inline int32_t rank_of(const float* score, const float* running, int64_t stride, int64_t padded, int64_t num,
-                       int64_t target) {
-    const float own = score[target * stride];
-    int64_t better = 0, equal = 0;
-    if (stride == 1) {
-        vi more = {}, same = {};
-        for (int64_t i = 0; i < padded; i += W) {
-            const vf x = load_some(score + i, num - i);
-            const vi runs = load(running + i) > OUT / 2;
-            more -= runs & (x > own);
-            same -= runs & (x == own);
-        }
-        for (int l = 0; l < W; ++l) better += more[l], equal += same[l];
-    } else {
-        for (int64_t i = 0; i < num; ++i)
-            if (running[i] > OUT / 2) better += score[i * stride] > own, equal += score[i * stride] == own;
+// 1 + the better competitors + half of the equal ones, rounded up; the target is one of `equal` if it competes.
+inline int32_t rank_from(int64_t better, int64_t equal, bool competes) {
+    return (int32_t)(1 + better + (equal - competes + 1) / 2);
+}
+
+// The target's ranks by score, by the network's logit, and by what followed (which untouched rows have none of). Rows
+// whose score is above OUT / 2 compete.
+inline void rank(const MemoryCall& m, const Scratch& s, int64_t r, const float* logit, int32_t target) {
+    const float own = s.score[target], own_logit = logit[target],
+                own_count = s.evidence[target * NUM_GATHERED + FOLLOWS];
+    vi all = {}, more = {}, same = {}, more_logit = {}, same_logit = {};
+    for (int64_t i = 0; i < s.padded; i += W) {
+        const vf x = load(s.score + i), y = load_some(logit + i, m.num_rows - i);
+        const vi competes = x > OUT / 2;
+        all -= competes;
+        more -= competes & (x > own);
+        same -= competes & (x == own);
+        more_logit -= competes & (y > own_logit);
+        same_logit -= competes & (y == own_logit);
     }
-    equal -= running[target] > OUT / 2;
-    return (int32_t)(1 + better + (equal + 1) / 2);
+    const bool competes = own > OUT / 2;
+    m.rank_R[r] = rank_from(sum_of(more), sum_of(same), competes);
+    m.model_rank_R[r] = rank_from(sum_of(more_logit), sum_of(same_logit), competes);
+    int64_t untouched = sum_of(all), better = 0, equal = 0;
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        if (!(s.score[s.touched[t]] > OUT / 2)) continue;
+        const float count = s.evidence[s.touched[t] * NUM_GATHERED + FOLLOWS];
+        --untouched, better += count > own_count, equal += count == own_count;
+    }
+    better += 0 > own_count ? untouched : 0, equal += own_count == 0 ? untouched : 0;
+    m.count_rank_R[r] = rank_from(better, equal, competes);
 }
 
 // The same for the best of all rows by the weighted sum.
 inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
     s.shortlist->pick(s.score, s.padded);
-    return look_again(m, s, s.standing, s.padded, logit, bucket, best, [](int64_t row) { return row; });
+    return look_again(m, s, s.standing, s.padded, logit, m.num_columns ? s.lift : nullptr, bucket, best,
+                      [](int64_t row) { return row; });
 }
 
 inline void rescore(Scratch& s, float shift) {
@@ -101,14 +122,15 @@ inline float push_of(Scratch& s, float best, int64_t target, float weight) {
 
 inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
     float slope[NUM_FEATURES];
-    vf dense[NUM_STANDING + 1] = {};
+    vf dense[NUM_STANDING + 2] = {};
     for (int64_t i = 0; i < s.padded; i += W) {
         const vf push = load(s.push + i);
         for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(s.standing + f * s.padded + i), push, dense[f]);
         dense[NUM_STANDING] = fma(load_some(logit + i, m.num_rows - i), push, dense[NUM_STANDING]);
+        if (m.num_columns) dense[NUM_STANDING + 1] = fma(load(s.lift + i), push, dense[NUM_STANDING + 1]);
     }
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
-    slope[MODEL] = sum(dense[NUM_STANDING]);
+    slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = sum(dense[NUM_STANDING + 1]);
     v8 sparse = {};
     v8 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
@@ -131,24 +153,23 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
     if (excludes && is_repeat) {  // the target competes even if it is left out
-        float own = s.gain[MODEL] * logit[target] + weighed(s, target, s.gain);
+        float own = s.gain[MODEL] * logit[target] + s.gain[LIFT] * lift_of(m, s, target) + weighed(s, target, s.gain);
         for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
         s.score[target] = own;
         best = own > best ? own : best;
     }
     const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target, weight_of(m, r));
     rescore(s, shift);
-    m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
-    m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
-    m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_GATHERED, s.padded, m.num_rows, target);
+    rank(m, s, r, logit, target);
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
+    learn_groups(m, r);
     s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay,
                        weight_of(m, r));
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
-    count_repeat(m, is_repeat);
+    count_choice(m, r, is_repeat);
 }
 
 // Updates what is precomputed for all rows, after an event of `target`.
@@ -180,8 +201,9 @@ HEADRACE_END
 HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
     using namespace headrace::HEADRACE_LEVEL;
     const MemoryCall& m = *call;
+    static thread_local Blank blank;
     Scratch s;
-    if (!make_scratch(m, s)) return 1;
+    if (!make_scratch(m, s, blank)) return 1;
     stand(m, s, 0, m.num_rows);
     if (!m.learn) {
         score_all(m, s);

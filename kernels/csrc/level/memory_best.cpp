@@ -22,6 +22,18 @@ inline void multiply(BestPass& p, const float* rows, const float* bases, int64_t
     }
 }
 
+// Adds what the queries make of a row's groups to its scores.
+HEADRACE_INLINE void add_groups(const BestPass& p, int64_t row, float* scores) {
+    const MemoryCall& m = p.call.memory;
+    for (int64_t c = 0; c < m.num_columns; ++c) {
+        const int64_t group = group_of_row(m, row, c);
+        if (!group) continue;
+        const float *base = p.base_CQ + c * p.padded, *lift = p.lift_GQ + group * p.padded;
+        for (int64_t q = 0; q < p.padded; q += W)
+            store(scores + q, load(scores + q) + (load(base + q) + load(lift + q)));
+    }
+}
+
 // Offers the weighted sums of the rows that a limited query may choose among, except those that were met.
 inline void offer_allowed(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
@@ -39,6 +51,7 @@ inline void offer_allowed(BestPass& p, int64_t q) {
         for (int64_t i = 0; i < num; ++i) {
             const int32_t row = call.allowed_rows[at + i];
             if (p.barred[row] & ~2) continue;
+            add_groups(p, row, p.few + i * p.padded);
             p.answer.offer({p.few[i * p.padded + q] + weighed(p.s, row, p.gains(q)), row});
         }
     }
@@ -52,12 +65,14 @@ inline int64_t fill_tile(BestPass& p, int64_t from) {
                   whole = num / MR * MR;
     const float *rows = call.table_VD + from * call.width, *bases = call.base_VB + from * num_buckets;
     multiply(p, rows, bases, whole, p.tile);
-    if (whole == num) return num;
-    memset(p.rows, 0, MR * call.width * sizeof(float));  // the last rows, padded
-    memset(p.bases, 0, MR * num_buckets * sizeof(float));
-    memcpy(p.rows, rows + whole * call.width, (num - whole) * call.width * sizeof(float));
-    memcpy(p.bases, bases + whole * num_buckets, (num - whole) * num_buckets * sizeof(float));
-    multiply(p, p.rows, p.bases, MR, p.tile + whole * p.padded);
+    if (whole < num) {
+        memset(p.rows, 0, MR * call.width * sizeof(float));  // the last rows, padded
+        memset(p.bases, 0, MR * num_buckets * sizeof(float));
+        memcpy(p.rows, rows + whole * call.width, (num - whole) * call.width * sizeof(float));
+        memcpy(p.bases, bases + whole * num_buckets, (num - whole) * num_buckets * sizeof(float));
+        multiply(p, p.rows, p.bases, MR, p.tile + whole * p.padded);
+    }
+    for (int64_t i = 0; i < num; ++i) add_groups(p, from + i, p.tile + i * p.padded);
     return num;
 }
 
@@ -114,6 +129,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
         for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit;
+        list.raw[LIFT][c] = used * lift_of(m, p.s, row);
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * length;

@@ -8,13 +8,13 @@
 // The argument, as the caller lays it out (kernels/odds/cpp.py).
 struct OddsCall {
     int64_t num_events, num_kinds, num_domains, num_attributes, num_alike, num_items, num_domain_rows, num_feature_rows;
-    int64_t num_past, num_kept;
+    int64_t num_pair_rows, num_past, num_kept;  // the first is a power of 2
     // The odds: rows of 1 + num_kinds counts, an item's NUM_BLOCKS times.
-    float *item, *domain, *feature;
+    float *item, *domain, *feature, *pause, *pair;
     double* total;
     float *gain, *gain_square, *hidden, *hidden_square, *out, *out_square, *norm;
     double* clock;
-    uint8_t *item_dirty, *domain_dirty, *feature_dirty;
+    uint8_t *item_dirty, *domain_dirty, *feature_dirty, *pair_dirty;
     // The newest interactions, as they were seen when they were new: a ring of rows of num_logs + NUM_CONFIDENCES, and
     // the num_kinds probabilities that the weights had for them when they learned of them.
     float* kept_log;
@@ -41,11 +41,11 @@ struct OddsCall {
 HEADRACE_BEGIN
 
 constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_ALIKE = 3, NUM_COUNTED = 9, HIDDEN = 16,
-              NUM_CONFIDENCES = 3;
+              NUM_CONFIDENCES = 3, NUM_PAUSES = 32, MOST_PAIRED = 6;
 constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS = MOST_VECTORS * W;
 constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f,
                 LATE_STRENGTH = 2.f;
-constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f;
+constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f, PAIR_STRENGTH = 3.f;
 constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f},
                 ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f, KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;
@@ -60,13 +60,16 @@ struct Past {
 
 struct Scratch {
     float *log, *seen, *slope;
-    int64_t num_logs, num_seen;
+    int64_t num_logs, num_seen, num_paired, num_pairs;  // of all attributes but the pause, the first are paired
+    int64_t* pair;                                      // rows of the event's pairs
     Past past;
     float hidden[HIDDEN];
 };
 
 inline bool make_scratch(const OddsCall& c, Scratch& s) {
-    s.num_logs = (NUM_COUNTED + NUM_ALIKE * c.num_alike + c.num_attributes + 1) * c.num_kinds;
+    s.num_paired = c.num_attributes - 1 < MOST_PAIRED ? c.num_attributes - 1 : MOST_PAIRED;
+    s.num_pairs = s.num_paired * (s.num_paired - 1) / 2;
+    s.num_logs = (NUM_COUNTED + NUM_ALIKE * c.num_alike + c.num_attributes + s.num_pairs + 1) * c.num_kinds;
     s.num_seen = s.num_logs + NUM_CONFIDENCES + 1;
     const int64_t padded = round_up(s.num_seen, W);
     Arena arena;
@@ -74,10 +77,29 @@ inline bool make_scratch(const OddsCall& c, Scratch& s) {
         s.log = arena.get<float>(padded);
         s.seen = arena.get<float>(padded);
         s.slope = arena.get<float>(padded);
+        s.pair = arena.get<int64_t>(s.num_pairs);
         s.past.alike = arena.get<float>(c.num_alike * NUM_ALIKE * MOST_COLUMNS);
         if (pass == 0 && !arena.allocate()) return false;
     }
     return true;
+}
+
+// An event's attributes are its domains, its features and its pause.
+HEADRACE_INLINE float* attribute_count(const OddsCall& c, int64_t a, int64_t row) {
+    float* table = a < c.num_domains ? c.domain : a < c.num_attributes - 1 ? c.feature : c.pause;
+    return table + row * (1 + c.num_kinds);
+}
+
+HEADRACE_INLINE uint64_t mixed(uint64_t key) { return (key ^ key >> 32) * 0xD6E8FEB86659FD93ull; }
+
+// The rows of an event's pairs of attributes.
+inline void find_pairs(const OddsCall& c, Scratch& s, const int32_t* row) {
+    int64_t number = 0;
+    for (int64_t a = 0; a < s.num_paired; ++a)
+        for (int64_t b = a + 1; b < s.num_paired; ++b) {
+            const uint64_t key = mixed((number + 1) * 0x9E3779B97F4A7C15ull + row[a]);
+            s.pair[number++] = (int64_t)(mixed(key + row[b]) >> 32) & (c.num_pair_rows - 1);
+        }
 }
 
 // Columns g * W ... of an interaction: 1, then 1 for each kind that it has.
@@ -148,8 +170,10 @@ HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float stre
 inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K;
     const float* block = c.item + c.row_R[r] * NUM_BLOCKS * columns;
+    const int32_t* row_A = c.attribute_RA + r * c.num_attributes;
     float* to = s.log;
     recall(c, s.past, r);
+    find_pairs(c, s, row_A);
     for (int64_t k = 0; k < K; ++k) {
         double overall = (c.total[1 + k] + 1.0) / (c.total[0] + 2.0);
         overall = overall < LEAST_RATE ? LEAST_RATE : overall > 1.0 - LEAST_RATE ? 1.0 - LEAST_RATE : overall;
@@ -166,12 +190,15 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
         to[f++ * K + k] = odds_of(s.past.own, k, rate_of(user), OWN_STRENGTH) / user;
         for (int64_t l = 0; l < NUM_ALIKE * c.num_alike; ++l)
             to[f++ * K + k] = odds_of(s.past.alike + l * MOST_COLUMNS, k, rate_of(user), ALIKE_STRENGTH) / user;
-        for (int64_t a = 0; a < c.num_attributes; ++a) {
-            const float* table = a < c.num_domains ? c.domain : c.feature;
-            to[f++ * K + k] =
-                odds_of(table + c.attribute_RA[r * c.num_attributes + a] * columns, k, rate, ATTRIBUTE_STRENGTH) *
-                inverse;
-        }
+        const float* attributes = to + f * K + k;
+        for (int64_t a = 0; a < c.num_attributes; ++a)
+            to[f++ * K + k] = odds_of(attribute_count(c, a, row_A[a]), k, rate, ATTRIBUTE_STRENGTH) * inverse;
+        const int64_t* pair = s.pair;
+        for (int64_t a = 0; a < s.num_paired; ++a)
+            for (int64_t b = a + 1; b < s.num_paired; ++b) {
+                const float both = attributes[a * K] * attributes[b * K] / inverse;
+                to[f++ * K + k] = odds_of(c.pair + *pair++ * columns, k, rate_of(both), PAIR_STRENGTH) / both;
+            }
     }
     const int64_t num_counted = s.num_logs - K;
     for (int64_t i = 0; i < num_counted; i += W)
@@ -295,7 +322,7 @@ HEADRACE_INLINE void come(float* count, uint32_t bits, bool is_new) {
     for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
 }
 
-inline void count(const OddsCall& c, int64_t r) {
+inline void count(const OddsCall& c, const Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K, row = c.row_R[r];
     const uint32_t bits = K < 32 ? c.bits_R[r] & ((1u << K) - 1) : c.bits_R[r];
     const bool is_new = c.is_new_R[r];
@@ -308,8 +335,12 @@ inline void count(const OddsCall& c, int64_t r) {
     c.item_dirty[row] = 0xFF;
     for (int64_t a = 0; a < c.num_attributes; ++a) {
         const int64_t at = c.attribute_RA[r * c.num_attributes + a];
-        come((a < c.num_domains ? c.domain : c.feature) + at * columns, bits, is_new);
-        (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 0xFF;
+        come(attribute_count(c, a, at), bits, is_new);
+        if (a < c.num_attributes - 1) (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 0xFF;
+    }
+    for (int64_t p = 0; p < s.num_pairs; ++p) {
+        come(c.pair + s.pair[p] * columns, bits, is_new);
+        c.pair_dirty[s.pair[p]] = 0xFF;
     }
     c.total[0] += is_new;
     for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
@@ -327,7 +358,10 @@ inline bool fits(const OddsCall& c) {
             return false;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const int64_t at = c.attribute_RA[r * c.num_attributes + a];
-            if (!is_within(at, at + 1, a < c.num_domains ? c.num_domain_rows : c.num_feature_rows)) return false;
+            const int64_t num = a < c.num_domains          ? c.num_domain_rows
+                                : a < c.num_attributes - 1 ? c.num_feature_rows
+                                                           : NUM_PAUSES;
+            if (!is_within(at, at + 1, num)) return false;
         }
     }
     return true;
@@ -350,7 +384,7 @@ HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
         if (!c.learn) continue;
         if (c.is_new_R[r]) keep(c, s, r);
         else if (c.kept_R[r] >= 0) amend(c, s, r);
-        count(c, r);
+        count(c, s, r);
     }
     return 0;
 }
