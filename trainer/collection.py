@@ -80,11 +80,11 @@ class Collection:
                 raise UnsoundVersionError(problem.what)
         tables = {name: self._table(name, gone) for name, gone in tombstones.items()}
         snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(rates))
-        lists = [piece.columns["json"].tobytes()[1:-1] for piece in self._of("names")]
+        names = joined([piece.columns["json"] for piece in self._of("names")])
         self._pieces.clear()
         if rounding is not None:
             snapshot = rounding.round(snapshot, is_base=self.is_whole)
-        return blob_of(snapshot, names=b"[" + b",".join(each for each in lists if each) + b"]")
+        return blob_of(snapshot, names=names)
 
     def _of(self, region: str) -> list[Piece]:
         return [piece for piece in self._pieces if piece.region == region]
@@ -105,6 +105,13 @@ class Collection:
             rows, columns = merged(self._of(region), counts, is_met)
             found |= {f"{table}_index": rows, f"{table}_VC": columns[counts]}
         return found
+
+
+def joined(lists: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The JSON of one list of all that these lists have. Numpy copies it without holding the interpreter."""
+    opening, comma, closing = (np.frombuffer(each, np.uint8) for each in (b"[", b",", b"]"))
+    parts = [part for each in lists if len(each) > 2 for part in (comma, each[1:-1])]
+    return np.concatenate([opening, *parts[1:], closing])
 
 
 def merged(pieces: list[Piece], by: str, chooses: Choose | None) -> tuple[Int64, Arrays]:

@@ -162,20 +162,22 @@ class Version:
     snapshot: Snapshot
 
 
-def blob_of(snapshot: Snapshot, names: bytes | None = None) -> Tensors:
+def blob_of(snapshot: Snapshot, names: NDArray[np.uint8] | None = None) -> Tensors:
     """`Snapshot` → its blob, whose arrays are the snapshot's own.
 
-    ``names``: the JSON of ``[id, name]`` pairs, where the snapshot has none; of two for an id the later one counts.
+    ``names``: the JSON of a list of ``[id, name]`` pairs, where the snapshot has none; of two for an id the later one
+    counts.
     """
-    tensors = {f"dense.{name}": array for name, array in snapshot.dense.items()}
+    tensors: dict[str, NDArray[Any]] = {f"dense.{name}": array for name, array in snapshot.dense.items()}
     for table, rows in snapshot.tables.items():
         for part in ("ids", "row_index", "rows", "tombstones"):
             tensors[f"{table}.{part}"] = getattr(rows, part)
     for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
         tensors |= {f"{part}.{name}": array for name, array in arrays.items()}
     if names is None:
-        names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
-    tensors["names"] = np.frombuffer(names, np.uint8)
+        text = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
+        names = np.frombuffer(text, np.uint8)
+    tensors["names"] = names
     return Tensors(tensors)
 
 
