@@ -73,7 +73,6 @@ def headrace(
         learner.memory_pass = MemoryPass(
             learner.memory,
             learner.items,
-            learner.features,
             learner.model,
             exact_rows=ANY_NUMBER,
             weights=ChoiceWeights.of(model, config),

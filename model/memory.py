@@ -33,18 +33,17 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
+from model.memory_groups import GroupNumbers
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
     FIRST_CAPACITY,
-    MOST_GROUPS,
     NEIGHBOURS,
     NUM_BUCKETS,
     capacity_for,
     empty_memory,
     neighbours_at,
     reshaped,
-    with_groups,
 )
 from model.memory_version import LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
@@ -61,9 +60,8 @@ MOST_LOGITS = 1 << 24
 class Memory:
     """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
-    Where it is on the host, the features of items are its groups: a feature's column has the rows of their table, of
-    which those from `MOST_GROUPS` on are none. ``group``: how many events `learn_together` predicts from one state, on
-    a GPU (``device``).
+    Where it is on the host, the features of items are its groups. ``group``: how many events `learn_together` predicts
+    from one state, on a GPU (``device``).
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class Memory:
         self._backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
+        self._numbers: GroupNumbers | None = None
         self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features if group == 1 else 0)
         self.num_rows = 1
         self._columns = GrowingColumns()
@@ -92,7 +91,7 @@ class Memory:
 
     @arrays.setter
     def arrays(self, arrays: MemoryArrays) -> None:
-        self._here, self._there = arrays, None
+        self._here, self._there, self._numbers = arrays, None, None
 
     def _take_back(self) -> MemoryArrays:
         """The arrays, to be changed on the host; they are then copied to the GPU again."""
@@ -108,15 +107,13 @@ class Memory:
             width = neighbours_at(capacity, self._most)
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)
 
-    def groups_of(self, feature_row_RF: Int64) -> NDArray[np.int32]:
-        """(R, C) groups of items with these rows of features, for which room is made."""
-        group_RC = np.where(feature_row_RF < MOST_GROUPS, feature_row_RF, 0).astype(np.int32)
-        group_RC = np.ascontiguousarray(group_RC[:, : self._here.num_columns])
-        num_groups = self._here.num_groups
-        while num_groups <= group_RC.max(initial=0):
-            num_groups *= 2
-        if num_groups > self._here.num_groups:
-            self.arrays = with_groups(self.arrays, num_groups)
+    def groups_of(self, key_RC: Int64) -> NDArray[np.int32]:
+        """(R, C) groups of items with these features (hashes; 0 for none): see `model.memory_groups`."""
+        numbers = self._numbers or GroupNumbers(self._here)
+        group_RC = numbers.number(key_RC)
+        if numbers.has_new:
+            self.arrays = numbers.written(self._here)
+        self._numbers = numbers
         return group_RC
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from kernels.memory import MemoryArrays
 from model.dirty import CHANGED
 from model.growing import GrowingColumns
+from model.memory_groups import FIRST_GROUPS
 from model.memory_version import COUNTS, LEARNED, ROWS
 
 NUM_BUCKETS = 8
@@ -19,8 +20,6 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
-FIRST_GROUPS, MOST_GROUPS = 64, 1024
-"""For how many groups a column has room, at first and at most: each takes 132 bytes of every version."""
 LARGE_CAPACITY, GRANULE = 1 << 18, 1 << 12
 """From so many rows on, twice the room would take a step too long: the heats are copied, and new rows set to -1."""
 SELECTED_TOGETHER = 4096
@@ -49,15 +48,6 @@ def empty_memory(capacity: int, most: int, num_columns: int) -> MemoryArrays:
     """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours and ``num_columns``
     groups."""
     return MemoryArrays.empty(capacity, neighbours_at(capacity, most), NUM_BUCKETS, num_columns, FIRST_GROUPS)
-
-
-def with_groups(old: MemoryArrays, num_groups: int) -> MemoryArrays:
-    """The memory with room for ``num_groups`` groups in each column."""
-    longer = {name: getattr(old, name) for name in ("group_seen", "group_next", "group_count")}
-    for name, array in longer.items():
-        longer[name] = np.zeros((array.shape[0], num_groups, *array.shape[2:]), array.dtype)
-        longer[name][:, : old.num_groups] = array
-    return replace(old, **longer)
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:

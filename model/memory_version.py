@@ -15,7 +15,7 @@ Arrays = dict[str, NDArray[Any]]
 
 ROWS = ("num_neighbours", "seen", "first", "last", "group")
 """Columns of a row that are published."""
-GROUPS = ("group_seen", "group_next", "group_count", "group_total", "group_share")
+GROUPS = ("group_key", "group_seen", "group_next", "group_count", "group_total", "group_share")
 """What is counted of groups: arrays that belong to no row, as long as there are groups."""
 LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock", *GROUPS)
 """Arrays that belong to no row."""

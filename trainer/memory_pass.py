@@ -53,7 +53,7 @@ class Part:
 
 
 class MemoryPass:
-    """Passes of ``memory``, whose rows are those of ``items``, and whose groups are those of ``features``.
+    """Passes of ``memory``, whose rows are those of ``items``.
 
     At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
     rows only a share of the choices is compared with all rows, and ranked; the others are learned from a sample of the
@@ -65,7 +65,6 @@ class MemoryPass:
         self,
         memory: Memory,
         items: EmbeddingTable,
-        features: EmbeddingTable,
         model: HSTU,
         *,
         most_logits: int = MOST_LOGITS,
@@ -73,7 +72,7 @@ class MemoryPass:
         rows_per_share: int = ROWS_PER_SHARE,
         weights: ChoiceWeights = EQUAL,
     ) -> None:
-        self._memory, self._items, self._features, self._model = memory, items, features, model
+        self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
         self._weights_of = weights
 
@@ -110,13 +109,8 @@ class MemoryPass:
             rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
             is_chosen_R=batch.is_wanted_R[told], weight_R=self._weights(batch, told),
-            group_RC=self._groups(batch, told),
+            group_RC=self._memory.groups_of(batch.feature_nF[batch.target_R[told]]),
         )  # fmt: skip
-
-    def _groups(self, batch: JaggedBatch, told: Int64) -> NDArray[np.int32]:
-        """(told, C) the groups of the targets' items: the rows of their features."""
-        key_RF = batch.feature_nF[batch.target_R[told]]
-        return self._memory.groups_of(self._features.lookup(key_RF.reshape(-1)).reshape(key_RF.shape))
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
         """(told,) how much each choice counts; None if all count alike."""

@@ -99,9 +99,7 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(
-            self.memory, self.items, self.features, self.model, weights=ChoiceWeights.of(model, trainer)
-        )
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}

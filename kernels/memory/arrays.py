@@ -81,9 +81,10 @@ class MemoryArrays:
     chose, at e modulo `RECENT`.
 
     Items may belong to groups, such as a category and a brand: ``group`` (V, C) int32, one in each column, 0 for none.
-    ``group_seen`` (C, G): decayed choices of each group; ``group_next`` (C, G, `NEXT_GROUPS`) int32 and ``group_count``
-    (same): the groups that followed it, and decayed counts of how often; ``group_total`` (C,): choices of any group.
-    ``group_share`` (C, 3): how often each part of a column's prediction was right (`kernels.memory.groups`).
+    ``group_key`` (C, G) int64: what each group is, for the caller; ``group_seen`` (C, G): decayed choices of each
+    group; ``group_next`` (C, G, `NEXT_GROUPS`) int32 and ``group_count`` (same): the groups that followed it, and
+    decayed counts of how often; ``group_total`` (C,): choices of any group. ``group_share`` (C, 3): how often each part
+    of a column's prediction was right (`kernels.memory.groups`).
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -108,6 +109,7 @@ class MemoryArrays:
     moved: NDArray[np.uint8]
     recent: Int32
     group: Int32
+    group_key: Int64
     group_seen: Float32
     group_next: Int32
     group_count: Float32
@@ -149,6 +151,7 @@ class MemoryArrays:
             moved=rows(np.uint8, -(-num_neighbours // 8)),
             recent=np.zeros(RECENT, np.int32),
             group=rows(np.int32, num_columns),
+            group_key=np.zeros((num_columns, num_groups), np.int64),
             group_seen=np.zeros((num_columns, num_groups), np.float32),
             group_next=np.zeros((num_columns, num_groups, NEXT_GROUPS), np.int32),
             group_count=np.zeros((num_columns, num_groups, NEXT_GROUPS), np.float32),

@@ -119,10 +119,13 @@ def mix(
     left_out: Int32,
     target: int,
     logit: Float32,
+    *,
+    lifts: bool = True,
 ) -> Prediction:
-    """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
+    """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete. Unless
+    ``lifts``, items are not lifted by their groups."""
     bucket, gain_F = bucket_of(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
-    lift_V = lift_of(memory, slice(num_rows), past)
+    lift_V = lift_of(memory, slice(num_rows), past) if lifts else np.zeros(num_rows)
     feature_FV = np.vstack([standing_FV, _evidence(memory, num_rows, past), logit[:num_rows], lift_V])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False

@@ -1,4 +1,10 @@
-"""The definition of learning from a sample of the rows, in plain NumPy: features of all rows, of which few compete."""
+"""The definition of learning from a sample of the rows, in plain NumPy: features of all rows, of which few compete.
+
+Items are not lifted by their groups here. Of a group that is likely now hardly any items are in the sample, and the one
+that is drawn stands for many: the sum would be right on average, but far off for each event, and the shortlist would
+not meet the group's items that compete for the best places when all rows are scored. What they are lifted by is learned
+from the events that are compared with all rows.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +149,7 @@ def _learn(
 ) -> float:  # fmt: skip
     excludes = leaves_out(memory, rules)
     standing_FV = standing_of(memory, slice(num_rows))
-    done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
+    done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit, lifts=False)
     certain_V, drawn_V = _shares(memory, num_rows, target, past)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, memory_learn, memory_scores
+from kernels.memory import FEATURES, MemoryArrays, MemoryEvents, MemoryOutcome, memory_learn, memory_scores
 from kernels.memory import groups as definition
 from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory, events_at_once, learned
+from tests.kernels.test_memory_sampled import learned as sampled_learned
 
 NUM_ROWS, NUM_GROUPS = 401, 8
+LIFT = FEATURES.index("lift")
 
 
 def of_groups(rng: np.random.Generator, *, num_users: int, follows: bool) -> tuple[list[int], list[list[int]]]:
@@ -88,3 +90,9 @@ def test_a_build_that_forgets_what_followed_a_category_would_be_noticed(monkeypa
     monkeypatch.setattr(definition, "_count_next", lambda *_: None)
     with pytest.raises(AssertionError, match=r"gain|shortlist|group"):
         assert_same_memory(learned(stream, backend="reference")[0], right)
+
+
+def test_a_sample_counts_groups_but_says_nothing_of_what_they_lift_a_score_by() -> None:
+    memory, _ = sampled_learned(Stream(num_rows=900, num_events=40, num_columns=2))
+    assert memory.group_count.any()
+    np.testing.assert_array_equal(memory.gain[:, LIFT], MemoryArrays.empty(1, 1, NUM_BUCKETS).gain[:, LIFT])

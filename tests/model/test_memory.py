@@ -13,7 +13,8 @@ from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
-from model.memory_room import FIRST_CAPACITY, FIRST_GROUPS, LARGE_CAPACITY, MOST_GROUPS, capacity_for, neighbours_at
+from model.memory_groups import FIRST_GROUPS, MOST_GROUPS
+from model.memory_room import FIRST_CAPACITY, LARGE_CAPACITY, capacity_for, neighbours_at
 from model.upgrade import ADDED
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6, num_features=2)
@@ -28,7 +29,8 @@ def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20
     starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
     times, is_chosen = np.arange(num) * 600_000, np.arange(num) % 4 != 3
     bits = np.where(is_chosen, CLICKED, SHOWN).astype(np.uint32)
-    group_RC = memory.groups_of(np.stack([1 + rows % 5, 2 * FIRST_GROUPS - rows % 7], axis=1))
+    memory.groups_of(np.arange(1, 2 * FIRST_GROUPS).repeat(2).reshape(-1, 2))
+    group_RC = memory.groups_of(np.stack([1 + rows % 5, 2 * FIRST_GROUPS - 1 - rows % 7], axis=1))
     events = events_of(rows, bits, times, starts, zeros, asked, times, MODEL, is_chosen_R=is_chosen, group_RC=group_RC)
     memory.learn(events, rng.normal(size=(int(is_chosen.sum()), memory.num_rows)).astype(np.float32))
 
@@ -93,11 +95,31 @@ def test_a_delta_carries_the_counts_that_changed_and_no_others() -> None:
     assert not np.logical_and.reduce(same).any()
 
 
-def test_features_beyond_the_room_for_groups_are_none() -> None:
-    memory = Memory(MODEL)
-    groups = memory.groups_of(np.array([[1, MOST_GROUPS - 1], [MOST_GROUPS, 10 * MOST_GROUPS]]))
-    assert groups.tolist() == [[1, MOST_GROUPS - 1], [0, 0]]
+def test_each_column_numbers_its_own_values_and_those_beyond_its_room_are_none() -> None:
+    memory, brands = Memory(MODEL), 7_000_000 + np.arange(5 * MOST_GROUPS)
+    for start in range(0, len(brands), 1000):
+        brand = brands[start : start + 1000]
+        groups = memory.groups_of(np.stack([brand, -1 - brand % 20], axis=1))
+    assert memory.groups_of(np.array([[brands[-1], -1], [brands[3], -20], [0, 0]])).tolist() == [
+        [0, 1],
+        [4, 20],
+        [0, 0],
+    ]
+    assert groups[:, 1].max() == 20
     assert memory.arrays.num_groups == MOST_GROUPS
+    assert (memory.groups_of(np.stack([brands, brands], axis=1))[:, 0] > 0).sum() == MOST_GROUPS - 1
+
+
+def test_groups_keep_their_numbers_in_whatever_continues_them() -> None:
+    memory, key_RC = Memory(MODEL), np.array([[50, 7], [60, 8], [50, 9]])
+    numbered = memory.groups_of(key_RC).tolist()
+    stored, adopted, served = Memory(MODEL), Memory(MODEL), Memory(MODEL)
+    stored.load_state_dict(memory.state_dict())
+    served.apply(memory.changes(everything=True), is_base=True)
+    adopted.adopt(served)
+    memory.grow(5000)
+    for each in (memory, stored, adopted, memory.copy()):
+        assert each.groups_of(key_RC[::-1]).tolist() == numbered[::-1]
 
 
 def test_an_evicted_row_is_nobodys_neighbour() -> None:

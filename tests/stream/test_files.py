@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -603,3 +604,17 @@ def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=DAMAGED_PARQUET) as caught:
         read_actions(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_a_file_that_memory_cannot_hold_is_refused_before_the_kernel_kills_anybody(
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ratings.dat"
+    path.write_bytes(pack(b"1::2::5::1000000000\n" * 1000))
+    assert len(list(read_actions(path))) == 1000
+    monkeypatch.setattr("stream.files.content.available_bytes", lambda: 100_000)
+    with pytest.raises(FileError, match=r"got one of 2e-05 GB, whose actions take at least 0.00016 GB of 0.0001 GB"):
+        read_actions(path)
+    monkeypatch.setattr("stream.files.content.available_bytes", lambda: None)
+    assert len(list(read_actions(path))) == 1000

@@ -10,8 +10,15 @@ import pytest
 
 from tests.brokers import Broker
 from tests.process_factory import ProcessFactory
+from tests.trainer.process_factory import PAIR_ROWS
 from tests.trainer.stage import Stage
 from trainer.checkpoint import CheckpointFolder
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here and in the processes, a small table for pairs of attributes: otherwise most of a copy is its empty rows."""
+    monkeypatch.setattr("kernels.odds.arrays.PAIR_ROWS", PAIR_ROWS)
 
 
 @pytest.fixture(scope="session")

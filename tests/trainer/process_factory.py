@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+import kernels.odds.arrays
 from tests.process_factory import serve_children
+
+PAIR_ROWS = 64
+"""Instead of the default, see `tests.trainer.conftest`."""
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
@@ -36,4 +40,5 @@ if __name__ == "__main__":
         "trainer.replay",
     ):
         import_module(name)
+    kernels.odds.arrays.PAIR_ROWS = PAIR_ROWS
     serve_children(run)

@@ -145,7 +145,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
         begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]), rows[shown], begin, begin + len(shown),
-        group_RC=learner.memory.groups_of(learner.features.lookup(own["features"][: MODEL.num_features])[None]),
+        group_RC=learner.memory.groups_of(own["features"][None, : MODEL.num_features]),
     )  # fmt: skip
 
 
@@ -283,7 +283,7 @@ def test_a_large_catalogue_is_predicted_in_parts() -> None:
     learner, world = taught()
     examples = world.examples(12)
     whole, parts = twin(learner), twin(learner)
-    parts.memory_pass = MemoryPass(parts.memory, parts.items, parts.features, parts.model, most_logits=1)
+    parts.memory_pass = MemoryPass(parts.memory, parts.items, parts.model, most_logits=1)
     said, in_parts = predictions_of(whole, examples), predictions_of(parts, examples)
     np.testing.assert_allclose(in_parts.log_loss_S, said.log_loss_S, rtol=0.05)
 
@@ -292,9 +292,7 @@ def test_a_share_of_a_large_catalogues_choices_is_ranked_and_all_are_learned() -
     learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
     examples = world.examples(12)
     whole, shared = twin(learner), twin(learner)
-    shared.memory_pass = MemoryPass(
-        shared.memory, shared.items, shared.features, shared.model, exact_rows=10, rows_per_share=10
-    )
+    shared.memory_pass = MemoryPass(shared.memory, shared.items, shared.model, exact_rows=10, rows_per_share=10)
     said, some = predictions_of(whole, examples), predictions_of(shared, examples)
     assert 0 < some.ranked_S.sum() < said.ranked_S.sum()
     np.testing.assert_array_equal(np.isfinite(some.log_loss_S), np.isfinite(said.log_loss_S) & some.ranked_S)
@@ -311,9 +309,7 @@ def test_choices_that_are_compared_with_many_rows_are_each_alone(
 ) -> None:
     learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
     monkeypatch.setattr(trainer.memory_pass, "MOST_ROWS_TOGETHER", most_rows)
-    learner.memory_pass = MemoryPass(
-        learner.memory, learner.items, learner.features, learner.model, exact_rows=10, rows_per_share=10
-    )
+    learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=10, rows_per_share=10)
     together, learn = list[int](), learner.memory_pass._learn
 
     def note(part: Part) -> MemoryOutcome:

@@ -42,12 +42,6 @@ SAVED_BYTES = 12_000
 """For a checkpoint, which has what the odds keep: a step changes some 10,000 of it."""
 
 
-@pytest.fixture(autouse=True)
-def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small table for pairs of attributes: otherwise most of a copy is its empty rows."""
-    monkeypatch.setattr("kernels.odds.arrays.PAIR_ROWS", 64)
-
-
 @pytest.fixture
 def saver(folder: CheckpointFolder) -> Iterator[Saver]:
     """Of that folder."""

@@ -3,7 +3,7 @@
 //
 // The certain candidates are the rows with evidence, the target and those chosen lately; the others are represented by
 // a few drawn at random, each of which stands for many. What an event costs depends on the history, not on the
-// catalogue.
+// catalogue. Groups of items are counted, but do not lift scores here: see kernels/memory/sampled.py.
 #include "memory_counts.h"
 #include "memory_gains.h"
 #include "sampled_rows.h"
@@ -34,7 +34,7 @@ struct Candidates {
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
             target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
-    float *score = nullptr, *push = nullptr, *logit = nullptr, *lift = nullptr, *share = nullptr, *standing = nullptr;
+    float *score = nullptr, *push = nullptr, *logit = nullptr, *share = nullptr, *standing = nullptr;
     float *seen = nullptr, *heat = nullptr;
     int64_t *first = nullptr, *last = nullptr;
 };
@@ -57,7 +57,6 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, 
         c.score = arena.get<float>(c.most);
         c.push = arena.get<float>(c.most);
         c.logit = arena.get<float>(c.most);
-        c.lift = arena.get<float>(c.most);
         c.share = arena.get<float>(c.most);
         c.standing = arena.get<float>(c.most * NUM_STANDING);
         c.seen = arena.get<float>(c.most);
@@ -134,7 +133,6 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
     Scratch standing = {};
     standing.standing = c.standing, standing.padded = c.most;
     stand(few, standing, 0, c.num);
-    for (int64_t i = 0; i < c.num; ++i) c.lift[i] = lift_of(m, c.s, c.row[i]);
     if (call.given_row) {
         for (int64_t i = 0; i < c.num; ++i) c.logit[i] = c.given[c.row[i]];
         return;
@@ -157,7 +155,7 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     for (int64_t i = 0; i < c.num; i += W) {
         vf x = load(c.logit + i) * gains[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(c.standing + f * c.most + i), splat(gains[f]), x);
-        store(c.score + i, fma(load(c.lift + i), splat(gains[LIFT]), x));
+        store(c.score + i, x);
     }
     float best = OUT;
     best_certain = OUT;
@@ -190,15 +188,14 @@ inline float push_candidates(Candidates& c, float best, float weight) {
 inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int32_t* past, int64_t num_past,
                                   int bucket) {
     float slope[NUM_FEATURES];
-    vf dense[NUM_STANDING + 2] = {};
+    vf dense[NUM_STANDING + 1] = {};
     for (int64_t i = 0; i < c.num; i += W) {
         const vf push = load(c.push + i);
         for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(c.standing + f * c.most + i), push, dense[f]);
         dense[NUM_STANDING] = fma(load(c.logit + i), push, dense[NUM_STANDING]);
-        dense[NUM_STANDING + 1] = fma(load(c.lift + i), push, dense[NUM_STANDING + 1]);
     }
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
-    slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = sum(dense[NUM_STANDING + 1]);
+    slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = 0.0f;
     v8 sparse = {};
     v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
@@ -227,7 +224,7 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
     const float shift =
-        look_again(m, c.s, c.standing, c.most, c.logit, c.lift, bucket, best_certain, [](int64_t at) { return at; });
+        look_again(m, c.s, c.standing, c.most, c.logit, nullptr, bucket, best_certain, [](int64_t at) { return at; });
     const float mass = push_candidates(c, best, weight_of(m, r));
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
