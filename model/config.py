@@ -26,7 +26,7 @@ MODEL_LIMITS: dict[str, Limit] = {
     "max_context": AT_LEAST_1,
     "num_positions": AT_LEAST_1,
     "num_time_buckets": AT_LEAST_1,
-    "time_unit_ms": Number(0, 1e15, open_low=True, advice="1000 is usual"),
+    "time_unit_ms": Number(0, 1e10, open_low=True, advice="1000 is usual"),
     "temperature": ABOVE_0,
     "bias_scale": Number(),
     "norm_eps": ABOVE_0,

@@ -249,7 +249,7 @@ def test_tokens_and_their_gradients_are_those_of_the_formula(*, with_side: bool)
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("unit_ms", [1e-3, 1.0, 1000.0, 86_400_000.0, 1e15])
+@pytest.mark.parametrize("unit_ms", [1e-3, 1.0, 1000.0, 86_400_000.0, 1e10])
 def test_as_many_time_buckets_may_be_configured_as_times_reach(unit_ms: float) -> None:
     def is_allowed(num_buckets: int) -> bool:
         try:

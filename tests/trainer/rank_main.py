@@ -10,9 +10,12 @@ import os
 import sys
 
 if __name__ == "__main__":
+    import kernels.odds.arrays
     import trainer.__main__
     from tests.trainer import points
+    from tests.trainer.process_factory import PAIR_ROWS
 
+    kernels.odds.arrays.PAIR_ROWS = PAIR_ROWS
     here = f"{os.environ['RANK']}:{os.environ['TORCHELASTIC_RESTART_COUNT']}:"
     for each in sys.argv[1].split():
         if each.startswith(here):

@@ -184,8 +184,8 @@ def test_of_four_ranks_each_may_be_killed(run: RankRun, alone: Alone) -> None:
 
 
 def test_a_checkpoint_goes_on_with_any_other_number_of_ranks(run: RankRun, alone: Alone) -> None:
-    for size in (2, 1, 4):
-        run.die("killed", size, 0, "checkpointed:3:kill", DIVIDED)
+    for size, number in ((2, 2), (1, 1), (4, 1)):
+        run.die("killed", size, 0, f"checkpointed:{number}:kill", DIVIDED)
     killed = run.outcome("killed", run.start("killed", 2, broken=DIVIDED))
     assert_equal(killed, alone(DIVIDED))
 
