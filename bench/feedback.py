@@ -35,7 +35,7 @@ from model.rates import probability
 from model.tokens import unpack_kinds
 from stream.simulate import KINDS
 from trainer.batch import JaggedBatch, build_batch
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.kind_metrics import binary_log_loss
 from trainer.snapshot import learner_arrays, restore_learner

@@ -21,7 +21,8 @@ from headrace.migration_writer import fill, verify
 from headrace.rollout import send_decision, who
 from headrace.sentences import say
 from stream.migration import migration_to
-from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
 from trainer.journal import read_journal
 from trainer.positions import sequences_identity
 from trainer.source import Position

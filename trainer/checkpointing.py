@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.journal import Journal
 from trainer.publication import Publication

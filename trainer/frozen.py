@@ -18,7 +18,7 @@ from model.embedding import EmbeddingTable
 from model.memory_events import events_of
 from model.rates import probability
 from trainer.batch import JaggedBatch, shorten
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.evaluator import Forward, Leaf
 from trainer.forward import ForwardPass

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal

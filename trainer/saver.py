@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from model.dirty import UNSAVED
-from trainer.checkpoint import Checkpoint, CheckpointFolder, Draft, unwritable
+from trainer.checkpoint import CheckpointFolder, Draft, unwritable
+from trainer.checkpoint_reading import Checkpoint
 from trainer.regions import names_of, regions_of, users_of
 from trainer.rows import Piece
 from trainer.soundness import Unsound, unsound_piece

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from model.embedding import EmbeddingTable
-from trainer.checkpoint import Checkpoint, flatten, part_of
+from trainer.checkpoint import flatten, part_of
+from trainer.checkpoint_reading import Checkpoint
 from trainer.errors import CheckpointError
 from trainer.recorded import difference
 from trainer.regions import count_columns

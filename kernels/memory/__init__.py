@@ -23,22 +23,9 @@ import numpy as np
 
 from kernels.dispatch import load
 from kernels.memory import reference, sampled
-from kernels.memory.arrays import (
-    CHANGED,
-    EVIDENCE,
-    FEATURES,
-    STANDING,
-    Float32,
-    Int32,
-    Int64,
-    MemoryAnswers,
-    MemoryArrays,
-    MemoryEvents,
-    MemoryOutcome,
-    MemoryRules,
-    MemoryStanding,
-)
+from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.check import check_events, check_jagged, check_table
+from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.memory.arrays import Float32, Int32, Int64, MemoryArrays, MemoryEvents
+from kernels.memory.arrays import Float32, Int32, Int64, MemoryArrays
+from kernels.memory.events import MemoryEvents
 
 
 def check_events(

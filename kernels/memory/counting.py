@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArrays, MemoryRules
+from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArrays
+from kernels.memory.events import MemoryRules
 from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
 from kernels.memory.groups import count_groups
 from kernels.memory.past import MemoryPast

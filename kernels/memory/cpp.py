@@ -10,19 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.library import function
-from kernels.memory.arrays import (
-    DRAWN,
-    RECENT,
-    Float32,
-    Int32,
-    Int64,
-    MemoryAnswers,
-    MemoryArrays,
-    MemoryEvents,
-    MemoryOutcome,
-    MemoryRules,
-    MemoryStanding,
-)
+from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
     BestCall,
     CandidatesCall,
@@ -32,6 +20,7 @@ from kernels.memory.calls import (
     SampledCall,
     StandCall,
 )
+from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
 from kernels.memory.features import COUNTED, WIDE
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}

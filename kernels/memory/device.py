@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.arrays import CHANGED, MemoryArrays
+from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
 from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS

@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import (
-    EVIDENCE,
-    NUM_HEATS,
-    Float32,
-    Float64,
-    Int32,
-    Int64,
-    MemoryArrays,
-    MemoryRules,
-)
+from kernels.memory.arrays import EVIDENCE, NUM_HEATS, Float32, Float64, Int32, Int64, MemoryArrays
+from kernels.memory.events import MemoryRules
 from kernels.memory.groups import lift_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.memory.arrays import Float64, Int32, Int64, MemoryArrays, MemoryEvents
+from kernels.memory.arrays import Float64, Int32, Int64, MemoryArrays
+from kernels.memory.events import MemoryEvents
 from kernels.memory.past import MemoryPast
 
 LAGS, OWN_DECAY, SHARE_DECAY = 20, 0.9, 0.998

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import Float64, Int32, Int64, MemoryEvents
+from kernels.memory.arrays import Float64, Int32, Int64
+from kernels.memory.events import MemoryEvents
 
 VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
 

@@ -7,22 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import (
-    CHANGED,
-    EVIDENCE,
-    FEATURES,
-    STANDING,
-    Float32,
-    Float64,
-    Int32,
-    MemoryAnswers,
-    MemoryArrays,
-    MemoryEvents,
-    MemoryOutcome,
-    MemoryRules,
-    MemoryStanding,
-)
+from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, MemoryArrays
 from kernels.memory.counting import count_choice, meet
+from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
 from kernels.memory.features import EVENTS, LEARNED, leaves_out, mix, standing_of
 from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast

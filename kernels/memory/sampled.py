@@ -12,18 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.memory.arrays import (
-    DRAWN,
-    Float32,
-    Float64,
-    Int32,
-    Int64,
-    MemoryArrays,
-    MemoryEvents,
-    MemoryOutcome,
-    MemoryRules,
-)
+from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.counting import count_choice, meet
+from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast

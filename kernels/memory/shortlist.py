@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import FEATURES, HIDDEN, LISTED, SEEN_AGAIN, Float64, MemoryArrays, MemoryRules
+from kernels.memory.arrays import FEATURES, HIDDEN, LISTED, SEEN_AGAIN, Float64, MemoryArrays
+from kernels.memory.events import MemoryRules
 
 LENGTH_SCALE, LAST_LEAD, LEAK, FURTHEST, LEAST_VARIANCE, LISTS_REMEMBERED = 0.25, -20.0, 0.1, 4.0, 1e-4, 2000.0
 

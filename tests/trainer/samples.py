@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays, restore_learner

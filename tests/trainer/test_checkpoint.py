@@ -17,7 +17,8 @@ import xxhash
 from headrace.file_source import FileSource
 from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
-from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint, read_checkpoint
 from trainer.config import TrainerConfig
 from trainer.election import Claimant
 from trainer.errors import CheckpointError
@@ -289,7 +290,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
 from trainer.errors import TrainerError
 from trainer.journal import Journal
 folder = CheckpointFolder(Path(sys.argv[1]), print).open()

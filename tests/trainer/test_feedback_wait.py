@@ -13,7 +13,7 @@ import trainer.batch
 import trainer.waiting
 from tests.trainer.samples import KINDS, MODEL, TRAINER, World, assert_same_arrays, example
 from trainer.batch import JaggedBatch, build_batch
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.histories import TrainedHistories
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.soundness import pass_over

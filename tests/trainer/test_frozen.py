@@ -14,7 +14,8 @@ import pytest
 from tests.brokers import wait_until
 from tests.trainer.samples import SAMPLED, TRAINER, World, assert_same_arrays, taught
 from trainer.batch import JaggedBatch
-from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.frozen import Frozen
 from trainer.frozen_rival import Allowance, FrozenRival

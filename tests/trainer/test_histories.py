@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from trainer.batch import build_batch
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.histories import TrainedHistories
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner

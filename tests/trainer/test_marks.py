@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.trainer.samples import MODEL, World
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.scheduler import Scheduler
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot

@@ -21,7 +21,7 @@ from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
-from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoint_reading import Checkpoint, read_checkpoint
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]

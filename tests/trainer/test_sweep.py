@@ -20,7 +20,8 @@ from model.memory_room import reshaped
 from tests.trainer.samples import MODEL, TRAINER, World, taught
 from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
-from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint, read_checkpoint
 from trainer.collection import Collection
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError, UnsoundVersionError
