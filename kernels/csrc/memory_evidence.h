@@ -180,7 +180,6 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
         decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[THREADS] *= THREADS_DECAY;
     }
     collect_own(m, s, r, visit);
-    lift_groups(m, s, r);
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {

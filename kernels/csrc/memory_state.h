@@ -99,7 +99,7 @@ struct Scratch {
     int64_t num_touched, padded;
     float *lift_G, *lift_base;  // memory_groups.h
     int32_t* lifted;
-    int64_t num_lifted;
+    int64_t num_lifted = 0;
     float pause;  // time since the user's last choice
     float gain[MOST_GAINS];
     Shortlist<NUM_SEEN>* shortlist;

@@ -149,6 +149,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     const int bucket = bucket_of(m, num_past);
     const bool excludes = leaves_out(m);
     collect(m, s, r);
+    lift_groups(m, s, r);
     bool is_repeat = false;
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
@@ -188,6 +189,7 @@ inline void score_all(const MemoryCall& m, Scratch& s) {
         const int64_t num_met = m.met_end_R[r] - m.met_begin_R[r];
         const int bucket = bucket_of(m, num_past);
         collect(m, s, r);
+        lift_groups(m, s, r);
         const float best = mix(m, s, logit, bucket, m.met_rows + m.met_begin_R[r], num_met);
         rescore(s, look_again(m, s, logit, bucket, best));
         memcpy(logit, s.score, m.num_rows * sizeof(float));

@@ -114,6 +114,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
     Shortlist<NUM_SEEN>& list = *p.s.shortlist;
     list.num = min64(num, LISTED);
     stand_listed(p, num);
+    lift_groups(m, p.s, r);
     const float length = LENGTH_SCALE * (float)bucket_of(m, p.num_past(r));
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
@@ -135,6 +136,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
         list.raw[LENGTH][c] = used * length;
         list.raw[PAUSE][c] = used * p.s.pause;
     }
+    clear_groups(p.s);
     if (!list.num) return 0.0f;
     list.look(m.shortlist_weight, m.shortlist_norm);
     return list.shift();

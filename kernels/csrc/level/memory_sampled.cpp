@@ -63,13 +63,11 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, 
         c.heat = arena.get<float>(c.most * NUM_HEAT);
         c.first = arena.get<int64_t>(c.most);
         c.last = arena.get<int64_t>(c.most);
-        get_groups(m, c.s, arena);
         if (pass == 0 && !arena.allocate()) return false;
     }
     if (!sparse.at_least(m.num_rows)) return false;
     memset(c.s.evidence, 0, c.most * NUM_GATHERED * sizeof(float));
     memset(c.s.own, 0, c.most * OWN_STRIDE * sizeof(float));
-    clear_all_groups(m, c.s);
     c.s.slot = sparse.slot;
     c.barred = sparse.barred;
     c.given = sparse.logit;
