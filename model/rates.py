@@ -199,7 +199,7 @@ class Rates:
         """What a version carries, in this build's form. Raises `VersionError` if `apply` cannot take it."""
         if not changes:
             return changes
-        changes = upgraded_rates(changes, self.arrays.attributes)
+        changes = upgraded_rates(changes, self.arrays)
         expected = {name: getattr(self.arrays, name).shape for name in _WEIGHTS}
         got = {name: changes[name].shape for name in _WEIGHTS if name in changes}
         if got != expected:
@@ -236,7 +236,7 @@ class Rates:
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
-        state = upgraded_rates(state, self.arrays.attributes)
+        state = upgraded_rates(state, self.arrays)
         self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
         self.kept.load_state_dict(state)
         self.arrivals.load_state_dict(_arrivals_of(state))

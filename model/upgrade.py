@@ -55,24 +55,23 @@ def _missing(num: int) -> tuple[str, ...]:
     return names if len(names) == num else ()
 
 
-def upgraded_rates(state: Mapping[str, NDArray[Any]], attributes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def upgraded_rates(state: Mapping[str, NDArray[Any]], odds: OddsArrays) -> dict[str, NDArray[Any]]:
     """The state of a model's rates, or what a version carries of it, with this build's inputs: an older one had neither
-    pauses nor pairs of attributes (``attributes``: as in `OddsArrays`).
+    pauses nor pairs of attributes. ``odds``: this build's, of the same model.
 
     What it lacks starts as in empty rates, and changes no prediction until it has learned.
     """
-    num_kinds = len(state["total_C"]) - 1 if "total_C" in state else 0
-    empty = OddsArrays.empty(num_kinds, *attributes.tolist())
-    num_new = 1 + num_pairs_of(empty.num_attributes)
-    if num_kinds == 0 or state["gain_FK"].shape != (len(empty.gain_FK) - num_new, num_kinds):
+    num_kinds, num_new = odds.num_kinds, 1 + num_pairs_of(odds.num_attributes)
+    gain = state.get("gain_FK")
+    if gain is None or gain.shape != (len(odds.gain_FK) - num_new, num_kinds):
         return dict(state)
-    found, at = dict(state), len(state["gain_FK"]) - 2  # the network's log-odds and the bias are the last
+    found, at = dict(state), len(gain) - 2  # the network's log-odds and the bias are the last
     for name, axis, value in _WIDENED:
         if name in state:
             each = 1 if name.startswith("gain") else num_kinds
             found[name] = np.insert(state[name], [at * each] * (num_new * each), np.float32(value), axis)
     found["norm_2I"][1, at * num_kinds : (at + num_new) * num_kinds] = 1.0
-    found["pause_VC"] = empty.pause_VC
+    found["pause_VC"] = np.zeros_like(odds.pause_VC)
     if "item_index" in state:
-        return found | {"pair_index": np.zeros(0, np.int64), "pair_VC": empty.pair_VC[:0]}
-    return found | {"pair_VC": empty.pair_VC, "pair_dirty_V": empty.pair_dirty_V}
+        return found | {"pair_index": np.zeros(0, np.int64), "pair_VC": np.zeros_like(odds.pair_VC[:0])}
+    return found | {"pair_VC": np.zeros_like(odds.pair_VC), "pair_dirty_V": np.zeros_like(odds.pair_dirty_V)}
