@@ -68,6 +68,18 @@ def enough(config: TrainerConfig) -> tuple[Learner, World]:
     return learner, world
 
 
+def compared(
+    folder: CheckpointFolder, rival_of: Callable[[TrainerConfig], FrozenRival]
+) -> tuple[Learner, World, FrozenRival]:
+    """A learner whose choices a copy of it ranks."""
+    learner, world = enough(ALL)
+    kept_in(folder, learner)
+    rival = rival_of(ALL)
+    wait_for_copy(rival, learner, learner.num_steps)
+    learner.evaluator.on_ranked = rival.compare
+    return learner, world, rival
+
+
 def step_beside(rival: FrozenRival, learner: Learner, world: World) -> None:
     """A step, and the ranks of its choices by the copy."""
     learner.step(world.examples(8))
@@ -163,11 +175,7 @@ def test_a_learner_that_is_too_large_has_no_copy(
 def test_a_copy_that_fails_is_dropped_and_learning_goes_on(
     folder: CheckpointFolder, rival_of: Callable[[TrainerConfig], FrozenRival], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, world = enough(ALL)
-    kept_in(folder, learner)
-    rival = rival_of(ALL)
-    wait_for_copy(rival, learner, learner.num_steps)
-    learner.evaluator.on_ranked = rival.compare
+    learner, world, rival = compared(folder, rival_of)
 
     def fails(*_: object) -> None:
         raise IndexError("broken")
@@ -197,11 +205,7 @@ def test_its_time_is_a_share_of_what_passes() -> None:
 def test_no_step_waits_for_a_copy_that_ranks(
     folder: CheckpointFolder, rival_of: Callable[[TrainerConfig], FrozenRival], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, world = enough(ALL)
-    kept_in(folder, learner)
-    rival = rival_of(ALL)
-    wait_for_copy(rival, learner, learner.num_steps)
-    learner.evaluator.on_ranked = rival.compare
+    learner, world, rival = compared(folder, rival_of)
     has_learned, rank_choices = Event(), Frozen.rank_choices
 
     def waits(copy: Frozen, *given: Any) -> Any:
