@@ -21,9 +21,9 @@ from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
+from wire.holding import as_ranges
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
-from wire.holding import as_ranges
 from wire.lag import decode_lag
 from wire.status import ServerStatus, status_of
 from wire.topics import Topics, topics_of
@@ -160,8 +160,8 @@ def processes(
             "partitions", f"{unowned} of {settings.kafka.partitions} have never had a worker", "see the workers' logs"
         )
     if unheld := state.unheld(now_ms, line):
-        yield problem("servers", f"none holds the users of partitions {as_ranges(unheld)}",
-                      "start one whose serving.partitions has them; requests for these users are answered 503")  # fmt: skip
+        words = f"none holds the users of partitions {as_ranges(unheld)}: requests for them are answered 503"
+        yield problem("servers", words, "start one whose serving.partitions has them")
     yield from short_of_files(state.live_servers(now_ms))
     yield clocks(behind_s)
     if lag:

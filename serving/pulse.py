@@ -158,7 +158,8 @@ class Pulse:
             num_items=int(version or 0), num_evicted=int(lag.get("num_evicted") or 0),
             num_interactions=int(lag.get("num_interactions") or 0),
             num_servers=int(lag.get("num_servers") or 0),
-            unheld=as_ranges(self.cluster.unheld(now_ms, served.line)), dead_letters=self._num_letters, reasons=dict(self._reasons),
+            unheld=as_ranges(self.cluster.unheld(now_ms, served.line)), dead_letters=self._num_letters,
+            reasons=dict(self._reasons),
         )  # fmt: skip
         self.points.append(point)
         self.num_points += 1
