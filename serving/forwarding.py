@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
-from yarl import URL
 
 from serving.errors import NotReadyError, OverloadedError, RelayedError
 from serving.peers import AVOIDED_S, Peer, in_order
@@ -122,7 +121,7 @@ class Forwarder:
         headers = {MARK: self._mark(), "content-type": "application/json"}
         if question.token is not None:
             headers["authorization"] = question.token
-        url = URL(peer.address + question.target, encoded=True)
+        url = peer.address + question.target
         sent = self._client().request(question.method, url, data=question.body or None, headers=headers,
                                       allow_redirects=False)  # fmt: skip
         async with sent as answer:

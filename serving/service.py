@@ -97,7 +97,7 @@ class Service:
     histories_ready: threading.Event = field(default_factory=threading.Event)
     name: str = ""
     """As the status topic has it."""
-    prefix: str = ""
+    prefix: str = "headrace"
     """The deployment (``kafka.prefix``)."""
     metrics: ServerMetrics | None = None
     titles: Titles = field(default_factory=Titles)

@@ -16,8 +16,8 @@ from wire.checks import expect
 
 EVERY, NONE = "all", "none"
 ADVICE = "all holds every user"
-_RANGES = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
-_SHARE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
+_RANGES = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", re.ASCII)
+_SHARE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})", re.ASCII)
 
 
 class Partitions:

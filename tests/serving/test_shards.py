@@ -148,6 +148,8 @@ def test_any_server_of_some_users_answers_as_one_of_all(shards: Shards) -> None:
         expected = whole.client.get("/history", params={"user": user})
         assert expected.json()["num_history"] > 0
         assert {server.client.get("/history", params={"user": user}).text for server in servers} == {expected.text}
+    for user in ("a+b&c=d", "50%2F50 #1?", "☃ü/..", "\n\x00"):
+        assert {server.client.get("/history", params={"user": user}).json()["user"] for server in servers} == {user}
     for server, own in zip(servers, ({0, 2}, {1, 3}), strict=True):
         metrics = server.client.get("/metrics").text
         assert "headrace_partitions_held 2.0" in metrics
