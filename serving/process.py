@@ -35,7 +35,7 @@ from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable
+from wire.errors import BrokerUnavailable, ConfigError
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
@@ -57,7 +57,7 @@ def tune_interpreter() -> None:
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to stop; returns the exit status. Raises `StartError`.
+    """Serve until told to stop; returns the exit status. Raises `StartError` and `ConfigError`.
 
     ``settings``: the configuration, with sections ``serving``, ``action``, ``sequence`` and ``kafka``.
     """
@@ -82,6 +82,8 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
+            if isinstance(service.failure, ConfigError):
+                raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace.command import WRONG_CONFIGURATION
 from tests.brokers import Broker, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire
@@ -391,5 +392,5 @@ def test_servers_of_another_deployment_or_line_are_not_believed(
 
 def test_partitions_that_the_topic_lacks_end_a_server_with_one_line(shards: Shards) -> None:
     server = shards.start("2-7", is_ready=False)
-    assert server.process.wait(60) == 1
-    assert "serving.partitions: expected numbers below 4" in server.process.log()
+    assert server.process.wait(60) == WRONG_CONFIGURATION
+    assert "serving.partitions: expected numbers below 4" in server.process.log().splitlines()[-1]
