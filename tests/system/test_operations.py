@@ -23,7 +23,14 @@ from tests.system.loop import KINDS, Loop
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ACTIONS = 500
-RUNS_ON = {"worker": "partitions", "serve": "answering from version", "train": "standby", "torchrun": "standby", "lag": "learned", "kcat": '"stages"'}
+RUNS_ON = {
+    "worker": "partitions",
+    "serve": "answering from version",
+    "train": "standby",
+    "torchrun": "standby",
+    "lag": "learned",
+    "kcat": '"stages"',
+}
 """Commands that run until they are stopped, and a word that they print when they are at work."""
 ORDERLY = ("worker", "train", "serve")
 """Those that end with status 0 when they are stopped."""
