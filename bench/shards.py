@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -54,9 +56,11 @@ Asked = list[tuple[int, list[bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Of one load: requests per second, and the p50 and p99 of their times in milliseconds."""
+    """Of one load: requests per second, the servers' processor time for one, and the p50 and p99 of the requests'
+    times, in milliseconds. Processor time says most on a machine that does other things too."""
 
     rate: float
+    cpu_ms: float
     p50_ms: float
     p99_ms: float
 
@@ -99,9 +103,15 @@ def serve(pipe: Connection, configs: dict[str, dict[str, Any]]) -> None:
                 service.placing.peers.hear(report)
 
 
+def processor_s(pids: list[int]) -> float:
+    """Processor time of some processes so far, in seconds."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def servers() -> Iterator[Ports]:
-    """The processes; yields the servers' ports."""
+def servers() -> Iterator[tuple[Ports, list[int]]]:
+    """The processes; yields the servers' ports and the processes' ids."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for configs in PROCESSES.values():
@@ -119,7 +129,7 @@ def servers() -> Iterator[Ports]:
             )  # fmt: skip
             for pipe in pipes:
                 pipe.send((cache, encode_status(report)))
-        yield ports
+        yield ports, [each.pid for each in processes if each.pid is not None]
     finally:
         for process in processes:
             process.kill()
@@ -166,16 +176,18 @@ async def load(asked: Asked, seconds: float) -> tuple[list[float], int, float]:
     return taken, wrong, time.perf_counter() - began
 
 
-def measure(ports: Ports, cache: str, seconds: float, rounds: int) -> tuple[dict[str, Found], int]:
+def measure(ports: Ports, pids: list[int], cache: str, seconds: float, rounds: int) -> tuple[dict[str, Found], int]:
     """By case, the medians over the rounds; and how many requests failed."""
     found: dict[str, list[Found]] = {}
     failures = 0
     for _ in range(rounds):
         for name, asked in cases(ports, cache).items():
             asyncio.run(load(asked, 0.3))
+            before_s = processor_s(pids)
             taken, wrong, wall_s = asyncio.run(load(asked, seconds))
+            cpu_ms = 1000 * (processor_s(pids) - before_s) / len(taken)
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
-            found.setdefault(name, []).append(Found(len(taken) / wall_s, float(p50), float(p99)))
+            found.setdefault(name, []).append(Found(len(taken) / wall_s, cpu_ms, float(p50), float(p99)))
             failures += wrong
     columns = {name: [median(getattr(one, key) for one in each) for key in Found.__slots__]
                for name, each in found.items()}  # fmt: skip
@@ -185,11 +197,11 @@ def measure(ports: Ports, cache: str, seconds: float, rounds: int) -> tuple[dict
 def run(quick: bool = False) -> list[Row]:
     """The rows of the report."""
     rows, failed = [], 0
-    with servers() as ports:
+    with servers() as (ports, pids):
         for cache in CACHES:
-            found, failures = measure(ports, cache, 1.0 if quick else 2.0, 3 if quick else 5)
+            found, failures = measure(ports, pids, cache, 1.0 if quick else 2.0, 3 if quick else 5)
             failed += failures
             for name, each in found.items():
-                note = f"p50 {each.p50_ms:.1f} ms, p99 {each.p99_ms:.1f} ms"
+                note = f"p50 {each.p50_ms:.1f} ms, p99 {each.p99_ms:.1f} ms, processor {each.cpu_ms:.2f} ms"
                 rows.append(row(f"{cache}: {name}", each.rate, "requests/s", note=note))
     return [*rows, row("requests dropped or refused", float(failed), "requests", 0.0, most=True)]

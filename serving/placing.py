@@ -153,7 +153,7 @@ class Placing:
 
     def _check(self, mark: str, users: Sequence[Key | None]) -> None:
         """Refuse a forwarded request that this server must not answer."""
-        if not self.shard.caught_up.is_set():
+        if not (self.shard.caught_up.is_set() and self.shard.num_partitions):
             raise NotReadyError(NOT_YET, "complete histories")
         if mark != self.mark():
             raise MisdirectedError(f"the mark {self.mark()!r}", f"{mark[:200]!r}")
