@@ -7,7 +7,7 @@ was published. Both score with the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from model.memory_room import (
     neighbours_at,
     reshaped,
 )
-from model.memory_version import LEARNED, ROWS, published_memory, take_over
+from model.memory_version import GROUPS, LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -238,8 +238,13 @@ class Memory:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
-        self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
+        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
+        earlier builds have no groups; they are counted from here on."""
+        num_columns, arrays = self._here.num_columns, published.arrays.copy()
+        if num_columns and not arrays.num_columns:
+            empty = empty_memory(arrays.capacity, self._most, num_columns)
+            arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
+        self.arrays, self.num_rows = arrays, published.num_rows
         _clear_changed(self.arrays)
 
     @property
