@@ -24,6 +24,7 @@ from kernels.memory import (
     MemoryStanding,
     memory_best,
     memory_candidates,
+    memory_forget,
     memory_learn,
     memory_learn_given,
     memory_learn_sampled,
@@ -177,19 +178,11 @@ class Memory:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
         if not len(rows_N):
             return
-        arrays, num = self._take_back(), self.num_rows
+        arrays = self._take_back()
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
         _clear_rows(arrays, rows_N)
-        used = np.arange(arrays.width) < arrays.num_neighbours[:num, None]
-        lost = used & gone_V[arrays.neighbour_row[:num]]
-        for row in np.flatnonzero(lost.any(axis=1)).tolist():
-            kept = np.flatnonzero(used[row] & ~lost[row])
-            for name in NEIGHBOURS:
-                values = getattr(arrays, name)[row]
-                values[: len(kept)] = values[kept]
-            arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row], arrays.moved[row] = CHANGED, 255
+        memory_forget(arrays, self.num_rows, gone_V, backend=self._backend)
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
