@@ -61,7 +61,7 @@ class Placing:
 
     @property
     def forwarder(self) -> Forwarder:
-        """Made when it is first needed, in the event loop: a server that holds all users does without its imports."""
+        """Made in the event loop. A server that holds all users does without its imports."""
         if self._forwarder is None:
             from serving.forwarding import Forwarder
 

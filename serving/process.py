@@ -125,6 +125,8 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
         pins, subscriber, follower, heartbeat,
     ]  # fmt: skip
     if not service.shard.is_whole:
+        import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
+
         threads.append(PeerFollower(
             lambda: connect(kafka, PULSE_CONNECT_S), topics.status, service.placing.peers, service.placing.known
         ))  # fmt: skip
