@@ -113,7 +113,8 @@ def questions(users: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for user in [*users, "nobody knows this user", "Ünïcode ☃"]:
         about = {"user": user, "timestamp": NOW_MS}
         yield "/recommend", about
-        yield "/recommend", {**about, "min_age_s": 1, "deny": [3]}
+        for after_s in (1, 15, 60, 240):  # first sightings are those of all users
+            yield "/recommend", {**about, "min_age_s": (NOW_MS - START_MS) / 1000 - after_s, "deny": [3], "k": 20}
         yield "/rank", {**about, "items": [1, 2, 3, "unknown"]}
         yield "/explain", {**about, "k": 3}
     mixed = [{"user": user, "timestamp": NOW_MS, "k": 3} for user in users]
@@ -163,6 +164,24 @@ def test_any_server_of_some_users_answers_as_one_of_all(shards: Shards) -> None:
             other.url: {0, 1, 2, 3} - own for other in servers if other is not server
         }
         assert set(server.client.get("/users").json()["users"]) == set(shards.of(*own))
+
+
+@pytest.mark.slow
+def test_a_server_knows_of_items_whoever_chose_them(shards: Shards) -> None:
+    whole, servers = shards.start(), [shards.start(each) for each in ("1/2", "2/2")]
+    for number, place in enumerate((0, 1), start=1):
+        user, rows = f"newcomer{number}", slice_of(shards.world.histories["u0"], 0, 2 * number)
+        early = replace(rows, timestamp_ms=rows.timestamp_ms - 10**6 * number)
+        shards.wire.tell([replace(example(user, early), partition=place, number=1000)])
+        wanted = {"user": "u1", "timestamp": NOW_MS, "k": 20, "exclude_seen": False,
+                  "min_age_s": (NOW_MS - START_MS) / 1000 + 900 * number}  # fmt: skip
+
+        def found(server: ServerProcess, wanted: dict[str, Any] = wanted) -> Any:
+            return timeless(server.client.post("/recommend", json=wanted).json())
+
+        wait_until(lambda found=found: found(whole)["items"], 30, "the new items")  # type: ignore[misc]
+        for server in servers:
+            wait_until(lambda found=found, server=server: found(server) == found(whole), 30, "the same items")  # type: ignore[misc]
 
 
 @pytest.mark.slow
