@@ -21,7 +21,7 @@ from bench.report import report
 
 HERE = Path(__file__).parent
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Are the recommendations good?": ("quality", "oracle", "hard", "domains", "days"),
+    "Are the recommendations good?": ("quality", "oracle", "hard", "domains", "days", "precision"),
     "How do published systems compare?": ("published", "published_stream", "systems", "scaling", "lengths"),
     "Does it keep up with a world that changes?": (
         "freshness", "drift", "feedback", "live_ranking", "moves", "exposure",

@@ -28,6 +28,7 @@ from kernels.memory.check import check_events, check_jagged, check_table
 from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
+from kernels.row_types import Rows
 
 __all__ = [
     "CHANGED",
@@ -83,7 +84,7 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
     *,
@@ -96,8 +97,9 @@ def memory_learn_sampled(
     they stand for: the sum over all rows is estimated without bias. Only the certain ones are rescored. Draws depend
     on the event's number alone. Ranks are -1; losses are estimates.
 
-    ``query_AD`` (A, D) and ``table_VD`` (at least ``num_rows``, D) float32: their products are the network's logits
-    once the first ``unit_width`` columns of each row are divided by their norm. Errors as in `memory_learn`.
+    ``query_AD`` (A, D) float32 and ``table_VD`` (at least ``num_rows``, D) of a type in `kernels.row_types`: their
+    products are the network's logits once the first ``unit_width`` columns of each row are divided by their norm.
+    Errors as in `memory_learn`.
     """
     check_events(memory, num_rows, events, None)
     check_table(query_AD, table_VD, num_rows, unit_width)
@@ -131,7 +133,7 @@ def memory_candidates(
 
 
 def memory_logits_of(
-    query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(n,) float32: the network's logits of some rows for each query, as `memory_learn_sampled` computes them.
 
@@ -167,7 +169,7 @@ def memory_learn_given(
 
 
 def memory_logits(
-    query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(A, ``num_rows``) float32: the network's logits of a few queries, as `memory_learn_sampled` defines them."""
     check_table(query_AD, table_VD, num_rows, unit_width)

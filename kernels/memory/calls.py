@@ -78,8 +78,7 @@ class SampledCall(ctypes.Structure):
         ("memory", MemoryCall),
         ("query", c_void_p),
         ("table", c_void_p),
-        ("width", c_int64),
-        ("unit_width", c_int64),
+        *((name, c_int64) for name in ("width", "unit_width", "table_type")),
         *((name, c_void_p) for name in ("given_row", "given_begin", "given_logit")),
     )
 
@@ -96,7 +95,7 @@ class RowLogitsCall(ctypes.Structure):
     _fields_ = (
         ("query", c_void_p),
         ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "width", "unit_width")),
+        *((name, c_int64) for name in ("num_queries", "width", "unit_width", "table_type")),
         *((name, c_void_p) for name in ("row", "begin", "logit")),
     )
 
@@ -107,6 +106,6 @@ class LogitsCall(ctypes.Structure):
     _fields_ = (
         ("query", c_void_p),
         ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride")),
+        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride", "table_type")),
         ("logit", c_void_p),
     )

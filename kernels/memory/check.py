@@ -6,6 +6,9 @@ import numpy as np
 
 from kernels.memory.arrays import Float32, Int32, Int64, MemoryArrays
 from kernels.memory.events import MemoryEvents
+from kernels.row_types import Rows
+
+TYPES = ("float32", "uint16", "float16")
 
 
 def check_events(
@@ -52,11 +55,13 @@ def _check_groups(memory: MemoryArrays, num: int, group_RC: Int32 | None) -> Non
         )
 
 
-def check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> None:
+def check_table(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int) -> None:
     """Check queries, and a table of at least ``num_rows`` rows."""
-    for name, matrix in (("query_AD", query_AD), ("table_VD", table_VD)):
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or not matrix.flags.c_contiguous:
-            raise ValueError(f"{name}: expected a contiguous float32 matrix, got {matrix.dtype} {matrix.shape}")
+    for name, matrix, types in (("query_AD", query_AD, ("float32",)), ("table_VD", table_VD, TYPES)):
+        if matrix.dtype.name not in types or matrix.ndim != 2 or not matrix.flags.c_contiguous:
+            raise ValueError(
+                f"{name}: expected a contiguous {', '.join(types)} matrix, got {matrix.dtype} {matrix.shape}"
+            )
     if len(table_VD) < num_rows or query_AD.shape[1] != table_VD.shape[1]:
         raise ValueError(
             f"table_VD: expected {num_rows} rows or more of width {query_AD.shape[1]}, got {table_VD.shape}"

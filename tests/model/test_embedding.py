@@ -68,7 +68,7 @@ def test_a_reader_that_follows_the_changes_has_the_table(what: Calls, admit_afte
                 assert (row > 0) == (sightings[key] >= admit_after)
                 row_of.update({key: row} if row else {})
             learned = np.unique(rows)
-            ours.learn(learned, torch.ones(len(learned), 4), lr=0.1)
+            ours.learn(learned, torch.ones(len(learned), 4), lr=0.1, step=0)
         elif name == "evict":
             gone = {key for key, seen in last_seen.items() if seen < now - values[0]}
             rows = ours.evict(now - values[0])
@@ -93,7 +93,7 @@ def test_a_table_grows_and_keeps_every_row_it_had() -> None:
     ours = table()
     first = ours.insert(np.arange(1, 41), 0, 0)
     before = ours.weight[torch.from_numpy(first)].clone()
-    ours.learn(first[:3], torch.ones(3, 4), 0.1)
+    ours.learn(first[:3], torch.ones(3, 4), 0.1, 0)
     state = ours.state[:41].clone()
     ours.insert(np.arange(41, 5001), 0, 1)
     assert ours.num_rows == 5001
@@ -112,7 +112,7 @@ def test_keys_without_a_row_read_the_cold_row() -> None:
 def test_a_freed_row_starts_anew_for_the_next_key() -> None:
     ours = table()
     rows = ours.insert(keys(5, 6), 100, 0)
-    ours.learn(rows, torch.ones(2, 4), 0.5)
+    ours.learn(rows, torch.ones(2, 4), 0.5, 0)
     ours.insert(keys(6), 200, 1)
     assert ours.evict(150).tolist() == [1]
     assert ours.tombstones == [5]
@@ -137,7 +137,7 @@ def test_a_loaded_table_is_the_saved_one() -> None:
     ours, other = table(admit_after=2), table(admit_after=2)
     for now in range(6):
         rows = np.unique(ours.insert(np.arange(now, 40 * now), now, now))
-        ours.learn(rows, torch.randn(len(rows), 4), 0.1)
+        ours.learn(rows, torch.randn(len(rows), 4), 0.1, 0)
     ours.mark_published()
     ours.evict(3)
     ours.insert(keys(7, 7, 1000, 1000), 7, 7)
