@@ -118,10 +118,14 @@ class RowStore:
     def learn(self, place_U: Int64, grad_UD: Tensor, lr: float, step: int) -> None:
         """One row-wise Adagrad step at distinct places. ``step``: decides how weights of 16 bits are rounded."""
         where: Any = self._where(place_U)
-        dither = None if self.is_exact else Dither.of((*self._seeds, step), self.share.size, self.share.rank)
         rowwise_adagrad_(
-            self.weight, self.state, where, grad_UD, lr=lr, distinct=True, dither=dither, backend=self._backend
-        )
+            self.weight, self.state, where, grad_UD, lr=lr, distinct=True, dither=self._dither(step),
+            backend=self._backend,
+        )  # fmt: skip
+
+    def _dither(self, step: int) -> Dither | None:
+        """What a step's rounding depends on: the same for a row wherever it is."""
+        return None if self.is_exact else Dither.of((*self._seeds, step), self.share.size, self.share.rank)
 
     def is_finite(self, num_rows: int) -> bool:
         """Whether this share of the first ``num_rows`` rows is finite, judging by sums, in which any NaN shows."""
