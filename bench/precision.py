@@ -55,9 +55,9 @@ def measured(settings: Settings, actions: list[dict[str, Any]], way: str, seed: 
     return {**hits, "NE": done.trainer.learner.metrics.summary()["ranking"]["all"]["ne"]}
 
 
-def compare(settings: Settings, actions: list[dict[str, Any]], num_seeds: int) -> list[dict[str, Any]]:
+def compare(settings: Settings, actions: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
     """A row for each way and measure: means over the seeds."""
-    found = {way: [measured(settings, actions, way, seed) for seed in range(1, num_seeds + 1)] for way in WAYS}
+    found = {way: [measured(settings, actions, way, seed) for seed in seeds] for way in WAYS}
     rows = []
     for measure in (*SHOWN, "NE"):
         exact = np.array([each[measure] for each in found[WAYS[0]]])
@@ -78,8 +78,8 @@ def command(arguments: list[str]) -> int:
     """The options, and the report."""
     parser = parser_of("precision", __doc__)
     add_stream(parser, "ml-100k")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds; default: 3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED", help="default: 1 2 3")
     options = parser.parse_args(arguments)
     actions = actions_of(options.stream, options, QUICK_ACTIONS)
-    seeds = 1 if options.quick else options.seeds
+    seeds = options.seeds[:1] if options.quick else options.seeds
     return report("precision", arguments, compare(settings_for(load_settings(), actions), actions, seeds), options.out)
