@@ -40,7 +40,7 @@ def test_every_level_rounds_as_the_definition_does(
     monkeypatch: pytest.MonkeyPatch, level: str, width: int, dtype: torch.dtype
 ) -> None:
     force(monkeypatch, level)
-    sizes = (1e-39, 3e-13, 2.1e-10, 5e-8, 1e-6, 7e-5, 0.01, 1.3, 900.0, 65_510.0, 1e6, 3.4e38, float("inf"))
+    sizes = (0.0, 1e-39, 3e-13, 2.1e-10, 5e-8, 1e-6, 7e-5, 0.01, 1.3, 900.0, 65_510.0, 1e6, 3.4e38, float("inf"))
     for number, lr in enumerate(sizes):
         for dither in (Dither.of((3, 1, number)), None):
             slow, fast = (stepped(dtype, lr, dither, backend=each, width=width) for each in ("reference", "cpp"))

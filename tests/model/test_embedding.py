@@ -130,10 +130,12 @@ def test_a_table_of_16_bits_is_read_as_float32(precision: str, dtype: torch.dtyp
     np.testing.assert_array_equal(ours.state[:41], exact.state[:41])
     change = ours.read(np.arange(41))[0] - exact.read(np.arange(41))[0]
     assert 0 < np.abs(change).max() < 0.002
-    other = table(precision=precision, salt=2)
-    other.put(np.arange(41), ours.live[:41], first, None)
-    other.learn(rows[::2], torch.ones(20, 4), 0.1, 5)
-    assert not torch.equal(other.weight, ours.weight), "each table has random bits of its own"
+    for salt, seed, step in ((1, 3, 5), (2, 3, 5), (1, 4, 5), (1, 3, 6)):
+        other = table(precision=precision, salt=salt, seed=seed)
+        other.put(np.arange(41), ours.live[:41], first, None)
+        other.learn(rows[::2], torch.ones(20, 4), 0.1, step)
+        same = torch.equal(other.weight[:41], ours.weight[:41])
+        assert same == ((salt, seed, step) == (1, 3, 5)), "each table and step has random bits of its own"
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
