@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.addresses import ADDRESS, Addresses
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, check_fields
+from wire.holding import Partitions
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
@@ -14,6 +16,10 @@ SERVING_LIMITS: dict[str, Limit] = {
     "host": Text(r".+", "an address", "0.0.0.0 listens on every interface"),
     "port": Number(0, 65_535, whole=True, advice="0 takes any free port, 8080 is usual"),
     "name": Text(),
+    "partitions": Partitions(),
+    "address": Text(rf"({ADDRESS})?", "http://HOST:PORT, or nothing", "leave the path out"),
+    "peers": Addresses(),
+    "peer_timeout_s": ABOVE_0,
     "device": Word(DEVICES, "use auto"),
     "backend": Word(BACKENDS, "use auto"),
     "num_threads": AT_LEAST_1,
@@ -68,6 +74,16 @@ class ServingConfig:
     port: int = 8080
     name: str = ""
     """Key of this server's status records; empty: ``server@HOST:PORT``, where HOST is the machine's name."""
+    partitions: str = "all"
+    """The partitions whose users' histories this server keeps (`wire.holding`). Requests for other users are forwarded
+    to servers that hold them."""
+    address: str = ""
+    """The base URL under which other servers reach this one; empty: made of `host` and `port`, with the machine's name
+    instead of a host that means every interface."""
+    peers: tuple[str, ...] = ()
+    """The base URLs to which requests may be forwarded; empty: those of all servers that report."""
+    peer_timeout_s: float = 3.0
+    """How long another server may take to answer a forwarded request; then one other that holds the user is asked."""
     device: str = "auto"
     backend: str = "auto"
     num_threads: int = 1

@@ -22,6 +22,8 @@ from serving.histories import Histories
 from serving.intake import Counters
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
+from serving.peers import Peers
+from serving.placing import Placing
 from serving.pulse import Pulse, Served
 from serving.request_bodies import (
     MAX_KEY,
@@ -39,6 +41,7 @@ from serving.request_builder import RequestBuilder
 from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
+from serving.shard import Shard
 from serving.titles import Titles
 from serving.weights_manager import HeldVersion, WeightsManager
 
@@ -61,6 +64,11 @@ HELP = {
     "headrace_histories": "Users whose history is stored.",
     "headrace_history_bytes": "Memory used by histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
+    "headrace_partitions_held": "Partitions of the users whose histories this server holds.",
+    "headrace_partitions_unheld": "Partitions that neither this server nor another holds, as far as it knows.",
+    "headrace_requests_forwarded_total": "Requests, or parts of batches, forwarded to servers that hold their users.",
+    "headrace_forwards_failed_total": "Of these, those that no server answered.",
+    "headrace_peer_failures_total": "Times that another server did not answer a forwarded request as it should.",
     "headrace_requests_waiting": "Requests that no worker has taken yet.",
     "headrace_requests_shed_total": "Requests answered 503 at once, because too many were waiting.",
     "headrace_expected_wait_seconds": "How long a short request would wait at present, as measured.",
@@ -87,6 +95,10 @@ class Service:
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
+    name: str = ""
+    """As the status topic has it."""
+    prefix: str = "headrace"
+    """The deployment (``kafka.prefix``)."""
     metrics: ServerMetrics | None = None
     titles: Titles = field(default_factory=Titles)
     sender: ActionSender | None = None
@@ -106,6 +118,9 @@ class Service:
         self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin, self.line)
+        self.shard = Shard(c.partitions, caught_up=self.histories_ready)
+        self.placing = Placing(self.shard, Peers(self.name, c.peers), self.prefix, lambda: self.rollout.line,
+                               c.peer_timeout_s, c.max_waiting)  # fmt: skip
         self._builder = RequestBuilder(c, self.histories, self.features)
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
@@ -140,8 +155,10 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, the histories were read to the end of that time, and no follower has failed."""
-        return self.failure is None and self.manager.current is not None and self.histories_ready.is_set()
+        """Whether there is a version, the histories were read to the end of that time, other servers are known if there
+        have to be any, and no follower has failed."""
+        is_complete = self.histories_ready.is_set() and self.placing.is_ready
+        return self.failure is None and self.manager.current is not None and is_complete
 
     async def recommend(self, request: RecommendRequest) -> bytes:
         """`RecommendAnswer` as JSON."""
@@ -241,6 +258,7 @@ class Service:
             freshness_s=current.freshness_s if current else None,
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
             held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
+            partitions=self.shard.partitions, unheld=sorted(self.placing.unheld),
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -263,9 +281,17 @@ class Service:
             "headrace_requests_waiting": self.batcher.num_waiting,
             "headrace_requests_shed_total": self.batcher.num_shed,
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
+            **self._placing_values(),
             **_cache_values(cache, self.engine.reuse),
         }  # fmt: skip
         return readings(HELP, values)
+
+    def _placing_values(self) -> dict[str, float]:
+        num_forwarded, num_failed, num_peer_failures = self.placing.counts()
+        return {"headrace_partitions_held": len(self.shard.held),
+                "headrace_partitions_unheld": len(self.placing.unheld),
+                "headrace_requests_forwarded_total": num_forwarded, "headrace_forwards_failed_total": num_failed,
+                "headrace_peer_failures_total": num_peer_failures}  # fmt: skip
 
 
 def _cache_values(cache: HistoryCache, reuse: ReuseProbe) -> dict[str, float]:
