@@ -218,6 +218,9 @@ class Readiness(Struct, frozen=True, kw_only=True):
     ] = None
     held: Annotated[VersionName | None, Meta(description="a newer or pinned version that is held back")] = None
     why: Annotated[str, Meta(description="why it is held back")] = ""
+    recall: Annotated[
+        float | None, Meta(description="the share of the exact answers' items that the search by lists finds, lately")
+    ] = None
 
 
 class Problem(Struct, frozen=True, kw_only=True):

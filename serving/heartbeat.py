@@ -12,6 +12,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec.structs import replace
 
+from serving.item_search import ItemSearch
 from serving.open_files import OpenFiles
 from serving.rollout import Rollout
 from serving.weights_manager import WeightsManager
@@ -30,11 +31,12 @@ class Heartbeat(threading.Thread):
     """A thread with its own producer. A report that the broker does not accept is dropped: the next one replaces it."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
-                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
+                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None,
+                 search: ItemSearch | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._manager = kafka, topic, name, manager
         self._num_requests, self._every_s = num_requests, every_s
-        self._rollout = rollout or Rollout()
+        self._rollout, self._search = rollout or Rollout(), search
         self._stopping = threading.Event()
         self._is_refused = False
 
@@ -47,7 +49,7 @@ class Heartbeat(threading.Thread):
         current, files = self._manager.current, OpenFiles.count()
         report = ServerStatus(
             component=self._component, time_ms=int(time.time() * 1000), num_requests=self._num_requests(),
-            open_files=files.num, most_files=files.most,
+            open_files=files.num, most_files=files.most, recall=self._search.recall if self._search else None,
         )  # fmt: skip
         if current is None:
             return report

@@ -27,6 +27,7 @@ from serving.intake import VersionIntake
 from serving.listener import bind, listen
 from serving.pulse_follower import PulseFollower
 from serving.rollout import PinFollower
+from serving.search_keeper import SearchKeeper
 from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
@@ -109,10 +110,12 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail
     heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
-                          service.rollout)  # fmt: skip
-    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower] = [
+                          service.rollout, service.search)  # fmt: skip
+    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower | SearchKeeper] = [
         pins, subscriber, follower, heartbeat,
     ]  # fmt: skip
+    if service.search is not None:
+        threads.append(SearchKeeper(service.search, manager))
     if config.page:
         threads.append(PulseFollower(
             lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),

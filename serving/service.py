@@ -20,6 +20,7 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.intake import Counters
+from serving.item_search import SEARCH_HELP, search_of
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.pulse import Pulse, Served
@@ -69,6 +70,7 @@ HELP = {
     "headrace_cache_misses_total": "Requests that could not use cached keys and values.",
     "headrace_cache_reused_total": "Requests that used keys and values cached under an earlier version.",
     "headrace_cache_error": "Largest score difference that reuse across versions makes, measured on real requests.",
+    **SEARCH_HELP,
     "headrace_cache_is_exact": "1 while only keys and values of the same version are used.",
 }
 
@@ -98,8 +100,10 @@ class Service:
 
     def __post_init__(self) -> None:
         c = self.config
+        self.search = search_of(c)
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass,
-                             reuse=ReuseProbe(c.cache_versions, c.cache_error))  # fmt: skip
+                             reuse=ReuseProbe(c.cache_versions, c.cache_error), search=self.search)  # fmt: skip
+        self.manager.before_swap.append(self._note)
         self.manager.before_swap.append(self._warm)
         self.batcher = Batcher(self.engine, self.manager, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
@@ -107,6 +111,12 @@ class Service:
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin, self.line)
         self._builder = RequestBuilder(c, self.histories, self.features)
+
+    def _note(self, version: HeldVersion) -> Callable[[], None]:
+        """Tell the search what a version changes before it comes into service."""
+        if self.search is not None:
+            self.search.note(version)
+        return lambda: None
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
@@ -161,7 +171,7 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> bytes:
         """`SimilarAnswer` as JSON."""
-        return await self.batcher.answer(SimilarJob(request, self.histories))
+        return await self.batcher.answer(SimilarJob(request, self.histories, self.search))
 
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
@@ -241,6 +251,7 @@ class Service:
             freshness_s=current.freshness_s if current else None,
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
             held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
+            recall=self.search.recall if self.search is not None else None,
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -264,6 +275,7 @@ class Service:
             "headrace_requests_shed_total": self.batcher.num_shed,
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
             **_cache_values(cache, self.engine.reuse),
+            **(self.search.readings() if self.search is not None else {}),
         }  # fmt: skip
         return readings(HELP, values)
 

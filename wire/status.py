@@ -59,6 +59,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     open_files: Whole = 0
     most_files: Whole = 0
     """How many files and sockets it has open, and how many it may; 0 if its system does not say."""
+    recall: float | None = None
+    """The share of the exact answers' items that its search by lists finds, lately; None if it answers exactly."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

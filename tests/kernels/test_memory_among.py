@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             answer(world, changed(place, value))
-    standing, limited = memory_stand(world.memory, world.num_rows), MemoryAnswers.of([1] * 5, [good.list_begin_L1[:0]] * 5,
-                                                                                     [np.array([3])] * 5)  # fmt: skip
+    standing = memory_stand(world.memory, world.num_rows)
+    limited = MemoryAnswers.of([1] * 5, [np.zeros(0, np.int64)] * 5, [np.array([3])] * 5)
     with pytest.raises(ValueError, match="limited_R: expected no limited query"):
         memory_best(world.memory, standing, world.events, world.query_RD, world.table_VD, limited, good)
