@@ -21,6 +21,8 @@ Float32 = NDArray[np.float32]
 Read = Callable[[Int64], Tensor]
 """Row numbers (n,) → a copy of their directions (n, D) of length 1, float32."""
 SAMPLED_PER_LIST, ROUNDS, BLOCK_ROWS = 40, 6, 8192
+COMPARED_ROWS = 512
+"""Rows whose products with the centres are computed together: those of more do not stay in the cache."""
 FEWEST_LISTS, MOST_LISTS = 16, 1 << 14
 
 
@@ -72,7 +74,7 @@ def find_centres(rows_N: Int64, read: Read) -> Tensor:
     first = np.sort(rng.choice(num, min(num, num_lists), replace=False))
     centre_LD = sample_ND[torch.from_numpy(first)].clone()
     for _ in range(ROUNDS):
-        list_N = torch.cat([closest(part, centre_LD) for part in torch.split(sample_ND, BLOCK_ROWS)])
+        list_N = torch.from_numpy(closest(sample_ND, centre_LD))
         sum_LD = torch.zeros_like(centre_LD).index_add_(0, list_N, sample_ND)
         norm_L1 = sum_LD.norm(dim=1, keepdim=True)
         centre_LD = torch.where(norm_L1 > 0, sum_LD / norm_L1.clamp(min=1e-6), centre_LD)
@@ -83,9 +85,10 @@ def assign(list_V: Int32, rows_N: Int64, centre_LD: Tensor, read: Read) -> None:
     """Write the lists of these rows, a block at a time."""
     for at in range(0, len(rows_N), BLOCK_ROWS):
         rows = rows_N[at : at + BLOCK_ROWS]
-        list_V[rows] = closest(read(rows), centre_LD).numpy()
+        list_V[rows] = closest(read(rows), centre_LD)
 
 
-def closest(direction_ND: Tensor, centre_LD: Tensor) -> Tensor:
-    """(N,) int64 the list whose centre has the largest inner product with each direction."""
-    return (direction_ND @ centre_LD.T).argmax(dim=1)
+def closest(direction_ND: Tensor, centre_LD: Tensor) -> Int64:
+    """(N,) the list whose centre has the largest inner product with each direction."""
+    parts = [(part @ centre_LD.T).numpy().argmax(axis=1) for part in torch.split(direction_ND, COMPARED_ROWS)]
+    return np.concatenate([np.zeros(0, np.int64), *parts])

@@ -46,39 +46,43 @@ inline void offer_shared(BestPass& p, const AmongCall& call, int64_t q) {
     }
 }
 
-inline void offer_block(BestPass& p, Block& block, int64_t q) {
+// `with_evidence`: the rows have evidence; otherwise those that do are skipped, and so are those that are shared.
+// What is to be skipped is looked up only for the few rows that are good enough: it is another place in memory.
+inline void offer_block(BestPass& p, Block& block, int64_t q, bool with_evidence) {
     if (!block.num) return;
     multiply(p, p.rows, p.bases, gather_rows(p, block.row, block.num), p.few, q / W * W, W);
+    float least = p.best[q].least();
     for (int64_t i = 0; i < block.num; ++i) {
         const int32_t row = block.row[i];
-        float* scores = p.few + i * p.padded;
-        add_groups(p, row, scores);
-        p.best[q].offer({p.s.marked[row] ? scores[q] + weighed(p.s, row, p.gains(q)) : scores[q], row});
+        float *scores = p.few + i * p.padded, score = (add_groups(p, row, scores), scores[q]);
+        if (with_evidence) score += weighed(p.s, row, p.gains(q));
+        if (!(score >= least) || p.barred[row] & MET) continue;
+        if (!with_evidence && (p.s.marked[row] || p.barred[row] & SHARED)) continue;
+        p.best[q].offer({score, row});
+        least = p.best[q].least();
     }
     block.num = 0;
 }
 
 // Adds a row to the block, and has its numbers fetched meanwhile.
-HEADRACE_INLINE void add_to(BestPass& p, Block& block, int32_t row, int64_t q) {
+HEADRACE_INLINE void add_to(BestPass& p, Block& block, int32_t row, int64_t q, bool with_evidence) {
     const char* at = (const char*)(p.call.table_VD + row * p.call.width);
     for (int64_t byte = 0; byte < p.call.width * (int64_t)sizeof(float); byte += 64) __builtin_prefetch(at + byte);
     __builtin_prefetch(p.call.base_VB + row * p.call.memory.num_buckets);
     block.row[block.num++] = row;
-    if (block.num == BEST_CHUNK) offer_block(p, block, q);
+    if (block.num == BEST_CHUNK) offer_block(p, block, q, with_evidence);
 }
 
 // Offers the rows with evidence, and those of the lists, each once.
 inline void offer_own(BestPass& p, const AmongCall& call, int64_t q) {
     Block block;
-    for (int64_t t = 0; t < p.s.num_touched; ++t)
-        if (!(p.barred[p.s.touched[t]] & MET)) add_to(p, block, p.s.touched[t], q);
+    for (int64_t t = 0; t < p.s.num_touched; ++t) add_to(p, block, p.s.touched[t], q, true);
+    offer_block(p, block, q, true);
     const int32_t* probe = call.probe_RP + (p.first + q) * call.num_probes;
     for (int64_t j = 0; j < call.num_probes; ++j)
-        for (int64_t k = call.list_begin_L1[probe[j]]; k < call.list_begin_L1[probe[j] + 1]; ++k) {
-            const int32_t row = call.list_rows[k];
-            if (!p.s.marked[row] && !(p.barred[row] & (MET | SHARED))) add_to(p, block, row, q);
-        }
-    offer_block(p, block, q);
+        for (int64_t k = call.list_begin_L1[probe[j]]; k < call.list_begin_L1[probe[j] + 1]; ++k)
+            add_to(p, block, call.list_rows[k], q, false);
+    offer_block(p, block, q, false);
 }
 
 inline void answer_among(BestPass& p, const AmongCall& call, int64_t q) {
