@@ -41,7 +41,7 @@ struct BestPass {
     Scratch s = {};
     uint8_t* barred = nullptr;
     float *query_DQ = nullptr, *bucket_BQ = nullptr, *lift_GQ = nullptr, *base_CQ = nullptr, *tile = nullptr,
-          *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr, *shared_QS = nullptr;
+          *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr, *shared_QS = nullptr, *weight = nullptr;
     Extra *extras = nullptr, *sorted = nullptr;
     int64_t* chunk_end = nullptr;
     Best best[MOST_QUERIES] = {}, answer = {};
@@ -89,6 +89,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.base_CQ = arena.get<float>(m.num_columns * p.padded);
         p.tile = arena.get<float>(p.chunk * p.padded);
         p.few = arena.get<float>(BEST_CHUNK * p.padded);
+        p.weight = arena.get<float>(round_up(call.width, W));
         p.shared_QS = arena.get<float>(is_whole ? 0 : p.num_shared * p.num);
         p.rows = arena.get<float>(BEST_CHUNK * call.width);
         p.bases = arena.get<float>(BEST_CHUNK * m.num_buckets);
