@@ -110,7 +110,7 @@ class ServingConfig:
     """How many lists a query looks at; there are some 2 √items of them. More: better recall, slower."""
     search_recall: float = 0.95
     """A lower share of the exact answers' items is logged, and has the lists made anew."""
-    search_least_items: int = 300_000
+    search_least_items: int = 1_000_000
     """Smaller catalogues are always answered exactly."""
     search_compare_s: float = 2.0
     """One answer in so many seconds is compared with the exact one; 0: none."""
