@@ -18,6 +18,7 @@ from serving.item_lists import ItemLists, num_lists_for
 from serving.item_search import ItemSearch, search_of
 from serving.request import Request, Result
 from serving.search_keeper import SearchKeeper
+from serving.service import Service
 from serving.similar import similar_items
 from serving.weights_manager import HeldVersion, WeightsManager
 from tests.serving.world import START_MS, World, example, interactions, slice_of
@@ -253,6 +254,18 @@ def test_changed_rows_are_put_into_lists(server: Server, monkeypatch: pytest.Mon
     assert_same(*server.both())
 
 
+def test_a_row_that_has_turned_is_put_into_another_list(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists, items = server.search.lists, server.world.learner.items
+    row = int(lists.row_n[0])
+    items.weight.data[row, :-1] = -lists.centre_LD[lists.list_V[row]]
+    items.dirty[row] = True
+    server.swap()
+    assert row in server.search.changed
+    monkeypatch.setattr(search_keeper, "MOST_CHANGED", 0)
+    assert server.keeper.renew()
+    assert server.search.lists.list_V[row] != lists.list_V[row]
+
+
 def test_denied_and_seen_items_leave_the_answer_as_long_as_the_exact_one() -> None:
     server = Server(num_probes=1)
     server.keeper.renew()
@@ -263,9 +276,13 @@ def test_denied_and_seen_items_leave_the_answer_as_long_as_the_exact_one() -> No
 
 
 def test_small_catalogues_are_answered_exactly() -> None:
-    server = Server(num_probes=1, least_items=NUM_ITEMS + 1)
-    assert not server.keeper.renew()
+    server = Server(num_probes=1)
+    assert server.keeper.renew()
+    server.search.least_items = NUM_ITEMS + 1
     assert_same(*server.both())
+    assert server.search.num_answers == 0
+    server.keeper._made_at = -1e9
+    assert not server.keeper.renew()
 
 
 def test_the_same_table_gives_the_same_lists() -> None:
@@ -289,6 +306,7 @@ def test_similar_items_are_those_of_the_whole_table_where_all_lists_are_probed(s
     server.search.num_probes = 1
     near = similar_items(version, row, 3, removed, server.search)
     assert len(near) == 3
+    assert similar_items(version, row, 300, removed, server.search) == similar_items(version, row, 300, removed)
     assert near[0][1] <= similar_items(version, row, 1, removed)[0][1] + 1e-6
 
 
@@ -367,6 +385,26 @@ def test_readings_say_what_is_searched_and_how_well() -> None:
         "headrace_search_lists": num_lists_for(NUM_ITEMS), "headrace_search_changed_rows": 0,
         "headrace_search_builds_total": 1, "headrace_search_failures_total": 0,
     }  # fmt: skip
+
+
+def test_a_server_says_how_much_it_finds() -> None:
+    server = Server()
+    config = ServingConfig(search="index", search_least_items=1)
+    service = Service(config, server.manager, Histories(10**8))
+    try:
+        server.swap()  # a service is told from here on
+        server.swap("base", model_id="another")
+        assert SearchKeeper(service.search, server.manager).renew()
+        assert service.readiness().recall is None
+        service.search.compared(3, 4)
+        assert service.readiness().recall == 0.75
+        assert ("headrace_search_recall", 0.75) in [(name, value) for name, _, value in service.readings()]
+    finally:
+        service.close()
+    exact = Service(ServingConfig(), WeightsManager(), Histories(10**8))
+    assert exact.readiness().recall is None
+    assert not any("search" in name for name, _, _ in exact.readings())
+    exact.close()
 
 
 @pytest.mark.parametrize(
