@@ -70,7 +70,8 @@ def find_centres(rows_N: Int64, read: Read) -> Tensor:
     """(L, D) the directions of lists for these rows; the same for the same rows."""
     num_lists, rng = num_lists_for(len(rows_N)), np.random.default_rng(0)
     num = min(len(rows_N), SAMPLED_PER_LIST * num_lists)
-    sample_ND = read(np.sort(rng.choice(rows_N, num, replace=False)))
+    sampled = np.sort(rng.choice(rows_N, num, replace=False))
+    sample_ND = torch.cat([read(sampled[at : at + BLOCK_ROWS]) for at in range(0, max(1, num), BLOCK_ROWS)])
     first = np.sort(rng.choice(num, min(num, num_lists), replace=False))
     centre_LD = sample_ND[torch.from_numpy(first)].clone()
     for _ in range(ROUNDS):
