@@ -223,6 +223,9 @@ class Readiness(Struct, frozen=True, kw_only=True):
         list[int],
         Meta(description="partitions whose users no server holds now: requests for them are answered 503"),
     ] = []
+    recall: Annotated[
+        float | None, Meta(description="the share of the exact answers' items that the search by lists finds, lately")
+    ] = None
 
 
 class Holder(Struct, frozen=True):

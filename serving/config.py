@@ -11,6 +11,7 @@ from wire.holding import Partitions
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
+SEARCHES = ("exact", "index")
 
 SERVING_LIMITS: dict[str, Limit] = {
     "host": Text(r".+", "an address", "0.0.0.0 listens on every interface"),
@@ -36,6 +37,11 @@ SERVING_LIMITS: dict[str, Limit] = {
     "max_body_bytes": AT_LEAST_1,
     "read_timeout_s": ABOVE_0,
     "candidates_per_pass": AT_LEAST_1,
+    "search": Word(SEARCHES, "exact looks at all items, index at the likely ones"),
+    "search_probes": AT_LEAST_1,
+    "search_recall": Number(0, 1, advice="0.95 is usual; 0 never warns"),
+    "search_least_items": AT_LEAST_1,
+    "search_compare_s": Number(0, advice="2 is usual; 0 never compares"),
     "cache_bytes": Number(0, whole=True, advice="0 turns it off"),
     "cache_versions": Number(0, whole=True, advice="0 is exact"),
     "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
@@ -112,6 +118,18 @@ class ServingConfig:
     """How long a client may take to send a request's headers, and then again its body."""
     candidates_per_pass: int = 2048
     """Candidates are ranked this many at a time, to bound the memory of one request."""
+    search: str = "exact"
+    """Where the best items are looked for. ``exact``: everywhere; ``index``: among those that the lists closest to the
+    user's query contain, the most popular and most recent ones, what follows the user's past choices, and what has
+    changed lately. Scores are the same."""
+    search_probes: int = 32
+    """How many lists a query looks at; there are some 2 √items of them. More: better recall, slower."""
+    search_recall: float = 0.95
+    """A lower share of the exact answers' items is logged, and has the lists made anew."""
+    search_least_items: int = 1_000_000
+    """Smaller catalogues are always answered exactly."""
+    search_compare_s: float = 2.0
+    """One answer in so many seconds is compared with the exact one; 0: none."""
     cache_bytes: int = 256_000_000
     """Bound on cached keys and values; 0 turns the cache off."""
     cache_versions: int = 16

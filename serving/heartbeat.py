@@ -15,6 +15,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec.structs import replace
 
+from serving.item_search import ItemSearch
 from serving.open_files import OpenFiles
 from serving.rollout import Rollout
 from serving.shard import Shard
@@ -36,11 +37,12 @@ class Heartbeat(threading.Thread):
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None,
-                 shard: Shard | None = None, address: str = "") -> None:  # fmt: skip
+                 shard: Shard | None = None, address: str = "", search: ItemSearch | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._manager = kafka, topic, name, manager
         self._num_requests, self._every_s = num_requests, every_s
         self._rollout, self._shard, self._address = rollout or Rollout(), shard or Shard(), address
+        self._search = search
         self._stopping = threading.Event()
         self._is_refused = False
 
@@ -54,7 +56,7 @@ class Heartbeat(threading.Thread):
         report = ServerStatus(
             component=self._component, time_ms=int(time.time() * 1000), num_requests=self._num_requests(),
             open_files=files.num, most_files=files.most, partitions=NONE, num_partitions=self._shard.num_partitions,
-            address=self._address,
+            address=self._address, recall=self._search.recall if self._search else None,
         )  # fmt: skip
         if current is None:
             return report

@@ -29,6 +29,7 @@ from serving.listener import bind, listen
 from serving.peer_follower import PeerFollower
 from serving.pulse_follower import PulseFollower
 from serving.rollout import PinFollower
+from serving.search_keeper import SearchKeeper
 from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
@@ -120,16 +121,18 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
     subscriber.on_failure = follower.on_failure = service.fail
     heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
-                          service.rollout, service.shard, address)  # fmt: skip
-    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower | PeerFollower] = [
-        pins, subscriber, follower, heartbeat,
-    ]  # fmt: skip
+                          service.rollout, service.shard, address, service.search)  # fmt: skip
+    threads: list[
+        WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower | PeerFollower | SearchKeeper
+    ] = [pins, subscriber, follower, heartbeat]
     if not service.shard.is_whole:
         import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
 
         threads.append(PeerFollower(
             lambda: connect(kafka, PULSE_CONNECT_S), topics.status, service.placing.peers, service.placing.known
         ))  # fmt: skip
+    if service.search is not None:
+        threads.append(SearchKeeper(service.search, manager))
     if config.page:
         threads.append(PulseFollower(
             lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),

@@ -20,6 +20,7 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.intake import Counters
+from serving.item_search import SEARCH_HELP, search_of
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.peers import Peers
@@ -77,6 +78,7 @@ HELP = {
     "headrace_cache_misses_total": "Requests that could not use cached keys and values.",
     "headrace_cache_reused_total": "Requests that used keys and values cached under an earlier version.",
     "headrace_cache_error": "Largest score difference that reuse across versions makes, measured on real requests.",
+    **SEARCH_HELP,
     "headrace_cache_is_exact": "1 while only keys and values of the same version are used.",
 }
 
@@ -110,8 +112,10 @@ class Service:
 
     def __post_init__(self) -> None:
         c = self.config
+        self.search = search_of(c)
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass,
-                             reuse=ReuseProbe(c.cache_versions, c.cache_error))  # fmt: skip
+                             reuse=ReuseProbe(c.cache_versions, c.cache_error), search=self.search)  # fmt: skip
+        self.manager.before_swap.append(self._note)
         self.manager.before_swap.append(self._warm)
         self.batcher = Batcher(self.engine, self.manager, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
@@ -122,6 +126,12 @@ class Service:
         self.placing = Placing(self.shard, Peers(self.name, c.peers), self.prefix, lambda: self.rollout.line,
                                c.peer_timeout_s, c.max_waiting)  # fmt: skip
         self._builder = RequestBuilder(c, self.histories, self.features)
+
+    def _note(self, version: HeldVersion) -> Callable[[], None]:
+        """Tell the search what a version changes before it comes into service."""
+        if self.search is not None:
+            self.search.note(version)
+        return lambda: None
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
@@ -178,7 +188,7 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> bytes:
         """`SimilarAnswer` as JSON."""
-        return await self.batcher.answer(SimilarJob(request, self.histories))
+        return await self.batcher.answer(SimilarJob(request, self.histories, self.search))
 
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
@@ -259,6 +269,7 @@ class Service:
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
             held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
             partitions=self.shard.partitions, unheld=sorted(self.placing.unheld),
+            recall=self.search.recall if self.search is not None else None,
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -283,6 +294,7 @@ class Service:
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
             **self._placing_values(),
             **_cache_values(cache, self.engine.reuse),
+            **(self.search.readings() if self.search is not None else {}),
         }  # fmt: skip
         return readings(HELP, values)
 

@@ -66,6 +66,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     """Of how many; 0 if it does not know yet."""
     address: str = ""
     """The base URL under which other servers reach it; empty: they do not."""
+    recall: float | None = None
+    """The share of the exact answers' items that its search by lists finds, lately; None if it answers exactly."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):
