@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from serving.forwarding import Forwarder
 
 Answer = Callable[[Any], Awaitable[bytes]]
+HELP = {
+    "headrace_partitions_held": "Partitions of the users whose histories this server holds.",
+    "headrace_partitions_unheld": "Partitions that neither this server nor another holds, as far as it knows.",
+    "headrace_requests_forwarded_total": "Requests, or parts of batches, forwarded to servers that hold their users.",
+    "headrace_forwards_failed_total": "Of these, those that no server answered.",
+    "headrace_peer_failures_total": "Times that another server did not answer a forwarded request as it should.",
+}
 NOT_YET = "the histories of this server's users are still being read; wait until /readyz says that they are"
 
 
@@ -166,6 +173,11 @@ class Placing:
         """Requests that were forwarded, those of them that nobody answered, and failures of single servers."""
         made = self._forwarder
         return (made.num_forwarded, made.num_failed, made.num_peer_failures) if made is not None else (0, 0, 0)
+
+    def values(self) -> dict[str, float]:
+        """Values for Prometheus, by the names in `HELP`."""
+        counts = (len(self.shard.held), len(self.unheld), *self.counts())
+        return dict(zip(HELP, map(float, counts), strict=True))
 
     @property
     def unheld(self) -> frozenset[int]:

@@ -24,6 +24,7 @@ from serving.item_search import SEARCH_HELP, search_of
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.peers import Peers
+from serving.placing import HELP as PLACING_HELP
 from serving.placing import Placing
 from serving.pulse import Pulse, Served
 from serving.request_bodies import (
@@ -50,6 +51,7 @@ NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]
 """A request → the JSON of its answer."""
 HELP = {
+    **PLACING_HELP,
     "headrace_freshness_seconds": "Age of the newest action that the weights in service have learned from.",
     "headrace_version_epoch": "Epoch of the version in service; -1 before the first.",
     "headrace_version_number": "Number of the version in service; -1 before the first.",
@@ -65,11 +67,6 @@ HELP = {
     "headrace_histories": "Users whose history is stored.",
     "headrace_history_bytes": "Memory used by histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
-    "headrace_partitions_held": "Partitions of the users whose histories this server holds.",
-    "headrace_partitions_unheld": "Partitions that neither this server nor another holds, as far as it knows.",
-    "headrace_requests_forwarded_total": "Requests, or parts of batches, forwarded to servers that hold their users.",
-    "headrace_forwards_failed_total": "Of these, those that no server answered.",
-    "headrace_peer_failures_total": "Times that another server did not answer a forwarded request as it should.",
     "headrace_requests_waiting": "Requests that no worker has taken yet.",
     "headrace_requests_shed_total": "Requests answered 503 at once, because too many were waiting.",
     "headrace_expected_wait_seconds": "How long a short request would wait at present, as measured.",
@@ -98,9 +95,8 @@ class Service:
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
     name: str = ""
-    """As the status topic has it."""
     prefix: str = "headrace"
-    """The deployment (``kafka.prefix``)."""
+    """The server's name in the status topic, and its deployment (``kafka.prefix``)."""
     metrics: ServerMetrics | None = None
     titles: Titles = field(default_factory=Titles)
     sender: ActionSender | None = None
@@ -165,8 +161,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, the histories were read to the end of that time, other servers are known if there
-        have to be any, and no follower has failed."""
+        """Whether there are a version and complete histories, other servers are known, and no follower has failed."""
         is_complete = self.histories_ready.is_set() and self.placing.is_ready
         return self.failure is None and self.manager.current is not None and is_complete
 
@@ -292,18 +287,11 @@ class Service:
             "headrace_requests_waiting": self.batcher.num_waiting,
             "headrace_requests_shed_total": self.batcher.num_shed,
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
-            **self._placing_values(),
+            **self.placing.values(),
             **_cache_values(cache, self.engine.reuse),
             **(self.search.readings() if self.search is not None else {}),
         }  # fmt: skip
         return readings(HELP, values)
-
-    def _placing_values(self) -> dict[str, float]:
-        num_forwarded, num_failed, num_peer_failures = self.placing.counts()
-        return {"headrace_partitions_held": len(self.shard.held),
-                "headrace_partitions_unheld": len(self.placing.unheld),
-                "headrace_requests_forwarded_total": num_forwarded, "headrace_forwards_failed_total": num_failed,
-                "headrace_peer_failures_total": num_peer_failures}  # fmt: skip
 
 
 def _cache_values(cache: HistoryCache, reuse: ReuseProbe) -> dict[str, float]:
