@@ -81,8 +81,9 @@ class Known:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("search", ["exact", "index"])  # with all lists, since there are fewer than are probed
 def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
-    wire: Wire, tmp_path: Path, factory: ProcessFactory
+    wire: Wire, tmp_path: Path, factory: ProcessFactory, search: str
 ) -> None:
     world, assembler = World(num_users=5), VersionAssembler()
     known = Known(world)
@@ -96,7 +97,10 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
         known.learn(version)
     wire.tell(world.examples())
     wire.send(batches[0])
-    server = ServerProcess(factory, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
+    server = ServerProcess(
+        factory, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0, search=search, search_least_items=1,
+        search_compare_s=0.01,
+    )  # fmt: skip
     answers: list[tuple[str, dict[str, Any]]] = []
     failures: list[Any] = []
     done = threading.Event()
@@ -118,6 +122,11 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
         for number, records in enumerate(batches[1:], start=1):
             wire.send(records)
             server.wait_version((1, number))
+        if search == "index":
+            wait_until(lambda: server.client.get("/readyz").json()["recall"] == 1.0, 30, "no answer was compared")
+            metrics = server.client.get("/metrics").text
+            assert "headrace_search_answers_total 0.0" not in metrics
+            assert "headrace_search_failures_total 0.0" in metrics
         done.set()
         for thread in threads:
             thread.join(60)
