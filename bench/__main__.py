@@ -27,7 +27,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "freshness", "drift", "feedback", "live_ranking", "moves", "exposure",
     ),
     "How soon is an action seen and learned?": ("live", "stream", "restart", "rebalance"),
-    "How fast are answers?": ("serving", "ranking", "reuse"),
+    "How fast are answers?": ("serving", "shards", "ranking", "search", "reuse"),
     "How fast is a training step?": ("live_training", "kernels", "gpu", "ranks"),
     "What do large catalogues cost?": ("scale", "growth", "deltas", "recovery", "ready"),
 }  # fmt: skip

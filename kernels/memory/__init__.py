@@ -25,8 +25,15 @@ from numpy.typing import NDArray
 from kernels.dispatch import load
 from kernels.memory import reference, sampled
 from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Int32, Int64, MemoryArrays
-from kernels.memory.check import check_events, check_jagged, check_table
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.check import check_candidates, check_events, check_jagged, check_table
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
 from kernels.row_types import Rows
@@ -38,6 +45,7 @@ __all__ = [
     "STANDING",
     "MemoryAnswers",
     "MemoryArrays",
+    "MemoryCandidates",
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryPast",
@@ -219,10 +227,12 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
     *,
     backend: str = "auto",
 ) -> tuple[Int32, Float32]:
     """The rows that `memory_scores` would score best, in one pass over the table that does not store all scores.
+    With ``candidates`` only those, and rows with evidence, are looked at and compete; no query may then be limited.
 
     The products of ``query_RD`` and ``table_VD`` (at least a row for each of the memory's) are the network's logits.
     Returns (R, K) rows, best first, equal scores by row, -1 after the last; and their scores. K: the largest of
@@ -241,7 +251,11 @@ def memory_best(
     for name, rows in (("out_rows", answers.out_rows), ("allowed_rows", answers.allowed_rows)):
         if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
             raise IndexError(f"{name}: expected rows 0 to {num_rows - 1}, got {rows.min()} to {rows.max()}")
-    best: tuple[Int32, Float32] = _version(backend).memory_best(memory, standing, events, query_RD, table_VD, answers)
+    if candidates is not None:
+        check_candidates(candidates, num, num_rows, answers)
+    best: tuple[Int32, Float32] = _version(backend).memory_best(
+        memory, standing, events, query_RD, table_VD, answers, candidates
+    )
     return best
 
 

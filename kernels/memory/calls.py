@@ -71,6 +71,18 @@ class BestCall(ctypes.Structure):
     )
 
 
+class AmongCall(ctypes.Structure):
+    """``AmongCall`` of csrc/level/memory_among.cpp."""
+
+    _fields_ = (
+        ("best", BestCall),
+        ("shared_rows", c_void_p),
+        ("num_shared", c_int64),
+        *((name, c_void_p) for name in ("list_rows", "list_begin", "probe")),
+        ("num_probes", c_int64),
+    )
+
+
 class SampledCall(ctypes.Structure):
     """``SampledCall`` of csrc/level/memory_sampled.cpp."""
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kernels.library import baseline, function, num_threads
 from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
+    AmongCall,
     BestCall,
     CandidatesCall,
     ForgetCall,
@@ -21,7 +22,14 @@ from kernels.memory.calls import (
     SampledCall,
     StandCall,
 )
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 from kernels.memory.features import COUNTED, WIDE
 from kernels.row_types import ARRAY_TYPES, Rows
 
@@ -212,6 +220,7 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
 ) -> tuple[Int32, Float32]:
     """See `kernels.memory.memory_best`."""
     num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
@@ -223,6 +232,16 @@ def memory_best(
         inner, _pointer(standing.base_VB), _pointer(standing.root_V), _pointer(query_RD), _pointer(table_VD),
         query_RD.shape[1], most, *map(_pointer, kept), _pointer(row_RK), _pointer(score_RK),
     )  # fmt: skip
-    _run(call, num_rows, "memory_best")
+    if candidates is None:
+        _run(call, num_rows, "memory_best")
+    else:
+        _run(_among(call, candidates), num_rows, "memory_among")
     del kept, more
     return row_RK, score_RK
+
+
+def _among(call: BestCall, candidates: MemoryCandidates) -> AmongCall:
+    return AmongCall(
+        call, _pointer(candidates.shared_rows), len(candidates.shared_rows), _pointer(candidates.list_rows),
+        _pointer(candidates.list_begin_L1), _pointer(candidates.probe_RP), candidates.probe_RP.shape[1],
+    )  # fmt: skip
