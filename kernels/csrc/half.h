@@ -42,6 +42,13 @@ HEADRACE_INLINE vf load(const f16* p) {
 #endif
 }
 
+#if defined(__AVX512F__)
+template <>
+HEADRACE_INLINE vf load_first<f16>(const f16* p, int n) {
+    return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+}
+#endif
+
 HEADRACE_INLINE vh round_to_f16(vf v) {
 #if defined(__AVX512F__)
     return (vh)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);

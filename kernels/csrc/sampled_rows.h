@@ -32,6 +32,15 @@ HEADRACE_INLINE void logits_of_row(const T* row, const float* query, int64_t wid
         square = fma(x, x, square);
         for (int q = 0; q < NUM; ++q) dot[q] = fma(x, load(query + q * width + d), dot[q]);
     }
+    if constexpr (sizeof(T) == 2) {  // numbers of 16 bits are slow to widen one by one
+        if (d < unit_width) {
+            const int64_t left = unit_width - d;
+            const vf x = load_some(row + d, left);
+            square = fma(x, x, square);
+            for (int q = 0; q < NUM; ++q) dot[q] = fma(x, load_some(query + q * width + d, left), dot[q]);
+            d = unit_width;
+        }
+    }
     float squares = sum(square), rest[NUM] = {};
     for (; d < unit_width; ++d) {
         const float x = value(row + d);
