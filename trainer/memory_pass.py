@@ -154,14 +154,15 @@ class MemoryPass:
     def _all_logits(self, query_AD: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
         if self._items.owners is not None:
             return self._items.owners.logits(query_AD, self._unit_width)
-        return memory_logits(query_AD, self._items.weight.numpy(), num_rows, self._unit_width)
+        return memory_logits(query_AD, self._items.store.array, num_rows, self._unit_width)
 
     def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
         """The same on the network's device."""
         known_SV = forward.logit_SV
         if known_SV is not None:
             return lambda asked: known_SV[asked]
-        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        rows_VD = self._items.weight[:num_rows]
+        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(rows_VD.float())
         return lambda asked: forward.query_SD[asked] @ known_VD.T
 
     @property
@@ -184,8 +185,8 @@ class MemoryPass:
             logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
             outcome = self._memory.learn_given(part.events, row, begin_A1, logit)
         else:
-            table_VD = self._items.weight.numpy()
-            outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
+            rows_VD = self._items.store.array
+            outcome = self._memory.learn_sampled(part.events, part.query_AD, rows_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
 
