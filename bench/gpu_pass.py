@@ -170,7 +170,7 @@ def _timed(clock: Clock, learner: Any, batches: list[list[Any]], limit_s: float)
     return seconds, reports
 
 
-def _prepare(learner: Any, earlier: list[Any], num_items: int) -> None:
+def prepare(learner: Any, earlier: list[Any], num_items: int) -> None:
     """Let the learner know its users and all items, and its memory be that of an old stream: each item has as many
     neighbours as fit, and events are predicted in whole groups."""
     for example in earlier:
@@ -224,7 +224,7 @@ def live_steps(clock: Clock) -> Iterator[Row]:
         for graphs, group in WAYS:
             config = config_of(clock.device, graphs, group)
             learner = Learner(model, config, clock.device)
-            _prepare(learner, earlier, num_items)
+            prepare(learner, earlier, num_items)
             for each in batches[: 1 if few else 15]:
                 learner.step(each)
             seconds, _ = _timed(clock, learner, batches[1:2] if few else batches[15:50], 5.0)

@@ -297,7 +297,7 @@ def done_before(
     """For each target, of the interactions before it in its user's sequence: (R, K) how many had each kind; (R,) how
     many there are."""
     first_R = starts_B1[owner_R]
-    total_n1, done_RK = np.zeros(len(bits_n) + 1, np.int64), np.empty((len(target_R), num_kinds))
+    total_n1, done_RK = np.zeros(len(bits_n) + 1, np.uint32), np.empty((len(target_R), num_kinds))
     for kind in range(num_kinds):
         np.cumsum((bits_n >> np.uint32(kind)) & np.uint32(1), out=total_n1[1:])
         done_RK[:, kind] = total_n1[target_R] - total_n1[first_R]

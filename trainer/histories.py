@@ -34,7 +34,6 @@ class TrainedHistories(Histories):
         super().__init__(max_context)
         self.waiting = Waiting(window_ms, max_context) if window_ms is not None else None
         self._max_bytes, self._row_bytes = max_bytes, row_type(num_features).itemsize
-        self._num_rows = 0
         self._born: dict[str, int] = {}
         """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
@@ -49,7 +48,7 @@ class TrainedHistories(Histories):
     @property
     def num_kept_bytes(self) -> int:
         """Bytes that the rows of all users need, not those allocated: a function of the steps."""
-        return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
+        return self.num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
 
     def covered(self, taken: dict[int, int]) -> dict[int, int]:
         """Partition → the action offset up to which all actions are learned; ``taken``: up to which steps took them."""
@@ -67,30 +66,13 @@ class TrainedHistories(Histories):
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
         self.unsaved[example.user] = None
-        history = self._counted(example)
+        history = super().gather(example)
         if self.waiting is not None:
             self.waiting.take(example, history)
         return history
 
-    def _counted(self, example: Example) -> History:
-        known = self.users.get(example.user)
-        before = known.end - known.start if known is not None else 0
-        history = super().gather(example)
-        self._num_rows += history.end - history.start - before
-        return history
-
-    def settle(self, history: History) -> None:
-        """See `Histories.settle`."""
-        if history.start >= history.kept_from:
-            return
-        before = history.end - history.start
-        super().settle(history)
-        self._num_rows += history.end - history.start - before
-
     def drop(self, user: str) -> None:
         """Forget a user."""
-        history = self.users[user]
-        self._num_rows -= history.end - history.start
         super().drop(user)
         if self.waiting is not None:
             self.waiting.drop(user)
@@ -145,7 +127,7 @@ class TrainedHistories(Histories):
         else:  # a new line of training, which starts after examples that another line has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
-        history = self._counted(example)
+        history = super().gather(example)
         if self.waiting is not None:
             self.waiting.restore(example, history)
         self.settle(history)

@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -42,6 +43,8 @@ MAX_NAMES_BYTES = 60_000
 """An example carries at most this much text of names (a header's length has 16 bits); an item that does not fit is
 named at its next sighting."""
 LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE, IDS = 1, 2, 4, 8, 16, 32, 64
+ALWAYS = 1 << 30
+"""Stands for a flag where a column is in every record."""
 MARKS = Mark.USER | Mark.ITEM | Mark.ITEM_BACK
 """A record with one of these flags has no interactions."""
 _PREFIX = struct.Struct("<3sBIH")
@@ -205,37 +208,67 @@ def decode_example(value: bytes) -> Example:
 
 def view(header: Header, value: bytes, start: int = 0) -> Example:
     """The example of an unpacked header whose columns begin at ``value[start:]``."""
-    reader, num, flags = _Columns(value, start), header.num_interactions, header.flags
-    item_hash = reader.take(np.int64, num)
-    times = reader.take(np.int64 if flags & LONG_TIMES else np.uint32, num).astype(np.int64) + header.base_ms
-    bits = reader.take(_UINTS[header.bits_width], num).astype(np.uint32)
-    none = np.zeros(num, np.int64)
-    domain = reader.take(np.int64, num) if flags & DOMAINS else none
-    values = reader.take(np.float32, num) if flags & VALUES else np.full(num, np.nan, np.float32)
-    num_features = header.num_features
-    features = reader.take(np.int64, num * num_features) if flags & FEATURES else np.zeros(num * num_features, np.int64)
-    session = reader.take(np.int64, num) if flags & SESSIONS else none
-    id_counts = reader.take(np.uint8, num if flags & IDS else 0)
+    num, num_features, flags = header.num_interactions, header.num_features, header.flags
+    layout = _layout(num, num_features, flags, header.bits_width)
+    given: NDArray[np.void] = np.ndarray((), layout, value, start)
+    absent = _absent(num, num_features)
+
+    def column(flag: int, name: str) -> NDArray[Any]:
+        return (given if flags & flag else absent)[name]
+
+    def take(dtype: type[Number], num: int) -> NDArray[Number]:
+        nonlocal start
+        found = np.frombuffer(value, dtype, num, start) if num else np.empty(0, dtype)
+        start += found.nbytes
+        return found
+
+    start += layout.itemsize
+    id_counts = given["id_counts"] if flags & IDS else np.empty(0, np.uint8)
     _check_ids(id_counts, header.num_ids)
-    ids = reader.take(np.int64, header.num_ids)
-    user_features = reader.take(np.int64, header.num_user_features)
-    index = reader.take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
-    feedback = reader.take(np.uint32, header.num_feedback)
-    rows = Interactions(item_hash, bits, times, domain, values, features.reshape(num, num_features))
+    rows = Interactions(
+        given["item"], given["bits"].astype(np.uint32), given["time"] + np.int64(header.base_ms),
+        column(DOMAINS, "domain"), column(VALUES, "value"), column(FEATURES, "features"),
+    )  # fmt: skip
+    ids, user_features = take(np.int64, header.num_ids), take(np.int64, header.num_user_features)
+    index = take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
+    feedback = take(np.uint32, header.num_feedback)
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
-        header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
-        header.applied_offset, header.resume_from_offset, header.newest_event_ms, header.newest_record_ms,
-        header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first, id_counts,
-        Mark(flags & MARKS) if flags & MARKS else None,
+        header.num_new, index, feedback, column(SESSIONS, "session"), ids, user_features, header.user_offset,
+        header.user_index, header.applied_offset, header.resume_from_offset, header.newest_event_ms,
+        header.newest_record_ms, header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first,
+        id_counts, Mark(flags & MARKS) if flags & MARKS else None,
     )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
+def _layout(num: int, num_features: int, flags: int, bits_width: int) -> np.dtype[np.void]:
+    """The columns of a record's interactions."""
+    columns: list[tuple[str, Any, tuple[int, ...], int]] = [
+        ("item", np.int64, (num,), ALWAYS),
+        ("time", np.int64 if flags & LONG_TIMES else np.uint32, (num,), ALWAYS),
+        ("bits", _UINTS[bits_width], (num,), ALWAYS),
+        ("domain", np.int64, (num,), DOMAINS),
+        ("value", np.float32, (num,), VALUES),
+        ("features", np.int64, (num, num_features), FEATURES),
+        ("session", np.int64, (num,), SESSIONS),
+        ("id_counts", np.uint8, (num,), IDS),
+    ]
+    return np.dtype([each[:3] for each in columns if each[3] & (flags | ALWAYS)])
+
+
+@lru_cache(maxsize=4096)
+def _absent(num: int, num_features: int) -> NDArray[np.void]:
+    """What columns that a record does not have stand for; read-only, since many examples share it."""
+    columns = np.zeros((), _layout(num, num_features, DOMAINS | VALUES | FEATURES | SESSIONS, 1))
+    columns["value"] = np.nan
+    columns.flags.writeable = False
+    return columns
+
+
 def _check_ids(id_counts: NDArray[np.uint8], num_ids: int) -> None:
-    if (len(id_counts) or num_ids) and int(id_counts.sum()) != num_ids:
-        raise CodecError(
-            f"example: expected {num_ids} ids, got {int(id_counts.sum())} by interaction; its writer is wrong"
-        )
+    if (counted := sum(id_counts.tolist())) != num_ids and (len(id_counts) or num_ids):
+        raise CodecError(f"example: expected {num_ids} ids, got {counted} by interaction; its writer is wrong")
 
 
 def restamp(value: bytes, writer_epoch: int) -> bytes:
@@ -245,19 +278,6 @@ def restamp(value: bytes, writer_epoch: int) -> bytes:
         return value
     header.writer_epoch = writer_epoch
     return pack(header, value[start:])
-
-
-class _Columns:
-    """Reads arrays from bytes, one after another."""
-
-    def __init__(self, value: bytes, start: int) -> None:
-        self._value, self._at = value, start
-
-    def take(self, dtype: type[Number], num: int) -> NDArray[Number]:
-        """Read the next ``num`` entries."""
-        found = np.frombuffer(self._value, dtype, num, self._at)
-        self._at += found.nbytes
-        return found
 
 
 def bits_width(most: int) -> int:

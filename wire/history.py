@@ -122,7 +122,7 @@ class Histories:
     def __init__(self, max_context: int) -> None:
         self._max_context = max_context
         self.users: OrderedDict[str, History] = OrderedDict()
-        self.num_bytes = 0
+        self.num_bytes = self.num_rows = 0
 
     def __len__(self) -> int:
         return len(self.users)
@@ -140,24 +140,30 @@ class Histories:
             num_features = example.interactions.feature_hash.shape[1]
             history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
             self.num_bytes += history.num_bytes
-        before = history.buffer
+        before, num_before = history.buffer, history.end - history.start
         history.fold(example)
-        if history.buffer is not before:
-            self.num_bytes += history.buffer.nbytes - before.nbytes
+        self._count(history, before, num_before)
         return history
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
         if history.start >= history.kept_from:
             return
-        before = history.buffer
+        before, num_before = history.buffer, history.end - history.start
         history.forget()
+        self._count(history, before, num_before)
+
+    def _count(self, history: History, before: Rows, num_before: int) -> None:
+        """Note that a user had the buffer ``before``, and this many rows."""
+        self.num_rows += history.end - history.start - num_before
         if history.buffer is not before:
             self.num_bytes += history.buffer.nbytes - before.nbytes
 
     def drop(self, user: str) -> None:
         """Forget a user."""
-        self.num_bytes -= self.users.pop(user).num_bytes
+        history = self.users.pop(user)
+        self.num_bytes -= history.num_bytes
+        self.num_rows -= history.end - history.start
 
 
 def rows_of(source: Interactions) -> Rows:

@@ -49,6 +49,7 @@ constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 2
 constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f},
                 ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f, KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;
+constexpr float FAINT = 1e-30f;  // a weight that changes no odds: further products would be denormal, and slow
 constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
 
 // What a user did before an event.
@@ -76,7 +77,7 @@ inline bool make_scratch(const OddsCall& c, Scratch& s) {
     for (int pass = 0; pass < 2; ++pass) {
         s.log = arena.get<float>(padded);
         s.seen = arena.get<float>(padded);
-        s.slope = arena.get<float>(padded);
+        s.slope = arena.get<float>(round_up(max64(s.num_logs, HIDDEN * c.num_kinds) + c.num_kinds, W));
         s.pair = arena.get<int64_t>(s.num_pairs);
         s.past.alike = arena.get<float>(c.num_alike * NUM_ALIKE * MOST_COLUMNS);
         if (pass == 0 && !arena.allocate()) return false;
@@ -123,7 +124,7 @@ inline void recall(const OddsCall& c, Past& past, int64_t r) {
                 all += did;
                 for (int l = 0; l < NUM_LATE; ++l) {
                     late[l] += did * weight[l];
-                    weight[l] *= LATE_DECAYS[l];
+                    weight[l] = weight[l] < FAINT ? 0.0f : weight[l] * LATE_DECAYS[l];
                 }
             }
             store(past.all + g * W, all);
@@ -221,22 +222,36 @@ inline void predict(const OddsCall& c, Scratch& s, const float* log, float* logi
     }
     memcpy(s.seen + s.num_logs, log + s.num_logs, NUM_CONFIDENCES * sizeof(float));
     s.seen[s.num_seen - 1] = 1.0f;
-    float hidden[HIDDEN] = {};
+    vf hidden[HIDDEN / W] = {};  // in registers
     for (int64_t j = 0; j < s.num_seen; ++j)
-        for (int h = 0; h < HIDDEN; ++h) hidden[h] += s.seen[j] * c.hidden[j * HIDDEN + h];
-    memcpy(s.hidden, hidden, sizeof hidden);
-    for (int64_t k = 0; k < K; ++k) logit[k] = c.gain[s.num_logs + k];
-    for (int64_t f = 0; f < num_features; ++f)
-        for (int64_t k = 0; k < K; ++k) logit[k] += c.gain[f * K + k] * log[f * K + k];
-    for (int h = 0; h < HIDDEN; ++h)
-        for (int64_t k = 0; k < K; ++k) logit[k] += leaky(hidden[h]) * c.out[h * K + k];
+        for (int h = 0; h < HIDDEN / W; ++h) hidden[h] += s.seen[j] * load(c.hidden + j * HIDDEN + h * W);
+    for (int h = 0; h < HIDDEN / W; ++h) store(s.hidden + h * W, hidden[h]);
+    for (int64_t k = 0; k < K; k += W) {
+        const int64_t num = K - k;
+        vf sum = load_some(c.gain + s.num_logs + k, num);
+        for (int64_t f = 0; f < num_features; ++f)
+            sum += load_some(c.gain + f * K + k, num) * load_some(log + f * K + k, num);
+        for (int h = 0; h < HIDDEN; ++h) sum += leaky(s.hidden[h]) * load_some(c.out + h * K + k, num);
+        store_some(logit + k, sum, num);
+    }
 }
 
-HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, int64_t num, float rate, float decay) {
-    for (int64_t i = 0; i < num; ++i) {
-        square[i] = square[i] * decay + slope[i] * slope[i];
-        weight[i] -= rate * slope[i] / sqrtf(square[i]);
-    }
+// 1 / sqrt(x) to 2 ulp, for x that is not tiny.
+HEADRACE_INLINE vf inverse_root(vf x) {
+#if defined(__AVX512F__)
+    const vf guess = (vf)_mm512_rsqrt14_ps((__m512)x);
+    return guess * (1.5f - .5f * x * guess * guess);
+#else
+    vf root;
+    for (int l = 0; l < W; ++l) root[l] = sqrtf(x[l]);
+    return 1.0f / root;
+#endif
+}
+
+HEADRACE_INLINE void descend(float* weight, float* square, vf slope, int64_t num, float rate, float decay) {
+    const vf sum = load_some(square, num) * decay + slope * slope;
+    store_some(square, sum, num);
+    store_some(weight, load_some(weight, num) - rate * slope * inverse_root(sum), num);
 }
 
 // The gradient of the loss with respect to the logits that `predict` has just computed.
@@ -244,22 +259,23 @@ inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* 
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
     float back[HIDDEN];
     for (int h = 0; h < HIDDEN; ++h) {
-        float each = 0, given[MOST_KINDS];
+        float each = 0;
         for (int64_t k = 0; k < K; ++k) {
             each += c.out[h * K + k] * slope[k];
-            given[k] = leaky(s.hidden[h]) * slope[k];
+            s.slope[h * K + k] = leaky(s.hidden[h]) * slope[k];
         }
         back[h] = s.hidden[h] > 0 ? each : LEAK * each;
-        descend(c.out + h * K, c.out_square + h * K, given, K, c.hidden_rate, c.decay);
     }
+    for (int64_t i = 0; i < HIDDEN * K; i += W)
+        descend(c.out + i, c.out_square + i, load(s.slope + i), HIDDEN * K - i, c.hidden_rate, c.decay);
     for (int64_t f = 0; f < num_features; ++f)
         for (int64_t k = 0; k < K; ++k) s.slope[f * K + k] = log[f * K + k] * slope[k];
-    descend(c.gain, c.gain_square, s.slope, s.num_logs, c.rate, c.decay);
-    descend(c.gain + s.num_logs, c.gain_square + s.num_logs, slope, K, c.rate, c.decay);
-    for (int64_t j = 0; j < s.num_seen; ++j) {
-        float each[HIDDEN];
-        for (int h = 0; h < HIDDEN; ++h) each[h] = s.seen[j] * back[h];
-        descend(c.hidden + j * HIDDEN, c.hidden_square + j * HIDDEN, each, HIDDEN, c.hidden_rate, c.decay);
+    memcpy(s.slope + s.num_logs, slope, K * sizeof(float));
+    for (int64_t i = 0; i < s.num_logs + K; i += W)
+        descend(c.gain + i, c.gain_square + i, load(s.slope + i), s.num_logs + K - i, c.rate, c.decay);
+    for (int64_t i = 0; i < s.num_seen * HIDDEN; i += W) {
+        const vf each = s.seen[i / HIDDEN] * load(back + i % HIDDEN);
+        descend(c.hidden + i, c.hidden_square + i, each, W, c.hidden_rate, c.decay);
     }
 }
 
@@ -278,25 +294,30 @@ HEADRACE_INLINE float* kept_row(const OddsCall& c, const Scratch& s, int64_t pla
     return c.kept_log + place * (s.num_logs + NUM_CONFIDENCES + c.num_kinds);
 }
 
-// Learns an interaction with the kinds that have arrived by now.
-inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
+// Learns an interaction that has just been predicted, with the kinds that have arrived by now.
+inline void settle(const OddsCall& c, Scratch& s, int64_t place, const float* logit) {
     float *log = kept_row(c, s, place), *taught = log + s.num_logs + NUM_CONFIDENCES, slope[MOST_KINDS];
-    predict(c, s, log, slope);
     for (int64_t k = 0; k < c.num_kinds; ++k) {
-        taught[k] = 1.0f / (1.0f + expf(-slope[k]));
+        taught[k] = 1.0f / (1.0f + expf(-logit[k]));
         slope[k] = taught[k] - (float)(c.kept_bits[place] >> k & 1);
     }
     learn(c, s, log, slope);
     c.kept_dirty[place] = 0xFF;
 }
 
-// Keeps a new interaction, and learns those that are old enough.
+// Keeps a new interaction, which has just been predicted, and learns those that are old enough.
 inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t place = c.kept_count[0]++ % c.num_kept;
     memcpy(kept_row(c, s, place), s.log, (s.num_logs + NUM_CONFIDENCES) * sizeof(float));
     c.kept_bits[place] = c.bits_R[r];
     c.kept_dirty[place] = 0xFF;
-    while (c.kept_count[1] + c.horizon < c.kept_count[0]) settle(c, s, c.kept_count[1]++ % c.num_kept);
+    const bool is_only = c.kept_count[1] + 1 == c.kept_count[0];
+    while (c.kept_count[1] + c.horizon < c.kept_count[0]) {
+        const int64_t due = c.kept_count[1]++ % c.num_kept;
+        float logit[MOST_KINDS];
+        if (!is_only) predict(c, s, kept_row(c, s, due), logit);
+        settle(c, s, due, is_only ? c.logit_RK + r * c.num_kinds : logit);
+    }
     gauge(c, s, s.log);
 }
 
