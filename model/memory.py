@@ -41,6 +41,7 @@ from model.memory_room import (
     NEIGHBOURS,
     NUM_BUCKETS,
     capacity_for,
+    copied,
     empty_memory,
     neighbours_at,
     reshaped,
@@ -235,11 +236,12 @@ class Memory:
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
-            self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns)
+            nothing = MemoryArrays.empty(0, width, NUM_BUCKETS, num_columns)
+            self.arrays = reshaped(nothing, capacity, width, self._columns)
 
     def adopt(self, published: Memory) -> None:
         """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
-        self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
+        self.arrays, self.num_rows = copied(published.arrays, self._columns), published.num_rows
         _clear_changed(self.arrays)
 
     @property
@@ -255,7 +257,8 @@ class Memory:
         other = object.__new__(Memory)
         other._most, other._rules, other._backend = self._most, self._rules, self._backend
         other._device, other._group = self._device, self._group
-        other.arrays, other.num_rows, other._columns = self.arrays.copy(), self.num_rows, GrowingColumns()
+        other._columns, other.num_rows = GrowingColumns(), self.num_rows
+        other.arrays = copied(self.arrays, other._columns)
         return other
 
     def learned(self) -> Arrays:

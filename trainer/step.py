@@ -25,6 +25,7 @@ from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
+from model.growing import keep_in
 from model.hstu import HSTU, log_value
 from model.memory import Memory
 from model.rates import Rates
@@ -87,6 +88,7 @@ class Learner:
         ranks: Ranks | None = None,
     ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
+        keep_in(trainer.tables_folder)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
