@@ -62,7 +62,7 @@ class Memory:
     """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
     Where it is on the host, the features of items are its groups. ``group``: how many events `learn_together` predicts
-    from one state, on a GPU (``device``).
+    from one state, on a GPU (``device``). ``rules`` and ``backend``: as `kernels.memory` takes them.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Memory:
         device: torch.device | None = None,
         group: int = 1,
     ) -> None:
-        self._most, self._rules = config.memory_neighbours, rules or MemoryRules()
-        self._backend = "reference" if backend == "reference" else "auto"
+        self._most, self.rules = config.memory_neighbours, rules or MemoryRules()
+        self.backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
@@ -124,26 +124,26 @@ class Memory:
 
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         """Predict, learn and count events of rows below ``num_rows``, in order."""
-        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self._rules, backend=self._backend)
+        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self.rules, backend=self.backend)
 
     def learn_sampled(
         self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
     ) -> MemoryOutcome:
         """The same from a sample of the rows: see `kernels.memory.memory_learn_sampled`."""
         return memory_learn_sampled(
-            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
+            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self.rules, backend=self.backend
         )
 
     def candidates(self, events: MemoryEvents) -> tuple[NDArray[np.int32], Int64]:
         """Which rows' logits `learn_sampled` may read: see `kernels.memory.memory_candidates`."""
-        return memory_candidates(self.arrays, self.num_rows, events, backend=self._backend)
+        return memory_candidates(self.arrays, self.num_rows, events, backend=self.backend)
 
     def learn_given(
         self, events: MemoryEvents, row: NDArray[np.int32], begin_A1: Int64, logit: NDArray[np.float32]
     ) -> MemoryOutcome:
         """`learn_sampled` with the logits of `candidates`."""
         return memory_learn_given(
-            self.arrays, self.num_rows, events, row, begin_A1, logit, self._rules, backend=self._backend
+            self.arrays, self.num_rows, events, row, begin_A1, logit, self.rules, backend=self.backend
         )
 
     def learn_together(self, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
@@ -152,16 +152,16 @@ class Memory:
 
         assert self._device is not None
         if self._there is None:
-            self._there = DeviceMemory(self._here, self._rules, self._device, self._group)
+            self._there = DeviceMemory(self._here, self.rules, self._device, self._group)
         return self._there.learn(self.num_rows, events, logit_AV)
 
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
-        memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
+        memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self.backend)
 
     def stand(self) -> MemoryStanding:
         """What `best` needs; valid until this memory changes."""
-        return memory_stand(self.arrays, self.num_rows, backend=self._backend)
+        return memory_stand(self.arrays, self.num_rows, backend=self.backend)
 
     def best(
         self,
@@ -172,7 +172,7 @@ class Memory:
         answers: MemoryAnswers,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best rows for each query, and their scores: see `kernels.memory.memory_best`."""
-        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
+        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self.backend)
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
@@ -255,7 +255,7 @@ class Memory:
     def copy(self) -> Memory:
         """A copy that shares no mutable state."""
         other = object.__new__(Memory)
-        other._most, other._rules, other._backend = self._most, self._rules, self._backend
+        other._most, other.rules, other.backend = self._most, self.rules, self.backend
         other._device, other._group = self._device, self._group
         other._columns, other.num_rows = GrowingColumns(), self.num_rows
         other.arrays = copied(self.arrays, other._columns)

@@ -126,6 +126,10 @@ class Learner:
         self.newest_event_ms = 0
         self.newest_record_ms = 0
 
+    def ranking_state(self) -> dict[str, NDArray[Any]]:
+        """What is known of the choice that is being ranked, for a checkpoint; nothing if none is."""
+        return {**self.memory_pass.ranking.state_dict(), **self.evaluator.state_dict()}
+
     def _direct_step(self) -> DirectStep | None:
         """The pass for steps that fit it; None on a GPU, or without the kernels."""
         is_possible = self.device.type == "cpu" and self.config.backend == "auto"
@@ -173,7 +177,9 @@ class Learner:
         choices = self._predict_choices(whole, forward, seen_rows_n)
         self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
-        self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
+        self.evaluator.count(
+            whole, ranked, choices(), num_known, seen_rows_n, self.num_steps, self.memory_pass.take_earlier()
+        )
         self._remember(whole, forward, examples, now_ms)
         losses = asked.wait()[1:]
         return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))

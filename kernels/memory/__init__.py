@@ -25,7 +25,7 @@ from kernels.dispatch import load
 from kernels.memory import reference, sampled
 from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.check import check_events, check_jagged, check_table
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding, Ranks
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
 
@@ -42,6 +42,7 @@ __all__ = [
     "MemoryRules",
     "MemoryShares",
     "MemoryStanding",
+    "Ranks",
     "memory_best",
     "memory_candidates",
     "memory_learn",
