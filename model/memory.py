@@ -7,7 +7,7 @@ was published. Both score with the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from kernels.memory import (
     MemoryStanding,
     memory_best,
     memory_candidates,
+    memory_forget,
     memory_learn,
     memory_learn_given,
     memory_learn_sampled,
@@ -46,7 +47,7 @@ from model.memory_room import (
     neighbours_at,
     reshaped,
 )
-from model.memory_version import LEARNED, ROWS, published_memory, take_over
+from model.memory_version import GROUPS, LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -178,19 +179,11 @@ class Memory:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
         if not len(rows_N):
             return
-        arrays, num = self._take_back(), self.num_rows
+        arrays = self._take_back()
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
         _clear_rows(arrays, rows_N)
-        used = np.arange(arrays.width) < arrays.num_neighbours[:num, None]
-        lost = used & gone_V[arrays.neighbour_row[:num]]
-        for row in np.flatnonzero(lost.any(axis=1)).tolist():
-            kept = np.flatnonzero(used[row] & ~lost[row])
-            for name in NEIGHBOURS:
-                values = getattr(arrays, name)[row]
-                values[: len(kept)] = values[kept]
-            arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row], arrays.moved[row] = CHANGED, 255
+        memory_forget(arrays, self.num_rows, gone_V, backend=self.backend)
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
@@ -240,8 +233,13 @@ class Memory:
             self.arrays = reshaped(nothing, capacity, width, self._columns)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
-        self.arrays, self.num_rows = copied(published.arrays, self._columns), published.num_rows
+        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
+        earlier builds have no groups; they are counted from here on."""
+        num_columns, arrays = self._here.num_columns, published.arrays
+        if num_columns and not arrays.num_columns:
+            empty = empty_memory(arrays.capacity, self._most, num_columns)
+            arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
+        self.arrays, self.num_rows = copied(arrays, self._columns), published.num_rows
         _clear_changed(self.arrays)
 
     @property

@@ -20,6 +20,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.dispatch import load
 from kernels.memory import reference, sampled
@@ -45,6 +46,7 @@ __all__ = [
     "Ranks",
     "memory_best",
     "memory_candidates",
+    "memory_forget",
     "memory_learn",
     "memory_learn_given",
     "memory_learn_sampled",
@@ -187,6 +189,18 @@ def memory_scores(
     """
     check_events(memory, num_rows, events, logit_AV, len(events))
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)
+
+
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_], *, backend: str = "auto") -> None:
+    """Take rows out of the lists of neighbours of the first ``num_rows``; the others keep their order.
+
+    ``gone_V`` (V,): which. Each row that loses a neighbour is marked as changed, with all its neighbours.
+    """
+    if gone_V.shape != (memory.capacity,) or gone_V.dtype != np.bool_:
+        raise ValueError(f"gone_V: expected bool of shape ({memory.capacity},), got {gone_V.dtype} {gone_V.shape}")
+    if not 0 <= num_rows <= memory.capacity:
+        raise ValueError(f"num_rows: expected 0 to the memory's {memory.capacity}, got {num_rows}")
+    _version(backend).memory_forget(memory, num_rows, gone_V)
 
 
 def memory_stand(memory: MemoryArrays, num_rows: int, *, backend: str = "auto") -> MemoryStanding:

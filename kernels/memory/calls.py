@@ -110,3 +110,14 @@ class LogitsCall(ctypes.Structure):
         *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride")),
         ("logit", c_void_p),
     )
+
+
+class ForgetCall(ctypes.Structure):
+    """``ForgetCall`` of csrc/memory_forget.cpp."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("num_rows", "width", "moved_stride")),
+        *((name, c_void_p) for name in ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight")),
+        *((name, c_void_p) for name in ("dirty", "moved", "gone")),
+        *((name, c_int64) for name in ("capacity", "num_threads")),
+    )

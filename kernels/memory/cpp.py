@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.library import function
+from kernels.library import baseline, function, num_threads
 from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
     BestCall,
     CandidatesCall,
+    ForgetCall,
     LogitsCall,
     MemoryCall,
     RowLogitsCall,
@@ -187,6 +188,17 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
     call, kept = fill(memory, num_rows, events, logit_AV)
     run(call, num_rows)
     del kept
+
+
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]) -> None:
+    """See `kernels.memory.memory_forget`."""
+    names = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "dirty", "moved")
+    call = ForgetCall(
+        num_rows, memory.width, memory.moved.shape[1], *(pointer(getattr(memory, name)) for name in names),
+        pointer(gone_V), len(gone_V), num_threads(),
+    )  # fmt: skip
+    if baseline("memory_forget")(ctypes.byref(call)):
+        raise MemoryError(f"memory_forget: no memory for a bit of each of {len(gone_V)} rows; add memory")
 
 
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:

@@ -208,3 +208,16 @@ def learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Fl
         num = memory.num_neighbours[row]
         memory.weight[row, :num] -= rate * decay**lag * push_V[memory.neighbour_row[row, :num]]
         memory.dirty[row] = CHANGED
+
+
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]) -> None:
+    """See `kernels.memory.memory_forget`."""
+    used = np.arange(memory.width) < memory.num_neighbours[:num_rows, None]
+    lost = used & gone_V[memory.neighbour_row[:num_rows]]
+    for row in np.flatnonzero(lost.any(axis=1)).tolist():
+        kept = np.flatnonzero(used[row] & ~lost[row])
+        for name in ("neighbour_row", "after", "before", "direct", "weight"):
+            values = getattr(memory, name)[row]
+            values[: len(kept)] = values[kept]
+        memory.num_neighbours[row] = len(kept)
+        memory.dirty[row], memory.moved[row] = CHANGED, 255
