@@ -108,10 +108,15 @@ def test_ranks_are_those_of_the_moment_whatever_is_learned_meanwhile(
 
 
 def test_counts_may_get_another_unit_meanwhile() -> None:
-    scene = Scene(4000, 3500, replace(SLOWLY, heat_half_lives=(0.5, 1.0, 4000.0)))
+    scene = Scene(4000, 3500, SLOWLY)
+    memory, times = scene.memory, 0.999e12 / scene.memory.clock[1:5]  # as after many more events: close to overflow
+    memory.clock[1:5] *= times
+    memory.heat *= times[1:, None].astype(np.float32)
+    for name in ("seen", "after", "before", "direct", "group_seen", "group_count", "group_total"):
+        getattr(memory, name)[:] *= np.float32(times[0])
     expected = scene.at_once()
     assert_same_ranks(scene.later(scene.begin()), expected)
-    assert scene.num_rescaled > 2
+    assert scene.num_rescaled == 4
 
 
 def test_which_rows_are_scored_early_makes_no_difference_to_the_bit() -> None:
