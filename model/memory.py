@@ -18,6 +18,7 @@ from torch import Tensor
 from kernels.memory import (
     MemoryAnswers,
     MemoryArrays,
+    MemoryCandidates,
     MemoryEvents,
     MemoryOutcome,
     MemoryRules,
@@ -171,9 +172,10 @@ class Memory:
         query_RD: NDArray[np.float32],
         table_VD: NDArray[np.float32],
         answers: MemoryAnswers,
+        candidates: MemoryCandidates | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best rows for each query, and their scores: see `kernels.memory.memory_best`."""
-        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self.backend)
+        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, candidates, backend=self.backend)
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""

@@ -17,6 +17,7 @@ from kernels.memory.ranking import (
     memory_rank_rows,
 )
 from kernels.memory.ranking_state import MemoryRanking
+from kernels.row_types import Rows
 from model.embedding import EmbeddingTable
 from model.memory import Memory
 
@@ -50,7 +51,7 @@ class ChoiceRanking:
         """Predict the only choice of ``event``, of a row that the memory has met."""
         memory, query_D, owners = self._memory, query_D.copy(), self._items.owners
         logit_V = None if owners is None else owners.logits(query_D[None], self._unit_width)[0]
-        table_VD = self._items.weight.numpy() if owners is None else None
+        table_VD = self._items.store.array if owners is None else None
         self._ranking = memory_rank_begin(
             memory.arrays, memory.num_rows, event, query_D, table_VD, self._unit_width, memory.rules,
             logit_V=logit_V, backend=memory.backend,
@@ -87,8 +88,8 @@ class ChoiceRanking:
             memory, table_VD = self._memory, self._table(ranking)
             memory_rank_next(memory.arrays, ranking, num, table_VD, self._unit_width, backend=memory.backend)
 
-    def _table(self, ranking: MemoryRanking) -> NDArray[np.float32] | None:
-        return None if len(ranking.logit_V) else self._items.weight.numpy()
+    def _table(self, ranking: MemoryRanking) -> Rows | None:
+        return None if len(ranking.logit_V) else self._items.store.array
 
     def end(self) -> Ranks:
         """The ranks, of a choice that was begun."""

@@ -158,7 +158,8 @@ class MemoryPass:
         known_SV = forward.logit_SV
         if known_SV is not None:
             return lambda asked: known_SV[asked]
-        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        rows_VD = self._items.weight[:num_rows]
+        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(rows_VD.float())
         return lambda asked: forward.query_SD[asked] @ known_VD.T
 
     @property
@@ -216,7 +217,7 @@ class MemoryPass:
             row, begin_A1 = self._memory.candidates(part.events)
             logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
             return self._memory.learn_given(part.events, row, begin_A1, logit)
-        return self._memory.learn_sampled(part.events, part.query_AD, self._items.weight.numpy(), self._unit_width)
+        return self._memory.learn_sampled(part.events, part.query_AD, self._items.store.array, self._unit_width)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

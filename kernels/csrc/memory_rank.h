@@ -7,9 +7,9 @@
 // The argument, laid out as in kernels/memory/ranking_cpp.py. From `score_V` on, the fields of MemoryRanking.
 struct RankCall {
     MemoryCall memory;
-    const float* table_VD;
-    int64_t width, unit_width;
-    const int32_t* rows;  // of memory_rank_rows
+    const void* table_VD;
+    int64_t width, unit_width, table_type;  // (half.h)
+    const int32_t* rows;                    // of memory_rank_rows
     int64_t num;
     int32_t* rank_3;
     float* loss;
@@ -94,12 +94,12 @@ inline void keep_score(const RankCall& c, int64_t row, const Scored& b, int64_t 
 // Scores of a block of `num` rows from their standing features, logits and groups, as memory.cpp mixes them.
 template <typename RowAt>
 inline void score_block(const RankCall& c, const MemoryCall& m, Scratch& s, Scored& b, int64_t num, RowAt row_at) {
-    for (int64_t i = 0; i < num; ++i) {
-        const int64_t row = row_at(i);
-        b.closed[i] = m.first_V[row] >= 0 ? 0.0f : OUT;
-        if (c.logit_V) b.logit[i] = c.logit_V[row];
-        else logits_of_row<1>(c.table_VD + row * c.width, c.query_D, c.width, c.unit_width, b.logit + i);
-    }
+    for (int64_t i = 0; i < num; ++i) b.closed[i] = m.first_V[row_at(i)] >= 0 ? 0.0f : OUT;
+    for (int64_t i = 0; c.logit_V && i < num; ++i) b.logit[i] = c.logit_V[row_at(i)];
+    with_rows(c.table_VD, c.table_type, [&](auto* table_VD) {
+        for (int64_t i = 0; !c.logit_V && i < num; ++i)
+            logits_of_row<1>(table_VD + row_at(i) * c.width, c.query_D, c.width, c.unit_width, b.logit + i);
+    });
     for (int64_t i = 0; i < num; i += W) {
         vf x = load(b.closed + i) + load(b.logit + i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(b.standing + f * SCORED + i), splat(s.gain[f]), x);

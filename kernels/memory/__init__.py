@@ -25,10 +25,19 @@ from numpy.typing import NDArray
 from kernels.dispatch import load
 from kernels.memory import reference, sampled
 from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Int32, Int64, MemoryArrays
-from kernels.memory.check import check_events, check_jagged, check_table
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding, Ranks
+from kernels.memory.check import check_candidates, check_events, check_jagged, check_table
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+    Ranks,
+)
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
+from kernels.row_types import Rows
 
 __all__ = [
     "CHANGED",
@@ -37,6 +46,7 @@ __all__ = [
     "STANDING",
     "MemoryAnswers",
     "MemoryArrays",
+    "MemoryCandidates",
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryPast",
@@ -86,7 +96,7 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
     *,
@@ -99,8 +109,9 @@ def memory_learn_sampled(
     they stand for: the sum over all rows is estimated without bias. Only the certain ones are rescored. Draws depend
     on the event's number alone. Ranks are -1; losses are estimates.
 
-    ``query_AD`` (A, D) and ``table_VD`` (at least ``num_rows``, D) float32: their products are the network's logits
-    once the first ``unit_width`` columns of each row are divided by their norm. Errors as in `memory_learn`.
+    ``query_AD`` (A, D) float32 and ``table_VD`` (at least ``num_rows``, D) of a type in `kernels.row_types`: their
+    products are the network's logits once the first ``unit_width`` columns of each row are divided by their norm.
+    Errors as in `memory_learn`.
     """
     check_events(memory, num_rows, events, None)
     check_table(query_AD, table_VD, num_rows, unit_width)
@@ -134,7 +145,7 @@ def memory_candidates(
 
 
 def memory_logits_of(
-    query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(n,) float32: the network's logits of some rows for each query, as `memory_learn_sampled` computes them.
 
@@ -170,7 +181,7 @@ def memory_learn_given(
 
 
 def memory_logits(
-    query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(A, ``num_rows``) float32: the network's logits of a few queries, as `memory_learn_sampled` defines them."""
     check_table(query_AD, table_VD, num_rows, unit_width)
@@ -218,10 +229,12 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
     *,
     backend: str = "auto",
 ) -> tuple[Int32, Float32]:
     """The rows that `memory_scores` would score best, in one pass over the table that does not store all scores.
+    With ``candidates`` only those, and rows with evidence, are looked at and compete; no query may then be limited.
 
     The products of ``query_RD`` and ``table_VD`` (at least a row for each of the memory's) are the network's logits.
     Returns (R, K) rows, best first, equal scores by row, -1 after the last; and their scores. K: the largest of
@@ -240,7 +253,11 @@ def memory_best(
     for name, rows in (("out_rows", answers.out_rows), ("allowed_rows", answers.allowed_rows)):
         if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
             raise IndexError(f"{name}: expected rows 0 to {num_rows - 1}, got {rows.min()} to {rows.max()}")
-    best: tuple[Int32, Float32] = _version(backend).memory_best(memory, standing, events, query_RD, table_VD, answers)
+    if candidates is not None:
+        check_candidates(candidates, num, num_rows, answers)
+    best: tuple[Int32, Float32] = _version(backend).memory_best(
+        memory, standing, events, query_RD, table_VD, answers, candidates
+    )
     return best
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kernels.library import baseline, function, num_threads
 from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
+    AmongCall,
     BestCall,
     CandidatesCall,
     ForgetCall,
@@ -21,8 +22,16 @@ from kernels.memory.calls import (
     SampledCall,
     StandCall,
 )
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 from kernels.memory.features import COUNTED, WIDE
+from kernels.row_types import ARRAY_TYPES, Rows
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
@@ -99,14 +108,16 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn_sampled`."""
     inner, kept = fill(memory, num_rows, events, query_AD)
     outcome = _learning(inner, len(events), rules)
-    call = SampledCall(inner, pointer(query_AD), pointer(table_VD), table_VD.shape[1], unit_width)
+    call = SampledCall(
+        inner, pointer(query_AD), pointer(table_VD), table_VD.shape[1], unit_width, ARRAY_TYPES[table_VD.dtype]
+    )  # fmt: skip
     run(call, num_rows, "memory_sampled")
     del kept
     return outcome
@@ -134,29 +145,29 @@ def memory_learn_given(
     """See `kernels.memory.memory_learn_given`."""
     inner, kept = fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
     outcome = _learning(inner, len(events), rules)
-    call = SampledCall(inner, None, None, 0, 0, pointer(row), pointer(begin_A1), pointer(logit))
+    call = SampledCall(inner, None, None, 0, 0, 0, pointer(row), pointer(begin_A1), pointer(logit))
     run(call, num_rows, "memory_sampled")
     del kept
     return outcome
 
 
-def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+def memory_logits_of(query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits_of`."""
     logit = np.empty(len(row), np.float32)
     call = RowLogitsCall(
-        pointer(query_AD), pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width, pointer(row),
-        pointer(begin_A1), pointer(logit),
+        pointer(query_AD), pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width,
+        ARRAY_TYPES[table_VD.dtype], pointer(row), pointer(begin_A1), pointer(logit),
     )  # fmt: skip
     run(call, len(table_VD), "memory_row_logits")
     return logit
 
 
-def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
+def memory_logits(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits`."""
     logit_AV = np.empty((len(query_AD), num_rows), np.float32)
     call = LogitsCall(
         pointer(query_AD), pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
-        pointer(logit_AV),
+        ARRAY_TYPES[table_VD.dtype], pointer(logit_AV),
     )  # fmt: skip
     run(call, num_rows, "memory_logits")
     return logit_AV
@@ -216,6 +227,7 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
 ) -> tuple[Int32, Float32]:
     """See `kernels.memory.memory_best`."""
     num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
@@ -227,6 +239,16 @@ def memory_best(
         inner, pointer(standing.base_VB), pointer(standing.root_V), pointer(query_RD), pointer(table_VD),
         query_RD.shape[1], most, *map(pointer, kept), pointer(row_RK), pointer(score_RK),
     )  # fmt: skip
-    run(call, num_rows, "memory_best")
+    if candidates is None:
+        run(call, num_rows, "memory_best")
+    else:
+        run(_among(call, candidates), num_rows, "memory_among")
     del kept, more
     return row_RK, score_RK
+
+
+def _among(call: BestCall, candidates: MemoryCandidates) -> AmongCall:
+    return AmongCall(
+        call, pointer(candidates.shared_rows), len(candidates.shared_rows), pointer(candidates.list_rows),
+        pointer(candidates.list_begin_L1), pointer(candidates.probe_RP), candidates.probe_RP.shape[1],
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from kernels.memory.arrays import Float32, Int64, MemoryArrays
 from kernels.memory.check import check_events, check_table
 from kernels.memory.events import MemoryEvents, MemoryRules, Ranks
 from kernels.memory.ranking_state import MemoryRanking
+from kernels.row_types import Rows
 
 
 def memory_rank_begin(
@@ -27,7 +28,7 @@ def memory_rank_begin(
     num_rows: int,
     event: MemoryEvents,
     query_D: Float32,
-    table_VD: Float32 | None,
+    table_VD: Rows | None,
     unit_width: int,
     rules: MemoryRules,
     *,
@@ -53,7 +54,7 @@ def memory_rank_begin(
 
 
 def memory_rank_rows(
-    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int64, table_VD: Float32 | None, unit_width: int, *,
+    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int64, table_VD: Rows | None, unit_width: int, *,
     backend: str = "auto",
 ) -> None:  # fmt: skip
     """Score these rows, which are about to change in ``memory`` or in the table."""
@@ -61,7 +62,7 @@ def memory_rank_rows(
 
 
 def memory_rank_next(
-    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Float32 | None, unit_width: int, *,
+    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Rows | None, unit_width: int, *,
     backend: str = "auto",
 ) -> None:  # fmt: skip
     """Score the next ``num`` rows."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels.memory.arrays import Float32, Int32, MemoryArrays
+from kernels.memory.arrays import Int32, MemoryArrays
 from kernels.memory.calls import MemoryCall
 from kernels.memory.cpp import fill, memory_fields, pointer, run, with_rules
 from kernels.memory.events import MemoryEvents, MemoryRules
 from kernels.memory.ranking_state import MemoryRanking
+from kernels.row_types import ARRAY_TYPES, Rows
 
 _KEPT = (
     "score_V", "lift_V", "logit_V", "query_D", "gain", "shortlist_weight", "shortlist_norm", "lift_G", "lift_base",
@@ -28,6 +29,7 @@ class RankCall(ctypes.Structure):
         ("table", c_void_p),
         ("width", c_int64),
         ("unit_width", c_int64),
+        ("table_type", c_int64),
         ("rows", c_void_p),
         ("num", c_int64),
         ("ranks", c_void_p),
@@ -37,18 +39,19 @@ class RankCall(ctypes.Structure):
 
 
 def _call(
-    inner: MemoryCall, ranking: MemoryRanking, table_VD: Float32 | None = None, unit_width: int = 0, **more: Any
+    inner: MemoryCall, ranking: MemoryRanking, table_VD: Rows | None = None, unit_width: int = 0, **more: Any
 ) -> RankCall:
     kept: dict[str, int | None] = {name: pointer(getattr(ranking, name)) for name in _KEPT}
     if not len(ranking.logit_V):
         kept["logit_V"] = None
     if table_VD is not None:
         more |= {"table": pointer(table_VD), "width": table_VD.shape[1], "unit_width": unit_width}
+        more["table_type"] = ARRAY_TYPES[table_VD.dtype]
     return RankCall(memory=inner, **kept, **more)
 
 
 def memory_rank_begin(
-    memory: MemoryArrays, ranking: MemoryRanking, event: MemoryEvents, table_VD: Float32 | None, unit_width: int,
+    memory: MemoryArrays, ranking: MemoryRanking, event: MemoryEvents, table_VD: Rows | None, unit_width: int,
     rules: MemoryRules,
 ) -> None:  # fmt: skip
     """See `kernels.memory.ranking`."""
@@ -59,7 +62,7 @@ def memory_rank_begin(
 
 
 def memory_rank_rows(
-    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int32, table_VD: Float32 | None, unit_width: int
+    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int32, table_VD: Rows | None, unit_width: int
 ) -> None:
     """See `kernels.memory.ranking`."""
     inner = MemoryCall(**memory_fields(memory, ranking.num_rows))
@@ -68,7 +71,7 @@ def memory_rank_rows(
 
 
 def memory_rank_next(
-    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Float32 | None, unit_width: int
+    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Rows | None, unit_width: int
 ) -> None:
     """See `kernels.memory.ranking`."""
     inner = MemoryCall(**memory_fields(memory, ranking.num_rows))

@@ -11,12 +11,13 @@ from kernels.memory.past import MemoryPast
 from kernels.memory.ranking_state import AMOUNTS, NUMBERS, MemoryRanking
 from kernels.memory.sampled import memory_logits
 from kernels.memory.shortlist import Prediction, Shortlist
+from kernels.row_types import Rows
 
 OUT, FOLLOWS, LIFT = -1e30, FEATURES.index("follows"), FEATURES.index("lift")
 
 
 def memory_rank_begin(
-    memory: MemoryArrays, ranking: MemoryRanking, event: MemoryEvents, table_VD: Float32 | None, unit_width: int,
+    memory: MemoryArrays, ranking: MemoryRanking, event: MemoryEvents, table_VD: Rows | None, unit_width: int,
     rules: MemoryRules,
 ) -> None:  # fmt: skip
     """See `kernels.memory.ranking`."""
@@ -61,13 +62,13 @@ def _count(ranking: MemoryRanking, done: Prediction, logit_V: Float32, target: i
 
 
 def memory_rank_rows(
-    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int32, table_VD: Float32 | None, unit_width: int
+    memory: MemoryArrays, ranking: MemoryRanking, row_N: Int32, table_VD: Rows | None, unit_width: int
 ) -> None:
     """Nothing is left to score."""
 
 
 def memory_rank_next(
-    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Float32 | None, unit_width: int
+    memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Rows | None, unit_width: int
 ) -> None:
     """Nothing is left to score."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import kernels
+import model.row_store
 import trainer.checkpointing
 import trainer.collection
 import trainer.division
@@ -244,6 +247,26 @@ def learns_before_it_is_asked() -> None:
             self._due = lambda: None
 
     trainer.replica.Replica._work = eager  # type: ignore[method-assign]
+
+
+def rounds_rows_by_their_places() -> None:
+    """How a row of 16 bits is rounded depends on where its owner has it."""
+    store = model.row_store.RowStore
+
+    def dithered(self: Any, step: int) -> Any:
+        return kernels.Dither.of((1, step))
+
+    store._dither = dithered  # type: ignore[method-assign]
+
+
+def rounds_rows_by_the_number_of_calls() -> None:
+    """How a row of 16 bits is rounded depends on how often this process has rounded."""
+    store, calls = model.row_store.RowStore, itertools.count()
+
+    def dithered(self: Any, step: int) -> Any:
+        return kernels.Dither.of((1, next(calls)))
+
+    store._dither = dithered  # type: ignore[method-assign]
 
 
 def counts_one_reader_of_a_row_alone() -> None:
