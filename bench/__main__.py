@@ -29,7 +29,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "How soon is an action seen and learned?": ("live", "stream", "restart", "rebalance"),
     "How fast are answers?": ("serving", "shards", "ranking", "search", "reuse"),
     "How fast is a training step?": ("live_training", "kernels", "gpu", "gpu_host", "ranks"),
-    "What do large catalogues cost?": ("scale", "growth", "deltas", "recovery", "ready"),
+    "What do large catalogues cost?": ("scale", "growth", "on_disk", "deltas", "recovery", "ready"),
 }  # fmt: skip
 """Each measurement under the question that it answers."""
 

@@ -21,6 +21,7 @@ import torch
 from bench.scale import CONFIG, Traffic, fill_memory
 from bench.simulated import MODEL
 from bench.timing import Row, row, take_turns
+from trainer.config import TrainerConfig
 from trainer.process import tune_interpreter
 from trainer.step import Learner
 
@@ -49,9 +50,9 @@ def in_blocks(num_items: int, work: Callable[[int, int], None]) -> tuple[list[fl
     return took_ms, (resident_bytes() - before) / num_items
 
 
-def grown(num_items: int) -> tuple[Learner, list[Row]]:
+def grown(num_items: int, config: TrainerConfig = CONFIG) -> tuple[Learner, list[Row]]:
     """A learner with this many items, all of them in use, and the rows about its growth."""
-    learner, rows = unused(num_items)
+    learner, rows = unused(num_items, config)
     before = resident_bytes()
     fill_memory(learner, num_items)
     name, num_unused = f"{num_items:,} items: memory and counts, in use: bytes per item", rows[-1]["value"]
@@ -59,9 +60,9 @@ def grown(num_items: int) -> tuple[Learner, list[Row]]:
     return learner, [*rows, row(name, num_bytes, "B", note="beside the table's")]
 
 
-def unused(num_items: int) -> tuple[Learner, list[Row]]:
+def unused(num_items: int, config: TrainerConfig = CONFIG) -> tuple[Learner, list[Row]]:
     """A learner with this many items that nobody has chosen yet, and the rows about its growth."""
-    learner = Learner(MODEL, CONFIG)
+    learner = Learner(MODEL, config)
 
     def keep(_: int, stop: int) -> None:
         learner.memory.grow(stop + 1)

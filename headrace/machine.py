@@ -32,6 +32,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield open_files()
     yield disk("disk: state", settings.store.path)
     yield disk("disk: checkpoints", Path(settings.trainer.checkpoint_dir))
+    for name, folder in (("trainer", settings.trainer.tables_folder), ("serving", settings.serving.tables_folder)):
+        if folder:
+            yield disk(f"disk: tables ({name})", Path(folder))
 
 
 def software() -> Finding:

@@ -8,7 +8,7 @@ Several processes may divide a table: one has all keys and marks, each has the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class EmbeddingTable:
         precision: str = "float32",
     ) -> None:
         self.width = width
-        self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
+        self.map = IdMap(1024, admit_after=admit_after, backend="reference" if backend == "reference" else "auto")
         self.store = RowStore(width, device, backend, precision, (seed, salt))
         self._marks = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
         self._grow(1)
@@ -61,6 +61,8 @@ class EmbeddingTable:
         """Rows that got a key, with their weights, or lost it (None), since the last copy; None if nobody copies."""
         self.owners: Owners | None = None
         """Where to ask for rows that this process does not hold; None if it holds all."""
+        self.before_change: Callable[[Int64 | None], None] = lambda _: None
+        """Called with rows that are about to be learned or dropped; with None if all of them may move."""
         self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt = init_std, seed, salt
         self.live[0], self.dirty[0] = True, CHANGED
@@ -133,6 +135,7 @@ class EmbeddingTable:
 
     def divide(self, share: Share, owners: Owners | None = None) -> None:
         """Keep the weights of this share of the rows. ``owners``: where to ask for the others'."""
+        self.before_change(None)
         self.store.hold(share, *self.read(share.rows(self.num_rows)))
         self.owners = owners
 
@@ -186,6 +189,7 @@ class EmbeddingTable:
 
     def _drop(self, keys: Int64, rows: Int64) -> Int64:
         rows = rows + 1
+        self.before_change(rows)
         self.live[rows], self.dirty[rows] = False, CHANGED
         self._count_live(rows, -1)
         self.store.put(rows, torch.zeros((len(rows), self.width)), None)
@@ -205,6 +209,7 @@ class EmbeddingTable:
 
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float, step: int) -> None:
         """One row-wise Adagrad step on distinct rows that this process holds (`RowStore.learn`)."""
+        self.before_change(rows_U)
         self.store.learn(self.store.share.places(rows_U), grad_UD, lr, step)
         self.touch(rows_U)
 
@@ -293,7 +298,3 @@ class EmbeddingTable:
         self.state[:rows] = torch.from_numpy(np.ascontiguousarray(state["state"]))
         self.tombstones = state["tombstones"].tolist()
         self._blocked = set(state["blocked"].tolist()) if "blocked" in state else set()
-
-
-def _map_backend(backend: str) -> str:
-    return "reference" if backend == "reference" else "auto"

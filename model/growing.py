@@ -3,14 +3,23 @@
 Address space is reserved for many rows, and the system backs a page with memory when it is first written. So a larger
 table is a longer view of the same memory: nothing is copied, and unused rows take no memory. If the reservation is
 refused (a limit on address space) or outgrown, it is replaced by another one, with a copy.
+
+With `keep_in` the rows are in files instead, mapped into memory: the system keeps the pages that are used in memory,
+and writes others to the disk when it needs room. The files have no names, so they end with the process, however it
+ends. They are no longer than the rows need, and their blocks are allocated before a row is written: a full disk is an
+error of `grow`, not a signal in the middle of a step.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import sys
+import tempfile
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,54 +30,109 @@ HUGE_BYTES = 64 << 20
 """From this size on, huge pages are used: fewer page faults while it fills, fewer TLB misses when rows are read."""
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """Keeps the system from counting the reservation as memory in use. Python has a name for this flag from 3.13 on."""
+_MORE_OF_MEMORY, _MORE_OF_A_FILE = 2, 8
+"""What grows gets room for so large a part of its rows again. Unused memory costs nothing, unused blocks do."""
+_folder: Path | None = None
+
+
+def keep_in(folder: str) -> None:
+    """Keep the rows that this process reserves from now on in files of this folder; empty: in memory. Raises OSError
+    if no file can be made there."""
+    global _folder  # noqa: PLW0603  (like torch's number of threads: where a process has its memory)
+    _folder = Path(folder) if folder else None
+    if _folder is not None:
+        _folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=_folder).close()
 
 
 class GrowingRows:
-    """``array``: (capacity, *shape), zeros at first; after `grow` a longer view of the same memory."""
+    """``array``: (capacity, *shape), zeros at first; after `grow` a longer view of the same memory.
+
+    Raises MemoryError, or with `keep_in` OSError, if there is no room.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, reserved_rows: int = RESERVED_ROWS) -> None:
+        self._file: IO[bytes] | None = None
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._row_bytes = self._dtype.itemsize * prod(shape)
-        self._wanted, self._is_huge = reserved_rows, False
+        self._wanted, self._is_huge, self._folder = reserved_rows, False, _folder
         self._reserved, self._memory = self._reserve(LEAST_ROWS)
         self.array = self._view(LEAST_ROWS)
 
     def _reserve(self, num_rows: int) -> tuple[int, Any]:
-        """Reserve as many rows as the system allows, at least ``num_rows``. Raises MemoryError."""
+        """Reserve as many rows as the system allows, at least ``num_rows``."""
         reserved = max(self._wanted, num_rows)
         while True:
             try:
-                memory = mmap.mmap(-1, reserved * self._row_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+                memory = self._map(reserved * self._row_bytes)
             except (OSError, MemoryError) as error:
                 if reserved == num_rows:
+                    if self._folder is not None:
+                        raise self._full(num_rows * self._row_bytes, error) from error
                     raise MemoryError(
                         f"expected memory for {num_rows:,} rows of {self._row_bytes} bytes, the system refused it "
                         f"({error}); evict (trainer.evict_after_days, max_items), or give the process more"
                     ) from error
                 reserved = max(num_rows, reserved // 2)
             else:
+                self._allocate(0, num_rows)
                 return reserved, memory
+
+    def _map(self, num_bytes: int) -> mmap.mmap:
+        if self._folder is None:
+            return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        self._close()
+        self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        self._file.truncate(num_bytes)
+        return mmap.mmap(self._file.fileno(), num_bytes, mmap.MAP_SHARED | _NORESERVE)
+
+    def _allocate(self, held: int, num_rows: int) -> None:
+        """Give the rows from ``held`` up to ``num_rows`` blocks on the disk, if they are in a file. Raises OSError."""
+        if self._file is None or num_rows <= held:
+            return
+        num_bytes = (num_rows - held) * self._row_bytes
+        try:
+            os.posix_fallocate(self._file.fileno(), held * self._row_bytes, num_bytes)
+        except OSError as error:
+            raise self._full(num_bytes, error) from error
+
+    def _full(self, num_bytes: int, error: OSError | MemoryError) -> OSError:
+        number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+        reason = os.strerror(number or errno.ENOSPC).lower()
+        what = f"no room for {num_bytes:,} more bytes of tables (tables_folder): {reason}"
+        return OSError(number, what, str(self._folder))
+
+    def _close(self) -> None:
+        """Close the file, which stays until nothing is mapped from it any more."""
+        if self._file is not None:
+            self._file.close()
+
+    def __del__(self) -> None:
+        self._close()
 
     def _view(self, num_rows: int) -> NDArray[Any]:
         flat = np.frombuffer(self._memory, self._dtype, num_rows * prod(self._shape))
         return flat.reshape(num_rows, *self._shape)
 
     def grow(self, num_rows: int) -> None:
-        """Make room for ``num_rows`` rows, and at least half as many again as before. Raises MemoryError."""
+        """Make room for ``num_rows`` rows, and some more, so that this is seldom."""
         held = len(self.array)
         if num_rows <= held:
             return
-        wanted = max(num_rows, held + held // 2)
+        wanted = max(num_rows, held + held // (_MORE_OF_MEMORY if self._file is None else _MORE_OF_A_FILE))
         if num_rows > self._reserved:
             old = self.array
             self._reserved, self._memory = self._reserve(wanted)
             self._is_huge = False
             self._view(held)[:] = old
-        self.array = self._view(min(wanted, self._reserved))
+        wanted = min(wanted, self._reserved)
+        self._allocate(held, wanted)
+        self.array = self._view(wanted)
         self._want_huge_pages()
 
     def _want_huge_pages(self) -> None:
-        if not self._is_huge and self.array.nbytes >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        is_worth_it = self._file is None and self.array.nbytes >= HUGE_BYTES
+        if is_worth_it and not self._is_huge and hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
             self._is_huge = True
 
@@ -91,3 +155,8 @@ class GrowingColumns:
             rows.array[: len(column)] = column
         rows.grow(num_rows)
         return rows.array[:num_rows]
+
+    def taken(self, name: str, column: NDArray[Any]) -> NDArray[Any]:
+        """A copy of ``column`` that can grow in place."""
+        self._rows.pop(name, None)
+        return self.longer(name, column, len(column))

@@ -43,6 +43,7 @@ from model.memory_room import (
     NEIGHBOURS,
     NUM_BUCKETS,
     capacity_for,
+    copied,
     empty_memory,
     neighbours_at,
     reshaped,
@@ -63,7 +64,7 @@ class Memory:
     """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
     Where it is on the host, the features of items are its groups. ``group``: how many events `learn_together` predicts
-    from one state, on a GPU (``device``).
+    from one state, on a GPU (``device``). ``rules`` and ``backend``: as `kernels.memory` takes them.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Memory:
         device: torch.device | None = None,
         group: int = 1,
     ) -> None:
-        self._most, self._rules = config.memory_neighbours, rules or MemoryRules()
-        self._backend = "reference" if backend == "reference" else "auto"
+        self._most, self.rules = config.memory_neighbours, rules or MemoryRules()
+        self.backend = "reference" if backend == "reference" else "auto"
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
@@ -125,26 +126,26 @@ class Memory:
 
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         """Predict, learn and count events of rows below ``num_rows``, in order."""
-        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self._rules, backend=self._backend)
+        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self.rules, backend=self.backend)
 
     def learn_sampled(
         self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
     ) -> MemoryOutcome:
         """The same from a sample of the rows: see `kernels.memory.memory_learn_sampled`."""
         return memory_learn_sampled(
-            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
+            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self.rules, backend=self.backend
         )
 
     def candidates(self, events: MemoryEvents) -> tuple[NDArray[np.int32], Int64]:
         """Which rows' logits `learn_sampled` may read: see `kernels.memory.memory_candidates`."""
-        return memory_candidates(self.arrays, self.num_rows, events, backend=self._backend)
+        return memory_candidates(self.arrays, self.num_rows, events, backend=self.backend)
 
     def learn_given(
         self, events: MemoryEvents, row: NDArray[np.int32], begin_A1: Int64, logit: NDArray[np.float32]
     ) -> MemoryOutcome:
         """`learn_sampled` with the logits of `candidates`."""
         return memory_learn_given(
-            self.arrays, self.num_rows, events, row, begin_A1, logit, self._rules, backend=self._backend
+            self.arrays, self.num_rows, events, row, begin_A1, logit, self.rules, backend=self.backend
         )
 
     def learn_together(self, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
@@ -153,16 +154,16 @@ class Memory:
 
         assert self._device is not None
         if self._there is None:
-            self._there = DeviceMemory(self._here, self._rules, self._device, self._group)
+            self._there = DeviceMemory(self._here, self.rules, self._device, self._group)
         return self._there.learn(self.num_rows, events, logit_AV)
 
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
-        memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
+        memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self.backend)
 
     def stand(self) -> MemoryStanding:
         """What `best` needs; valid until this memory changes."""
-        return memory_stand(self.arrays, self.num_rows, backend=self._backend)
+        return memory_stand(self.arrays, self.num_rows, backend=self.backend)
 
     def best(
         self,
@@ -174,9 +175,7 @@ class Memory:
         candidates: MemoryCandidates | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best rows for each query, and their scores: see `kernels.memory.memory_best`."""
-        return memory_best(
-            self.arrays, standing, events, query_RD, table_VD, answers, candidates, backend=self._backend
-        )
+        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, candidates, backend=self.backend)
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
@@ -186,7 +185,7 @@ class Memory:
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
         _clear_rows(arrays, rows_N)
-        memory_forget(arrays, self.num_rows, gone_V, backend=self._backend)
+        memory_forget(arrays, self.num_rows, gone_V, backend=self.backend)
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
@@ -232,16 +231,17 @@ class Memory:
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
-            self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns)
+            nothing = MemoryArrays.empty(0, width, NUM_BUCKETS, num_columns)
+            self.arrays = reshaped(nothing, capacity, width, self._columns)
 
     def adopt(self, published: Memory) -> None:
         """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
         earlier builds have no groups; they are counted from here on."""
-        num_columns, arrays = self._here.num_columns, published.arrays.copy()
+        num_columns, arrays = self._here.num_columns, published.arrays
         if num_columns and not arrays.num_columns:
             empty = empty_memory(arrays.capacity, self._most, num_columns)
             arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
-        self.arrays, self.num_rows = arrays, published.num_rows
+        self.arrays, self.num_rows = copied(arrays, self._columns), published.num_rows
         _clear_changed(self.arrays)
 
     @property
@@ -255,9 +255,10 @@ class Memory:
     def copy(self) -> Memory:
         """A copy that shares no mutable state."""
         other = object.__new__(Memory)
-        other._most, other._rules, other._backend = self._most, self._rules, self._backend
+        other._most, other.rules, other.backend = self._most, self.rules, self.backend
         other._device, other._group = self._device, self._group
-        other.arrays, other.num_rows, other._columns = self.arrays.copy(), self.num_rows, GrowingColumns()
+        other._columns, other.num_rows = GrowingColumns(), self.num_rows
+        other.arrays = copied(self.arrays, other._columns)
         return other
 
     def learned(self) -> Arrays:

@@ -3,7 +3,7 @@ from `LARGE_CAPACITY` on grows by an eighth."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -68,6 +68,13 @@ def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColum
     for name in (*LEARNED, *CHECKPOINTED):
         setattr(new, name, getattr(old, name))
     return new
+
+
+def copied(old: MemoryArrays, columns: GrowingColumns) -> MemoryArrays:
+    """A copy that shares nothing, in ``columns``."""
+    rows = {name: columns.taken(name, getattr(old, name)) for name in (*ROWS, *NEIGHBOURS, *CHANGES)}
+    rest = {each.name: getattr(old, each.name).copy() for each in fields(old) if each.name not in rows}
+    return replace(old, **rows, **rest)
 
 
 def _lengthened(old: MemoryArrays, capacity: int, columns: GrowingColumns) -> MemoryArrays:

@@ -223,10 +223,16 @@ class Rates:
     def copy(self) -> Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
-        other._backend, other.arrays = self._backend, self.arrays.copy()
+        other._backend, other.arrays, other._columns = self._backend, self.arrays.copy(), GrowingColumns()
+        other._place_columns()
         other.kept, other.arrivals = self.kept.copy(other.arrays), self.arrivals.copy()
-        other._columns = GrowingColumns()
         return other
+
+    def _place_columns(self) -> None:
+        """Move the columns that can grow to where they can."""
+        for table in TABLES:
+            for name in (f"{table}_VC", f"{table}_dirty_V"):
+                setattr(self.arrays, name, self._columns.taken(name, getattr(self.arrays, name)))
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
@@ -238,6 +244,7 @@ class Rates:
         """The inverse of `state_dict`."""
         state = upgraded_rates(state, self.arrays)
         self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
+        self._place_columns()
         self.kept.load_state_dict(state)
         self.arrivals.load_state_dict(_arrivals_of(state))
 

@@ -47,6 +47,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
     "warm_s": Number(0, advice="0 turns it off"),
     "history_bytes": AT_LEAST_1,
+    "tables_folder": Text(),
     "connect_timeout_s": ABOVE_0,
     "swap_wait_s": Number(0, advice="1 is usual"),
     "drain_timeout_s": ABOVE_0,
@@ -143,6 +144,8 @@ class ServingConfig:
     last swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
+    tables_folder: str = ""
+    """Where tables and memory are kept in files, beyond what fits in memory (`model.growing`); empty: in memory."""
     connect_timeout_s: float = 20.0
     """How long to try to reach the broker at startup before giving up."""
     swap_wait_s: float = 1.0

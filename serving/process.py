@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from model.device import choose_device
+from model.growing import keep_in
 from serving.access import Access
 from serving.addresses import address_of
 from serving.config import ServingConfig
@@ -64,6 +65,7 @@ def run_server(settings: Any) -> int:
     """
     config = settings.serving
     torch.set_num_threads(config.num_threads)
+    keep_in(config.tables_folder)
     tune_interpreter()
     device = choose_device(config.device, "serving.device")
     access, titles = Access.read(config.tokens_file), Titles.read(config.titles_file)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels import IdMap
 from model.config import ModelConfig
+from model.growing import GrowingColumns
 from model.memory import Memory
 from model.rates import Rates
 from wire.weights import Snapshot, TableRows
@@ -32,7 +33,8 @@ def tensor_of(array: NDArray[Any], device: torch.device | None = None) -> Tensor
 
 
 class RowTable:
-    """A table: ``rows`` (V, D), ``derived`` values of them, ``live`` (V,), and key ↔ row. Grows by doubling."""
+    """A table: ``rows`` (V, D), ``derived`` values of them, ``live`` (V,), and key ↔ row. Grows in place, on a GPU by
+    doubling."""
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device, backend: str) -> None:
         self._map = IdMap(1024, backend="reference" if backend == "reference" else "auto")
@@ -43,6 +45,7 @@ class RowTable:
         self._derived: Tensor | None = None
         self._live = torch.zeros(0, dtype=torch.bool, device=device)
         self._keys = np.zeros(0, np.int64)
+        self._columns = GrowingColumns()
 
     @property
     def rows(self) -> Tensor:
@@ -97,11 +100,9 @@ class RowTable:
         self._row_of_slot[slots] = rows_N
 
     def _keep_derived(self, where: Tensor, derived: Tensor) -> None:
-        if self._derived is None or len(self._derived) < len(self._rows):
-            grown = derived.new_zeros((len(self._rows), derived.shape[1]))
-            if self._derived is not None:
-                grown[: len(self._derived)] = self._derived
-            self._derived = grown
+        if self._derived is None:
+            self._derived = derived.new_zeros((0, derived.shape[1]))
+        self._derived = self._longer("derived", self._derived, len(self._rows))
         self._derived[where] = derived
 
     def _bury(self, keys_N: Int64) -> None:
@@ -115,13 +116,21 @@ class RowTable:
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self._keys):
-            capacity = max(num_rows, 2 * len(self._keys), 64)
-            rows, live = self._rows.new_zeros((capacity, self._rows.shape[1])), self._live.new_zeros(capacity)
-            rows[: self.num_rows], live[: self.num_rows] = self.rows, self.live
-            keys = np.zeros(capacity, np.int64)
-            keys[: self.num_rows] = self._keys[: self.num_rows]
-            self._rows, self._live, self._keys = rows, live, keys
+            more = len(self._keys) // (8 if self._device.type == "cpu" else 1)
+            capacity = max(num_rows, len(self._keys) + more, 64)
+            self._rows = self._longer("rows", self._rows, capacity)
+            self._live = self._longer("live", self._live, capacity)
+            self._keys = self._columns.longer("keys", self._keys, capacity)
         self.num_rows = max(self.num_rows, num_rows)
+
+    def _longer(self, name: str, column: Tensor, num_rows: int) -> Tensor:
+        """``column`` with ``num_rows`` rows, zeros at the end: where it is on the host a longer view of the same
+        memory."""
+        if column.device.type == "cpu":
+            return torch.from_numpy(self._columns.longer(name, column.numpy(), num_rows))
+        longer = column.new_zeros((num_rows, *column.shape[1:]))
+        longer[: len(column)] = column
+        return longer
 
     def contents(self) -> TableRows:
         """Everything in the table, in the form of a base. Does not change the table."""

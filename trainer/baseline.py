@@ -32,7 +32,7 @@ class PopularityBaseline:
 
     def load(self, count_V: Int64) -> None:
         """Become the baseline that had these counts."""
-        self.count_V = count_V.copy()
+        self.count_V = self._columns.taken("count", count_V)
         self._with_BC = np.zeros((1, BLOCK), np.int64)
         self._move(np.zeros_like(count_V), count_V)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Numbers, Switch, Word, check_fields, expect
+from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Numbers, Switch, Text, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
@@ -70,6 +70,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "evict_after_days": Number(0, advice="0 keeps every item"),
     "max_items": Number(0, whole=True, advice="0 sets no limit"),
     "evict_every_steps": AT_LEAST_1,
+    "tables_folder": Text(),
     "exclude_seen": Word(EXCLUDE, "use auto"),
     "memory_half_life": ABOVE_0,
     "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
@@ -117,6 +118,7 @@ class TrainerConfig:
     memory is on the GPU, and up to that many events are predicted from one state, fewer at first
     (`kernels.memory.reference.memory_learn_grouped`). ``kind_weights``: how much a choice of a kind counts, 1 if it is
     not named (`trainer.choice_weights`).
+    ``tables_folder``: where what grows with the catalogue is kept in files instead of memory (`model.growing`).
     ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
     how much of the time its predictions take, and how large it may be (`trainer.frozen_rival`).
     """
@@ -178,6 +180,7 @@ class TrainerConfig:
     evict_after_days: float = 0.0
     max_items: int = 0
     evict_every_steps: int = 1000
+    tables_folder: str = ""
     # Metrics
     exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
@@ -264,6 +267,7 @@ _NOT_LEARNING = frozenset(
         "num_threads",
         "rank_timeout_s",
         "whole_table_bytes",
+        "tables_folder",
         "metric_share",
         "metric_window",
         "frozen_every_s",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory import MemoryOutcome
+from kernels.memory import MemoryOutcome, Ranks
 from kernels.transfer import ToHost
 from model.embedding import EmbeddingTable
 from trainer.baseline import PopularityBaseline
@@ -21,6 +22,8 @@ Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
 NEW_USER_INTERACTIONS = 10
 HEAD_SHARE = 0.2
+COMING = -2
+"""The rank of a choice that is not known yet (`trainer.memory_pass`)."""
 POPULAR_STEPS = 4
 """The most popular items are ranked in one step of so many, since that takes longer than the rest of the metrics."""
 MOST_STAMPS = 1 << 20
@@ -82,6 +85,21 @@ class Ranked:
     number_R: Int64
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Awaited:
+    """What belongs to a choice whose ranks are not known yet. ``rank_K``: by the rankers that have ranked it;
+    ``slice_X``: as in `Predictions`. ``batch``: the one that it is a choice of, the ``place``-th, in the ``step``; None
+    if that was before a checkpoint."""
+
+    rank_K: Int64
+    slice_X: NDArray[np.bool_]
+    domain: int
+    is_ranked: bool
+    place: int
+    step: int
+    batch: JaggedBatch | None = None
+
+
 class Evaluator:
     """Compares a batch's predictions, and the baselines', with the outcomes."""
 
@@ -92,8 +110,9 @@ class Evaluator:
         metrics: PrequentialMetrics,
     ) -> None:
         self._config, self._popularity, self._metrics = config, popularity, metrics
-        self.on_ranked: Callable[[JaggedBatch, Int64], None] | None = None
-        """Called with each batch, before it is learned, and the ranks of its choices (-1: not ranked)."""
+        self.on_ranked: Callable[[JaggedBatch, Int64, int], None] | None = None
+        """Called with a batch, the ranks of its choices (-1: not ranked), and the step in which it was predicted."""
+        self._awaited: Awaited | None = None
 
     def count(
         self,
@@ -103,34 +122,46 @@ class Evaluator:
         num_known: int,
         seen_rows_n: Int64,
         step: int,
+        earlier: Ranks | None = None,
     ) -> None:
         """Add a batch's predictions to the metrics.
 
-        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted. For the
-        baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
+        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted; one may be
+        `COMING`, to come as ``earlier`` with a later batch. For the baselines only the ``num_known`` items compete that
+        had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
         wanted = np.flatnonzero(batch.is_wanted_R)
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
-        ranked_S = self._ranked(len(wanted), step) & (choices.rank_R >= 0)
+        if earlier is not None:
+            self._count_earlier(earlier)
+        share_S = self._ranked(len(wanted), step)
+        ranked_S = share_S & (choices.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         if self.on_ranked is not None:
-            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1))
+            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1), step)
         rank_KS = np.full((len(RANKERS), len(wanted)), UNRANKED, np.int64)
         by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
         for name, rank_S in by_memory.items():
             rank_KS[RANKERS.index(name), ranked] = rank_S[ranked]
+        coming = np.flatnonzero(choices.rank_R == COMING)
         if ranks_popular(step):
-            rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
-            popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
+            asked = np.flatnonzero(share_S & ((choices.rank_R >= 0) | (choices.rank_R == COMING)))
+            rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[asked])
+            popular = self._popularity.ranks(target_S[asked], num_known, rows, offsets_C1)
             for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
-                rank_KS[RANKERS.index(name), ranked] = rank_C * (target_S[ranked] > 0)
+                rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
+        slice_XS, domain_S = self._slices(target_S, batch.age_R[wanted], num_known), batch.domain_n[where_S]
+        for at in coming.tolist():
+            self._awaited = Awaited(
+                rank_KS[:, at], slice_XS[:, at], int(domain_S[at]), bool(share_S[at]), at, step, batch
+            )
         self._metrics.add(
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
-                domain_S=batch.domain_n[where_S],
+                slice_XS=slice_XS,
+                domain_S=domain_S,
                 log_loss_S=choices.loss_R.astype(np.float64),
                 number_R=predicted.number_R,
                 probability_RK=predicted.probability_RK,
@@ -139,6 +170,38 @@ class Evaluator:
                 is_new_R=batch.is_new_R,
             )
         )
+
+    def _count_earlier(self, ranks: Ranks) -> None:
+        """Add the ranks of a choice that was awaited."""
+        awaited, self._awaited = self._awaited, None
+        assert awaited is not None, "its choice was coming"
+        rank_K = awaited.rank_K.copy()
+        for name, rank in (("model", ranks.rank), ("network", ranks.model_rank), ("counts", ranks.count_rank)):
+            rank_K[RANKERS.index(name)] = rank
+        kept = slice(0, int(awaited.is_ranked))
+        self._metrics.add_ranks(
+            rank_K[:, None][:, kept], awaited.slice_X[:, None][:, kept], np.array([awaited.domain])[kept]
+        )
+        self._metrics.add_losses(np.array([ranks.loss]))
+        if self.on_ranked is not None and awaited.batch is not None and awaited.is_ranked:
+            rank_S = np.full(int(np.count_nonzero(awaited.batch.is_wanted_R)), -1, np.int64)
+            rank_S[awaited.place] = ranks.rank
+            self.on_ranked(awaited.batch, rank_S, awaited.step)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a checkpoint: of the choice whose ranks are awaited, if there is one."""
+        if (awaited := self._awaited) is None:
+            return {}
+        others = np.array([awaited.domain, awaited.is_ranked, awaited.place, awaited.step], np.int64)
+        return {"rank_K": awaited.rank_K, "slice_X": awaited.slice_X, "others": others}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`; other arrays are ignored."""
+        self._awaited = None
+        if "others" in state:
+            domain, is_ranked, place, step = state["others"].tolist()
+            rank_K, slice_X = state["rank_K"].copy(), state["slice_X"].astype(np.bool_)
+            self._awaited = Awaited(rank_K, slice_X, domain, bool(is_ranked), place, step)
 
     def _ranked(self, num_targets: int, step: int) -> NDArray[np.bool_]:
         if self._config.metric_share >= 1.0:

@@ -64,5 +64,5 @@ class FrequencyEstimator:
 
     def load_state_dict(self, state: dict[str, NDArray[np.float64]]) -> None:
         """The inverse of `state_dict`."""
-        self._count_V, self._clock_V = state["count"].copy(), state["clock"].copy()
+        self._count_V, self._clock_V = (self._columns.taken(name, state[name]) for name in ("count", "clock"))
         self._clock, self._total = (float(value) for value in state["scalars"])

@@ -117,10 +117,13 @@ class FrozenRival:
             self._copy, self._ranks = copy, Ring(self._config.metric_window, len(RIVALS))
             log.info("comparing with a frozen copy", step=copy.num_steps, num_interactions=copy.num_interactions)
 
-    def compare(self, batch: JaggedBatch, rank_S: Int64) -> None:
-        """Have the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others."""
+    def compare(self, batch: JaggedBatch, rank_S: Int64, step: int) -> None:
+        """Have the copy predict those choices of a batch that the learner has ranked; ``rank_S``: -1 for the others.
+        ``step``: in which the learner has predicted them; the copy must not have learned it."""
         self._note_compared()
-        if self._copy is None or len(self._waiting) >= MOST_WAITING or not self._allowance.has_any(time.perf_counter()):
+        if self._copy is None or step < self._copy.num_steps:
+            return
+        if len(self._waiting) >= MOST_WAITING or not self._allowance.has_any(time.perf_counter()):
             return
         choice_C = np.flatnonzero(rank_S >= 0)[: max(1, MOST_SCORES // self._copy.items.num_rows)]
         if len(choice_C):

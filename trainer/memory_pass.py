@@ -6,8 +6,10 @@ times. It mixes with the network's logits as they were before the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
+from kernels.memory import MemoryEvents, MemoryOutcome, Ranks
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
 from trainer.batch import JaggedBatch
+from trainer.choice_ranking import ChoiceRanking
 from trainer.choice_weights import EQUAL, ChoiceWeights
-from trainer.evaluator import Forward
+from trainer.evaluator import COMING, Forward
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
@@ -32,10 +35,8 @@ Int64 = NDArray[np.int64]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE = 1 << 11
-"""In a larger catalogue, one choice in (rows / this) is, so that their average cost does not depend on its size."""
-EXACT_TOGETHER, MOST_ROWS_TOGETHER = 4, 1 << 19
-"""They are this many in a row, which share the work on all rows, as long as they have at most so many rows together:
-above half a million rows each is alone, so that no step takes much longer than the others."""
+"""In a larger catalogue, one choice in (rows / this) is, and as many rows are scored for it after each event until all
+are (`trainer.choice_ranking`), so the cost does not depend on the catalogue's size, nor does any step's."""
 MOST_DEVICE_LOGITS = 1 << 28
 """How many of the network's logits are computed at a time if the memory is on a GPU: a gigabyte."""
 MOST_PREDICTED_ROWS = 1 << 16
@@ -45,19 +46,21 @@ MOST_PREDICTED_ROWS = 1 << 16
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Some consecutive events, and the network's part for the choices to predict: logits over all rows (``logit_AV``),
-    or the queries (``query_AD``) if the choices are learned from a sample of the rows."""
+    or the queries (``query_AD``) if the choices are learned from a sample of the rows; the first of these may also be
+    ranked among all rows (``ranks_first``)."""
 
     events: MemoryEvents
     logit_AV: NDArray[np.float32] | None
     query_AD: NDArray[np.float32] | None = None
+    ranks_first: bool = False
 
 
 class MemoryPass:
     """Passes of ``memory``, whose rows are those of ``items``.
 
     At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
-    rows only a share of the choices is compared with all rows, and ranked; the others are learned from a sample of the
-    rows. If the step computes all rows anyway, all choices are compared; if the table is on a GPU, the others are only
+    rows all choices are learned from a sample of the rows, and only a share is ranked among all. If the step computes
+    all rows anyway, all choices are compared with them; if the table is on a GPU, a share is, and the others are only
     counted: see `MOST_PREDICTED_ROWS`.
     """
 
@@ -75,6 +78,10 @@ class MemoryPass:
         self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
         self._weights_of = weights
+        self.ranking = ChoiceRanking(memory, items, self._unit_width, rows_per_share)
+        self._place: int | None = None
+        """Where the choice that is being ranked stands among the events of the batch at hand; None: in none."""
+        self._earlier: Ranks | None = None
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -86,19 +93,23 @@ class MemoryPass:
         num_rows, told = self._items.num_rows, _told(batch)
         events = self._events(batch, told, seen_rows_n)
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
-        is_exact_R = self._are_exact(num_before + np.arange(len(told)), num_rows, samples=samples)
-        if not samples:
-            events.chosen_R[~is_exact_R] *= 2
-            is_exact_R[:] = True
-        logits = self._logits(forward, num_rows, samples=samples)
+        samples = samples and num_rows > self.exact_rows
+        is_ranked_R = self._are_ranked(num_before + np.arange(len(told)), num_rows, samples=samples)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
+        if samples:
+            is_ranked_R &= events.chosen_R == 1
+            for part in _parts(is_ranked_R):
+                asked = query_R[part][events.chosen_R[part] == 1]
+                query_AD = forward.query_SD[torch.from_numpy(asked)].numpy()
+                yield Part(events[part], None, query_AD, ranks_first=bool(is_ranked_R[part.start]))
+            return
+        events.chosen_R[~is_ranked_R] *= 2
+        logits, device = self._there(forward, num_rows), forward.query_SD.device
         size = max(1, self._most_logits // num_rows)
-        for part in _runs(is_exact_R, size):
+        for start in range(0, len(told), size):
+            part = slice(start, start + size)
             asked = query_R[part][events.chosen_R[part] == 1]
-            if is_exact_R[part.start]:
-                yield Part(events[part], logits(asked))
-            else:
-                yield Part(events[part], None, forward.query_SD[torch.from_numpy(asked)].numpy())
+            yield Part(events[part], logits(to_device(asked, device)).cpu().numpy())
 
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""
@@ -135,29 +146,15 @@ class MemoryPass:
             done.append(self._memory.learn_together(events[part], logits_of(asked)))
         return Launched(batch, done)
 
-    def _are_exact(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
+    def _are_ranked(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
         """Which of these events are compared with all rows."""
-        if not samples:
-            return np.asarray(number_R % -(-num_rows // MOST_PREDICTED_ROWS) == 0)
-        if num_rows <= self.exact_rows:
-            return np.ones(len(number_R), np.bool_)
-        together = min(EXACT_TOGETHER, max(1, MOST_ROWS_TOGETHER // num_rows))
-        return np.asarray(number_R // together % -(-num_rows // self._rows_per_share) == 0)
-
-    def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
-        """The network's logits of some of the choices, over the whole catalogue."""
-        if samples and num_rows > self.exact_rows:  # too few choices to be worth a table of unit rows
-            return lambda asked: self._all_logits(forward.query_SD[torch.from_numpy(asked)].numpy(), num_rows)
-        there, device = self._there(forward, num_rows), forward.query_SD.device
-        return lambda asked: there(to_device(asked, device)).cpu().numpy()
-
-    def _all_logits(self, query_AD: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
-        if self._items.owners is not None:
-            return self._items.owners.logits(query_AD, self._unit_width)
-        return memory_logits(query_AD, self._items.store.array, num_rows, self._unit_width)
+        if samples:
+            return np.asarray(number_R % -(-num_rows // self._rows_per_share) == 0)
+        is_here = self._items.weight.device.type == "cpu" and num_rows <= self.exact_rows
+        return np.asarray(number_R % (1 if is_here else -(-num_rows // MOST_PREDICTED_ROWS)) == 0)
 
     def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
-        """The same on the network's device."""
+        """The network's logits of some of the choices, over the whole catalogue, on its device."""
         known_SV = forward.logit_SV
         if known_SV is not None:
             return lambda asked: known_SV[asked]
@@ -172,22 +169,55 @@ class MemoryPass:
     def answer(self, batch: JaggedBatch, parts: Iterable[Part]) -> MemoryOutcome:
         """Predict, count and learn what `ask` returned; the outcomes of the choices, in the order of the targets.
 
-        A choice that was learned from a sample has neither rank nor loss: those within a sample would flatter.
+        A choice that was learned from a sample has neither rank nor loss: those within a sample would flatter. One
+        that is ranked among all rows has `COMING` if that is not known yet: see `take_earlier`.
         """
-        return _in_order(batch, [self._learn(part) for part in parts])
+        self._place, done, ranks_at = None, list[MemoryOutcome](), dict[int | None, Ranks]()
+        for part in parts:
+            if self.ranking.is_begun and (part.ranks_first or part.logit_AV is not None):
+                ranks_at[self._place] = self.ranking.end()
+            if part.ranks_first:
+                self._place = sum(len(each.loss_R) for each in done)
+                self._begin(part, ranks_at)
+            done.append(self._learn(part))
+            if self.ranking.is_scored:
+                ranks_at[self._place] = self.ranking.end()
+        self._earlier = ranks_at.pop(None, None)
+        outcome = MemoryOutcome.join(done)
+        for place, ranks in ranks_at.items():
+            assert place is not None
+            outcome.put(place, ranks)
+        if self.ranking.is_begun and self._place is not None:
+            outcome.rank_R[self._place] = COMING
+        return outcome.ordered(_order(batch))
+
+    def take_earlier(self) -> Ranks | None:
+        """The ranks of a choice of an earlier batch, if they came with the last one."""
+        earlier, self._earlier = self._earlier, None
+        return earlier
+
+    def _begin(self, part: Part, ranks_at: dict[int | None, Ranks]) -> None:
+        """Begin to rank the part's first choice; one that was never met is a miss."""
+        assert part.query_AD is not None
+        target = int(part.events.target_R[0])
+        if target and self._memory.arrays.first[target] >= 0:
+            self.ranking.begin(part.events[:1], part.query_AD[0])
+        else:
+            ranks_at[self._place] = Ranks(0, 0, 0, math.nan)
 
     def _learn(self, part: Part) -> MemoryOutcome:
         if part.logit_AV is not None:
             return self._memory.learn(part.events, part.logit_AV)
+        outcome = self.ranking.beside(part.events, lambda: self._learn_sampled(part))
+        return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
+
+    def _learn_sampled(self, part: Part) -> MemoryOutcome:
         assert part.query_AD is not None
         if (owners := self._items.owners) is not None:
             row, begin_A1 = self._memory.candidates(part.events)
             logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
-            outcome = self._memory.learn_given(part.events, row, begin_A1, logit)
-        else:
-            rows_VD = self._items.store.array
-            outcome = self._memory.learn_sampled(part.events, part.query_AD, rows_VD, self._unit_width)
-        return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
+            return self._memory.learn_given(part.events, row, begin_A1, logit)
+        return self._memory.learn_sampled(part.events, part.query_AD, self._items.store.array, self._unit_width)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,24 +229,20 @@ class Launched:
 
     def wait(self) -> MemoryOutcome:
         """The outcomes of the choices, in the order of the targets."""
-        return _in_order(self.batch, [part.wait() for part in self.parts])
+        return MemoryOutcome.join([part.wait() for part in self.parts]).ordered(_order(self.batch))
 
 
-def _in_order(batch: JaggedBatch, parts: Sequence[MemoryOutcome]) -> MemoryOutcome:
-    """The outcomes of the choices, in the order of the targets."""
+def _order(batch: JaggedBatch) -> Int64:
+    """Places of the choices among the events, in the order of the targets."""
     told = _told(batch)
     wanted = batch.is_wanted_R[told]
-    return MemoryOutcome.join(parts).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
+    return np.flatnonzero(wanted)[np.argsort(told[wanted])]
 
 
-def _runs(is_exact_R: NDArray[np.bool_], size: int) -> Iterator[slice]:
-    """Consecutive events that are all compared with all rows (at most ``size`` at a time), or all not."""
-    ends = [*(np.flatnonzero(np.diff(is_exact_R)) + 1).tolist(), len(is_exact_R)]
-    start = 0
-    for end in ends:
-        step = size if end > start and is_exact_R[start] else max(1, end - start)
-        yield from (slice(at, min(at + step, end)) for at in range(start, end, step))
-        start = end
+def _parts(is_ranked_R: NDArray[np.bool_]) -> Iterator[slice]:
+    """Consecutive events, of which at most the first is ranked."""
+    starts = [0, *np.flatnonzero(is_ranked_R).tolist(), len(is_ranked_R)]
+    yield from (slice(start, end) for start, end in pairwise(starts) if start < end)
 
 
 def _told(batch: JaggedBatch) -> Int64:

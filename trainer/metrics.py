@@ -91,9 +91,13 @@ class PrequentialMetrics:
 
     def add(self, predictions: Predictions) -> None:
         """Add one batch."""
-        self._add_ranks(predictions)
-        known = np.isfinite(predictions.log_loss_S)
-        self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
+        ranked = np.flatnonzero(predictions.ranked_S)
+        self.add_ranks(
+            predictions.rank_KS.take(ranked, axis=1),
+            predictions.slice_XS.take(ranked, axis=1),
+            predictions.domain_S[ranked],
+        )
+        self.add_losses(predictions.log_loss_S)
         self.ranking.add(
             predictions.number_R,
             predictions.probability_RK,
@@ -102,13 +106,16 @@ class PrequentialMetrics:
             predictions.is_new_R,
         )
 
-    def _add_ranks(self, predictions: Predictions) -> None:
-        ranked = np.flatnonzero(predictions.ranked_S)
-        rank_KS, member = predictions.rank_KS.take(ranked, axis=1), predictions.slice_XS.take(ranked, axis=1)
+    def add_losses(self, log_loss_S: Float64) -> None:
+        """Add choices' losses; NaN for those that have none."""
+        known = np.isfinite(log_loss_S)
+        self.log_loss += (known.sum(), log_loss_S[known].sum())
+
+    def add_ranks(self, rank_KS: Int64, slice_XS: NDArray[np.bool_], domain_S: Int64) -> None:
+        """Add ranked choices: see `Predictions`."""
         gains = rank_gains(rank_KS)
-        self.ranks += (gains @ member.T.astype(np.float64)).transpose(1, 2, 0)
+        self.ranks += (gains @ slice_XS.T.astype(np.float64)).transpose(1, 2, 0)
         self.rank_window.extend(rank_KS.T)
-        domain_S = predictions.domain_S[ranked]
         for domain in np.unique(domain_S[domain_S != 0]).tolist() if domain_S.any() else ():
             if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
                 sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))

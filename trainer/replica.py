@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
+from model.growing import keep_in
 from model.hstu import HSTU
 from model.share import WHOLE, Share
 from trainer.config import TrainerConfig
@@ -193,6 +194,7 @@ class Replica:
 
     def _become(self, whole: Whole) -> None:
         config = whole.trainer
+        keep_in(config.tables_folder)
         tables = {name: empty_table(name, width, config, self._device) for name, width in whole.widths.items()}
         if whole.share != WHOLE:
             for table in tables.values():

@@ -34,6 +34,7 @@ def learner_arrays(learner: Learner) -> Arrays:
         "histories": learner.histories.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
+        "ranking": learner.ranking_state(),
         **{name: table.state_dict() for name, table in learner.tables.items()},
     }
     return flatten(parts)
@@ -53,6 +54,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "memory": memory.learned(),
         "histories": learner.histories.small(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
+        "ranking": learner.ranking_state(),
         "size": {
             "memory": np.array([memory.num_rows]),
             "kept": np.array([learner.rates.kept.rows.num_used]),
@@ -89,6 +91,8 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
     learner.histories.load_state_dict(part_of(arrays, "histories"))
+    learner.memory_pass.ranking.load_state_dict(part_of(arrays, "ranking"))
+    learner.evaluator.load_state_dict(part_of(arrays, "ranking"))
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])

@@ -25,6 +25,7 @@ from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
+from model.growing import keep_in
 from model.hstu import HSTU, log_value
 from model.memory import Memory
 from model.rates import Rates
@@ -87,6 +88,7 @@ class Learner:
         ranks: Ranks | None = None,
     ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
+        keep_in(trainer.tables_folder)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
@@ -124,6 +126,10 @@ class Learner:
         self.newest_event_ms = 0
         self.newest_record_ms = 0
 
+    def ranking_state(self) -> dict[str, NDArray[Any]]:
+        """What is known of the choice that is being ranked, for a checkpoint; nothing if none is."""
+        return {**self.memory_pass.ranking.state_dict(), **self.evaluator.state_dict()}
+
     def _direct_step(self) -> DirectStep | None:
         """The pass for steps that fit it; None on a GPU, or without the kernels."""
         is_possible = self.device.type == "cpu" and self.config.backend == "auto"
@@ -160,7 +166,9 @@ class Learner:
         choices = self._predict_choices(whole, forward, seen_rows_n)
         self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
-        self.evaluator.count(whole, ranked, choices(), num_known, seen_rows_n, self.num_steps)
+        self.evaluator.count(
+            whole, ranked, choices(), num_known, seen_rows_n, self.num_steps, self.memory_pass.take_earlier()
+        )
         self._remember(whole, forward, examples, now_ms)
         losses = asked.wait()[1:]
         return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))

@@ -25,7 +25,7 @@ MAX_S = 1e9
 """Thirty years."""
 MAX_DAYS = 1e5
 MAX_CHARACTERS = 4_000
-_PATHS = ("path", "_dir", "_file")
+_PATHS = ("path", "_dir", "_file", "_folder")
 """Ends of keys that name a file or a folder."""
 
 

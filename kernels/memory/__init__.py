@@ -33,6 +33,7 @@ from kernels.memory.events import (
     MemoryOutcome,
     MemoryRules,
     MemoryStanding,
+    Ranks,
 )
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
@@ -52,6 +53,7 @@ __all__ = [
     "MemoryRules",
     "MemoryShares",
     "MemoryStanding",
+    "Ranks",
     "memory_best",
     "memory_candidates",
     "memory_forget",

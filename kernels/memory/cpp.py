@@ -36,23 +36,23 @@ from kernels.row_types import ARRAY_TYPES, Rows
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
 
-def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[MemoryCall, list[Any]]:
+def fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[MemoryCall, list[Any]]:
     """The argument, and the arrays that must outlive it."""
     names = [name for name in MemoryEvents.__slots__ if name not in ("weight_R", "group_RC")]
     kept = [np.ascontiguousarray(getattr(events, name)) for name in names]
     (target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms, shown_rows,
-     shown_begin, shown_end) = map(_pointer, kept)  # fmt: skip
+     shown_begin, shown_end) = map(pointer, kept)  # fmt: skip
     weight_R, group_RC = (
         None if column is None else np.ascontiguousarray(column) for column in (events.weight_R, events.group_RC)
     )
     kept += [column for column in (weight_R, group_RC) if column is not None]
     call = MemoryCall(
-        **_memory_fields(memory, num_rows),
+        **memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
         target=target,
         chosen=chosen,
-        weight_of=None if weight_R is None else _pointer(weight_R),
+        weight_of=None if weight_R is None else pointer(weight_R),
         past_rows=past_rows,
         met_rows=met_rows,
         past_begin=past_begin,
@@ -64,14 +64,15 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
         shown_rows=shown_rows,
         shown_begin=shown_begin,
         shown_end=shown_end,
-        group_of=None if group_RC is None else _pointer(group_RC),
+        group_of=None if group_RC is None else pointer(group_RC),
         logit=logit_AV.ctypes.data,
     )
     return call, kept
 
 
-def _memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
-    arrays = {name: _pointer(getattr(memory, name)) for name in MemoryArrays.__slots__}
+def memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
+    """What a call says of the memory itself."""
+    arrays = {name: pointer(getattr(memory, name)) for name in MemoryArrays.__slots__}
     sizes = {
         "stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets,
         "num_columns": memory.num_columns, "num_groups": memory.num_groups,
@@ -79,12 +80,14 @@ def _memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
     return {**sizes, "num_rows": num_rows, **arrays}
 
 
-def _pointer(array: NDArray[Any]) -> int:
+def pointer(array: NDArray[Any]) -> int:
+    """The address of a contiguous array."""
     assert array.flags.c_contiguous
     return array.ctypes.data
 
 
-def _run(call: ctypes.Structure, num_rows: int, name: str = "memory_events") -> None:
+def run(call: ctypes.Structure, num_rows: int, name: str = "memory_events") -> None:
+    """Call a function of the library. Raises MemoryError."""
     if function(name)(ctypes.byref(call)):
         raise MemoryError(f"{name}: no memory for temporary buffers of {num_rows} rows; evict items, or add memory")
 
@@ -93,9 +96,9 @@ def memory_learn(
     memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, rules: MemoryRules
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn`."""
-    call, kept = _fill(memory, num_rows, events, logit_AV)
+    call, kept = fill(memory, num_rows, events, logit_AV)
     outcome = _learning(call, len(events), rules)
-    _run(call, num_rows)
+    run(call, num_rows)
     del kept
     return outcome
 
@@ -110,27 +113,27 @@ def memory_learn_sampled(
     rules: MemoryRules,
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn_sampled`."""
-    inner, kept = _fill(memory, num_rows, events, query_AD)
+    inner, kept = fill(memory, num_rows, events, query_AD)
     outcome = _learning(inner, len(events), rules)
     call = SampledCall(
-        inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width, ARRAY_TYPES[table_VD.dtype]
+        inner, pointer(query_AD), pointer(table_VD), table_VD.shape[1], unit_width, ARRAY_TYPES[table_VD.dtype]
     )  # fmt: skip
-    _run(call, num_rows, "memory_sampled")
+    run(call, num_rows, "memory_sampled")
     del kept
     return outcome
 
 
 def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents) -> tuple[Int32, Int64]:
     """See `kernels.memory.memory_candidates`."""
-    inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
+    inner, kept = fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
     asked = np.flatnonzero(events.chosen_R == 1)
     num_past_A = events.past_end_R[asked] - events.past_begin_R[asked]
     neighbours_A = np.minimum(num_past_A, WIDE[0]) * memory.width
     num_shown_A = events.shown_end_R[asked] - events.shown_begin_R[asked]
     most_A = neighbours_A + num_past_A + num_shown_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
     row, begin_A1 = np.empty(int(np.minimum(most_A, num_rows).sum()), np.int32), np.zeros(len(asked) + 1, np.int64)
-    call = CandidatesCall(inner, _pointer(row), _pointer(begin_A1), len(row))
-    _run(call, num_rows, "memory_candidates")
+    call = CandidatesCall(inner, pointer(row), pointer(begin_A1), len(row))
+    run(call, num_rows, "memory_candidates")
     del kept
     return row[: begin_A1[-1]].copy(), begin_A1
 
@@ -140,10 +143,10 @@ def memory_learn_given(
     rules: MemoryRules,
 ) -> MemoryOutcome:  # fmt: skip
     """See `kernels.memory.memory_learn_given`."""
-    inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
+    inner, kept = fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
     outcome = _learning(inner, len(events), rules)
-    call = SampledCall(inner, None, None, 0, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
-    _run(call, num_rows, "memory_sampled")
+    call = SampledCall(inner, None, None, 0, 0, 0, pointer(row), pointer(begin_A1), pointer(logit))
+    run(call, num_rows, "memory_sampled")
     del kept
     return outcome
 
@@ -152,10 +155,10 @@ def memory_logits_of(query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: In
     """See `kernels.memory.memory_logits_of`."""
     logit = np.empty(len(row), np.float32)
     call = RowLogitsCall(
-        _pointer(query_AD), _pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width,
-        ARRAY_TYPES[table_VD.dtype], _pointer(row), _pointer(begin_A1), _pointer(logit),
+        pointer(query_AD), pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width,
+        ARRAY_TYPES[table_VD.dtype], pointer(row), pointer(begin_A1), pointer(logit),
     )  # fmt: skip
-    _run(call, len(table_VD), "memory_row_logits")
+    run(call, len(table_VD), "memory_row_logits")
     return logit
 
 
@@ -163,10 +166,10 @@ def memory_logits(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: 
     """See `kernels.memory.memory_logits`."""
     logit_AV = np.empty((len(query_AD), num_rows), np.float32)
     call = LogitsCall(
-        _pointer(query_AD), _pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
-        ARRAY_TYPES[table_VD.dtype], _pointer(logit_AV),
+        pointer(query_AD), pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
+        ARRAY_TYPES[table_VD.dtype], pointer(logit_AV),
     )  # fmt: skip
-    _run(call, num_rows, "memory_logits")
+    run(call, num_rows, "memory_logits")
     return logit_AV
 
 
@@ -174,21 +177,27 @@ def _learning(call: MemoryCall, num: int, rules: MemoryRules) -> MemoryOutcome:
     """Where the outcomes go, and the rules."""
     ranks = [np.zeros(num, np.int32) for _ in range(3)]
     outcome = MemoryOutcome(ranks[0], ranks[1], ranks[2], np.zeros(num, np.float32))
-    call.rank, call.model_rank = _pointer(outcome.rank_R), _pointer(outcome.model_rank_R)
-    call.count_rank, call.loss = _pointer(outcome.count_rank_R), _pointer(outcome.loss_R)
+    call.rank, call.model_rank = pointer(outcome.rank_R), pointer(outcome.model_rank_R)
+    call.count_rank, call.loss = pointer(outcome.count_rank_R), pointer(outcome.loss_R)
+    with_rules(call, rules)
+    call.learn = 1
+    return outcome
+
+
+def with_rules(call: MemoryCall, rules: MemoryRules) -> None:
+    """Fill in how fast the memory learns and forgets."""
     call.seen_growth = 2.0 ** (1.0 / rules.seen_half_life)
     call.heat_growth = (c_double * 3)(*(2.0 ** (1.0 / each) for each in rules.heat_half_lives))
     call.repeat_decay = 0.5 ** (1.0 / rules.repeat_half_life)
     for name in ("gain_rate", "gain_decay", "weight_rate", "shortlist_rate", "shortlist_decay"):
         setattr(call, name, getattr(rules, name))
-    call.exclude, call.learn = _EXCLUDE[rules.exclude], 1
-    return outcome
+    call.exclude = _EXCLUDE[rules.exclude]
 
 
 def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> None:
     """See `kernels.memory.memory_scores`."""
-    call, kept = _fill(memory, num_rows, events, logit_AV)
-    _run(call, num_rows)
+    call, kept = fill(memory, num_rows, events, logit_AV)
+    run(call, num_rows)
     del kept
 
 
@@ -196,8 +205,8 @@ def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]
     """See `kernels.memory.memory_forget`."""
     names = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "dirty", "moved")
     call = ForgetCall(
-        num_rows, memory.width, memory.moved.shape[1], *(_pointer(getattr(memory, name)) for name in names),
-        _pointer(gone_V), len(gone_V), num_threads(),
+        num_rows, memory.width, memory.moved.shape[1], *(pointer(getattr(memory, name)) for name in names),
+        pointer(gone_V), len(gone_V), num_threads(),
     )  # fmt: skip
     if baseline("memory_forget")(ctypes.byref(call)):
         raise MemoryError(f"memory_forget: no memory for a bit of each of {len(gone_V)} rows; add memory")
@@ -206,10 +215,8 @@ def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
     """See `kernels.memory.memory_stand`."""
     standing = MemoryStanding(np.empty((num_rows, memory.num_buckets), np.float32), np.empty(num_rows, np.float32))
-    call = StandCall(
-        MemoryCall(**_memory_fields(memory, num_rows)), _pointer(standing.base_VB), _pointer(standing.root_V)
-    )
-    _run(call, num_rows, "memory_stand")
+    call = StandCall(MemoryCall(**memory_fields(memory, num_rows)), pointer(standing.base_VB), pointer(standing.root_V))
+    run(call, num_rows, "memory_stand")
     return standing
 
 
@@ -227,21 +234,21 @@ def memory_best(
     row_RK = np.empty((len(events), most), np.int32)
     score_RK = np.empty((len(events), most), np.float32)
     kept = [np.ascontiguousarray(getattr(answers, name)) for name in MemoryAnswers.__slots__]
-    inner, more = _fill(memory, num_rows, events, query_RD)
+    inner, more = fill(memory, num_rows, events, query_RD)
     call = BestCall(
-        inner, _pointer(standing.base_VB), _pointer(standing.root_V), _pointer(query_RD), _pointer(table_VD),
-        query_RD.shape[1], most, *map(_pointer, kept), _pointer(row_RK), _pointer(score_RK),
+        inner, pointer(standing.base_VB), pointer(standing.root_V), pointer(query_RD), pointer(table_VD),
+        query_RD.shape[1], most, *map(pointer, kept), pointer(row_RK), pointer(score_RK),
     )  # fmt: skip
     if candidates is None:
-        _run(call, num_rows, "memory_best")
+        run(call, num_rows, "memory_best")
     else:
-        _run(_among(call, candidates), num_rows, "memory_among")
+        run(_among(call, candidates), num_rows, "memory_among")
     del kept, more
     return row_RK, score_RK
 
 
 def _among(call: BestCall, candidates: MemoryCandidates) -> AmongCall:
     return AmongCall(
-        call, _pointer(candidates.shared_rows), len(candidates.shared_rows), _pointer(candidates.list_rows),
-        _pointer(candidates.list_begin_L1), _pointer(candidates.probe_RP), candidates.probe_RP.shape[1],
+        call, pointer(candidates.shared_rows), len(candidates.shared_rows), pointer(candidates.list_rows),
+        pointer(candidates.list_begin_L1), pointer(candidates.probe_RP), candidates.probe_RP.shape[1],
     )  # fmt: skip

@@ -142,6 +142,16 @@ class MemoryRules:
     exclude: str = "auto"
 
 
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """`MemoryOutcome` of one choice."""
+
+    rank: int
+    model_rank: int
+    count_rank: int
+    loss: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryOutcome:
     """The outcomes of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 for an event that
@@ -159,6 +169,11 @@ class MemoryOutcome:
         columns = [[getattr(part, each.name) for part in parts] for each in fields(MemoryOutcome)]
         empty = (np.zeros(0, np.int32),) * 3 + (np.zeros(0, np.float32),)
         return MemoryOutcome(*(np.concatenate([none, *column]) for none, column in zip(empty, columns, strict=True)))
+
+    def put(self, place: int, ranks: Ranks) -> None:
+        """Replace one event's."""
+        self.rank_R[place], self.model_rank_R[place] = ranks.rank, ranks.model_rank
+        self.count_rank_R[place], self.loss_R[place] = ranks.count_rank, ranks.loss
 
     def ordered(self, index_R: Int64) -> MemoryOutcome:
         """The same outcomes in another order."""

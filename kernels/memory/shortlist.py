@@ -32,18 +32,37 @@ class Shortlist:
 
     def __init__(self, memory: MemoryArrays, done: Prediction) -> None:
         score_V = np.where(done.competes_V, done.score_V, -np.inf)
-        self.row_C = np.argsort(-score_V, kind="stable")[: min(LISTED, int(done.competes_V.sum()))]
-        self.score_C = score_V[self.row_C]
-        feature_FC = done.feature_FV[:, self.row_C]
-        lead_C = np.maximum(self.score_C - score_V.max(initial=-np.inf), LAST_LEAD)
+        row_C = np.argsort(-score_V, kind="stable")[: min(LISTED, int(done.competes_V.sum()))]
+        best = float(score_V.max(initial=-np.inf))
+        self._see(row_C, score_V[row_C], done.feature_FV[:, row_C], best, done.bucket, done.pause)
+        self._look(memory.shortlist_weight, memory.shortlist_norm)
+
+    @staticmethod
+    def of(
+        row_C: NDArray[np.integer], score_C: Float64, feature_FC: NDArray[np.floating], best: float, bucket: int,
+        pause: float, weight_P: NDArray[np.float32], norm_3F: NDArray[np.float32],
+    ) -> Shortlist:  # fmt: skip
+        """A list that was picked before, seen by a network with these weights."""
+        made = object.__new__(Shortlist)
+        made._see(row_C, score_C, feature_FC, best, bucket, pause)
+        made._look(weight_P, norm_3F)
+        return made
+
+    def _see(
+        self, row_C: NDArray[np.integer], score_C: Float64, feature_FC: NDArray[np.floating], best: float, bucket: int,
+        pause: float,
+    ) -> None:  # fmt: skip
+        self.row_C, self.score_C = row_C, score_C
+        lead_C = np.maximum(score_C - best, LAST_LEAD)
         is_own_C = feature_FC[FEATURES.index("own_count")] > 0
-        length_C = np.full(len(self.row_C), LENGTH_SCALE * done.bucket)
-        pause_C = np.full(len(self.row_C), done.pause)
+        length_C, pause_C = np.full(len(row_C), LENGTH_SCALE * bucket), np.full(len(row_C), pause)
         self.raw_FC = np.vstack([feature_FC, lead_C, is_own_C, length_C, pause_C])
-        mean_F, variance_F, _ = memory.shortlist_norm.astype(float)
+
+    def _look(self, weight_P: NDArray[np.float32], norm_3F: NDArray[np.float32]) -> None:
+        mean_F, variance_F, _ = norm_3F.astype(float)
         scaled_FC = (self.raw_FC - mean_F[:, None]) / np.sqrt(variance_F + LEAST_VARIANCE)[:, None]
         self.seen_FC = np.clip(scaled_FC, -FURTHEST, FURTHEST)
-        linear_F, weight_HF, bias_H, self.given_H = _parts(memory.shortlist_weight.astype(float))
+        linear_F, weight_HF, bias_H, self.given_H = _parts(weight_P.astype(float))
         self.hidden_HC = bias_H[:, None] + weight_HF @ self.seen_FC
         self.out_C = self.score_C + linear_F @ self.seen_FC + self.given_H @ self._leaky()
 

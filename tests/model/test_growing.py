@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.growing import LEAST_ROWS, GrowingColumns, GrowingRows
+from model.growing import LEAST_ROWS, GrowingColumns, GrowingRows, keep_in
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True, params=["memory", "files"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Everything holds in memory and in files."""
+    keep_in(str(tmp_path) if request.param == "files" else "")
+    yield str(request.param)
+    keep_in("")
 
 
 def test_a_larger_array_is_the_same_memory() -> None:
@@ -27,13 +37,13 @@ def test_a_larger_array_is_the_same_memory() -> None:
     assert len(rows.array) >= 5 * LEAST_ROWS, "it never shrinks"
 
 
-def test_growing_row_by_row_asks_for_more_seldom() -> None:
+def test_growing_row_by_row_asks_for_more_seldom(place: str) -> None:
     rows, num_views = GrowingRows((), np.int64), 0
     for num in range(1, 20_000):
         before = rows.array
         rows.grow(num)
         num_views += rows.array is not before
-    assert num_views < 20
+    assert num_views < (20 if place == "memory" else 60)
 
 
 @pytest.mark.parametrize("reserved_rows", [LEAST_ROWS, 2 * LEAST_ROWS + 1])
@@ -77,3 +87,48 @@ except MemoryError as error:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "evict (trainer.evict_after_days, max_items)" in done.stdout
+
+
+def test_files_have_no_names_and_all_blocks_of_their_rows(place: str, tmp_path: Path) -> None:
+    rows = GrowingRows((64,), np.float32)
+    rows.grow(10_000)
+    rows.array[-1] = 1.0
+    assert not list(tmp_path.iterdir())
+    files = [each for each in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(each)]
+    used = [each.stat().st_blocks * 512 for each in files]
+    assert (max(used, default=0) >= rows.array.nbytes) == (place == "files")
+
+
+FULL = """
+import sys
+import numpy as np
+from model.growing import GrowingRows, keep_in
+keep_in(sys.argv[1])
+rows = GrowingRows((64,), np.float32)
+rows.grow(4_000)
+rows.array[:] = 1.0
+try:
+    rows.grow(100_000)
+    rows.array[:] = 1.0
+except OSError as error:
+    print(f"{error.filename}: {error.strerror}")
+"""
+
+
+def test_a_full_disk_is_an_error_when_the_rows_are_asked_for(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
+    own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*own, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no user mount a small disk")
+    command = f"{mount} && exec {sys.executable} -c '{FULL}' {tmp_path}"
+    done = subprocess.run([*own, command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout == (
+        f"{tmp_path}: no room for 24,576,000 more bytes of tables (tables_folder): no space left on device\n"
+    )
+
+
+def test_a_folder_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(OSError, match="taken"):
+        keep_in(str(tmp_path / "taken"))

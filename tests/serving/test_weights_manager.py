@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.embedding import EmbeddingTable
+from model.growing import keep_in
 from model.tokens import ITEMS
 from serving.tables import RowTable, TableSet
 from serving.weights_manager import HeldVersion, WeightsManager
@@ -158,7 +161,16 @@ def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where:
 
 
 @settings(max_examples=60, deadline=None)
+@pytest.fixture(params=["memory", "files"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    keep_in(str(tmp_path) if request.param == "files" else "")
+    yield str(request.param)
+    keep_in("")
+
+
+@pytest.mark.usefixtures("place")
 @given(st.lists(st.tuples(st.lists(st.integers(1, 12), max_size=6), st.booleans(), st.booleans()), max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list[tuple[list[int], bool, bool]]) -> None:
     trainer = EmbeddingTable(3, init_std=0.1, seed=1, salt=1, backend="reference")
     server = TableSet(trainer.weight.device, "reference")

@@ -94,7 +94,7 @@ def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
     copies: list[Frozen] = []
     met: list[tuple[Any, Any]] = []
 
-    def meet(batch: JaggedBatch, rank_S: Any) -> None:
+    def meet(batch: JaggedBatch, rank_S: Any, _: int) -> None:
         # The learner has learned the first target, such as the features of its item, before it predicts the next ones.
         first = np.flatnonzero(rank_S >= 0)[: int(batch.is_wanted_R[0])]
         met.append((rank_S[first], copies[-1].rank_choices(batch, first)))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.memory_pass
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
 from kernels.transfer import ToHost
@@ -52,7 +51,7 @@ from trainer.losses import (
     ranking_loss,
     sampled_retrieval_loss,
 )
-from trainer.memory_pass import EXACT_TOGETHER, MemoryPass, Part
+from trainer.memory_pass import MemoryPass
 from trainer.metrics import RANKERS, Predictions
 from trainer.ranking_pass import RankingPass
 from trainer.retrieval import RetrievalRows
@@ -301,24 +300,6 @@ def test_a_share_of_a_large_catalogues_choices_is_ranked_and_all_are_learned() -
     np.testing.assert_array_equal(ours.seen, theirs.seen)
     learned = np.abs(theirs.gain[0] - before.gain[0]).max()
     assert np.abs(ours.gain[0] - theirs.gain[0]).max() < 0.2 * learned  # a share alone would learn a share of it
-
-
-@pytest.mark.parametrize(("most_rows", "longest"), [(1 << 19, EXACT_TOGETHER), (1, 1)])
-def test_choices_that_are_compared_with_many_rows_are_each_alone(
-    most_rows: int, longest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
-    monkeypatch.setattr(trainer.memory_pass, "MOST_ROWS_TOGETHER", most_rows)
-    learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=10, rows_per_share=10)
-    together, learn = list[int](), learner.memory_pass._learn
-
-    def note(part: Part) -> MemoryOutcome:
-        together.append(0 if part.logit_AV is None else len(part.events))
-        return learn(part)
-
-    monkeypatch.setattr(learner.memory_pass, "_learn", note)
-    learner.step(world.examples(12))
-    assert max(together) == longest
 
 
 def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

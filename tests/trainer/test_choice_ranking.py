@@ -1,0 +1,107 @@
+"""Choices of a large catalogue are ranked among all rows over several steps, as they were when they were predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.memory import MemoryEvents, Ranks, memory_learn, memory_logits
+from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
+from trainer.batch import JaggedBatch
+from trainer.memory_pass import MemoryPass
+from trainer.snapshot import learner_arrays
+from trainer.step import Learner
+from wire.example import Example
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EVICTING = replace(SAMPLED, max_items=20, evict_every_steps=3)
+
+
+def slowed(learner: Learner) -> Learner:
+    """Such that a choice's ranks take several steps."""
+    learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=4, rows_per_share=1)
+    return learner
+
+
+def slow_twin(learner: Learner) -> Learner:
+    return twin(learner, lambda *given: slowed(Learner(*given)))
+
+
+def at_once(learner: Learner, event: MemoryEvents, query_D: np.ndarray) -> Ranks:
+    """The ranks by a comparison with all rows that is not spread over steps; changes nothing."""
+    memory, width = learner.memory, learner.model_config.item_width - 1
+    logit_AV = memory_logits(query_D[None], learner.items.weight.numpy(), memory.num_rows, width)
+    done = memory_learn(memory.arrays.copy(), memory.num_rows, event, logit_AV, memory.rules)
+    return Ranks(int(done.rank_R[0]), int(done.model_rank_R[0]), int(done.count_rank_R[0]), float(done.loss_R[0]))
+
+
+def watched(learner: Learner) -> tuple[list[Ranks], list[Ranks], list[int]]:
+    """What is expected of each choice that is begun, what comes of it, and in how many steps later."""
+    ranking, expected, found, steps = learner.memory_pass.ranking, list[Ranks](), list[Ranks](), list[int]()
+    begin, end = ranking.begin, ranking.end
+
+    def begun(event: MemoryEvents, query_D: Any) -> None:
+        expected.append(at_once(learner, event, query_D))
+        steps.append(-learner.num_steps)
+        begin(event, query_D)
+
+    def ended() -> Ranks:
+        found.append(end())
+        steps[len(found) - 1] += learner.num_steps
+        return found[-1]
+
+    ranking.begin, ranking.end = begun, ended  # type: ignore[method-assign]
+    return expected, found, steps
+
+
+@pytest.mark.parametrize("config", [SAMPLED, EVICTING], ids=["all stay", "some are evicted"])
+def test_a_choice_has_the_ranks_of_its_moment_steps_later(config: Any) -> None:
+    learner, world = taught(config)
+    expected, found, steps = watched(slowed(learner))
+    for _ in range(60):
+        learner.step(world.examples(3))
+    assert len(found) > 3
+    assert max(steps) > 3
+    assert config is SAMPLED or learner.items.num_dropped > 0
+    for ours, theirs in zip(found, expected[: len(found)], strict=True):
+        assert (ours.rank, ours.model_rank, ours.count_rank) == (theirs.rank, theirs.model_rank, theirs.count_rank)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_metrics_have_each_ranked_choice_once_with_what_was_known_of_it() -> None:
+    learner, world = taught(SAMPLED)
+    _, found, _ = watched(slowed(learner))
+    before, met = learner.metrics.ranks[0, 0].copy(), list[tuple[JaggedBatch, int, int]]()
+
+    def meet(batch: JaggedBatch, rank_S: Any, step: int) -> None:
+        met.extend((batch, int(rank_S[at]), step) for at in np.flatnonzero(rank_S >= 0).tolist())
+
+    learner.evaluator.on_ranked, batches = meet, dict[int, Sequence[Example]]()
+    for _ in range(40):
+        batches[learner.num_steps] = world.examples(3)
+        learner.step(batches[learner.num_steps])
+    ranks = [rank for _, rank, _ in met]
+    assert [rank for rank in ranks if rank] == [each.rank for each in found]  # an item that was never met is a miss
+    assert all(len(batch.starts_B1) - 1 == len({each.user for each in batches[step]}) for batch, _, step in met)
+    sums = learner.metrics.ranks[0, 0] - before
+    assert sums[0] == len(ranks)
+    assert sums[2] == sum(0 < rank <= 10 for rank in ranks)
+
+
+def test_a_trainer_that_resumes_in_between_goes_on_to_the_bit() -> None:
+    learner, world = taught(SAMPLED)
+    slowed(learner)
+    while not learner.memory_pass.ranking.is_begun or learner.memory_pass.ranking.is_scored:
+        learner.step(world.examples(3))
+    assert learner.ranking_state()
+    resumed = slow_twin(learner)
+    assert_same_arrays(learner_arrays(resumed), learner_arrays(learner))
+    for _ in range(30):
+        examples = world.examples(3)
+        learner.step(examples)
+        resumed.step(examples)
+    assert_same_arrays(learner_arrays(resumed), learner_arrays(learner))
