@@ -21,6 +21,7 @@ from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
+from model.share import Listed, Owners
 from trainer.batch import JaggedBatch
 from trainer.choice_weights import EQUAL, ChoiceWeights
 from trainer.evaluator import Forward
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
 
 Int64 = NDArray[np.int64]
+Given = tuple[NDArray[np.int32], Int64, NDArray[np.float32]]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE = 1 << 11
@@ -44,12 +46,27 @@ MOST_PREDICTED_ROWS = 1 << 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some consecutive events, and the network's part for the choices to predict: logits over all rows (``logit_AV``),
-    or the queries (``query_AD``) if the choices are learned from a sample of the rows."""
+    """Some consecutive events, and the network's part for the choices to predict: logits over all rows (``logit_AV``).
+    If the choices are learned from a sample of the rows: the queries (``query_AD``), or where the table is divided the
+    logits of the rows that may be in the sample, by choice (``given``: `kernels.memory.memory_learn_given`)."""
 
     events: MemoryEvents
     logit_AV: NDArray[np.float32] | None
     query_AD: NDArray[np.float32] | None = None
+    given: Given | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Foreseen:
+    """What is known of a batch's events before their predictions: which are compared with all rows, and which rows may
+    be in the samples of the others (`kernels.memory.memory_candidates`), by owner too."""
+
+    batch: JaggedBatch
+    events: MemoryEvents
+    is_exact_R: NDArray[np.bool_]
+    row: NDArray[np.int32]
+    begin_B1: Int64
+    listed: Listed
 
 
 class MemoryPass:
@@ -75,6 +92,7 @@ class MemoryPass:
         self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
         self._weights_of = weights
+        self._foreseen: Foreseen | None = None
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -84,21 +102,63 @@ class MemoryPass:
         of the choices is compared with all rows.
         """
         num_rows, told = self._items.num_rows, _told(batch)
-        events = self._events(batch, told, seen_rows_n)
+        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
         is_exact_R = self._are_exact(num_before + np.arange(len(told)), num_rows, samples=samples)
+        size = max(1, self._most_logits // num_rows)
+        if samples and (owners := self._items.owners) is not None:
+            known, self._foreseen = self._foreseen, None
+            if known is None or known.batch is not batch:
+                known = self._listed(owners, batch, seen_rows_n, num_before)
+            yield from self._ask_owners(owners, known, _runs(is_exact_R, size), query_R, forward.query_SD.numpy())
+            return
+        events = self._events(batch, told, seen_rows_n)
         if not samples:
             events.chosen_R[~is_exact_R] *= 2
             is_exact_R[:] = True
         logits = self._logits(forward, num_rows, samples=samples)
-        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
-        size = max(1, self._most_logits // num_rows)
         for part in _runs(is_exact_R, size):
             asked = query_R[part][events.chosen_R[part] == 1]
             if is_exact_R[part.start]:
                 yield Part(events[part], logits(asked))
             else:
                 yield Part(events[part], None, forward.query_SD[torch.from_numpy(asked)].numpy())
+
+    def foresee(self, batch: JaggedBatch, seen_rows_n: Int64, num_before: int) -> None:
+        """Where others hold rows: do what `ask` does before it reads the predictions, while others compute these."""
+        if self._items.owners is not None:
+            self._foreseen = self._listed(self._items.owners, batch, seen_rows_n, num_before)
+
+    def _listed(self, owners: Owners, batch: JaggedBatch, seen_rows_n: Int64, num_before: int) -> Foreseen:
+        """The rows that may be in any sample, whichever neighbours earlier events of the batch add."""
+        told = _told(batch)
+        events = self._events(batch, told, seen_rows_n)
+        is_exact_R = self._are_exact(num_before + np.arange(len(told)), self._items.num_rows, samples=True)
+        is_counted_R = (events.chosen_R == 1) & is_exact_R
+        counted = replace(events, chosen_R=np.where(is_counted_R, 2, events.chosen_R).astype(np.uint8))
+        row, begin_B1 = self._memory.candidates(counted)
+        return Foreseen(batch, events, is_exact_R, row, begin_B1, owners.listed(row, begin_B1))
+
+    def _ask_owners(
+        self, owners: Owners, known: Foreseen, parts: Iterable[slice], query_R: Int64, query_SD: NDArray[np.float32]
+    ) -> Iterator[Part]:
+        """The parts if others hold rows, which are asked for all logits in one message: those of rows that may be in
+        samples, and those of all rows unless they are too many."""
+        events, begin_B1 = known.events, known.begin_B1
+        exact_R, sampled_R = ((events.chosen_R == 1) & each for each in (known.is_exact_R, ~known.is_exact_R))
+        fits = np.count_nonzero(exact_R) * self._items.num_rows <= self._most_logits
+        early, some = query_SD[query_R[exact_R & fits]], query_SD[query_R[sampled_R]]
+        logit_AV, logit = owners.both_logits(early, some, known.listed, self._unit_width)
+        for part in parts:
+            if known.is_exact_R[part.start]:
+                first, last = (np.count_nonzero(exact_R[:end]) for end in (part.start, part.stop))
+                late = query_SD[query_R[part][exact_R[part]]]
+                yield Part(events[part], logit_AV[first:last] if fits else owners.logits(late, self._unit_width))
+            else:
+                first, last = (np.count_nonzero(sampled_R[:end]) for end in (part.start, part.stop))
+                start, stop = begin_B1[[first, last]]
+                given = known.row[start:stop], begin_B1[first : last + 1] - start, logit[start:stop]
+                yield Part(events[part], None, given=given)
 
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""
@@ -147,14 +207,10 @@ class MemoryPass:
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
         if samples and num_rows > self.exact_rows:  # too few choices to be worth a table of unit rows
-            return lambda asked: self._all_logits(forward.query_SD[torch.from_numpy(asked)].numpy(), num_rows)
+            query_SD, weight_VD = forward.query_SD.numpy(), self._items.weight.numpy()
+            return lambda asked: memory_logits(query_SD[asked], weight_VD, num_rows, self._unit_width)
         there, device = self._there(forward, num_rows), forward.query_SD.device
         return lambda asked: there(to_device(asked, device)).cpu().numpy()
-
-    def _all_logits(self, query_AD: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
-        if self._items.owners is not None:
-            return self._items.owners.logits(query_AD, self._unit_width)
-        return memory_logits(query_AD, self._items.weight.numpy(), num_rows, self._unit_width)
 
     def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
         """The same on the network's device."""
@@ -178,12 +234,10 @@ class MemoryPass:
     def _learn(self, part: Part) -> MemoryOutcome:
         if part.logit_AV is not None:
             return self._memory.learn(part.events, part.logit_AV)
-        assert part.query_AD is not None
-        if (owners := self._items.owners) is not None:
-            row, begin_A1 = self._memory.candidates(part.events)
-            logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
-            outcome = self._memory.learn_given(part.events, row, begin_A1, logit)
+        if part.given is not None:
+            outcome = self._memory.learn_given(part.events, *part.given)
         else:
+            assert part.query_AD is not None
             table_VD = self._items.weight.numpy()
             outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
