@@ -21,13 +21,13 @@ from bench.report import report
 
 HERE = Path(__file__).parent
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Are the recommendations good?": ("quality", "oracle", "hard", "domains", "days"),
+    "Are the recommendations good?": ("quality", "oracle", "hard", "domains", "days", "precision"),
     "How do published systems compare?": ("published", "published_stream", "systems", "scaling", "lengths"),
     "Does it keep up with a world that changes?": (
         "freshness", "drift", "feedback", "live_ranking", "moves", "exposure",
     ),
     "How soon is an action seen and learned?": ("live", "stream", "restart", "rebalance"),
-    "How fast are answers?": ("serving", "ranking", "reuse"),
+    "How fast are answers?": ("serving", "shards", "ranking", "search", "reuse"),
     "How fast is a training step?": ("live_training", "kernels", "gpu", "ranks"),
     "What do large catalogues cost?": ("scale", "growth", "deltas", "recovery", "ready"),
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """`python -m bench growth [--quick]`: a catalogue that grows to ten million items (a million with ``--quick``).
 
-Items arrive in blocks of 100,000: first in the table alone, then everything else that a trainer keeps about an item
-gets its row. A pause is the time of the longest block; bytes are the growth of the process. Then every item of a
-catalogue of four million (which take four gigabytes) gets a full neighbourhood, and live steps (`bench scale`) on it
-take turns with steps on one of 10,000 items.
+Items arrive in blocks of 100,000: first in the table alone (and again with rows of 16 bits, `trainer.row_precision`),
+then everything else that a trainer keeps about an item gets its row. A pause is the time of the longest block; bytes
+are the growth of the process. Then every item of a catalogue of four million (which take four gigabytes) gets a full
+neighbourhood, and live steps (`bench scale`) on it take turns with steps on one of 10,000 items.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ IN_USE = 4_000_000
 """The most items that also get a full neighbourhood."""
 ROUNDS, STEPS_A_ROUND = 7, 10
 PAUSE_MS, ROW_BYTES, SPEED = 150.0, 330.0, 0.8
+HALF_BYTES = 2 * MODEL.item_width
+"""What 16 bits save of a row."""
 
 
 def resident_bytes() -> int:
@@ -60,9 +63,6 @@ def unused(num_items: int) -> tuple[Learner, list[Row]]:
     """A learner with this many items that nobody has chosen yet, and the rows about its growth."""
     learner = Learner(MODEL, CONFIG)
 
-    def insert(start: int, stop: int) -> None:
-        learner.items.insert(np.arange(start + 1, stop + 1) * 7919, 10**12, 0)
-
     def keep(_: int, stop: int) -> None:
         learner.memory.grow(stop + 1)
         learner.rates.grow("item", stop + 1)
@@ -70,15 +70,31 @@ def unused(num_items: int) -> tuple[Learner, list[Row]]:
         learner.popularity.count_of(np.array([stop]))
 
     rows = list[Row]()
-    for name, work, most in (("the table", insert, ROW_BYTES), ("memory and counts, unused", keep, None)):
-        took_ms, item_bytes = in_blocks(num_items, work)
-        note = f"median {np.median(took_ms):.1f} ms, {sum(took_ms) / 1000:.1f} s in all"
-        label = f"{num_items:,} items: {name}"
-        rows += [
-            row(f"{label}: longest block of {BLOCK:,}", max(took_ms), "ms", PAUSE_MS, note, most=True),
-            row(f"{label}: bytes per item", item_bytes, "B", most, most=True),
-        ]
+    for name, work, most in (
+        ("the table", inserting(learner), ROW_BYTES),
+        ("memory and counts, unused", keep, None),
+    ):
+        rows += growth(f"{num_items:,} items: {name}", num_items, work, most)
     return learner, rows
+
+
+def inserting(learner: Learner) -> Callable[[int, int], None]:
+    """A function that adds items to the table."""
+
+    def insert(start: int, stop: int) -> None:
+        learner.items.insert(np.arange(start + 1, stop + 1) * 7919, 10**12, 0)
+
+    return insert
+
+
+def growth(label: str, num_items: int, work: Callable[[int, int], None], most: float | None) -> list[Row]:
+    """The longest block, and the bytes per item."""
+    took_ms, item_bytes = in_blocks(num_items, work)
+    note = f"median {np.median(took_ms):.1f} ms, {sum(took_ms) / 1000:.1f} s in all"
+    return [
+        row(f"{label}: longest block of {BLOCK:,}", max(took_ms), "ms", PAUSE_MS, note, most=True),
+        row(f"{label}: bytes per item", item_bytes, "B", most, most=True),
+    ]
 
 
 def stepping(learner: Learner, num_items: int) -> Callable[[], object]:
@@ -99,6 +115,11 @@ def run(quick: bool = False) -> list[Row]:
     tune_interpreter()
     num_items = 1_000_000 if quick else 10_000_000
     rows = unused(num_items)[1]
+    for precision in ("bfloat16", "float16"):
+        halved = Learner(MODEL, replace(CONFIG, row_precision=precision))
+        label = f"{num_items:,} items: the table, {precision}"
+        rows += growth(label, num_items, inserting(halved), ROW_BYTES - HALF_BYTES)
+        del halved
     num_items = min(num_items, IN_USE)
     large, more = grown(num_items)
     small, _ = grown(FEW_ITEMS)

@@ -25,6 +25,7 @@ from bench.report import report
 from bench.timing import Row, row
 from serving.follower import HistoryFollower
 from serving.histories import Histories
+from serving.shard import Shard
 from state.sequencer import Sequencer
 from stream.kafka_producer import Producer
 from stream.simulate import KINDS, World, WorldConfig
@@ -105,11 +106,12 @@ class Taken:
     num_bytes: int
 
 
-def read(kafka: KafkaConfig) -> Taken:
-    """Read the topic as a new server does."""
+def read(kafka: KafkaConfig, partitions: str = "all") -> Taken:
+    """Read the topic as a new server that holds these partitions does."""
     histories = Histories(8 << 30, SEQUENCE.max_context)
     began_s, began_cpu_s = time.monotonic(), time.process_time()
-    follower = HistoryFollower(make_consumer(kafka), Topics.under(kafka.prefix).sequences, histories)
+    shard = Shard(partitions)
+    follower = HistoryFollower(make_consumer(kafka), Topics.under(kafka.prefix).sequences, histories, shard)
     follower.start()
     ready = follower.caught_up.wait(TIMEOUT_S)
     taken = Taken(time.monotonic() - began_s, time.process_time() - began_cpu_s, len(histories), histories.num_bytes)
@@ -137,7 +139,7 @@ def measure(share: float) -> list[Row]:
             kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=f"bench{uuid.uuid4().hex[:8]}")
             ensure_topics(kafka)
             num, newest = asyncio.run(write(kafka, told(num_actions, num_users, kafka.partitions)))
-            day = read(kafka)
+            day, half = read(kafka), read(kafka, "1/2")
             few = read_alone(kafka, "few", newest[:FEW])
             compacted = read_alone(kafka, "left", newest)
         finally:
@@ -149,6 +151,9 @@ def measure(share: float) -> list[Row]:
         row("records read", num / day_s, "records/s", note=what),
         row("a day at 300 actions/s", few.wall_s + day_s / share, "s", TARGET_S, note, most=True),
         row("a day at 300 actions/s, processor", few.cpu_s + (day.cpu_s - few.cpu_s) / share, "s"),
+        row("the same with half of the users held, processor", few.cpu_s + (half.cpu_s - few.cpu_s) / share, "s",
+            note=f"{half.num_users:,} of {day.num_users:,} users, {half.num_bytes / 1e6:,.0f} of "
+            f"{day.num_bytes / 1e6:,.0f} MB"),
         row("compacted: records read", len(newest) / compacted_s, "records/s", note=f"{len(newest):,} keys"),
         row("compacted: a million users of earlier days", 1e6 * compacted_s / compacted.num_users, "s",
             note=f"{len(newest) / compacted.num_users:.1f} records per user"),

@@ -13,7 +13,7 @@ from model.dirty import CHANGED
 from model.embedding import EmbeddingTable
 from trainer.step import Learner
 
-Learn = Callable[[NDArray[np.int64], Tensor, float], None]
+Learn = Callable[[NDArray[np.int64], Tensor, float, int], None]
 SQUARE_DECAY, EPS = 0.98, 1e-8
 
 
@@ -23,9 +23,9 @@ def decayed(keep: float) -> Callable[[EmbeddingTable], Learn]:
     def of(table: EmbeddingTable) -> Learn:
         plain = table.learn
 
-        def learn(rows_U: NDArray[np.int64], grad_UD: Tensor, lr: float) -> None:
+        def learn(rows_U: NDArray[np.int64], grad_UD: Tensor, lr: float, step: int) -> None:
             table.state[torch.from_numpy(rows_U)] *= keep
-            plain(rows_U, grad_UD, lr)
+            plain(rows_U, grad_UD, lr, step)
 
         return learn
 
@@ -39,8 +39,9 @@ def adam(lr_ratio: float) -> Callable[[EmbeddingTable], Learn]:
     def of(table: EmbeddingTable) -> Learn:
         touches = np.zeros(0, np.int64)
 
-        def learn(rows_U: NDArray[np.int64], grad_UD: Tensor, lr: float) -> None:
+        def learn(rows_U: NDArray[np.int64], grad_UD: Tensor, lr: float, step: int) -> None:
             nonlocal touches
+            del step  # rows are float32
             if len(touches) < len(table.state):
                 touches = np.concatenate([touches, np.zeros(len(table.state) - len(touches), np.int64)])
             is_touched_U = (grad_UD != 0).any(dim=1)

@@ -21,6 +21,7 @@ from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
+from wire.holding import as_ranges
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
@@ -62,7 +63,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield problem("topics", f"missing: {', '.join(missing)}", "headrace topics --create")
             return
         yield topics(settings)
-        yield from processes(settings, *heard(settings, consumer))
+        line = followed_line(settings)
+        yield from processes(settings, line, *heard(settings, line, consumer))
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
         yield problem("broker", f"it stopped answering: {error}", "see the broker's log")
@@ -108,12 +110,14 @@ def topics(settings: Settings) -> Finding:
     return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
 
 
-def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
+def heard(
+    settings: Settings, line: str, consumer: KafkaConsumer
+) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
     """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message.
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
-    names = Topics.under(settings.kafka.prefix, followed_line(settings))
+    names = Topics.under(settings.kafka.prefix, line)
     state, behind_s, lag = ClusterState(), dict[str, list[float]](), dict[str, Any]()
     earlier = spans(consumer, names.status)
     for record in read(consumer, names.status, earlier):
@@ -134,7 +138,7 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
 
 def processes(
-    settings: Settings, state: ClusterState, behind_s: dict[str, list[float]], lag: dict[str, Any]
+    settings: Settings, line: str, state: ClusterState, behind_s: dict[str, list[float]], lag: dict[str, Any]
 ) -> Iterator[Finding]:
     """Which processes run, whose clock is off, and how fresh the answers are."""
     now_ms = time.time_ns() // 1_000_000
@@ -155,6 +159,9 @@ def processes(
         yield note(
             "partitions", f"{unowned} of {settings.kafka.partitions} have never had a worker", "see the workers' logs"
         )
+    if unheld := state.unheld(now_ms, line):
+        words = f"none holds the users of partitions {as_ranges(unheld)}: requests for them are answered 503"
+        yield problem("servers", words, "start one whose serving.partitions has them")
     yield from short_of_files(state.live_servers(now_ms))
     yield clocks(behind_s)
     if lag:

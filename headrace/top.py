@@ -87,7 +87,7 @@ class Top(App[None]):
         self.query_one("#stages", Static).update(stages(newest))
         self.query_one("#freshness", Sparkline).data = [each.freshness_s or 0.0 for each in points]
         self.query_one("#quality", Static).update(quality(newest))
-        self.query_one("#processes", Static).update(processes(self._pulse))
+        self.query_one("#processes", Static).update(processes(self._pulse, newest.unheld))
 
 
 def headline(point: Point, broker: str) -> Text:
@@ -130,9 +130,11 @@ def quality(point: Point) -> Text:
     )
 
 
-def processes(pulse: Pulse) -> Text:
-    """Which processes are there, and which have fallen silent."""
+def processes(pulse: Pulse, unheld: str = "") -> Text:
+    """Which processes are there, and which have fallen silent; ``unheld``: the partitions that no server holds."""
     text = Text("\n")
+    if unheld:
+        text.append(f"no server holds the users of partitions {unheld}\n", style="red")
     for each in pulse.cluster.processes(time.time_ns() // 1_000_000):
         silent = each["silent_s"] * 1000 >= SILENT_MS
         words = f"{each['role']} {each['component']}" + (f" silent for {each['silent_s']:,.0f} s" if silent else "")

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernels.adagrad import rowwise_adagrad_
+    from kernels.adagrad import Dither, rowwise_adagrad_
     from kernels.attention import BucketCache, TimeBuckets, hstu_attention
     from kernels.backend import KernelUnavailable
     from kernels.delta import delta_attention
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kernels.softmax import full_softmax, rank_of_target, sampled_softmax, top_k
 
 _HOMES = {
+    "Dither": "adagrad",
     "BucketCache": "attention",
     "TimeBuckets": "attention",
     "hstu_attention": "attention",
@@ -60,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "BucketCache",
+    "Dither",
     "IdMap",
     "KernelUnavailable",
     "LayerParams",

@@ -31,8 +31,8 @@ BLOCK_ROWS = 1 << 12
 class EmbeddingTable:
     """Weights (capacity, D), their row-wise Adagrad state, the key map, and which rows are dirty.
 
-    ``salt`` gives tables with the same seed different initial rows. The same calls in the same order give the same
-    table.
+    ``salt`` gives tables with the same seed different random numbers. The same calls in the same order give the same
+    table. ``precision``: what the weights are stored as (`model.row_store.PRECISIONS`).
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class EmbeddingTable:
         admit_after: int = 1,
         device: torch.device | str = "cpu",
         backend: str = "auto",
+        precision: str = "float32",
     ) -> None:
         self.width = width
         self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
-        self.store = RowStore(width, device, backend)
+        self.store = RowStore(width, device, backend, precision, (seed, salt))
         self._marks = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
         self._grow(1)
         self._num_live_B = np.zeros(1, np.int64)
@@ -67,7 +68,7 @@ class EmbeddingTable:
 
     @property
     def weight(self) -> Tensor:
-        """(capacity, D): of the rows that this process holds."""
+        """(capacity, D): of the rows that this process holds, as they are stored."""
         return self.store.weight
 
     @property
@@ -114,7 +115,7 @@ class EmbeddingTable:
     def _initialise(self, rows_U: Int64, step: int) -> None:
         first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
         is_whole, all_new = self.store.share == WHOLE, stop - first == len(rows_U)
-        if is_whole and all_new and self.weight.device.type == "cpu":  # written in place
+        if is_whole and all_new and self.weight.device.type == "cpu" and self.store.is_exact:  # written in place
             weight_UD = self.weight[first:stop]
             self._draw_rows(weight_UD.numpy(), step)
             self.state[first:stop] = 0.0
@@ -195,16 +196,16 @@ class EmbeddingTable:
         return rows
 
     def gather(self, rows_U: Int64) -> Tensor:
-        """(U, D) a copy of these rows, as an autograd leaf that collects their gradient."""
+        """(U, D) float32: a copy of these rows, as an autograd leaf that collects their gradient."""
         return self.store.gather(rows_U).requires_grad_()
 
     def read(self, rows_U: Int64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(U, D) and (U,) copies of ascending rows' weights and optimiser states."""
         return self.owners.read(rows_U) if self.owners is not None else self.store.read(self.store.share.places(rows_U))
 
-    def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
-        """One row-wise Adagrad step on distinct rows that this process holds."""
-        self.store.learn(self.store.share.places(rows_U), grad_UD, lr)
+    def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float, step: int) -> None:
+        """One row-wise Adagrad step on distinct rows that this process holds (`RowStore.learn`)."""
+        self.store.learn(self.store.share.places(rows_U), grad_UD, lr, step)
         self.touch(rows_U)
 
     def touch(self, rows_U: Int64) -> None:

@@ -7,7 +7,7 @@ was published. Both score with the same kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from torch import Tensor
 from kernels.memory import (
     MemoryAnswers,
     MemoryArrays,
+    MemoryCandidates,
     MemoryEvents,
     MemoryOutcome,
     MemoryRules,
     MemoryStanding,
     memory_best,
     memory_candidates,
+    memory_forget,
     memory_learn,
     memory_learn_given,
     memory_learn_sampled,
@@ -45,7 +47,7 @@ from model.memory_room import (
     neighbours_at,
     reshaped,
 )
-from model.memory_version import LEARNED, ROWS, published_memory, take_over
+from model.memory_version import GROUPS, LEARNED, ROWS, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -169,27 +171,22 @@ class Memory:
         query_RD: NDArray[np.float32],
         table_VD: NDArray[np.float32],
         answers: MemoryAnswers,
+        candidates: MemoryCandidates | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best rows for each query, and their scores: see `kernels.memory.memory_best`."""
-        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
+        return memory_best(
+            self.arrays, standing, events, query_RD, table_VD, answers, candidates, backend=self._backend
+        )
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
         if not len(rows_N):
             return
-        arrays, num = self._take_back(), self.num_rows
+        arrays = self._take_back()
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
         _clear_rows(arrays, rows_N)
-        used = np.arange(arrays.width) < arrays.num_neighbours[:num, None]
-        lost = used & gone_V[arrays.neighbour_row[:num]]
-        for row in np.flatnonzero(lost.any(axis=1)).tolist():
-            kept = np.flatnonzero(used[row] & ~lost[row])
-            for name in NEIGHBOURS:
-                values = getattr(arrays, name)[row]
-                values[: len(kept)] = values[kept]
-            arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row], arrays.moved[row] = CHANGED, 255
+        memory_forget(arrays, self.num_rows, gone_V, backend=self._backend)
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
@@ -238,8 +235,13 @@ class Memory:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices."""
-        self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
+        """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
+        earlier builds have no groups; they are counted from here on."""
+        num_columns, arrays = self._here.num_columns, published.arrays.copy()
+        if num_columns and not arrays.num_columns:
+            empty = empty_memory(arrays.capacity, self._most, num_columns)
+            arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
+        self.arrays, self.num_rows = arrays, published.num_rows
         _clear_changed(self.arrays)
 
     @property

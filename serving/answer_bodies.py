@@ -218,6 +218,32 @@ class Readiness(Struct, frozen=True, kw_only=True):
     ] = None
     held: Annotated[VersionName | None, Meta(description="a newer or pinned version that is held back")] = None
     why: Annotated[str, Meta(description="why it is held back")] = ""
+    partitions: Annotated[str, Meta(description="`serving.partitions`: whose users are held here")] = "all"
+    unheld: Annotated[
+        list[int],
+        Meta(description="partitions whose users no server holds now: requests for them are answered 503"),
+    ] = []
+    recall: Annotated[
+        float | None, Meta(description="the share of the exact answers' items that the search by lists finds, lately")
+    ] = None
+
+
+class Holder(Struct, frozen=True):
+    """A server, the base URL under which other servers reach it, and the partitions whose users it holds."""
+
+    server: str
+    address: str
+    partitions: list[int]
+
+
+class PartitionsAnswer(Struct, frozen=True, kw_only=True):
+    """Who holds which users. A user's partition is (murmur2 of the id as a string in UTF-8, without the sign bit)
+    modulo `num_partitions`, as Kafka's Java client computes it."""
+
+    num_partitions: Annotated[int, Meta(description="0 while that is not known yet")]
+    held: Annotated[list[int], Meta(description="held by the server that answers")]
+    unheld: Annotated[list[int], Meta(description="held by no server at present")]
+    others: Annotated[list[Holder], Meta(description="other servers; none are known to one that holds all users")]
 
 
 class Problem(Struct, frozen=True, kw_only=True):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.addresses import ADDRESS, Addresses
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, check_fields
+from wire.holding import Partitions
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
+SEARCHES = ("exact", "index")
 
 SERVING_LIMITS: dict[str, Limit] = {
     "host": Text(r".+", "an address", "0.0.0.0 listens on every interface"),
     "port": Number(0, 65_535, whole=True, advice="0 takes any free port, 8080 is usual"),
     "name": Text(),
+    "partitions": Partitions(),
+    "address": Text(rf"({ADDRESS})?", "http://HOST:PORT, or nothing", "leave the path out"),
+    "peers": Addresses(),
+    "peer_timeout_s": ABOVE_0,
     "device": Word(DEVICES, "use auto"),
     "backend": Word(BACKENDS, "use auto"),
     "num_threads": AT_LEAST_1,
@@ -30,6 +37,11 @@ SERVING_LIMITS: dict[str, Limit] = {
     "max_body_bytes": AT_LEAST_1,
     "read_timeout_s": ABOVE_0,
     "candidates_per_pass": AT_LEAST_1,
+    "search": Word(SEARCHES, "exact looks at all items, index at the likely ones"),
+    "search_probes": AT_LEAST_1,
+    "search_recall": Number(0, 1, advice="0.95 is usual; 0 never warns"),
+    "search_least_items": AT_LEAST_1,
+    "search_compare_s": Number(0, advice="2 is usual; 0 never compares"),
     "cache_bytes": Number(0, whole=True, advice="0 turns it off"),
     "cache_versions": Number(0, whole=True, advice="0 is exact"),
     "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
@@ -68,6 +80,16 @@ class ServingConfig:
     port: int = 8080
     name: str = ""
     """Key of this server's status records; empty: ``server@HOST:PORT``, where HOST is the machine's name."""
+    partitions: str = "all"
+    """The partitions whose users' histories this server keeps (`wire.holding`). Requests for other users are forwarded
+    to servers that hold them."""
+    address: str = ""
+    """The base URL under which other servers reach this one; empty: made of `host` and `port`, with the machine's name
+    instead of a host that means every interface."""
+    peers: tuple[str, ...] = ()
+    """The base URLs to which requests may be forwarded; empty: those of all servers that report."""
+    peer_timeout_s: float = 3.0
+    """How long another server may take to answer a forwarded request; then one other that holds the user is asked."""
     device: str = "auto"
     backend: str = "auto"
     num_threads: int = 1
@@ -96,6 +118,18 @@ class ServingConfig:
     """How long a client may take to send a request's headers, and then again its body."""
     candidates_per_pass: int = 2048
     """Candidates are ranked this many at a time, to bound the memory of one request."""
+    search: str = "exact"
+    """Where the best items are looked for. ``exact``: everywhere; ``index``: among those that the lists closest to the
+    user's query contain, the most popular and most recent ones, what follows the user's past choices, and what has
+    changed lately. Scores are the same."""
+    search_probes: int = 32
+    """How many lists a query looks at; there are some 2 √items of them. More: better recall, slower."""
+    search_recall: float = 0.95
+    """A lower share of the exact answers' items is logged, and has the lists made anew."""
+    search_least_items: int = 1_000_000
+    """Smaller catalogues are always answered exactly."""
+    search_compare_s: float = 2.0
+    """One answer in so many seconds is compared with the exact one; 0: none."""
     cache_bytes: int = 256_000_000
     """Bound on cached keys and values; 0 turns the cache off."""
     cache_versions: int = 16

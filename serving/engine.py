@@ -29,6 +29,7 @@ from serving.cache import Born, CacheEntry, HistoryCache
 from serving.columns import Columns
 from serving.diversity import diversified, pool_size
 from serving.histories import Histories
+from serving.item_search import ItemSearch
 from serving.network import KeysValues
 from serving.ranking import Ranker
 from serving.request import Request, Result
@@ -62,9 +63,10 @@ class Engine:
 
     def __init__(
         self, histories: Histories, *, cache_bytes: int = 256_000_000, candidates_per_pass: int = 2048,
-        reuse: ReuseProbe | None = None,
+        reuse: ReuseProbe | None = None, search: ItemSearch | None = None,
     ) -> None:  # fmt: skip
         self.histories, self.reuse = histories, reuse or ReuseProbe(0, 0.0)
+        self.search = search
         self.cache = HistoryCache(cache_bytes)
         self._cache_is_on = cache_bytes > 0
         self._ranker = Ranker(histories, candidates_per_pass)
@@ -192,7 +194,7 @@ class Engine:
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
         removed = np.fromiter(self.histories.removed, np.int64)
         wanted = [_wanted(version, each, removed) for each in progress]
-        found = best_items(version, output_RM, wanted)
+        found = best_items(version, output_RM, wanted, self.search)
         chosen = [_chosen(version, each.request, *best) for each, best in zip(progress, found, strict=True)]
         return [Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_)) for rows, scores in chosen]
 

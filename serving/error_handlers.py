@@ -12,7 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.answer_bodies import Problem, Refusal
-from serving.errors import InvalidRequestError, NotReadyError, OverloadedError, UnauthorizedError
+from serving.errors import (
+    InvalidRequestError,
+    MisdirectedError,
+    NotReadyError,
+    OverloadedError,
+    RelayedError,
+    UnauthorizedError,
+)
 
 encode = msgspec.json.Encoder().encode
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -41,6 +48,13 @@ def response_to(error: Exception) -> Response:
         return _later(Problem(field="", expected=error.expected, do=str(error)), 1)
     if isinstance(error, OverloadedError):
         return _later(Problem(field="", expected="fewer requests", do=str(error)), error.retry_after_s)
+    if isinstance(error, RelayedError):
+        return Body(error.body, status_code=error.status, headers=error.headers)
+    if isinstance(error, MisdirectedError):
+        problem = Problem(
+            field="user", expected=error.expected, got=error.got, do="GET /partitions, and ask its holder"
+        )
+        return refusal(421, problem)
     if isinstance(error, UnauthorizedError):
         headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
         problem = Problem(field="authorization", expected="Bearer TOKEN", do=str(error))
@@ -73,8 +87,10 @@ def _problem(request: Request, error: HTTPException, headers: dict[str, str]) ->
 
 ERROR_HANDLERS: dict[Any, Handler] = {
     InvalidRequestError: _of_ours,
+    MisdirectedError: _of_ours,
     NotReadyError: _of_ours,
     OverloadedError: _of_ours,
+    RelayedError: _of_ours,
     UnauthorizedError: _of_ours,
     HTTPException: _of_http,
 }

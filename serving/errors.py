@@ -4,6 +4,8 @@
     ├── StartError          the server cannot start (broker away, port in use); the process ends with 1
     ├── NotReadyError       something needed is not available (yet), such as a version or the broker: 503
     ├── OverloadedError     the answer would take longer than `serving.max_wait_s`, or too many wait: 503
+    ├── MisdirectedError    another server forwarded a request for a user who is not held here: 421
+    ├── RelayedError        another server, which holds the user, refused the request
     ├── UnauthorizedError   no token, an unknown one, or one whose role is not sufficient: 401, 403
     └── InvalidRequestError  the request cannot be answered as it is: 422
         └── RequestError    one thing is wrong with it
@@ -13,7 +15,7 @@ Each message says what was expected, what came and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.answer_bodies import Problem
@@ -42,6 +44,22 @@ class OverloadedError(ServingError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class MisdirectedError(ServingError):
+    """A forwarded request that this server must not answer; ``expected``, ``got``: the user's place or the mark."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}, got {got}; GET /partitions says what this server holds")
+        self.expected, self.got = expected, got
+
+
+class RelayedError(ServingError):
+    """Another server's refusal, to be passed on as it is."""
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__(f"another server answered {status}")
+        self.status, self.body, self.headers = status, body, dict(headers)
 
 
 class UnauthorizedError(ServingError):

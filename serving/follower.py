@@ -14,7 +14,9 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
+from serving.shard import Shard
 from serving.topic_thread import TopicThread
+from wire.holding import as_ranges
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.batches import Batch, by_batch
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
@@ -32,25 +34,32 @@ MOST_WAITING = 8
 class HistoryFollower(TopicThread):
     """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started.
 
-    Until then other threads decode and fold what this one has fetched and decompressed.
+    Until then other threads decode and fold what this one has fetched and decompressed. ``shard``: learns how many
+    partitions there are, and says whose users are kept.
     """
 
     label: ClassVar[str] = "history follower"
     histories: Histories
-    caught_up: threading.Event = field(default_factory=threading.Event)
+    shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         by_batch(self.consumer)
         self._num_told = 0
+        self._thread_of: dict[int, ThreadPoolExecutor] = {}
         self._begins: dict[TopicPartition, int] = {}
         self._goals: dict[TopicPartition, int] = {}
         self._told_s = time.monotonic()
         self._folding = [ThreadPoolExecutor(1, "histories") for _ in range(FOLDING_THREADS)]
         self._waiting = deque[Future[None]]()
 
+    @property
+    def caught_up(self) -> threading.Event:
+        """Set when what the topic held at the start is read."""
+        return self.shard.caught_up
+
     def follow(self, partitions: list[TopicPartition]) -> None:
-        """Read until stopped."""
+        """Read until stopped. Raises `ConfigError` if partitions shall be held that the topic does not have."""
         try:
             self._follow(partitions)
         finally:
@@ -59,6 +68,7 @@ class HistoryFollower(TopicThread):
 
     def _follow(self, partitions: list[TopicPartition]) -> None:
         is_placed = False
+        self._hold(len(partitions))
         while not self.stopping.is_set():
             try:
                 if self.is_replaced():
@@ -66,6 +76,7 @@ class HistoryFollower(TopicThread):
                     partitions = partitions_of(self.consumer, self.topic)
                     self._wait_for_all_but(0)
                     self.histories.begin_anew()
+                    self._hold(len(partitions))
                     is_placed = False
                 self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
@@ -83,11 +94,18 @@ class HistoryFollower(TopicThread):
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self.stopping.wait(POLL_MS / 1000)
 
+    def _hold(self, num_partitions: int) -> None:
+        """Learn how many partitions there are, and divide them among the threads, those with more work evenly."""
+        self.shard.place(num_partitions)
+        self.histories.held = None if self.shard.is_whole else self.shard.held
+        by_work = sorted(range(num_partitions), key=lambda number: (number not in self.shard.held, number))
+        self._thread_of = {number: self._folding[place % FOLDING_THREADS] for place, number in enumerate(by_work)}
+
     def _fold(self, partition: int, batches: list[Batch]) -> None:
         if self.caught_up.is_set():  # an action should be in its user's history at once
             self.histories.feed_batches(partition, batches)
             return
-        thread = self._folding[partition % FOLDING_THREADS]  # a partition's records in their order
+        thread = self._thread_of[partition]  # a partition's records in their order
         self._waiting.append(thread.submit(self.histories.feed_batches, partition, batches))
         self._wait_for_all_but(MOST_WAITING)
 
@@ -117,7 +135,8 @@ class HistoryFollower(TopicThread):
         if all(at[each] >= goal for each, goal in self._goals.items()):
             self._wait_for_all_but(0)
             self.caught_up.set()
-            logger.info("histories of %d users", len(self.histories))
+            part = "" if self.shard.is_whole else f", of partitions {as_ranges(self.shard.held) or 'none'}"
+            logger.info("histories of %d users%s", len(self.histories), part)
         elif time.monotonic() - self._told_s > PROGRESS_EVERY_S:
             self._told_s = time.monotonic()
             left, whole = (

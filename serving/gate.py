@@ -21,10 +21,12 @@ from serving.error_handlers import refusal, response_to
 from serving.errors import UnauthorizedError
 from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
+from serving.question import ANSWERED, MARK
 
 LINGER_S, LINGER_BYTES, LINGER_REST_S = 2.0, 64_000_000, 0.002
 """How long a refused body is read and discarded, how much of it, and the pause after each piece: clients that keep
 sending large bodies must wait, instead of slowing down others."""
+MARK_NAME = MARK.encode()
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -32,8 +34,9 @@ class Gate:
     """ASGI middleware around the application."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, access: Access, *, max_body_bytes: int,
-                 read_timeout_s: float) -> None:  # fmt: skip
+                 read_timeout_s: float, name: str = "") -> None:  # fmt: skip
         self._app, self._metrics, self._access = app, metrics, access
+        self._answered = (ANSWERED.encode(), name.encode("latin-1", "replace"))
         self._max_body_bytes, self._read_timeout_s = max_body_bytes, read_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,11 +44,14 @@ class Gate:
         if scope["type"] != "http":
             return
         started, status = time.perf_counter(), 500
+        is_forwarded = any(header == MARK_NAME for header, _ in scope["headers"])
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if is_forwarded:
+                    message["headers"] = [*message["headers"], self._answered]
             await send(message)
 
         self._metrics.in_flight += 1

@@ -1,4 +1,7 @@
-"""Reports to the status topic once a second which version this server answers from; the trainer uses it for the lag."""
+"""Reports to the status topic once a second which version this server answers from, and whose users.
+
+The trainer uses it for the lag, other servers to forward requests.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec.structs import replace
 
+from serving.item_search import ItemSearch
 from serving.open_files import OpenFiles
 from serving.rollout import Rollout
+from serving.shard import Shard
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
+from wire.holding import NONE
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
 from wire.status import ServerStatus, encode_status
@@ -30,11 +36,13 @@ class Heartbeat(threading.Thread):
     """A thread with its own producer. A report that the broker does not accept is dropped: the next one replaces it."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, manager: WeightsManager,
-                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
+                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None,
+                 shard: Shard | None = None, address: str = "", search: ItemSearch | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._manager = kafka, topic, name, manager
         self._num_requests, self._every_s = num_requests, every_s
-        self._rollout = rollout or Rollout()
+        self._rollout, self._shard, self._address = rollout or Rollout(), shard or Shard(), address
+        self._search = search
         self._stopping = threading.Event()
         self._is_refused = False
 
@@ -47,14 +55,15 @@ class Heartbeat(threading.Thread):
         current, files = self._manager.current, OpenFiles.count()
         report = ServerStatus(
             component=self._component, time_ms=int(time.time() * 1000), num_requests=self._num_requests(),
-            open_files=files.num, most_files=files.most,
+            open_files=files.num, most_files=files.most, partitions=NONE, num_partitions=self._shard.num_partitions,
+            address=self._address, recall=self._search.recall if self._search else None,
         )  # fmt: skip
         if current is None:
             return report
         return replace(
             report, epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
             swapped_ms=current.swapped_ms, pinned=list(self._rollout.wanted or ()), held=list(self._rollout.held or ()),
-            why=self._rollout.why, line=self._rollout.line,
+            why=self._rollout.why, line=self._rollout.line, partitions=self._shard.told,
         )  # fmt: skip
 
     def run(self) -> None:

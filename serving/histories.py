@@ -4,6 +4,9 @@ The topic is compacted by segment, so reading it from its start gives every user
 keeps that up to date: an action is in the history as soon as its record arrives. A user costs 32 bytes per interaction,
 8 more per feature, and about 250 in all besides. Beyond ``max_bytes`` the users that have been quiet longest are
 forgotten; the history of one who returns starts with the segment of the new action.
+
+A server that holds some partitions alone reads the others too, for what is known of items (`Catalogue`, those that were
+removed) and for the clock: these do not depend on where a user is. It keeps no user of theirs.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class Histories:
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history was removed."""
         self._decoder = ExampleReader(topic)
+        self.held: frozenset[int] | None = None
+        """The partitions whose users are kept; None: all."""
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
 
@@ -118,6 +123,9 @@ class Histories:
         if block.heads["status"][record] != TOMBSTONE:
             self.feed(partition, block.value(record), int(block.heads["offset"][record]))
 
+    def _holds(self, partition: int) -> bool:
+        return self.held is None or partition in self.held
+
     def _log(self, partition: int) -> ExampleLog:
         return self._logs.setdefault(partition, ExampleLog(None, allow_gaps=True))
 
@@ -126,7 +134,8 @@ class Histories:
         assert self._kept is not None
         heads = block.heads[begin:end]
         with self._lock:
-            self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
+            if self._holds(int(heads["partition"][0])):
+                self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
             self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
         self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
 
@@ -135,9 +144,11 @@ class Histories:
         with self._lock:
             if self._kept is None:
                 self._kept = UserHistories(rows.dtype, self._max_context)
-            self.num_forgotten += self._kept.put(
-                example.user, example.segment_len, example.first_index, rows, example.user_feature_hash, self._max_bytes
-            )
+            if self._holds(example.partition):
+                self.num_forgotten += self._kept.put(
+                    example.user, example.segment_len, example.first_index, rows, example.user_feature_hash,
+                    self._max_bytes,
+                )  # fmt: skip
             self.clock_ms = max(self.clock_ms, example.newest_event_ms)
         self.items.note(example.interactions)
 

@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -25,11 +26,14 @@ from serving.metrics import ServerMetrics
 from serving.openapi import openapi
 from serving.operations import Operation, limits, operations_of
 from serving.pages import EventStream, Files
+from serving.placing import Placing
+from serving.question import MARK, Question
 from serving.service import Answer, Service
 from serving.validation import Decoder
 
 PENANCE, MOST_PENANCE_S = 50.0, 0.5
 """A refusal is delayed by this multiple of the time that decoding the body took; at most `MOST_PENANCE_S`."""
+MARK_NAME = MARK.encode()
 FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
@@ -40,7 +44,8 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     config = service.config
     operations = operations_of(config)
     gate = Middleware(Gate, metrics=metrics, access=access or Access.read(config.tokens_file),
-                      max_body_bytes=config.max_body_bytes, read_timeout_s=config.read_timeout_s)  # fmt: skip
+                      max_body_bytes=config.max_body_bytes, read_timeout_s=config.read_timeout_s,
+                      name=service.name)  # fmt: skip
     answers: dict[str, Answer] = {
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
         "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
@@ -49,11 +54,11 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     }  # fmt: skip
     states: dict[str, Any] = {
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
-        "/users": _users, "/history": _history,
+        "/users": _users, "/history": _history, "/partitions": _partitions,
     }  # fmt: skip
     streams = {"/events": EventStream(service).open}
     routes = [
-        Route(each.path, Answering(each, answers[each.path], limits(config)), methods=[each.method])
+        Route(each.path, Answering(each, answers[each.path], limits(config), service.placing), methods=[each.method])
         if each.path in answers
         else Route(
             each.path, streams.get(each.path) or functools.partial(states[each.path], service), methods=[each.method]
@@ -74,9 +79,12 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
 class Answering:
     """An operation that takes a body and returns one. Plain ASGI, because most requests take this path."""
 
-    def __init__(self, operation: Operation, answer: Answer, most: dict[str, tuple[int, str]]) -> None:
+    def __init__(
+        self, operation: Operation, answer: Answer, most: dict[str, tuple[int, str]], placing: Placing
+    ) -> None:
         assert operation.request is not None
-        self._decoder, self._answer = Decoder(operation.request, most), answer
+        self._decoder, self._answer, self._path = Decoder(operation.request, most), answer, operation.path
+        self._placing = placing if operation.is_of_users else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, whose body the gate has read."""
@@ -89,7 +97,12 @@ class Answering:
                 request = self._decoder.decode(message["body"])
             finally:
                 spent_s = time.perf_counter() - began
-            body = await self._answer(request)
+            if self._placing is None:
+                body = await self._answer(request)
+            else:
+                mark, token = _mark_and_token(scope["headers"])
+                question = Question("POST", self._path, message["body"], token)
+                body = await self._placing.answer(self._answer, request, question, mark)
         except InvalidRequestError as error:
             # A client that sends requests that are expensive to refuse must wait, instead of slowing down others.
             await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * spent_s))
@@ -123,6 +136,17 @@ def _unreadable(headers: Sequence[tuple[bytes, bytes]]) -> Problem | None:
                    do="send the header content-type")  # fmt: skip
 
 
+def _mark_and_token(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:
+    """The headers `MARK` and authorization."""
+    mark = token = None
+    for name, value in headers:
+        if name == MARK_NAME:
+            mark = value.decode("latin-1")
+        elif name == b"authorization":
+            token = token or value.decode("latin-1")
+    return mark, token
+
+
 def _shown(value: bytes) -> str:
     return value[:200].decode("latin-1")
 
@@ -149,7 +173,13 @@ async def _users(service: Service, _request: Request) -> Response:
 
 
 async def _history(service: Service, request: Request) -> Response:
-    return Body(await service.history(request.query_params.get("user", "")))
+    user = request.query_params.get("user", "")
+    question = Question("GET", f"/history?user={quote(user, safe='')}", b"", request.headers.get("authorization"))
+    return Body(await service.placing.answer(service.history, user, question, request.headers.get(MARK)))
+
+
+async def _partitions(service: Service, _request: Request) -> Response:
+    return Body(service.placing.partitions_answer())
 
 
 async def _metrics(service: Service, _request: Request) -> Response:

@@ -30,6 +30,7 @@ from serving.answer_bodies import (
 from serving.engine import Engine
 from serving.explanation import NUM_PROBED, Explanation, explain
 from serving.histories import Histories
+from serving.item_search import ItemSearch
 from serving.request import Request, Result
 from serving.request_bodies import ExplainRequest, ItemsRequest, RankRequest, RecommendRequest, SimilarRequest
 from serving.request_builder import RequestBuilder, hashes
@@ -154,6 +155,7 @@ class SimilarJob:
 
     request: SimilarRequest
     histories: Histories
+    search: ItemSearch | None = None
     weight: float = 1.0
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
@@ -166,7 +168,7 @@ class SimilarJob:
         (row,) = version.tables[ITEMS].lookup(key).tolist()
         removed = self.histories.removed
         row = 0 if int(key[0]) in removed else row
-        pairs = similar_items(version, row, self.request.k, removed) if row else []
+        pairs = similar_items(version, row, self.request.k, removed, self.search) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
 

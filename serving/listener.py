@@ -8,7 +8,7 @@ import itertools
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,11 +48,13 @@ def bind(config: ServingConfig) -> socket.socket:
 
 
 def listen(
-    app: ASGIApp, listener: socket.socket, config: ServingConfig, on_exit: Callable[[], None] = lambda: None
-) -> None:
-    """Serve until told to stop; ``on_exit`` is called at that moment."""
+    app: ASGIApp, listener: socket.socket, config: ServingConfig, *, on_start: Callable[[], None],
+    on_exit: Callable[[], None], on_end: Callable[[], Awaitable[None]],
+) -> None:  # fmt: skip
+    """Serve until told to stop. ``on_start`` is called once a signal would be heeded, ``on_exit`` at that signal,
+    ``on_end`` when all requests are answered."""
     server = Server(options_of(app, config))
-    server.on_exit = on_exit
+    server.on_start, server.on_exit, server.on_end = on_start, on_exit, on_end
     server.run(sockets=[listener])
 
 
@@ -168,7 +170,9 @@ class BoundedConnection(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Uvicorn that exits with status 0 when asked to stop, instead of raising SIGTERM or SIGINT again."""
 
-    on_exit: Callable[[], None] = staticmethod(lambda: None)
+    on_start: Callable[[], None]
+    on_exit: Callable[[], None]
+    on_end: Callable[[], Awaitable[None]]
     _files = FileWatch()
 
     async def on_tick(self, counter: int) -> bool:
@@ -176,6 +180,11 @@ class Server(uvicorn.Server):
         if counter % 10 == 0:
             self._files.look(len(self.server_state.connections))
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, then end what was kept open for requests."""
+        await super().shutdown(sockets)
+        await self.on_end()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Tell endless streams to stop, then shut down as uvicorn does."""
@@ -188,6 +197,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
+        self.on_start()
         try:
             yield
         finally:

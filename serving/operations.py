@@ -14,6 +14,7 @@ from serving.answer_bodies import (
     Health,
     HistoryAnswer,
     ItemsAnswer,
+    PartitionsAnswer,
     RankAnswer,
     RankBatchAnswer,
     Readiness,
@@ -57,6 +58,8 @@ class Operation:
     statuses: tuple[int, ...] = ()
     parameter: str = ""
     """Name of a required query parameter."""
+    is_of_users: bool = False
+    """Whether the answer depends on users' histories, which another server may hold."""
 
 
 _HISTORY = [{"item": 318, "action": "click", "timestamp": 1_700_000_000_000}]
@@ -64,24 +67,28 @@ OPERATIONS = (
     Operation(
         "POST", "/recommend", "Answers", "Which items next?", RecommendAnswer, RecommendRequest, statuses=(503,),
         example={"user": "u1", "k": 10, "deny": [50]},
+        is_of_users=True,
         text="From the history that the server keeps of `user`, or from one sent with the request. A user about whom "
         "nothing is known gets an answer too, marked `cold`.",
     ),
     Operation(
         "POST", "/recommend/batch", "Answers", "Which items next, for many?", RecommendBatchAnswer,
         RecommendBatchRequest, statuses=(503,), example={"requests": [{"user": "u1"}, {"history": _HISTORY, "k": 5}]},
-        text="All answers come from the same version.",
+        is_of_users=True,
+        text="All answers come from the same version; or, if several servers hold the users, from one of each.",
     ),
     Operation(
         "POST", "/rank", "Answers", "How likely is each action on these items?", RankAnswer, RankRequest,
         statuses=(503,), example={"user": "u1", "items": [318, 50, "never seen"]},
+        is_of_users=True,
         text="Each candidate is scored by itself, as if it came next: its probabilities do not depend on its place in "
         "the list.",
     ),
     Operation(
         "POST", "/rank/batch", "Answers", "How likely is each action, for many?", RankBatchAnswer, RankBatchRequest,
         statuses=(503,), example={"requests": [{"user": "u1", "items": [318]}, {"user": "u2", "items": [50]}]},
-        text="All answers come from the same version.",
+        is_of_users=True,
+        text="All answers come from the same version; or, if several servers hold the users, from one of each.",
     ),
     Operation(
         "POST", "/similar", "Answers", "Which items are similar to this one?", SimilarAnswer, SimilarRequest,
@@ -94,10 +101,12 @@ OPERATIONS = (
     Operation(
         "POST", "/explain", "Answers", "Why these items?", ExplainAnswer, ExplainRequest, statuses=(503,),
         example={"user": "u1", "k": 3, "reasons": 2},
+        is_of_users=True,
         text="The parts of each score, which add up to it, and the interactions of the history with the largest effect "
         "on each. The memory's part of an effect is exact; the network's is measured by leaving the interaction out.",
     ),
     Operation("GET", "/version", "State", "Which version answers at present?", VersionAnswer, statuses=(503,)),
+    Operation("GET", "/partitions", "State", "Which server holds which users?", PartitionsAnswer),
     Operation("GET", "/healthz", "State", "Is the server alive?", Health, role=""),
     Operation(
         "GET", "/readyz", "State", "Is the server ready to answer?", Readiness, role="", statuses=(503,),
@@ -121,9 +130,10 @@ PAGE = (
         "GET", "/events", "Page", "The pipeline, second by second", None, media="text/event-stream", statuses=(503,),
         text="Server-sent events: first `points` (the last 15 minutes), then one `point` a second.",
     ),
-    Operation("GET", "/users", "Page", "Which users acted most recently?", UsersAnswer),
+    Operation("GET", "/users", "Page", "Which users acted most recently, of those held here?", UsersAnswer),
     Operation(
         "GET", "/history", "Page", "What did a user do?", HistoryAnswer, parameter="user", statuses=(422, 503),
+        is_of_users=True,
         text="The newest interactions, on which the next answer will be based.",
     ),
 )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 
 from model.device import choose_device
 from serving.access import Access
+from serving.addresses import address_of
 from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.follower import HistoryFollower
@@ -25,15 +26,17 @@ from serving.histories import Histories
 from serving.http import build_app
 from serving.intake import VersionIntake
 from serving.listener import bind, listen
+from serving.peer_follower import PeerFollower
 from serving.pulse_follower import PulseFollower
 from serving.rollout import PinFollower
+from serving.search_keeper import SearchKeeper
 from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable
+from wire.errors import BrokerUnavailable, ConfigError
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
@@ -55,7 +58,7 @@ def tune_interpreter() -> None:
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to stop; returns the exit status. Raises `StartError`.
+    """Serve until told to stop; returns the exit status. Raises `StartError` and `ConfigError`.
 
     ``settings``: the configuration, with sections ``serving``, ``action``, ``sequence`` and ``kafka``.
     """
@@ -67,13 +70,21 @@ def run_server(settings: Any) -> int:
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
         name = config.name or f"server@{platform.node()}:{port}"
-        with connected(settings, device, name) as service:
+        with connected(settings, device, name, config.address or address_of(host, port)) as service:
             service.titles = titles
             app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
-            service.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
-            if service.failure is None:
-                listen(app, listener, config, on_exit=service.stopping.set)
+
+            def heed_failures() -> None:
+                """From now on a failure ends the process in order; so does one that has happened."""
+                service.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+                if service.failure is not None:
+                    service.on_failure()
+
+            listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
+                   on_end=service.placing.close)  # fmt: skip
+            if isinstance(service.failure, ConfigError):
+                raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(
@@ -84,7 +95,7 @@ def run_server(settings: Any) -> int:
 
 
 @contextlib.contextmanager
-def connected(settings: Any, device: torch.device, name: str) -> Iterator[Service]:
+def connected(settings: Any, device: torch.device, name: str, address: str) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
@@ -99,20 +110,29 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, topics.sequences, len(settings.action.features)
     )
-    service = Service(config, manager, histories, line=kafka.line, features=settings.action.features)
+    service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
+                      prefix=kafka.prefix)  # fmt: skip
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
         weights, topics.weights, VersionIntake(manager, service.rollout, Guard(Band.of(config)), service.counters),
         contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
         histories_ready=service.histories_ready,
     )  # fmt: skip
-    follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
+    follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
     subscriber.on_failure = follower.on_failure = service.fail
     heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
-                          service.rollout)  # fmt: skip
-    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower] = [
-        pins, subscriber, follower, heartbeat,
-    ]  # fmt: skip
+                          service.rollout, service.shard, address, service.search)  # fmt: skip
+    threads: list[
+        WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower | PeerFollower | SearchKeeper
+    ] = [pins, subscriber, follower, heartbeat]
+    if not service.shard.is_whole:
+        import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
+
+        threads.append(PeerFollower(
+            lambda: connect(kafka, PULSE_CONNECT_S), topics.status, service.placing.peers, service.placing.known
+        ))  # fmt: skip
+    if service.search is not None:
+        threads.append(SearchKeeper(service.search, manager))
     if config.page:
         threads.append(PulseFollower(
             lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),

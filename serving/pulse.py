@@ -15,6 +15,7 @@ import msgspec
 
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
+from wire.holding import as_ranges
 from wire.lag import aged, decode_lag, measure
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     num_evicted: int
     num_interactions: int
     num_servers: int
+    unheld: str
+    """The partitions whose users no server holds, as ranges (`wire.holding`)."""
     dead_letters: int
     reasons: dict[str, int]
 
@@ -154,7 +157,9 @@ class Pulse:
             entropy_baseline=measure(lag, *ranking, "ne_baseline"),
             num_items=int(version or 0), num_evicted=int(lag.get("num_evicted") or 0),
             num_interactions=int(lag.get("num_interactions") or 0),
-            num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
+            num_servers=int(lag.get("num_servers") or 0),
+            unheld=as_ranges(self.cluster.unheld(now_ms, served.line)), dead_letters=self._num_letters,
+            reasons=dict(self._reasons),
         )  # fmt: skip
         self.points.append(point)
         self.num_points += 1

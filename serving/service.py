@@ -20,8 +20,11 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.intake import Counters
+from serving.item_search import SEARCH_HELP, search_of
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
+from serving.peers import Peers
+from serving.placing import Placing
 from serving.pulse import Pulse, Served
 from serving.request_bodies import (
     MAX_KEY,
@@ -39,6 +42,7 @@ from serving.request_builder import RequestBuilder
 from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
+from serving.shard import Shard
 from serving.titles import Titles
 from serving.weights_manager import HeldVersion, WeightsManager
 
@@ -61,6 +65,11 @@ HELP = {
     "headrace_histories": "Users whose history is stored.",
     "headrace_history_bytes": "Memory used by histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
+    "headrace_partitions_held": "Partitions of the users whose histories this server holds.",
+    "headrace_partitions_unheld": "Partitions that neither this server nor another holds, as far as it knows.",
+    "headrace_requests_forwarded_total": "Requests, or parts of batches, forwarded to servers that hold their users.",
+    "headrace_forwards_failed_total": "Of these, those that no server answered.",
+    "headrace_peer_failures_total": "Times that another server did not answer a forwarded request as it should.",
     "headrace_requests_waiting": "Requests that no worker has taken yet.",
     "headrace_requests_shed_total": "Requests answered 503 at once, because too many were waiting.",
     "headrace_expected_wait_seconds": "How long a short request would wait at present, as measured.",
@@ -69,6 +78,7 @@ HELP = {
     "headrace_cache_misses_total": "Requests that could not use cached keys and values.",
     "headrace_cache_reused_total": "Requests that used keys and values cached under an earlier version.",
     "headrace_cache_error": "Largest score difference that reuse across versions makes, measured on real requests.",
+    **SEARCH_HELP,
     "headrace_cache_is_exact": "1 while only keys and values of the same version are used.",
 }
 
@@ -87,6 +97,10 @@ class Service:
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
+    name: str = ""
+    """As the status topic has it."""
+    prefix: str = "headrace"
+    """The deployment (``kafka.prefix``)."""
     metrics: ServerMetrics | None = None
     titles: Titles = field(default_factory=Titles)
     sender: ActionSender | None = None
@@ -98,15 +112,26 @@ class Service:
 
     def __post_init__(self) -> None:
         c = self.config
+        self.search = search_of(c)
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass,
-                             reuse=ReuseProbe(c.cache_versions, c.cache_error))  # fmt: skip
+                             reuse=ReuseProbe(c.cache_versions, c.cache_error), search=self.search)  # fmt: skip
+        self.manager.before_swap.append(self._note)
         self.manager.before_swap.append(self._warm)
         self.batcher = Batcher(self.engine, self.manager, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin, self.line)
+        self.shard = Shard(c.partitions, caught_up=self.histories_ready)
+        self.placing = Placing(self.shard, Peers(self.name, c.peers), self.prefix, lambda: self.rollout.line,
+                               c.peer_timeout_s, c.max_waiting)  # fmt: skip
         self._builder = RequestBuilder(c, self.histories, self.features)
+
+    def _note(self, version: HeldVersion) -> Callable[[], None]:
+        """Tell the search what a version changes before it comes into service."""
+        if self.search is not None:
+            self.search.note(version)
+        return lambda: None
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
@@ -140,8 +165,10 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, the histories were read to the end of that time, and no follower has failed."""
-        return self.failure is None and self.manager.current is not None and self.histories_ready.is_set()
+        """Whether there is a version, the histories were read to the end of that time, other servers are known if there
+        have to be any, and no follower has failed."""
+        is_complete = self.histories_ready.is_set() and self.placing.is_ready
+        return self.failure is None and self.manager.current is not None and is_complete
 
     async def recommend(self, request: RecommendRequest) -> bytes:
         """`RecommendAnswer` as JSON."""
@@ -161,7 +188,7 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> bytes:
         """`SimilarAnswer` as JSON."""
-        return await self.batcher.answer(SimilarJob(request, self.histories))
+        return await self.batcher.answer(SimilarJob(request, self.histories, self.search))
 
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
@@ -241,6 +268,8 @@ class Service:
             freshness_s=current.freshness_s if current else None,
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
             held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
+            partitions=self.shard.partitions, unheld=sorted(self.placing.unheld),
+            recall=self.search.recall if self.search is not None else None,
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -263,9 +292,18 @@ class Service:
             "headrace_requests_waiting": self.batcher.num_waiting,
             "headrace_requests_shed_total": self.batcher.num_shed,
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
+            **self._placing_values(),
             **_cache_values(cache, self.engine.reuse),
+            **(self.search.readings() if self.search is not None else {}),
         }  # fmt: skip
         return readings(HELP, values)
+
+    def _placing_values(self) -> dict[str, float]:
+        num_forwarded, num_failed, num_peer_failures = self.placing.counts()
+        return {"headrace_partitions_held": len(self.shard.held),
+                "headrace_partitions_unheld": len(self.placing.unheld),
+                "headrace_requests_forwarded_total": num_forwarded, "headrace_forwards_failed_total": num_failed,
+                "headrace_peer_failures_total": num_peer_failures}  # fmt: skip
 
 
 def _cache_values(cache: HistoryCache, reuse: ReuseProbe) -> dict[str, float]:

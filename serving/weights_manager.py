@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kernels.memory import MemoryStanding
 from model.memory import Memory
@@ -50,6 +52,10 @@ class HeldVersion:
     born: Born
     standing: MemoryStanding | None
     """The part of the memory's scores that is the same for all users; None if the tables are on a GPU."""
+    changed_rows: NDArray[np.int64] | None
+    """Rows of the item table that it changes; None: all, since it contains a base."""
+    counted_rows: NDArray[np.int64]
+    """Rows of the memory that it changes; empty if it contains a base."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -187,7 +193,10 @@ class WeightsManager:
         standing = memory.stand() if memory is not None else None
         born = Born((manifest.epoch, self._num_anew), self.num_swaps)
         num_items = tables[ITEMS].num_live
-        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, num_items, born, standing)
+        new = HeldVersion(
+            manifest, network, tables, self._names, now_ms, self._idle, num_items, born, standing,
+            *_rows_of(self._changes),
+        )  # fmt: skip
         after_swap = [prepare(new) for prepare in self.before_swap]
         with self._free:
             before, self._current = self._current, new
@@ -220,3 +229,13 @@ class WeightsManager:
         missed, self._idle.missed = self._idle.missed, []
         for change, is_base in [] if skip else missed:
             self._idle.tables.apply(change, network.derived, network.config, is_base=is_base)
+
+
+def _rows_of(changes: Sequence[Change]) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Rows of the item table that these changes touch (None: all), and rows of the memory."""
+    none = np.zeros(0, np.int64)
+    if any(is_base for _, is_base in changes):
+        return None, none
+    items = [snapshot.tables[ITEMS].row_index for snapshot, _ in changes if ITEMS in snapshot.tables]
+    counted = [snapshot.memory["row_index"] for snapshot, _ in changes if "row_index" in snapshot.memory]
+    return np.concatenate([none, *items]), np.concatenate([none, *counted])

@@ -14,6 +14,7 @@ SCHEDULES = ("constant", "wsa")
 FEEDBACK = ("vanilla", "reversal", "fnw", "wait")
 PRECISIONS = ("highest", "high", "medium")
 PUBLISHED = ("half", "exact")
+ROWS = ("float32", "bfloat16", "float16")
 EXCLUDE = ("auto", "always", "never")
 
 
@@ -55,6 +56,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_exposure_weight": Number(1, advice="1 corrects nothing, 10 is usual"),
     "kind_weights": Numbers(ABOVE_0, "names of action.kinds with numbers"),
     "row_init_std": ABOVE_0,
+    "row_precision": Word(ROWS, "use float32, or bfloat16 for half of the memory"),
     "schedule": Word(SCHEDULES, "use constant"),
     "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
     "stable_steps": FROM_0,
@@ -159,6 +161,7 @@ class TrainerConfig:
     max_exposure_weight: float = 10.0
     kind_weights: Mapping[str, float] = field(default_factory=dict)
     row_init_std: float = 0.02
+    row_precision: str = "float32"
     schedule: str = "constant"
     warmup_steps: int = 0
     stable_steps: int = 0

@@ -69,7 +69,7 @@ class Exchange:
         """Send each rank the rows of each table at ``sent``; returns what each has sent, as many rows as in ``got``."""
         ranks, names = range(self._ranks.size), list(self._rows)
         parts = [
-            torch.cat([rows[name].detach()[torch.from_numpy(sent[name][rank])].flatten() for name in names])
+            torch.cat([rows[name].detach()[torch.from_numpy(sent[name][rank])].float().flatten() for name in names])
             for rank in ranks
         ]
         widths = {name: rows[name].shape[1] for name in names}
@@ -96,7 +96,7 @@ class Query:
 def answer(tables: Tables, query: Query) -> Any:
     """This owner's answer."""
     store = tables[query.table].store
-    weight_VD = store.weight.numpy()
+    weight_VD = store.array
     if query.what == "read":
         return store.read(*query.given)
     if query.what == "logits":

@@ -138,7 +138,7 @@ class ForwardPass:
         self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64
     ) -> Forward:  # fmt: skip
         assert self.step_graphs is not None
-        weight_VD = self._items.weight
+        weight_VD = self._items.weight.float()
         if not self._config.graph_gradients:
             weight_VD = F.pad(weight_VD, (0, 0, 0, inputs.size.rows - len(weight_VD))).requires_grad_()
         leaves = [Leaf(self._items, rows_U, weight_VD)]

@@ -90,7 +90,7 @@ class Frozen(Learner):
         choices = torch.from_numpy(choice_C).to(forward.query_SD.device)
         if forward.logit_SV is not None:
             return forward.logit_SV[choices].cpu().numpy()
-        query_CD, table_VD = forward.query_SD[choices].cpu().numpy(), self.items.weight.cpu().numpy()
+        query_CD, table_VD = forward.query_SD[choices].cpu().numpy(), self.items.store.array
         return memory_logits(query_CD, table_VD, self.items.num_rows, self.model_config.item_width - 1)
 
     @property
@@ -112,7 +112,7 @@ class LookupPass(ForwardPass):
         if table.num_rows == 1 and not keys_nF.any():
             return None
         rows_nF = torch.from_numpy(table.lookup(keys_nF.reshape(-1)).reshape(keys_nF.shape))
-        return F.embedding(rows_nF.to(table.weight.device), table.weight).sum(dim=1)
+        return F.embedding(rows_nF.to(table.weight.device), table.weight).float().sum(dim=1)
 
 
 def _left_out(events: MemoryEvents, row_C: Int64, *, leaves_out: bool) -> MemoryEvents:

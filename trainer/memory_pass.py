@@ -207,8 +207,8 @@ class MemoryPass:
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
         if samples and num_rows > self.exact_rows:  # too few choices to be worth a table of unit rows
-            query_SD, weight_VD = forward.query_SD.numpy(), self._items.weight.numpy()
-            return lambda asked: memory_logits(query_SD[asked], weight_VD, num_rows, self._unit_width)
+            query_SD, rows_VD = forward.query_SD.numpy(), self._items.store.array
+            return lambda asked: memory_logits(query_SD[asked], rows_VD, num_rows, self._unit_width)
         there, device = self._there(forward, num_rows), forward.query_SD.device
         return lambda asked: there(to_device(asked, device)).cpu().numpy()
 
@@ -217,7 +217,8 @@ class MemoryPass:
         known_SV = forward.logit_SV
         if known_SV is not None:
             return lambda asked: known_SV[asked]
-        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        rows_VD = self._items.weight[:num_rows]
+        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(rows_VD.float())
         return lambda asked: forward.query_SD[asked] @ known_VD.T
 
     @property
@@ -238,8 +239,8 @@ class MemoryPass:
             outcome = self._memory.learn_given(part.events, *part.given)
         else:
             assert part.query_AD is not None
-            table_VD = self._items.weight.numpy()
-            outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
+            rows_VD = self._items.store.array
+            outcome = self._memory.learn_sampled(part.events, part.query_AD, rows_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
 

@@ -20,6 +20,7 @@ ADDED: dict[str, Any] = {
     "max_exposure_weight": 10.0,
     "kind_weights": {},
     "max_items": 0,
+    "row_precision": "float32",
 }
 """Settings that earlier builds did not have, with the values that describe those builds."""
 

@@ -28,7 +28,7 @@ from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep
 from trainer.division import Exchange, Query, answer
 from trainer.optim import AdamW, lr_scale
-from trainer.shard_pass import Network, ShardPass, apply
+from trainer.shard_pass import Network, ShardPass, apply, empty_table
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, TreeSum
 
 if TYPE_CHECKING:
@@ -224,10 +224,7 @@ class Replica:
 
     def _become(self, whole: Whole) -> None:
         config = whole.trainer
-        tables = {
-            name: EmbeddingTable(width, init_std=0.0, seed=0, salt=0, device=self._device, backend=config.backend)
-            for name, width in whole.widths.items()
-        }
+        tables = {name: empty_table(name, width, config, self._device) for name, width in whole.widths.items()}
         if whole.share != WHOLE:
             for table in tables.values():
                 table.divide(whole.share)
@@ -280,7 +277,7 @@ def apply_divided(
     """Learn the summed gradients of the dense weights, and those of the rows that this rank owns."""
     scale = lr_scale(network.config, step.step)
     for name, (places, gradient_MD) in rows.items():
-        network.tables[name].store.learn(places, gradient_MD, network.config.table_lr * scale)
+        network.tables[name].store.learn(places, gradient_MD, network.config.table_lr * scale, step.step)
     network.optimiser.gradient.copy_(layout.dense(layout.flat))
     network.optimiser.step(network.config.dense_lr * scale)
 

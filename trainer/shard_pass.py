@@ -19,7 +19,7 @@ from kernels.heads import HeadOutputs
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
-from model.tokens import ITEMS, token_times
+from model.tokens import DOMAINS, FEATURES, ITEMS, token_times
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep, output_places
@@ -30,6 +30,8 @@ from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients
 
 Int64 = NDArray[np.int64]
 Predicted = Callable[[ShardOutputs], None]
+SALTS = {ITEMS: 1, DOMAINS: 2, FEATURES: 3}
+"""What tells the random numbers of one table from those of another, on every rank."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +50,21 @@ class Network:
         return self.optimiser.flat.device
 
 
+def empty_table(
+    name: str, width: int, config: TrainerConfig, device: torch.device, admit_after: int = 1
+) -> EmbeddingTable:
+    """A table without rows; its random numbers are the same on every rank."""
+    return EmbeddingTable(
+        width, init_std=config.row_init_std, seed=config.seed, salt=SALTS[name], admit_after=admit_after,
+        device=device, backend=config.backend, precision=config.row_precision,
+    )  # fmt: skip
+
+
 def apply(network: Network, step: ShardedStep, layout: SummedGradients) -> None:
     """Learn the summed gradients."""
     config, scale = network.config, lr_scale(network.config, step.step)
     for name, gradient_UD in layout.rows(layout.flat).items():
-        network.tables[name].learn(step.rows_of(name), gradient_UD, config.table_lr * scale)
+        network.tables[name].learn(step.rows_of(name), gradient_UD, config.table_lr * scale, step.step)
     network.optimiser.gradient.copy_(layout.dense(layout.flat))
     network.optimiser.step(config.dense_lr * scale)
 

@@ -198,7 +198,7 @@ class Sharding:
 
     def _divides(self, step: ShardedStep) -> bool:
         items, network = self._network.tables[ITEMS], self._network
-        is_large = 4 * items.width * items.num_rows > network.config.whole_table_bytes
+        is_large = items.weight.element_size() * items.width * items.num_rows > network.config.whole_table_bytes
         reads_few = items.num_rows > self._divide_above and not step.exact
         return is_large and reads_few and network.device.type == "cpu"
 

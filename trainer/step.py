@@ -43,7 +43,7 @@ from trainer.memory_pass import MemoryPass
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from trainer.ranking_pass import RankingPass
-from trainer.shard_pass import Network
+from trainer.shard_pass import Network, empty_table
 from trainer.sharding import Sharding
 from wire.example import Example, Mark
 
@@ -91,9 +91,9 @@ class Learner:
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
         self._memory_thread = ThreadPoolExecutor(1, "memory") if beside else None
-        self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
-        self.domains = self._table(model.model_width, salt=2)
-        self.features = self._table(model.model_width, salt=3)
+        self.items = empty_table(ITEMS, model.item_width, trainer, self.device, trainer.admit_after)
+        self.domains = empty_table(DOMAINS, model.model_width, trainer, self.device)
+        self.features = empty_table(FEATURES, model.model_width, trainer, self.device)
         rules = MemoryRules(seen_half_life=trainer.memory_half_life, exclude=str(trainer.exclude_seen))
         self._is_memory_there = trainer.memory_group > 1
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
@@ -128,17 +128,6 @@ class Learner:
         """The pass for steps that fit it; None on a GPU, or without the kernels."""
         is_possible = self.device.type == "cpu" and self.config.backend == "auto"
         return DirectStep(self.model, self.config) if is_possible else None
-
-    def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
-        return EmbeddingTable(
-            width,
-            init_std=self.config.row_init_std,
-            seed=self.config.seed,
-            salt=salt,
-            admit_after=admit_after,
-            device=self.device,
-            backend=self.config.backend,
-        )
 
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
@@ -267,10 +256,10 @@ class Learner:
             torch.autograd.backward(loss)
         if self.forward_pass.sharding is not None:
             self.forward_pass.sharding.learn(forward)
-        scale = lr_scale(self.config, self.num_steps)
+        step, scale = self.num_steps, lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
             if (gradient_UD := leaf.gradient_UD) is not None:
-                leaf.table.learn(leaf.rows_U, gradient_UD[: len(leaf.rows_U)], self.config.table_lr * scale)
+                leaf.table.learn(leaf.rows_U, gradient_UD[: len(leaf.rows_U)], self.config.table_lr * scale, step)
         self.optimiser.step(self.config.dense_lr * scale)
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:

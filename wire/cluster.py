@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from wire.holding import partitions_held
 from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, status_of
 
 SILENT_MS = 10_000
@@ -115,6 +116,15 @@ class ClusterState:
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
         """The servers that have reported in the last ten seconds."""
         return [server for server in self.servers.values() if now_ms - server.time_ms < SILENT_MS]
+
+    def unheld(self, now_ms: int, line: str) -> frozenset[int]:
+        """The partitions whose users no live server of this line of training answers; none while no server says how
+        many there are."""
+        live = [each for each in self.live_servers(now_ms) if each.line == line]
+        if any(not each.partitions and each.epoch >= 0 for each in live):  # of an earlier build: it holds all
+            return frozenset()
+        num = max((each.num_partitions for each in live), default=0)
+        return frozenset(range(num)).difference(*(partitions_held(each.partitions, num) for each in live))
 
     def processes(self, now_ms: int) -> list[dict[str, Any]]:
         """Every process that has not been forgotten: its role, its name, and how long it has been silent."""

@@ -59,6 +59,15 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     open_files: Whole = 0
     most_files: Whole = 0
     """How many files and sockets it has open, and how many it may; 0 if its system does not say."""
+    partitions: str = ""
+    """The partitions whose users it answers (`wire.holding`); ``none`` while it cannot answer yet; empty: all of them,
+    by a build that did not say so."""
+    num_partitions: Whole = 0
+    """Of how many; 0 if it does not know yet."""
+    address: str = ""
+    """The base URL under which other servers reach it; empty: they do not."""
+    recall: float | None = None
+    """The share of the exact answers' items that its search by lists finds, lately; None if it answers exactly."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from kernels.adagrad import reference
+from kernels.adagrad.dither import MOST_ROWS, Dither
 from kernels.backend import choose
 from kernels.dispatch import load
 
+__all__ = ["Dither", "rowwise_adagrad_"]
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
@@ -27,23 +31,27 @@ def rowwise_adagrad_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     distinct: bool = False,
+    dither: Dither | None = None,
     backend: str = "auto",
 ) -> None:
     """Update the touched rows of a table in place.
 
-    ``weight_VD`` (V, D) float32 or bfloat16; ``state_V`` (V,) float32; ``rows_N`` (N,) int64, a row may repeat, -1 is
-    skipped; ``grad_ND`` (N, D) float32 or bfloat16. For each touched row, with g the sum of its gradients in the
-    order of N (so the result does not depend on threads) plus ``weight_decay`` × weight::
+    ``weight_VD`` (V, D) float32, bfloat16 or float16; ``state_V`` (V,) float32; ``rows_N`` (N,) int64, a row may
+    repeat, -1 is skipped; ``grad_ND`` (N, D) float32 or bfloat16. For each touched row, with g the sum of its
+    gradients in the order of N (so the result does not depend on threads) plus ``weight_decay`` × weight::
 
         state += mean(g²);  weight -= lr · g / (sqrt(state) + eps)
 
-    ``distinct``: no row repeats, which is not checked; a GPU then need not sort them.
+    ``distinct``: no row repeats, which is not checked; a GPU then need not sort them. ``dither``: round weights of 16
+    bits stochastically, up to 2^31 rows of the whole table; without it, to nearest.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside the table), `KernelUnavailable`.
     """
     _check(weight_VD, state_V, rows_N, grad_ND)
     if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
         raise ValueError(f"lr, eps, weight_decay: expected 0 or above, got {lr}, {eps}, {weight_decay}")
+    if dither is not None:
+        _check_dither(weight_VD, dither)
     chosen = choose(backend, weight_VD.device)
     if rows_N.numel() and not rows_N.is_cuda:
         least, most = (int(x) for x in torch.aminmax(rows_N))
@@ -51,13 +59,22 @@ def rowwise_adagrad_(
             raise IndexError(f"rows_N: expected rows -1 to {weight_VD.shape[0] - 1}, got {least} to {most}")
     ops = reference if chosen == "reference" else load("adagrad", chosen)
     known = {"distinct": True} if distinct and chosen == "triton" else {}
-    ops.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay, **known)
+    rates = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+    ops.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, **rates, dither=dither, **known)
+
+
+def _check_dither(weight_VD: Tensor, dither: Dither) -> None:
+    if weight_VD.dtype not in _HALVES:
+        raise ValueError(f"weight_VD: expected bfloat16 or float16 to round stochastically, got {weight_VD.dtype}")
+    if dither.stride < 1 or dither.first < 0 or len(weight_VD) * dither.stride + dither.first > MOST_ROWS:
+        raise ValueError(f"dither: expected rows of the whole table below 2^31, got {len(weight_VD)} and {dither}")
 
 
 def _check(weight_VD: Tensor, state_V: Tensor, rows_N: Tensor, grad_ND: Tensor) -> None:
-    if weight_VD.dim() != 2 or weight_VD.dtype not in _FLOATS or not weight_VD.is_contiguous():
+    if weight_VD.dim() != 2 or weight_VD.dtype not in (*_FLOATS, *_HALVES) or not weight_VD.is_contiguous():
         raise ValueError(
-            f"weight_VD: expected contiguous (V, D) float32 or bfloat16, got {weight_VD.dtype} {tuple(weight_VD.shape)}"
+            f"weight_VD: expected contiguous (V, D) float32, bfloat16 or float16, got {weight_VD.dtype} "
+            f"{tuple(weight_VD.shape)}"
         )
     state_dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     if tuple(state_V.shape) != (weight_VD.shape[0],) or state_V.dtype != state_dtype or not state_V.is_contiguous():

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int, c_int64, c_void_p, cast
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p, cast
 
 import torch
 from torch import Tensor
 
 from kernels import registration
+from kernels.adagrad.dither import Dither
 from kernels.backend import KernelUnavailable
 from kernels.library import address, baseline, function, num_threads
+from kernels.row_types import ROW_TYPES
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_NEAREST = Dither(0, stride=0)
+"""Stands for no dither, since an operator takes only numbers."""
+
+
+class _Dither(Structure):
+    """``Dither`` of csrc/dither.h."""
+
+    _fields_ = (("key", c_int64), ("stride", c_int64), ("first", c_int64))
 
 
 def _update(
@@ -22,18 +32,21 @@ def _update(
     lr: float,
     eps: float,
     weight_decay: float,
+    key: int,
+    stride: int,
+    first: int,
 ) -> None:
     """See `kernels.rowwise_adagrad_`."""
-    if weight_VD.dtype not in _TYPES or grad_ND.dtype not in _TYPES:
+    if weight_VD.dtype not in ROW_TYPES or grad_ND.dtype not in _TYPES:
         raise KernelUnavailable(
-            f"rowwise_adagrad_ in C++ takes float32 and bfloat16, got {weight_VD.dtype} and {grad_ND.dtype}; "
-            "convert, or ask for backend='reference'"
+            f"rowwise_adagrad_ in C++ takes float32 and bfloat16 (weights of float16 too), got {weight_VD.dtype} and "
+            f"{grad_ND.dtype}; convert, or ask for backend='reference'"
         )
     rows_N, grad_ND = rows_N.contiguous(), grad_ND.contiguous()
     failed = baseline("adagrad")(
         cast(function("adagrad_update"), c_void_p),
         c_void_p(address(weight_VD)),
-        c_int(_TYPES[weight_VD.dtype]),
+        c_int(ROW_TYPES[weight_VD.dtype]),
         c_void_p(address(state_V)),
         c_int64(weight_VD.shape[0]),
         c_int64(weight_VD.shape[1]),
@@ -44,6 +57,7 @@ def _update(
         c_float(lr),
         c_float(eps),
         c_float(weight_decay),
+        byref(_Dither(key, stride, first)) if stride else POINTER(_Dither)(),
         c_int(num_threads()),
     )
     if failed:
@@ -64,6 +78,8 @@ def rowwise_adagrad_(
     lr: float,
     eps: float,
     weight_decay: float,
+    dither: Dither | None,
 ) -> None:
     """See `kernels.rowwise_adagrad_`."""
-    adagrad_operator(weight_VD, state_V, rows_N, grad_ND, lr, eps, weight_decay)
+    bits = dither or _NEAREST
+    adagrad_operator(weight_VD, state_V, rows_N, grad_ND, lr, eps, weight_decay, bits.key, bits.stride, bits.first)

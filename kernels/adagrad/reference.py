@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.adagrad.dither import Dither, dithered, random_bits
+
 
 def rowwise_adagrad_(
     weight_VD: Tensor,
@@ -15,6 +17,7 @@ def rowwise_adagrad_(
     lr: float,
     eps: float,
     weight_decay: float,
+    dither: Dither | None,
 ) -> None:
     """See `kernels.rowwise_adagrad_`."""
     compute = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
@@ -26,4 +29,8 @@ def rowwise_adagrad_(
     grad_UD += weight_decay * weight_UD
     state_U = state_V[rows_U] + (grad_UD * grad_UD).mean(1)
     state_V[rows_U] = state_U
-    weight_VD[rows_U] = (weight_UD - lr * grad_UD / (state_U.sqrt() + eps)[:, None]).to(weight_VD.dtype)
+    weight_UD -= lr * grad_UD / (state_U.sqrt() + eps)[:, None]
+    if dither is not None:
+        random_UD = random_bits(dither, rows_U, weight_VD.shape[1])
+        weight_UD = dithered(weight_UD, random_UD, weight_VD.dtype)
+    weight_VD[rows_U] = weight_UD.to(weight_VD.dtype)

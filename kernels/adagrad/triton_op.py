@@ -8,16 +8,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.adagrad.dither import Dither
 from kernels.triton_shared import next_power, require_device
 
 MOST_ROWS = 32
 """Places per program. More are no faster (H200, widths 16 to 512), and with one warp's worth no masks are exchanged."""
 
 
-@triton.jit(do_not_specialize=["num_sorted", "num_rows"])
+@triton.jit
+def mixed(x):
+    """MurmurHash3's finaliser."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def dithered(weight, random, IS_BFLOAT: tl.constexpr):
+    """`kernels.adagrad.dither.dithered`, as bits: int16."""
+    bits = weight.to(tl.uint32, bitcast=True)
+    is_number = weight == weight
+    if IS_BFLOAT:
+        return tl.where(is_number, (bits + (random >> 16)) >> 16, (bits >> 16) | 0x40).to(tl.uint16)
+    magnitude = bits & 0x7FFFFFFF
+    exponent = magnitude >> 23
+    is_subnormal = exponent < 113
+    drop = tl.where(is_subnormal, tl.where(exponent < 95, 31, 126 - exponent), 13)
+    kept = tl.where(is_subnormal, (magnitude & 0x7FFFFF) | 0x800000, magnitude - (112 << 23))
+    half = (kept + (random >> (32 - drop))) >> drop
+    half = tl.where(exponent < 95, 0, half)
+    half = tl.where((half > 0x7C00) | (magnitude >= 0x7F800000), 0x7C00, half)
+    return (tl.where(is_number, half, 0x7E00) | ((bits >> 16) & 0x8000)).to(tl.uint16)
+
+
+@triton.jit(do_not_specialize=["num_sorted", "num_rows", "low_key", "high_key", "stride", "first"])
 def adagrad_kernel(
     weight_ptr, state_ptr, sorted_ptr, order_ptr, grad_ptr, num_sorted, num_rows, lr, eps, weight_decay,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, AHEAD: tl.constexpr,
+    low_key, high_key, stride, first,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, AHEAD: tl.constexpr, DITHERS: tl.constexpr,
 ):  # fmt: skip
     """Each program has ROWS places of the sorted rows, and updates the rows that begin there.
 
@@ -55,7 +83,14 @@ def adagrad_kernel(
     state = tl.load(state_ptr + row, mask=begins, other=0.0) + tl.sum(grad * grad, 1) / D
     tl.store(state_ptr + row, state, mask=begins)
     weight -= lr * grad / (tl.sqrt(state) + eps)[:, None]
-    tl.store(address, weight.to(weight_ptr.dtype.element_ty), mask=touched)
+    if DITHERS:
+        whole = (row.to(tl.int64) * stride + first).to(tl.uint32)
+        key = mixed(mixed(whole + low_key.to(tl.uint32)) + high_key.to(tl.uint32))
+        random = mixed(column.to(tl.uint32)[None, :] * 0x9E3779B9 + key[:, None])
+        half = dithered(weight, random, weight_ptr.dtype.element_ty == tl.bfloat16)
+        tl.store(address, half.to(weight_ptr.dtype.element_ty, bitcast=True), mask=touched)
+    else:
+        tl.store(address, weight.to(weight_ptr.dtype.element_ty), mask=touched)
 
 
 def sort_rows(rows_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -75,15 +110,22 @@ def _keys(rows_N: Tensor, num_rows: int) -> Tensor:
 
 def update_sorted(
     weight_VD: Tensor, state_V: Tensor, rows: Tensor, order: Tensor, grad_ND: Tensor, lr: float, eps: float,
-    weight_decay: float,
+    weight_decay: float, dither: Dither | None = None,
 ) -> None:  # fmt: skip
     """The pass after the sort."""
+    bits = dither or Dither(0)
     width = next_power(weight_VD.shape[1])
     block = max(1, min(MOST_ROWS, 4096 // width))
     adagrad_kernel[(triton.cdiv(rows.numel(), block),)](
         weight_VD, state_V, rows, order, grad_ND, rows.numel(), weight_VD.shape[0],
-        float(lr), float(eps), float(weight_decay), D=weight_VD.shape[1], WIDTH=width, ROWS=block, AHEAD=4,
+        float(lr), float(eps), float(weight_decay), _low(bits.key), bits.key >> 32, bits.stride, bits.first,
+        D=weight_VD.shape[1], WIDTH=width, ROWS=block, AHEAD=4, DITHERS=dither is not None,
     )  # fmt: skip
+
+
+def _low(key: int) -> int:
+    """The lower half of a key as a signed number, so that it has the same type in every launch."""
+    return (key + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def rowwise_adagrad_(
@@ -95,12 +137,13 @@ def rowwise_adagrad_(
     lr: float,
     eps: float,
     weight_decay: float,
+    dither: Dither | None,
     distinct: bool = False,
 ) -> None:
     """`kernels.rowwise_adagrad_` on a GPU (or in Triton's interpreter); rows outside the table are skipped."""
-    require_device(weight_VD, "rowwise_adagrad_")
+    require_device(state_V, "rowwise_adagrad_")  # float32, whatever the weights are
     if rows_N.numel() == 0 or weight_VD.numel() == 0:
         return
     # The kernel asks only whether neighbours are equal, so distinct rows may be in any order.
     rows, order = in_place(rows_N, weight_VD.shape[0]) if distinct else sort_rows(rows_N, weight_VD.shape[0])
-    update_sorted(weight_VD, state_V, rows, order, grad_ND.contiguous(), lr, eps, weight_decay)
+    update_sorted(weight_VD, state_V, rows, order, grad_ND.contiguous(), lr, eps, weight_decay, dither)

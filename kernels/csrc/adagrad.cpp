@@ -12,7 +12,7 @@
 namespace {
 
 using Update = int (*)(void*, int, float*, const uint64_t*, int64_t, const void*, int, int64_t, float*, float, float,
-                       float);
+                       float, const void*);
 
 constexpr int DIGIT_BITS = 11;
 constexpr int NUM_DIGITS = 1 << DIGIT_BITS;
@@ -42,10 +42,11 @@ uint64_t* sort_by_row(uint64_t* from, uint64_t* to, int64_t num, int64_t num_row
 
 }  // namespace
 
-// Rows outside [0, num_rows) are skipped. num and num_rows must be below 2^32. Returns 1 if out of memory.
+// `dither`: of the level's update. Rows outside [0, num_rows) are skipped. num and num_rows must be below 2^32. Returns
+// 1 if out of memory.
 HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float* state_V, int64_t num_rows,
                          int64_t width, const int64_t* rows_N, int64_t num, const void* grad_ND, int grad_type,
-                         float lr, float eps, float weight_decay, int num_threads) {
+                         float lr, float eps, float weight_decay, const void* dither, int num_threads) {
     int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
     try {
@@ -61,7 +62,7 @@ HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float*
         }
         const uint64_t* sorted = sort_by_row(order.get(), spare.get(), mine, num_rows);
         update(weight_VD, weight_type, state_V, sorted, mine, grad_ND, grad_type, width, sum_D.data(), lr, eps,
-               weight_decay);
+               weight_decay, dither);
     } catch (...) {
         failed = 1;
     }

@@ -1,4 +1,5 @@
-// A group of queries of csrc/level/memory_best.cpp that share one pass over the table.
+// A group of queries of csrc/level/memory_best.cpp that share one pass over the table, or of
+// csrc/level/memory_among.cpp.
 #pragma once
 
 #include "best_rows.h"
@@ -34,12 +35,13 @@ struct Extra {
 
 struct BestPass {
     const BestCall& call;
-    int64_t first, num;  // queries of this pass
+    int64_t first, num;       // queries of this pass
+    int64_t num_shared = -1;  // rows that all queries share; -1: every row of the table
     int64_t padded = 0, chunk = 0, num_chunks = 0, num_extras = 0;
     Scratch s = {};
     uint8_t* barred = nullptr;
     float *query_DQ = nullptr, *bucket_BQ = nullptr, *lift_GQ = nullptr, *base_CQ = nullptr, *tile = nullptr,
-          *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr;
+          *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr, *shared_QS = nullptr, *weight = nullptr;
     Extra *extras = nullptr, *sorted = nullptr;
     int64_t* chunk_end = nullptr;
     Best best[MOST_QUERIES] = {}, answer = {};
@@ -73,10 +75,10 @@ inline bool make_pass(BestPass& p, Blank& blank) {
     const BestCall& call = p.call;
     const MemoryCall& m = call.memory;
     p.padded = round_up(p.num, W);
-    const bool is_small = m.num_rows * p.padded <= SMALL_TILE;
+    const bool is_whole = p.num_shared < 0, is_small = is_whole && m.num_rows * p.padded <= SMALL_TILE;
     p.chunk = is_small ? round_up(m.num_rows, BEST_CHUNK) : BEST_CHUNK;
     p.num_chunks = (m.num_rows + p.chunk - 1) / p.chunk;
-    const int64_t num_extras = is_small ? 0 : most_extras(call, p.first, p.num);
+    const int64_t num_extras = is_small || !is_whole ? 0 : most_extras(call, p.first, p.num);
     Arena arena;
     for (int pass = 0; pass < 2; ++pass) {
         Scratch& s = p.s;
@@ -87,6 +89,8 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.base_CQ = arena.get<float>(m.num_columns * p.padded);
         p.tile = arena.get<float>(p.chunk * p.padded);
         p.few = arena.get<float>(BEST_CHUNK * p.padded);
+        p.weight = arena.get<float>(round_up(call.width, W));
+        p.shared_QS = arena.get<float>(is_whole ? 0 : p.num_shared * p.num);
         p.rows = arena.get<float>(BEST_CHUNK * call.width);
         p.bases = arena.get<float>(BEST_CHUNK * m.num_buckets);
         p.gain = arena.get<float>(p.num * MOST_GAINS);

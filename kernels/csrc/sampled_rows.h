@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "half.h"
 #include "simd.h"
 
 HEADRACE_BEGIN
@@ -22,9 +23,8 @@ HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_row
 }
 
 // The network's logits of one row, for `NUM` queries side by side.
-template <int NUM>
-HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width,
-                                   float* logit) {
+template <int NUM, class T>
+HEADRACE_INLINE void logits_of_row(const T* row, const float* query, int64_t width, int64_t unit_width, float* logit) {
     vf square = zero(), dot[NUM] = {};
     int64_t d = 0;
     for (; d + W <= unit_width; d += W) {
@@ -34,15 +34,22 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
     }
     float squares = sum(square), rest[NUM] = {};
     for (; d < unit_width; ++d) {
-        squares += row[d] * row[d];
-        for (int q = 0; q < NUM; ++q) rest[q] += row[d] * query[q * width + d];
+        const float x = value(row + d);
+        squares += x * x;
+        for (int q = 0; q < NUM; ++q) rest[q] += x * query[q * width + d];
     }
     const float norm = sqrtf(squares), inverse = 1.0f / (norm > LEAST_NORM ? norm : LEAST_NORM);
     for (int q = 0; q < NUM; ++q) {
         float bias = 0.0f;
-        for (int64_t b = unit_width; b < width; ++b) bias += row[b] * query[q * width + b];
+        for (int64_t b = unit_width; b < width; ++b) bias += value(row + b) * query[q * width + b];
         logit[q] = (sum(dot[q]) + rest[q]) * inverse + bias;
     }
+}
+
+// Fetches a row ahead of its use.
+template <class T>
+HEADRACE_INLINE void prefetch(const T* row, int64_t width) {
+    for (int64_t d = 0; d < width; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d);
 }
 
 // A thread's scratch memory by row, of which an event touches little. So it is small: what an event computes of its

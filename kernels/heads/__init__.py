@@ -21,8 +21,9 @@ def heads(
 
     A query is ``output @ query_weight + query_bias``, scaled to unit length and divided by the temperature. The last
     column of a row is its bias, which is multiplied by ``bias_scale``; the others are its direction. ``is_new_R`` and
-    ``valid_V`` bool, the rest float32 or int64, all contiguous on the CPU; indices are not checked. The gradients are
-    those of ``retrieval + rank_share * ranking``. Without ``gradients``, the reference is differentiable by autograd.
+    ``valid_V`` bool, the table of a type in `kernels.row_types`, the rest float32 or int64, all contiguous on the CPU;
+    indices are not checked. The gradients are those of ``retrieval + rank_share * ranking``. Without ``gradients``, the
+    reference is differentiable by autograd.
 
     Raises ValueError (shapes, rules), `KernelUnavailable`.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.heads.params import FEEDBACK, HeadInputs, HeadOutputs, HeadParams, HeadRules
 from kernels.library import function, num_threads
+from kernels.row_types import type_of
 
 _WEIGHTS = tuple(each.name for each in fields(HeadParams))
 _INPUTS = (
@@ -17,7 +18,7 @@ _INPUTS = (
 )  # fmt: skip
 _SIZES = (
     "num_outputs", "model", "width", "num_rows", "num_kinds", "num_priors", "num_targets", "num_queries",
-    "logit_stride", "num_threads",
+    "logit_stride", "table_type", "num_threads",
 )  # fmt: skip
 _COLUMNS = 32
 """Rows of logits are a multiple of this long: whole panels of any level."""
@@ -48,7 +49,8 @@ def heads(inputs: HeadInputs, params: HeadParams, rules: HeadRules, gradients: H
     call = _Call(
         num_outputs=num_outputs, model=model, width=width, num_rows=num_rows, num_kinds=num_kinds,
         num_priors=len(params.rank_prior_PK), num_targets=num_targets, num_queries=num_queries, logit_stride=stride,
-        num_threads=num_threads(), logit_QV=logit_QV.data_ptr(), logit_RK=logit_RK.data_ptr(),
+        table_type=type_of(inputs.table_VD), num_threads=num_threads(),
+        logit_QV=logit_QV.data_ptr(), logit_RK=logit_RK.data_ptr(),
         query_QD=query_QD.data_ptr(), loss=ctypes.addressof(loss), norm_eps=rules.norm_eps, unit_eps=rules.unit_eps,
         temperature=rules.temperature,
         bias_scale=rules.bias_scale, rank_share=rules.rank_share, feedback=FEEDBACK.index(rules.feedback),

@@ -19,7 +19,7 @@ def unit_direction(x_ND: Tensor, eps: float) -> Tensor:
 def losses(inputs: HeadInputs, params: HeadParams, rules: HeadRules) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(Q, V) and (R, K) logits, queries, then the mean losses of retrieval and ranking; see `kernels.heads.heads`."""
     query_QD = _queries(inputs, params, rules)
-    logit_QV = query_QD @ unit_direction(inputs.table_VD, rules.unit_eps).T
+    logit_QV = query_QD @ unit_direction(inputs.table_VD.to(query_QD.dtype), rules.unit_eps).T
     learned = inputs.target_Q > 0
     target_Q = inputs.target_Q[learned]
     competes = inputs.valid_V[None] | F.one_hot(target_Q, len(inputs.table_VD)).bool()

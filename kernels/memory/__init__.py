@@ -20,14 +20,23 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.dispatch import load
 from kernels.memory import reference, sampled
 from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Int32, Int64, MemoryArrays
-from kernels.memory.check import check_events, check_jagged, check_table
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.check import check_candidates, check_events, check_jagged, check_table
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
+from kernels.row_types import Rows
 
 __all__ = [
     "CHANGED",
@@ -36,6 +45,7 @@ __all__ = [
     "STANDING",
     "MemoryAnswers",
     "MemoryArrays",
+    "MemoryCandidates",
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryPast",
@@ -44,6 +54,7 @@ __all__ = [
     "MemoryStanding",
     "memory_best",
     "memory_candidates",
+    "memory_forget",
     "memory_learn",
     "memory_learn_given",
     "memory_learn_sampled",
@@ -83,7 +94,7 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
     *,
@@ -96,8 +107,9 @@ def memory_learn_sampled(
     they stand for: the sum over all rows is estimated without bias. Only the certain ones are rescored. Draws depend
     on the event's number alone. Ranks are -1; losses are estimates.
 
-    ``query_AD`` (A, D) and ``table_VD`` (at least ``num_rows``, D) float32: their products are the network's logits
-    once the first ``unit_width`` columns of each row are divided by their norm. Errors as in `memory_learn`.
+    ``query_AD`` (A, D) float32 and ``table_VD`` (at least ``num_rows``, D) of a type in `kernels.row_types`: their
+    products are the network's logits once the first ``unit_width`` columns of each row are divided by their norm.
+    Errors as in `memory_learn`.
     """
     check_events(memory, num_rows, events, None)
     check_table(query_AD, table_VD, num_rows, unit_width)
@@ -131,7 +143,7 @@ def memory_candidates(
 
 
 def memory_logits_of(
-    query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(n,) float32: the network's logits of some rows for each query, as `memory_learn_sampled` computes them.
 
@@ -167,7 +179,7 @@ def memory_learn_given(
 
 
 def memory_logits(
-    query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int, *, backend: str = "auto"
+    query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int, *, backend: str = "auto"
 ) -> Float32:
     """(A, ``num_rows``) float32: the network's logits of a few queries, as `memory_learn_sampled` defines them."""
     check_table(query_AD, table_VD, num_rows, unit_width)
@@ -188,6 +200,18 @@ def memory_scores(
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)
 
 
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_], *, backend: str = "auto") -> None:
+    """Take rows out of the lists of neighbours of the first ``num_rows``; the others keep their order.
+
+    ``gone_V`` (V,): which. Each row that loses a neighbour is marked as changed, with all its neighbours.
+    """
+    if gone_V.shape != (memory.capacity,) or gone_V.dtype != np.bool_:
+        raise ValueError(f"gone_V: expected bool of shape ({memory.capacity},), got {gone_V.dtype} {gone_V.shape}")
+    if not 0 <= num_rows <= memory.capacity:
+        raise ValueError(f"num_rows: expected 0 to the memory's {memory.capacity}, got {num_rows}")
+    _version(backend).memory_forget(memory, num_rows, gone_V)
+
+
 def memory_stand(memory: MemoryArrays, num_rows: int, *, backend: str = "auto") -> MemoryStanding:
     """What `memory_best` needs of a memory that no longer changes: computed once, for any number of queries."""
     if not 1 <= num_rows <= memory.capacity:
@@ -203,10 +227,12 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
     *,
     backend: str = "auto",
 ) -> tuple[Int32, Float32]:
     """The rows that `memory_scores` would score best, in one pass over the table that does not store all scores.
+    With ``candidates`` only those, and rows with evidence, are looked at and compete; no query may then be limited.
 
     The products of ``query_RD`` and ``table_VD`` (at least a row for each of the memory's) are the network's logits.
     Returns (R, K) rows, best first, equal scores by row, -1 after the last; and their scores. K: the largest of
@@ -225,7 +251,11 @@ def memory_best(
     for name, rows in (("out_rows", answers.out_rows), ("allowed_rows", answers.allowed_rows)):
         if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
             raise IndexError(f"{name}: expected rows 0 to {num_rows - 1}, got {rows.min()} to {rows.max()}")
-    best: tuple[Int32, Float32] = _version(backend).memory_best(memory, standing, events, query_RD, table_VD, answers)
+    if candidates is not None:
+        check_candidates(candidates, num, num_rows, answers)
+    best: tuple[Int32, Float32] = _version(backend).memory_best(
+        memory, standing, events, query_RD, table_VD, answers, candidates
+    )
     return best
 
 

@@ -71,6 +71,18 @@ class BestCall(ctypes.Structure):
     )
 
 
+class AmongCall(ctypes.Structure):
+    """``AmongCall`` of csrc/level/memory_among.cpp."""
+
+    _fields_ = (
+        ("best", BestCall),
+        ("shared_rows", c_void_p),
+        ("num_shared", c_int64),
+        *((name, c_void_p) for name in ("list_rows", "list_begin", "probe")),
+        ("num_probes", c_int64),
+    )
+
+
 class SampledCall(ctypes.Structure):
     """``SampledCall`` of csrc/level/memory_sampled.cpp."""
 
@@ -78,8 +90,7 @@ class SampledCall(ctypes.Structure):
         ("memory", MemoryCall),
         ("query", c_void_p),
         ("table", c_void_p),
-        ("width", c_int64),
-        ("unit_width", c_int64),
+        *((name, c_int64) for name in ("width", "unit_width", "table_type")),
         *((name, c_void_p) for name in ("given_row", "given_begin", "given_logit")),
     )
 
@@ -96,7 +107,7 @@ class RowLogitsCall(ctypes.Structure):
     _fields_ = (
         ("query", c_void_p),
         ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "width", "unit_width")),
+        *((name, c_int64) for name in ("num_queries", "width", "unit_width", "table_type")),
         *((name, c_void_p) for name in ("row", "begin", "logit")),
     )
 
@@ -107,6 +118,17 @@ class LogitsCall(ctypes.Structure):
     _fields_ = (
         ("query", c_void_p),
         ("table", c_void_p),
-        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride")),
+        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride", "table_type")),
         ("logit", c_void_p),
+    )
+
+
+class ForgetCall(ctypes.Structure):
+    """``ForgetCall`` of csrc/memory_forget.cpp."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("num_rows", "width", "moved_stride")),
+        *((name, c_void_p) for name in ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight")),
+        *((name, c_void_p) for name in ("dirty", "moved", "gone")),
+        *((name, c_int64) for name in ("capacity", "num_threads")),
     )

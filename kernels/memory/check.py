@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.memory.arrays import Float32, Int32, Int64, MemoryArrays
-from kernels.memory.events import MemoryEvents
+from kernels.memory.events import MemoryAnswers, MemoryCandidates, MemoryEvents
+from kernels.row_types import Rows
+
+TYPES = ("float32", "uint16", "float16")
 
 
 def check_events(
@@ -52,11 +55,13 @@ def _check_groups(memory: MemoryArrays, num: int, group_RC: Int32 | None) -> Non
         )
 
 
-def check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> None:
+def check_table(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int) -> None:
     """Check queries, and a table of at least ``num_rows`` rows."""
-    for name, matrix in (("query_AD", query_AD), ("table_VD", table_VD)):
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or not matrix.flags.c_contiguous:
-            raise ValueError(f"{name}: expected a contiguous float32 matrix, got {matrix.dtype} {matrix.shape}")
+    for name, matrix, types in (("query_AD", query_AD, ("float32",)), ("table_VD", table_VD, TYPES)):
+        if matrix.dtype.name not in types or matrix.ndim != 2 or not matrix.flags.c_contiguous:
+            raise ValueError(
+                f"{name}: expected a contiguous {', '.join(types)} matrix, got {matrix.dtype} {matrix.shape}"
+            )
     if len(table_VD) < num_rows or query_AD.shape[1] != table_VD.shape[1]:
         raise ValueError(
             f"table_VD: expected {num_rows} rows or more of width {query_AD.shape[1]}, got {table_VD.shape}"
@@ -76,6 +81,22 @@ def check_jagged(num: int, num_rows: int, row: Int32, begin_A1: Int64) -> None:
         raise ValueError(f"begin_A1: expected ascending from 0 to {len(row)}, got {begin_A1[0]} to {begin_A1[-1]}")
     if len(row) and not (row.min() >= 0 and row.max() < num_rows):
         raise IndexError(f"row: expected rows 0 to {num_rows - 1}, got {row.min()} to {row.max()}")
+
+
+def check_candidates(candidates: MemoryCandidates, num: int, num_rows: int, answers: MemoryAnswers) -> None:
+    """Check the candidates of ``num`` queries among ``num_rows`` rows."""
+    shared, probe, begin = candidates.shared_rows, candidates.probe_RP, candidates.list_begin_L1
+    for name, rows in (("shared_rows", shared), ("list_rows", candidates.list_rows), ("probe_RP", probe)):
+        if rows.dtype != np.int32 or not rows.flags.c_contiguous:
+            raise ValueError(f"{name}: expected contiguous int32, got {rows.dtype}")
+    if begin.dtype != np.int64 or begin[0] != 0 or begin[-1] != len(candidates.list_rows) or (np.diff(begin) < 0).any():
+        raise ValueError(f"list_begin_L1: expected int64 ascending from 0 to {len(candidates.list_rows)}")
+    if len(probe) != num or (probe.size and not (probe.min() >= 0 and probe.max() < len(begin) - 1)):
+        raise IndexError(f"probe_RP: expected lists 0 to {len(begin) - 2} of {num} queries")
+    if candidates.num_rows > num_rows or (len(shared) and not (shared.min() >= 0 and shared.max() < num_rows)):
+        raise IndexError(f"shared_rows, list_rows: expected rows 0 to {num_rows - 1}")
+    if answers.limited_R.any():
+        raise ValueError("limited_R: expected no limited query among candidates; answer those without")
 
 
 def _check_logits(num_rows: int, logit_AV: Float32, num_asked: int) -> None:

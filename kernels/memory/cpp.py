@@ -9,19 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.library import function
+from kernels.library import baseline, function, num_threads
 from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
+    AmongCall,
     BestCall,
     CandidatesCall,
+    ForgetCall,
     LogitsCall,
     MemoryCall,
     RowLogitsCall,
     SampledCall,
     StandCall,
 )
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 from kernels.memory.features import COUNTED, WIDE
+from kernels.row_types import ARRAY_TYPES, Rows
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
@@ -95,14 +105,16 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn_sampled`."""
     inner, kept = _fill(memory, num_rows, events, query_AD)
     outcome = _learning(inner, len(events), rules)
-    call = SampledCall(inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width)
+    call = SampledCall(
+        inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width, ARRAY_TYPES[table_VD.dtype]
+    )  # fmt: skip
     _run(call, num_rows, "memory_sampled")
     del kept
     return outcome
@@ -130,29 +142,29 @@ def memory_learn_given(
     """See `kernels.memory.memory_learn_given`."""
     inner, kept = _fill(memory, num_rows, events, np.zeros((0, num_rows), np.float32))
     outcome = _learning(inner, len(events), rules)
-    call = SampledCall(inner, None, None, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
+    call = SampledCall(inner, None, None, 0, 0, 0, _pointer(row), _pointer(begin_A1), _pointer(logit))
     _run(call, num_rows, "memory_sampled")
     del kept
     return outcome
 
 
-def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+def memory_logits_of(query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits_of`."""
     logit = np.empty(len(row), np.float32)
     call = RowLogitsCall(
-        _pointer(query_AD), _pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width, _pointer(row),
-        _pointer(begin_A1), _pointer(logit),
+        _pointer(query_AD), _pointer(table_VD), len(query_AD), table_VD.shape[1], unit_width,
+        ARRAY_TYPES[table_VD.dtype], _pointer(row), _pointer(begin_A1), _pointer(logit),
     )  # fmt: skip
     _run(call, len(table_VD), "memory_row_logits")
     return logit
 
 
-def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
+def memory_logits(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits`."""
     logit_AV = np.empty((len(query_AD), num_rows), np.float32)
     call = LogitsCall(
         _pointer(query_AD), _pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
-        _pointer(logit_AV),
+        ARRAY_TYPES[table_VD.dtype], _pointer(logit_AV),
     )  # fmt: skip
     _run(call, num_rows, "memory_logits")
     return logit_AV
@@ -180,6 +192,17 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
     del kept
 
 
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]) -> None:
+    """See `kernels.memory.memory_forget`."""
+    names = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "dirty", "moved")
+    call = ForgetCall(
+        num_rows, memory.width, memory.moved.shape[1], *(_pointer(getattr(memory, name)) for name in names),
+        _pointer(gone_V), len(gone_V), num_threads(),
+    )  # fmt: skip
+    if baseline("memory_forget")(ctypes.byref(call)):
+        raise MemoryError(f"memory_forget: no memory for a bit of each of {len(gone_V)} rows; add memory")
+
+
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
     """See `kernels.memory.memory_stand`."""
     standing = MemoryStanding(np.empty((num_rows, memory.num_buckets), np.float32), np.empty(num_rows, np.float32))
@@ -197,6 +220,7 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
 ) -> tuple[Int32, Float32]:
     """See `kernels.memory.memory_best`."""
     num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
@@ -208,6 +232,16 @@ def memory_best(
         inner, _pointer(standing.base_VB), _pointer(standing.root_V), _pointer(query_RD), _pointer(table_VD),
         query_RD.shape[1], most, *map(_pointer, kept), _pointer(row_RK), _pointer(score_RK),
     )  # fmt: skip
-    _run(call, num_rows, "memory_best")
+    if candidates is None:
+        _run(call, num_rows, "memory_best")
+    else:
+        _run(_among(call, candidates), num_rows, "memory_among")
     del kept, more
     return row_RK, score_RK
+
+
+def _among(call: BestCall, candidates: MemoryCandidates) -> AmongCall:
+    return AmongCall(
+        call, _pointer(candidates.shared_rows), len(candidates.shared_rows), _pointer(candidates.list_rows),
+        _pointer(candidates.list_begin_L1), _pointer(candidates.probe_RP), candidates.probe_RP.shape[1],
+    )  # fmt: skip

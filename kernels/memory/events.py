@@ -93,6 +93,25 @@ class MemoryAnswers:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryCandidates:
+    """Among which rows the best are looked for, beside those with evidence: ``shared_rows`` (n,) int32, those of every
+    query, none twice; and the rows of the lists in ``probe_RP`` (R, P) int32, none twice for a query. List l has
+    ``list_rows[list_begin_L1[l]:list_begin_L1[l + 1]]`` int32; no row is in two lists, and all are from 0 to below
+    ``num_rows``, which would take too long to check for each query."""
+
+    shared_rows: Int32
+    list_rows: Int32
+    list_begin_L1: Int64
+    num_rows: int
+    probe_RP: Int32
+
+    def of(self, r: int) -> Int32:
+        """The rows of query r, those with evidence aside."""
+        lists = [self.list_rows[slice(*self.list_begin_L1[at : at + 2])] for at in self.probe_RP[r]]
+        return np.concatenate([self.shared_rows, *lists])
+
+
 def _distinct(rows: Int64) -> Int64:
     """Each row above 0 once, ascending; on long lists much faster than np.unique."""
     ordered = np.sort(rows)

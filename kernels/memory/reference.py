@@ -9,8 +9,15 @@ from numpy.typing import NDArray
 
 from kernels.memory.arrays import CHANGED, EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, MemoryArrays
 from kernels.memory.counting import count_choice, meet
-from kernels.memory.events import MemoryAnswers, MemoryEvents, MemoryOutcome, MemoryRules, MemoryStanding
-from kernels.memory.features import EVENTS, LEARNED, leaves_out, mix, standing_of
+from kernels.memory.events import (
+    MemoryAnswers,
+    MemoryCandidates,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
+from kernels.memory.features import EVENTS, LEARNED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
@@ -90,15 +97,31 @@ def before(events: MemoryEvents, r: int) -> tuple[MemoryPast, Int32]:
     return MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
 
 
-def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> None:
-    """See `kernels.memory.memory_scores`."""
+def memory_scores(
+    memory: MemoryArrays,
+    num_rows: int,
+    events: MemoryEvents,
+    logit_AV: Float32,
+    candidates: MemoryCandidates | None = None,
+) -> None:
+    """See `kernels.memory.memory_scores`. Other rows than the candidates do not compete."""
     standing_FV = standing_of(memory, slice(num_rows))
     for r in range(len(events)):
         past, met = before(events, r)
         done = mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
+        if candidates is not None:
+            rows = np.concatenate([candidates.of(r), evident(memory, past)])
+            done.competes_V[np.setdiff1d(np.arange(num_rows), rows)] = False
         score_V = np.where(done.competes_V, done.score_V, OUT)
         Shortlist(memory, done).rescore(score_V)
         logit_AV[r, :num_rows] = score_V
+
+
+def evident(memory: MemoryArrays, past: MemoryPast) -> Int32:
+    """The rows with evidence: the neighbours of the last choices, and what the user chose or was shown."""
+    lately = past.row_P[max(0, len(past.row_P) - WIDE[0]) :]
+    near = [memory.neighbour_row[row, : memory.num_neighbours[row]] for row in lately.tolist()]
+    return np.concatenate([*near, past.row_P, past.shown_S])
 
 
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
@@ -118,11 +141,12 @@ def memory_best(
     query_RD: Float32,
     table_VD: Float32,
     answers: MemoryAnswers,
+    candidates: MemoryCandidates | None = None,
 ) -> tuple[Int32, Float32]:
     """See `kernels.memory.memory_best`."""
     num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
     score_RV = query_RD @ table_VD[:num_rows].T
-    memory_scores(memory, num_rows, events, score_RV)
+    memory_scores(memory, num_rows, events, score_RV, candidates)
     row_RK = np.full((len(query_RD), most), -1, np.int32)
     score_RK = np.full((len(query_RD), most), -np.inf, np.float32)
     for r, score_V in enumerate(score_RV):
@@ -208,3 +232,16 @@ def learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Fl
         num = memory.num_neighbours[row]
         memory.weight[row, :num] -= rate * decay**lag * push_V[memory.neighbour_row[row, :num]]
         memory.dirty[row] = CHANGED
+
+
+def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]) -> None:
+    """See `kernels.memory.memory_forget`."""
+    used = np.arange(memory.width) < memory.num_neighbours[:num_rows, None]
+    lost = used & gone_V[memory.neighbour_row[:num_rows]]
+    for row in np.flatnonzero(lost.any(axis=1)).tolist():
+        kept = np.flatnonzero(used[row] & ~lost[row])
+        for name in ("neighbour_row", "after", "before", "direct", "weight"):
+            values = getattr(memory, name)[row]
+            values[: len(kept)] = values[kept]
+        memory.num_neighbours[row] = len(kept)
+        memory.dirty[row], memory.moved[row] = CHANGED, 255

@@ -20,14 +20,15 @@ from kernels.memory.groups import groups_of, learn_groups
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
+from kernels.row_types import Rows, as_float32
 
 LEAST_NORM = 1e-6
 _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
+def memory_logits(query_AD: Float32, table_VD: Rows, num_rows: int, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits`."""
-    rows = table_VD[:num_rows].astype(float)
+    rows = as_float32(table_VD[:num_rows]).astype(float)
     norm_V1 = np.linalg.norm(rows[:, :unit_width], axis=1, keepdims=True)
     rows[:, :unit_width] /= np.maximum(norm_V1, LEAST_NORM)
     return np.asarray(query_AD @ rows.T, np.float32)
@@ -38,7 +39,7 @@ def memory_learn_sampled(
     num_rows: int,
     events: MemoryEvents,
     query_AD: Float32,
-    table_VD: Float32,
+    table_VD: Rows,
     unit_width: int,
     rules: MemoryRules,
 ) -> MemoryOutcome:
@@ -56,7 +57,7 @@ def memory_learn_given(
     return _learn_all(memory, num_rows, events, logit_AV, rules)
 
 
-def memory_logits_of(query_AD: Float32, table_VD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+def memory_logits_of(query_AD: Float32, table_VD: Rows, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
     """See `kernels.memory.memory_logits_of`."""
     logit_AV = memory_logits(query_AD, table_VD, len(table_VD), unit_width)
     return np.asarray(logit_AV[np.repeat(np.arange(len(query_AD)), np.diff(begin_A1)), row])

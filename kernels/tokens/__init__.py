@@ -32,7 +32,8 @@ def tokens(
 
     Item: ``table_VD[place_n] @ item_weight`` (+ ``side_nM``). Action: ``action_M + kinds_nK @ kind_KM + item @
     action_item_weight``, and with ``value_n`` (NaN where there is none) its presence and signed logarithm times
-    ``value_M``. float32, contiguous; ``place_n`` int64, within the table (not checked).
+    ``value_M``. float32, contiguous, the table of a type in `kernels.row_types`; ``place_n`` int64, within the table
+    (not checked).
 
     Raises ValueError (shapes), `KernelUnavailable`.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.library import address, function, num_threads
+from kernels.row_types import type_of
 from kernels.tokens.params import TokenParams
 
 _WEIGHTS = tuple(each.name for each in fields(TokenParams))
@@ -18,7 +19,7 @@ class _Call(ctypes.Structure):
     """``TokensCall`` of csrc/level/tokens.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("num", "width", "model", "kinds", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("num", "width", "model", "kinds", "table_type", "num_threads")),
         *((name, ctypes.c_void_p) for name in ("table_VD", "place_n", "kinds_nK", "value_n", "side_nM")),
         *((name, ctypes.c_void_p) for name in _WEIGHTS),
         *((name, ctypes.c_void_p) for name in ("tokens_TM", "grad_TM", "d_table_VD", "d_side_nM")),
@@ -32,7 +33,8 @@ def _call(
 ) -> _Call:  # fmt: skip
     call = _Call(
         num=len(place_n), width=table_VD.shape[1], model=params.action_M.shape[0], kinds=kinds_nK.shape[1],
-        num_threads=num_threads(), table_VD=table_VD.data_ptr(), place_n=place_n.data_ptr(),
+        table_type=type_of(table_VD), num_threads=num_threads(), table_VD=table_VD.data_ptr(),
+        place_n=place_n.data_ptr(),
         kinds_nK=kinds_nK.data_ptr(), value_n=address(value_n), side_nM=address(side_nM),
         tokens_TM=tokens_TM.data_ptr(),
     )  # fmt: skip

@@ -17,7 +17,7 @@ def tokens(
     params: TokenParams,
 ) -> Tensor:
     """(2n, M): item, action, item, action, …; see `kernels.tokens`."""
-    item_nM = table_VD[place_n] @ params.item_weight
+    item_nM = table_VD[place_n].to(params.item_weight.dtype) @ params.item_weight
     if side_nM is not None:
         item_nM = item_nM + side_nM
     action_nM = params.action_M + kinds_nK @ params.kind_KM + item_nM @ params.action_item_weight

@@ -47,7 +47,8 @@ function showPoint(point) {
   setStatus(point.status);
   byId("version").textContent = point.epoch < 0 ? "no version yet" :
     `version ${point.epoch}/${point.number}${point.line && ` of line ${point.line}`} · ${count(point.num_interactions, "interaction", "interactions")} learned · ` +
-    count(point.num_servers, "server", "servers");
+    count(point.num_servers, "server", "servers") +
+    (point.unheld && ` · no server for users of partitions ${point.unheld}`);
   tickHeadline();
   showPipeline(point);
   showVocabulary(point);

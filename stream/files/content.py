@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import math
 import os
 import select
 import stat
@@ -39,6 +40,10 @@ _LARGEST_WINDOW = 1 << 31
 """The largest window of zstandard (``--long=31``)."""
 _IN_MEMORY = 8
 """A file's actions take at least this many times its bytes (measured: JSON 9, ratings.dat 14, csv 18)."""
+_PIECE_BYTES = 4096
+"""How much is decompressed at a time: gzip makes at most 4 MB of it, zstandard 0.2 GB (128 KiB of four bytes)."""
+_MOST_AT_ONCE = 16 << 20
+"""How much bzip2 and xz, which make 46 MB of forty bytes, give at a time."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -46,11 +51,10 @@ def read_bytes(path: Path) -> bytes:
     content = _read(path)
     try:
         for _ in range(_MOST_LAYERS):
-            unpacked = _decompress(content)
+            unpacked = _decompress(path, content)
             if unpacked is content:
                 break
             content = unpacked
-            _check_size(path, len(content))
     except ImportError:
         raise FileError(f"{path}: expected the package zstandard, which is missing; install it") from None
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, _Truncated) as error:
@@ -95,7 +99,7 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(kind):
             wanted = "a folder" if stat.S_ISDIR(kind) else "a device or a socket"
             raise FileError(f"{path}: expected a file, got {wanted}; name the file itself")
-        _check_size(path, path.stat().st_size)
+        _check_size(path, path.stat().st_size, _most_bytes())
         return path.read_bytes()
     except FileNotFoundError:
         raise FileError(f"{path}: expected a file, but there is none; check the path") from None
@@ -103,14 +107,19 @@ def _read(path: Path) -> bytes:
         raise FileError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
-def _check_size(path: Path, num_bytes: int) -> None:
+def _check_size(path: Path, num_bytes: int, most_bytes: float) -> None:
     """Refuse what memory cannot hold: the kernel would kill this process without a word, or a trainer beside it."""
-    available = available_bytes()
-    if available is not None and num_bytes * _IN_MEMORY > available:
+    if num_bytes > most_bytes:
         raise FileError(
-            f"{path}: expected a file that fits into memory, got one of {num_bytes / 1e9:.3g} GB, whose actions take "
-            f"at least {num_bytes * _IN_MEMORY / 1e9:.3g} GB of {available / 1e9:.3g} GB available; split it by time"
+            f"{path}: expected a file that fits into memory, got {num_bytes / 1e9:.3g} GB or more, whose actions take "
+            f"at least {num_bytes * _IN_MEMORY / 1e9:.3g} GB of {most_bytes * _IN_MEMORY / 1e9:.3g} GB available; "
+            "split it by time"
         )
+
+
+def _most_bytes() -> float:
+    available = available_bytes()
+    return math.inf if available is None else available / _IN_MEMORY
 
 
 def available_bytes() -> int | None:
@@ -136,35 +145,44 @@ class _Truncated(Exception):
     pass
 
 
-def _decompress(content: bytes) -> bytes:
+def _decompress(path: Path, content: bytes) -> bytes:
     if content.startswith(GZIP):
-        return _all_members(content, GZIP, lambda: zlib.decompressobj(wbits=31))
+        return _all_members(path, content, GZIP, lambda: zlib.decompressobj(wbits=31))
     if content.startswith(BZIP2):
-        return _all_members(content, BZIP2, bz2.BZ2Decompressor)
+        return _all_members(path, content, BZIP2, bz2.BZ2Decompressor, _MOST_AT_ONCE)
     if content.startswith(XZ):
-        return _all_members(content, XZ, lzma.LZMADecompressor)
+        return _all_members(path, content, XZ, lzma.LZMADecompressor, _MOST_AT_ONCE)
     if content.startswith((ZSTD, *_SKIPPABLE)):
         import zstandard
 
         try:
             unpack = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj
-            return _all_members(content, (ZSTD, *_SKIPPABLE), unpack)
+            return _all_members(path, content, (ZSTD, *_SKIPPABLE), unpack)
         except zstandard.ZstdError as error:
             raise _Truncated(str(error)) from None
     return content
 
 
-def _all_members(content: bytes, magic: bytes | tuple[bytes, ...], make: Any) -> bytes:
-    """A file may be a series of compressed members; each must be complete."""
-    found: list[bytes] = []
-    while content:
-        if not content.startswith(magic):
-            raise _Truncated(f"{len(content)} stray bytes after its end")
+def _all_members(path: Path, content: bytes, magic: bytes | tuple[bytes, ...], make: Any, *most: int) -> bytes:
+    """A file may be a series of compressed members; each must be complete. Decompressed piece by piece, so that a small
+    file with more content than memory can hold is refused before it has taken that memory."""
+    found, num_bytes, most_bytes, at = list[bytes](), 0, _most_bytes(), 0
+    while at < len(content):
+        if not content.startswith(magic, at):
+            raise _Truncated(f"{len(content) - at} stray bytes after its end")
         member = make()
-        found.append(member.decompress(content))
-        if not member.eof:
-            raise _Truncated("it is truncated")
-        content = member.unused_data.lstrip(b"\0")  # tapes and some tools pad with zeros
+        while not member.eof:
+            takes_more = getattr(member, "needs_input", True)
+            piece = content[at : at + _PIECE_BYTES] if takes_more else b""
+            if takes_more and not piece:
+                raise _Truncated("it is truncated")
+            found.append(member.decompress(piece, *most))
+            at += len(piece)
+            num_bytes += len(found[-1])
+            _check_size(path, num_bytes, most_bytes)
+        at -= len(member.unused_data)
+        if content.startswith(b"\0", at):  # tapes and some tools pad with zeros
+            at = len(content) - len(content[at:].lstrip(b"\0"))
     return b"".join(found)
 
 

@@ -167,6 +167,12 @@ def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> 
         cases.check_adagrad(GPU, dtype, table=5000, width=width, count=20_000, repeats=700)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_adagrad_rounds_stochastically_as_the_reference_does(dtype: torch.dtype) -> None:
+    for width in (12, 64, 500):
+        cases.check_dithered_adagrad(GPU, dtype, table=5000, width=width)
+
+
 def test_adagrad_on_distinct_rows_needs_no_sort() -> None:
     cases.check_distinct_adagrad(GPU, table=5000, width=64)
 

@@ -40,7 +40,7 @@ def compose() -> dict[str, Any]:
     return load("docker-compose.yml")
 
 
-@pytest.mark.parametrize("path", ["docker-compose.yml", "ops/docker-compose.gpu.yml"])
+@pytest.mark.parametrize("path", ["docker-compose.yml", "ops/docker-compose.gpu.yml", "ops/docker-compose.shards.yml"])
 def test_the_file_matches_the_compose_specification(path: str) -> None:
     specification().validate(load(path))
 
@@ -56,7 +56,7 @@ def test_docker_itself_accepts_it_where_its_client_is_present(tmp_path: Path) ->
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("no docker compose client")
-    for extra in ([], ["-f", "ops/docker-compose.gpu.yml"]):
+    for extra in ([], ["-f", "ops/docker-compose.gpu.yml"], ["-f", "ops/docker-compose.shards.yml"]):
         command = [docker, "compose", "-f", "docker-compose.yml", *extra, "--profile", "*", "config", "--quiet"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -138,6 +138,27 @@ def test_the_gpu_variant_asks_for_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert read_settings().trainer.device == "cuda"
     assert list(service["build"]["args"]) == ["GPU"]
     assert "ARG GPU=0" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_two_servers_of_the_shards_variant_hold_all_users_and_differ_in_nothing_else(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from serving.addresses import EVERY_INTERFACE
+    from wire.holding import partitions_held
+
+    monkeypatch.chdir(tmp_path)
+    services = load("ops/docker-compose.shards.yml")["services"]
+    first = {**compose["services"]["server"]["environment"], **services["server"]["environment"]}
+    second = services["server-2"]["environment"]
+    held = [partitions_held(each["HEADRACE_SERVING__PARTITIONS"], 4) for each in (first, second)]
+    assert sorted([*held[0], *held[1]]) == [0, 1, 2, 3]
+    assert {key: first[key] for key in second if "PARTITIONS" not in key} == {
+        key: value for key, value in second.items() if "PARTITIONS" not in key
+    }
+    monkeypatch.setenv("HEADRACE_SERVING__PARTITIONS", second["HEADRACE_SERVING__PARTITIONS"])
+    monkeypatch.setenv("HEADRACE_SERVING__HOST", second["HEADRACE_SERVING__HOST"])
+    serving = read_settings().serving
+    assert (serving.partitions, serving.address, serving.host in EVERY_INTERFACE) == ("2/2", "", True)
 
 
 def test_every_process_has_a_health_check_on_a_port_that_it_listens_on(compose: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from headrace.config import Settings
 from headrace.findings import Finding
 from tests.brokers import Broker
 from tests.foreign import FOREIGN
+from wire.cluster import ClusterState
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.producer import make_producer
@@ -106,6 +107,26 @@ def test_a_server_at_its_limit_of_connections_is_named() -> None:
     assert (found.subject, found.state) == ("open files", "problem")
     assert "server full: 1000 " in found.words
     assert "LimitNOFILE" in found.remedy
+
+
+def test_partitions_without_a_server_are_a_problem() -> None:
+    def findings_of(*held: str) -> list[Finding]:
+        state, now_ms = ClusterState(), int(time.time() * 1000)
+        for index, each in enumerate(held):
+            state.hear(
+                encode_status(
+                    ServerStatus(component=f"s{index}", time_ms=0, partitions=each, num_partitions=4, epoch=1)
+                ),
+                now_ms,
+            )
+        return [each for each in doctor.processes(Settings(), "", state, {}, {}) if each.subject == "servers"]
+
+    (found,) = findings_of("0-1", "3")
+    assert found.state == "problem"
+    assert "none holds the users of partitions 2:" in found.words
+    assert "serving.partitions" in found.remedy
+    assert not findings_of("1/2", "2/2")
+    assert not findings_of()
 
 
 def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> None:

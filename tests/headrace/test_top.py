@@ -85,6 +85,17 @@ def test_the_bottleneck_stands_out_and_silence_is_shown() -> None:
     assert max(map(len, table.splitlines())) <= 80
 
 
+def test_partitions_that_no_server_holds_are_shown() -> None:
+    pulse, now = fed(), now_ms()
+    assert pulse.points[-1].unheld == "", "servers of an earlier build hold all"
+    pulse = Pulse(10.0)
+    held = ServerStatus(component="s", time_ms=now, epoch=2, number=9, partitions="1/2", num_partitions=4)
+    pulse.note_status(encode_status(held))
+    point = pulse.sample(served_of(pulse), now)
+    assert point.unheld == "1,3"
+    assert "no server holds the users of partitions 1,3" in processes(pulse, point.unheld).plain
+
+
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (40, 12)])
 def test_the_screen_shows_what_is_known(size: tuple[int, int]) -> None:
     async def look() -> dict[str, str]:

@@ -113,4 +113,4 @@ def test_bad_arguments_say_what_was_expected_and_change_nothing() -> None:
 
 def test_the_operator_keeps_torchs_rules() -> None:
     weight_VD, state_V, rows_N, grad_ND = make_inputs(10, 5, 4)
-    torch.library.opcheck(adagrad_operator, (weight_VD, state_V, rows_N, grad_ND, 0.1, 1e-8, 0.0))
+    torch.library.opcheck(adagrad_operator, (weight_VD, state_V, rows_N, grad_ND, 0.1, 1e-8, 0.0, 0, 0, 0))

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from kernels.memory import (
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    memory_forget,
+    memory_learn,
+    memory_scores,
+)
 from kernels.memory.arrays import CLOCK, SEEN_AGAIN
 from kernels.memory.past import VISIT_MS
 from tests.kernels.yardstick import force, levels
@@ -396,6 +404,27 @@ def test_a_useless_network_does_no_harm() -> None:
 def one_user_lately(rows: list[int], length: int) -> MemoryEvents:
     past = [rows[max(0, i - length) : i] for i in range(len(rows))]
     return events_at_once(rows, np.ones(len(rows)), past, past)
+
+
+@given(seed=st.integers(0, 1000), gone=st.sets(st.integers(0, 11), max_size=12), num_rows=st.integers(0, 12))
+@settings(max_examples=50, deadline=None)
+def test_rows_are_forgotten_as_the_definition_does(seed: int, gone: set[int], num_rows: int) -> None:
+    slow, _ = learned(Stream(seed=seed))
+    slow.dirty[:], slow.moved[:] = 0, 0
+    fast, gone_V = slow.copy(), np.isin(np.arange(slow.capacity), list(gone))
+    memory_forget(slow, num_rows, gone_V, backend="reference")
+    memory_forget(fast, num_rows, gone_V)
+    for each in fields(MemoryArrays):
+        np.testing.assert_array_equal(getattr(fast, each.name), getattr(slow, each.name), err_msg=each.name)
+    assert not gone & {row for each in neighbours(fast)[:num_rows] for row in each}
+
+
+def test_what_is_forgotten_must_fit_the_memory() -> None:
+    memory = MemoryArrays.empty(8, 4, NUM_BUCKETS)
+    with pytest.raises(ValueError, match=r"gone_V: expected bool of shape .8,., got bool .7,."):
+        memory_forget(memory, 8, np.zeros(7, np.bool_))
+    with pytest.raises(ValueError, match="num_rows: expected 0 to the memory's 8, got 9"):
+        memory_forget(memory, 9, np.zeros(8, np.bool_))
 
 
 def test_a_stream_of_repeats_is_noticed() -> None:

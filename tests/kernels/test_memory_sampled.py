@@ -262,7 +262,7 @@ def test_bad_shapes_are_refused() -> None:
     for changed, message in (
         ({"query_AD": query_AD[:2]}, "expected 3 rows, one for each event to predict, got 2"),
         ({"table_VD": table_VD[:7]}, "expected 8 rows or more of width 4"),
-        ({"table_VD": table_VD.astype(np.float64)}, "expected a contiguous float32 matrix"),
+        ({"table_VD": table_VD.astype(np.float64)}, "expected a contiguous float32"),
         ({"unit_width": 5}, "expected 0 to 4, got 5"),
         ({"num_rows": 1, "events": one_user([]), "query_AD": query_AD[:0]}, "at least 2 to draw from"),
         ({"rules": replace(RULES, exclude="sometimes")}, "expected one of"),

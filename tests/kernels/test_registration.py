@@ -54,7 +54,7 @@ def test_torch_compiles_an_operator_and_its_gradient_into_one_graph() -> None:
 
 
 def update(weight: Tensor, state: Tensor) -> None:
-    adagrad_operator(weight, state, torch.tensor([1, 2]), torch.ones(2, 4), 0.1, 1e-8, 0.0)
+    adagrad_operator(weight, state, torch.tensor([1, 2]), torch.ones(2, 4), 0.1, 1e-8, 0.0, 0, 0, 0)
 
 
 def test_autograd_refuses_a_backward_that_needs_what_an_operator_has_overwritten() -> None:

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.row_types import as_float32
 from model.embedding import EmbeddingTable
+from model.row_store import PRECISIONS
 from tests.trainer.samples import MODEL, TRAINER, assert_same_arrays, columns, example
 from trainer.frequency import FrequencyEstimator
 from trainer.step import Learner
@@ -28,8 +30,10 @@ calls = st.lists(
 )
 
 
-def table(width: int = 4, admit_after: int = 1, salt: int = 1, seed: int = 3) -> EmbeddingTable:
-    return EmbeddingTable(width, init_std=0.1, seed=seed, salt=salt, admit_after=admit_after)
+def table(
+    width: int = 4, admit_after: int = 1, salt: int = 1, seed: int = 3, precision: str = "float32"
+) -> EmbeddingTable:
+    return EmbeddingTable(width, init_std=0.1, seed=seed, salt=salt, admit_after=admit_after, precision=precision)
 
 
 def keys(*values: int) -> np.ndarray:
@@ -68,7 +72,7 @@ def test_a_reader_that_follows_the_changes_has_the_table(what: Calls, admit_afte
                 assert (row > 0) == (sightings[key] >= admit_after)
                 row_of.update({key: row} if row else {})
             learned = np.unique(rows)
-            ours.learn(learned, torch.ones(len(learned), 4), lr=0.1)
+            ours.learn(learned, torch.ones(len(learned), 4), lr=0.1, step=0)
         elif name == "evict":
             gone = {key for key, seen in last_seen.items() if seen < now - values[0]}
             rows = ours.evict(now - values[0])
@@ -93,7 +97,7 @@ def test_a_table_grows_and_keeps_every_row_it_had() -> None:
     ours = table()
     first = ours.insert(np.arange(1, 41), 0, 0)
     before = ours.weight[torch.from_numpy(first)].clone()
-    ours.learn(first[:3], torch.ones(3, 4), 0.1)
+    ours.learn(first[:3], torch.ones(3, 4), 0.1, 0)
     state = ours.state[:41].clone()
     ours.insert(np.arange(41, 5001), 0, 1)
     assert ours.num_rows == 5001
@@ -109,10 +113,49 @@ def test_keys_without_a_row_read_the_cold_row() -> None:
     assert ours.keys_of(keys(1, 0)).tolist() == [5, 0]
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_a_table_of_16_bits_is_read_as_float32(precision: str, dtype: torch.dtype) -> None:
+    exact, ours = table(), table(precision=precision)
+    rows = exact.insert(np.arange(1, 41), 0, 0)
+    assert ours.insert(np.arange(1, 41), 0, 0).tolist() == rows.tolist()
+    assert ours.weight.dtype == dtype
+    assert ours.weight.element_size() == 2
+    first = exact.weight[: ours.num_rows].to(dtype).float()
+    for read in (torch.from_numpy(ours.read(np.arange(41))[0]), ours.gather(np.arange(41)).detach()):
+        assert read.dtype == torch.float32
+        assert torch.equal(read, first)
+    np.testing.assert_array_equal(as_float32(ours.store.array)[:41], first.numpy())
+    for each in (exact, ours):
+        each.learn(rows[::2], torch.ones(20, 4), 0.1, 5)
+    np.testing.assert_array_equal(ours.state[:41], exact.state[:41])
+    change = ours.read(np.arange(41))[0] - exact.read(np.arange(41))[0]
+    assert 0 < np.abs(change).max() < 0.002
+    for salt, seed, step in ((1, 3, 5), (2, 3, 5), (1, 4, 5), (1, 3, 6)):
+        other = table(precision=precision, salt=salt, seed=seed)
+        other.put(np.arange(41), ours.live[:41], first, None)
+        other.learn(rows[::2], torch.ones(20, 4), 0.1, step)
+        same = torch.equal(other.weight[:41], ours.weight[:41])
+        assert same == ((salt, seed, step) == (1, 3, 5)), "each table and step has random bits of its own"
+
+
+@pytest.mark.parametrize("precision", sorted(PRECISIONS))
+def test_rows_are_finite_unless_one_is_not(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where their sum is beyond the range of float16."""
+    monkeypatch.setattr("model.row_store.BLOCK_ROWS", 8)
+    ours = table(precision=precision)
+    rows = ours.insert(np.arange(1, 41), 0, 0)
+    ours.put(rows, ours.live[rows], torch.full((40, 4), 60_000.0), None)
+    assert ours.is_finite()
+    ours.put(rows[-1:], ours.live[rows[-1:]], torch.full((1, 4), 1e5), None)
+    assert ours.is_finite() == (precision != "float16"), "float16 ends at 65,504"
+    ours.put(rows[-1:], ours.live[rows[-1:]], torch.full((1, 4), float("nan")), None)
+    assert not ours.is_finite()
+
+
 def test_a_freed_row_starts_anew_for_the_next_key() -> None:
     ours = table()
     rows = ours.insert(keys(5, 6), 100, 0)
-    ours.learn(rows, torch.ones(2, 4), 0.5)
+    ours.learn(rows, torch.ones(2, 4), 0.5, 0)
     ours.insert(keys(6), 200, 1)
     assert ours.evict(150).tolist() == [1]
     assert ours.tombstones == [5]
@@ -133,11 +176,12 @@ def test_first_rows_depend_on_seed_table_and_step_and_on_nothing_else() -> None:
         assert not torch.equal(rows(), other)
 
 
-def test_a_loaded_table_is_the_saved_one() -> None:
-    ours, other = table(admit_after=2), table(admit_after=2)
+@pytest.mark.parametrize("precision", sorted(PRECISIONS))
+def test_a_loaded_table_is_the_saved_one(precision: str) -> None:
+    ours, other = (table(admit_after=2, precision=precision) for _ in range(2))
     for now in range(6):
         rows = np.unique(ours.insert(np.arange(now, 40 * now), now, now))
-        ours.learn(rows, torch.randn(len(rows), 4), 0.1)
+        ours.learn(rows, torch.randn(len(rows), 4), 0.1, 0)
     ours.mark_published()
     ours.evict(3)
     ours.insert(keys(7, 7, 1000, 1000), 7, 7)

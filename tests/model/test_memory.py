@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -120,6 +122,16 @@ def test_groups_keep_their_numbers_in_whatever_continues_them() -> None:
     memory.grow(5000)
     for each in (memory, stored, adopted, memory.copy()):
         assert each.groups_of(key_RC[::-1]).tolist() == numbered[::-1]
+
+
+def test_a_version_without_groups_is_continued_with_groups() -> None:
+    served = Memory(replace(MODEL, num_features=0))
+    learn(served, np.random.default_rng(0), 10, 100)
+    adopted = Memory(MODEL)
+    adopted.adopt(served)
+    assert adopted.groups_of(np.array([[50, 7], [60, 8], [50, 9]])).tolist() == [[1, 1], [2, 2], [1, 3]]
+    learn(adopted, np.random.default_rng(1), 10, 100)
+    assert adopted.arrays.group_total.all()
 
 
 def test_an_evicted_row_is_nobodys_neighbour() -> None:

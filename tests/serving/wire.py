@@ -24,14 +24,15 @@ from wire.example import Example
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
+from wire.status import ServerStatus, encode_status
 from wire.topics import Topics, example_key
 
 
 class Wire:
     """One test's topics."""
 
-    def __init__(self, broker: Broker, prefix: str, line: str = "") -> None:
-        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, line=line, partitions=2)
+    def __init__(self, broker: Broker, prefix: str, line: str = "", partitions: int = 2) -> None:
+        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, line=line, partitions=partitions)
         self.topics = Topics.under(prefix, line)
         ensure_topics(self.kafka)
         self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=0, acks="all")
@@ -67,6 +68,12 @@ class Wire:
         for each in examples:
             key = example_key(each.address, num_slots=14)
             self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
+        self._producer.flush(20)
+
+    def report(self, *reports: ServerStatus) -> None:
+        """Send to the status topic, as servers do."""
+        for each in reports:
+            self._producer.send(self.topics.status, encode_status(each), each.component.encode(), partition=0)
         self._producer.flush(20)
 
     def close(self) -> None:
@@ -112,7 +119,8 @@ def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
     lines = [f"{key} = {value if not isinstance(value, str) else repr(value)}" for key, value in serving.items()]
     config = folder / f"server-{serving['port']}.toml"
     config.write_text("\n".join(["[kafka]", f"bootstrap = {kafka.bootstrap!r}", f"prefix = {kafka.prefix!r}",
-                                 f"partitions = {kafka.partitions}", "[serving]", *lines]))  # fmt: skip
+                                 f"partitions = {kafka.partitions}", f"line = {kafka.line!r}",
+                                 "[serving]", *lines]))  # fmt: skip
     return config
 
 

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -614,7 +616,25 @@ def test_a_file_that_memory_cannot_hold_is_refused_before_the_kernel_kills_anybo
     path.write_bytes(pack(b"1::2::5::1000000000\n" * 1000))
     assert len(list(read_actions(path))) == 1000
     monkeypatch.setattr("stream.files.content.available_bytes", lambda: 100_000)
-    with pytest.raises(FileError, match=r"got one of 2e-05 GB, whose actions take at least 0.00016 GB of 0.0001 GB"):
+    with pytest.raises(FileError, match=r"got 2e-05 GB or more, whose actions take at least 0.00016 GB of 0.0001 GB"):
         read_actions(path)
     monkeypatch.setattr("stream.files.content.available_bytes", lambda: None)
     assert len(list(read_actions(path))) == 1000
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, partial(lzma.compress, preset=0), zstandard.ZstdCompressor().compress]
+)
+def test_a_small_file_with_more_content_than_memory_holds_is_refused_before_it_takes_that_memory(
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ratings.dat"
+    path.write_bytes(pack(bytes(400 << 20)))
+    monkeypatch.setattr("stream.files.content.available_bytes", lambda: 8_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileError, match="expected a file that fits into memory"):
+            read_actions(path)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()

@@ -23,9 +23,16 @@ from tests.system.loop import KINDS, Loop
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ACTIONS = 500
-RUNS_ON = {"worker": "partitions", "train": "standby", "torchrun": "standby", "lag": "learned", "kcat": '"stages"'}
+RUNS_ON = {
+    "worker": "partitions",
+    "serve": "answering from version",
+    "train": "standby",
+    "torchrun": "standby",
+    "lag": "learned",
+    "kcat": '"stages"',
+}
 """Commands that run until they are stopped, and a word that they print when they are at work."""
-ORDERLY = ("worker", "train")
+ORDERLY = ("worker", "train", "serve")
 """Those that end with status 0 when they are stopped."""
 SAYS = {
     "doctor": "live: 1 worker, 1 trainer, 1 server", "lag": "interactions/s learned", "topics": "as configured",
@@ -59,6 +66,7 @@ def on_loop(line: str, loop: Loop) -> str:
     ours = {
         "localhost:8080": f"127.0.0.1:{loop.settings.serving.port}", "localhost:29092": loop.settings.kafka.bootstrap,
         "headrace.trainer": f"{loop.settings.kafka.prefix}.trainer", "FILE": str(file),
+        "SERVING__PORT=8081": "SERVING__PORT=0", "SERVING__PORT=8082": "SERVING__PORT=0",
         "simulate --rate 500": "simulate --rate 500 --num-actions 200",
     }  # fmt: skip
     for theirs, mine in ours.items():

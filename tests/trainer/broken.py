@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import kernels
+import model.row_store
 import trainer.checkpointing
 import trainer.collection
 import trainer.division
@@ -258,11 +261,31 @@ def fails_after_it_has_predicted() -> None:
 
     def failing(self: Any, tell: Any) -> Any:
         total = passes(self, tell)
-        if self._step.step == 7 and os.environ["RANK"] == "1":
+        if self._step.step == 3 and os.environ["RANK"] == "1":
             raise ArithmeticError("broken")
         return total
 
     trainer.replica.ShardRun._passes = failing  # type: ignore[method-assign]
+
+
+def rounds_rows_by_their_places() -> None:
+    """How a row of 16 bits is rounded depends on where its owner has it."""
+    store = model.row_store.RowStore
+
+    def dithered(self: Any, step: int) -> Any:
+        return kernels.Dither.of((1, step))
+
+    store._dither = dithered  # type: ignore[method-assign]
+
+
+def rounds_rows_by_the_number_of_calls() -> None:
+    """How a row of 16 bits is rounded depends on how often this process has rounded."""
+    store, calls = model.row_store.RowStore, itertools.count()
+
+    def dithered(self: Any, step: int) -> Any:
+        return kernels.Dither.of((1, next(calls)))
+
+    store._dither = dithered  # type: ignore[method-assign]
 
 
 def counts_one_reader_of_a_row_alone() -> None:

@@ -81,7 +81,11 @@ def continued(
 
 
 @pytest.mark.parametrize("num_before", [0, 1, 7])
-@pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
+@pytest.mark.parametrize(
+    "config",
+    [TRAINER, EVERYTHING, replace(TRAINER, row_precision="float16"), replace(EVERYTHING, row_precision="bfloat16")],
+    ids=["plain", "everything on", "float16", "everything on, bfloat16"],
+)
 def test_going_on_from_a_checkpoint_is_going_on(
     config: TrainerConfig, num_before: int, folder: CheckpointFolder
 ) -> None:
@@ -124,7 +128,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
 OTHERS: dict[str, object] = {
     "feedback": "reversal", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
     "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000, "publish_precision": "exact",
-    "kind_weights": {"click": 2.0},
+    "kind_weights": {"click": 2.0}, "row_precision": "bfloat16",
 }  # fmt: skip
 BY_MACHINE = {"device", "backend", "cuda_graphs", "graph_gradients", "deterministic", "num_threads"}
 """Where and by which kernels a step is computed: a checkpoint may move to another machine."""

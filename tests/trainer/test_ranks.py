@@ -28,6 +28,7 @@ Outcome = tuple[Checkpoint, Any]
 Alone = Callable[..., Outcome]
 SEED, SHARDS = 5, 4
 DIVIDED = ("divides_small_catalogues",)
+HALF = {"row_precision": "bfloat16"}
 """A build whose tables are whole in some steps, and divided among the ranks in the others."""
 
 
@@ -40,11 +41,10 @@ def place_of(size: int) -> Callable[[int], dict[str, str]]:
 class RankRun:
     """Groups of processes that train on one file, started as torchrun starts them."""
 
-    def __init__(self, folder: Path, factory: ProcessFactory, num_actions: int = 600) -> None:
+    def __init__(self, folder: Path, factory: ProcessFactory, num_actions: int = 600, **settings: Any) -> None:
         self._factory, self.folder = factory, folder
-        self.config = write_config(
-            folder / "headrace.toml", trainer={"shards": SHARDS, "rank_timeout_s": 60.0, "whole_table_bytes": 0}
-        )
+        trainer = {"shards": SHARDS, "rank_timeout_s": 60.0, "whole_table_bytes": 0, **settings}
+        self.config = write_config(folder / "headrace.toml", trainer=trainer)
         self.data = folder / "actions.jsonl"
         stream = actions(seed=3)
         self.data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(num_actions)))
@@ -116,6 +116,25 @@ def test_any_number_of_ranks_learns_what_one_learns_to_the_bit(
     """With sampled negatives and the exact softmax, dropout, thinned contexts, eviction, features and domains."""
     for size in (2, 4):
         assert_equal(run.outcome(str(size), run.start(str(size), size, broken=builds)), alone(builds))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builds", [(), DIVIDED])
+def test_rows_of_16_bits_are_rounded_alike_on_any_number_of_ranks(
+    tmp_path: Path, factory: ProcessFactory, builds: tuple[str, ...]
+) -> None:
+    run = RankRun(tmp_path, factory, **HALF)
+    alone = run.outcome("1", run.start("1", 1, broken=builds))
+    for size in (2, 4):
+        assert_equal(run.outcome(str(size), run.start(str(size), size, broken=builds)), alone)
+
+
+@pytest.mark.slow
+def test_owners_that_round_rows_by_their_places_are_caught(tmp_path: Path, factory: ProcessFactory) -> None:
+    run, broken = RankRun(tmp_path, factory, **HALF), (*DIVIDED, "rounds_rows_by_their_places")
+    alone = run.outcome("1", run.start("1", 1, broken=broken))
+    with pytest.raises(AssertionError):
+        assert_equal(run.outcome("2", run.start("2", 2, broken=broken)), alone)
 
 
 @pytest.mark.slow
@@ -317,6 +336,6 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
     children = start_ranks(made, builds=(*builds, "fails_after_it_has_predicted"))
     made.feed(40)
     recount = made.finish()
-    assert [step for each in recount.versions for step in each.manifest.set_aside] == [7]
+    assert [step for each in recount.versions for step in each.manifest.set_aside] == [3]
     assert children[0].log().count("a step is set aside") == 1
     assert children[1].wait(120) == 0

@@ -43,11 +43,13 @@ def lines(child: Child) -> str:
 
 WAITING: dict[str, dict[str, Any]] = {"trainer": {"feedback": "wait", "feedback_window_s": 0.02}}
 """The last twenty actions wait."""
+HALF: dict[str, dict[str, Any]] = {"trainer": {"row_precision": "float16"}}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, OTHERWISE, WAITING],
-    ids=["HSTU", "FuXi-alpha, LSRM's dropout and optimisers", "interactions that wait for their feedback"],
+    "changes", [{}, OTHERWISE, WAITING, HALF],
+    ids=["HSTU", "FuXi-alpha, LSRM's dropout and optimisers", "interactions that wait for their feedback",
+         "rows of 16 bits"],
 )  # fmt: skip
 def test_a_replay_after_kills_gives_the_published_bits(stage: Make, changes: dict[str, dict[str, Any]]) -> None:
     made = stage(**{**changes, "trainer": {**DELTAS, **changes.get("trainer", {})}})

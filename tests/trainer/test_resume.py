@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -322,9 +323,9 @@ def test_a_trainer_that_passes_over_gaps_is_caught(stage: Make) -> None:
 class FileRun:
     """Repeated runs of ``--file`` with checkpoints."""
 
-    def __init__(self, folder: Path, factory: ProcessFactory) -> None:
+    def __init__(self, folder: Path, factory: ProcessFactory, **settings: Any) -> None:
         self._factory, self._folder = factory, folder
-        self._config = write_config(folder / "headrace.toml")
+        self._config = write_config(folder / "headrace.toml", trainer=settings)
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
         self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(800)))
@@ -355,10 +356,10 @@ def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(
     assert metrics == expected_metrics
 
 
-def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, factory: ProcessFactory) -> None:
-    run = FileRun(tmp_path, factory)
-    expected, _ = run.outcome("whole", run.start("whole"))
-    broken = ("checkpoints_without_positions",)
+@pytest.mark.parametrize("name", ["checkpoints_without_positions", "rounds_rows_by_the_number_of_calls"])
+def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, factory: ProcessFactory, name: str) -> None:
+    run, broken = FileRun(tmp_path, factory, row_precision="float16"), (name,)
+    expected, _ = run.outcome("whole", run.start("whole", broken=broken))
     assert run.start("killed", "checkpointed:3:kill", broken).wait() == -9
     child = run.start("killed", broken=broken)
     if child.wait() == 0:

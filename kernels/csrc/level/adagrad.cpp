@@ -1,6 +1,6 @@
 // Row-wise Adagrad on rows that are sorted and grouped (see ../adagrad.cpp): one pass over gradients, state and
 // weights.
-#include "lanes.h"
+#include "dither.h"
 
 HEADRACE_BEGIN
 
@@ -8,6 +8,24 @@ constexpr int AHEAD = 8;  // rows to prefetch ahead: roughly memory latency divi
 
 struct Rates {
     float lr, eps, weight_decay;
+};
+
+// Where a row's numbers go: rounded to nearest (float is not rounded), or stochastically.
+struct Nearest {
+    template <class W>
+    HEADRACE_INLINE void put(W* weight_D, vf x, uint64_t, int64_t d, int64_t count) const {
+        if (count >= LANES) store(weight_D + d, x);
+        else store_first(weight_D + d, x, (int)count);
+    }
+    HEADRACE_INLINE uint32_t of_row(uint64_t) const { return 0; }
+};
+struct Stochastic {
+    const Dither& dither;
+    template <class W>
+    HEADRACE_INLINE void put(W* weight_D, vf x, uint64_t key, int64_t d, int64_t count) const {
+        store_dithered(weight_D + d, x, (uint32_t)key, d, count);
+    }
+    HEADRACE_INLINE uint32_t of_row(uint64_t place) const { return row_key(dither, place); }
 };
 
 HEADRACE_INLINE void prefetch_row(const void* row, int64_t num_bytes) {
@@ -37,20 +55,19 @@ HEADRACE_INLINE float add_gradients(float* sum_D, const W* weight_D, const G* gr
     return sum(squares);
 }
 
-template <class W>
-HEADRACE_INLINE void step_row(W* weight_D, const float* sum_D, int64_t width, float step) {
-    int64_t d = 0;
-    for (; d + LANES <= width; d += LANES) store(weight_D + d, fma(splat(-step), load(sum_D + d), load(weight_D + d)));
-    if (d < width) {
-        const int n = (int)(width - d);
-        store_first(weight_D + d, fma(splat(-step), load(sum_D + d), load_first(weight_D + d, n)), n);
+template <class W, class Rounding>
+HEADRACE_INLINE void step_row(W* weight_D, const float* sum_D, int64_t width, float step, Rounding rounding,
+                              uint32_t key) {
+    for (int64_t d = 0; d < width; d += LANES) {
+        const vf before = d + LANES <= width ? load(weight_D + d) : load_first(weight_D + d, (int)(width - d));
+        rounding.put(weight_D, fma(splat(-step), load(sum_D + d), before), key, d, width - d);
     }
 }
 
 // `order`: (row << 32 | position), sorted. Groups of equal rows are updated one after the other.
-template <class W, class G>
+template <class W, class G, class Rounding>
 void update_groups(W* weight_VD, float* state_V, const uint64_t* order, int64_t num, const G* grad_ND, int64_t width,
-                   float* sum_D, Rates rates) {
+                   float* sum_D, Rates rates, Rounding rounding) {
     for (int64_t i = 0; i < num && i < AHEAD; ++i) {
         prefetch_row(weight_VD + (order[i] >> 32) * width, width * sizeof(W));
         __builtin_prefetch(state_V + (order[i] >> 32), 1);
@@ -72,25 +89,36 @@ void update_groups(W* weight_VD, float* state_V, const uint64_t* order, int64_t 
             add_gradients(sum_D, weight_D, grad_ND, order + start, stop - start, width, rates.weight_decay);
         const float state = state_V[row] + squares / (float)width;
         state_V[row] = state;
-        step_row(weight_D, sum_D, width, rates.lr / (__builtin_sqrtf(state) + rates.eps));
+        step_row(weight_D, sum_D, width, rates.lr / (__builtin_sqrtf(state) + rates.eps), rounding,
+                 rounding.of_row(row));
         start = stop;
     }
 }
 
+template <class W, class Rounding>
+void update_typed(W* weight_VD, float* state_V, const uint64_t* order, int64_t num, const void* grad_ND, int grad_type,
+                  int64_t width, float* sum_D, Rates rates, Rounding rounding) {
+    if (grad_type == 0)
+        update_groups(weight_VD, state_V, order, num, (const float*)grad_ND, width, sum_D, rates, rounding);
+    else update_groups(weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates, rounding);
+}
+
 HEADRACE_END
 
-// sum_D: scratch of width + 16 floats. Types: 0 float, 1 bfloat16.
+// sum_D: scratch of width + 16 floats. Types: 0 float, 1 bfloat16, 2 float16 (weights only). dither: null, or how 16
+// bits are rounded stochastically.
 HEADRACE_LEVEL_API(adagrad_update)
 (void* weight_VD, int weight_type, float* state_V, const uint64_t* order, int64_t num, const void* grad_ND,
- int grad_type, int64_t width, float* sum_D, float lr, float eps, float weight_decay) {
+ int grad_type, int64_t width, float* sum_D, float lr, float eps, float weight_decay, const Dither* dither) {
     using namespace headrace::HEADRACE_LEVEL;
     const Rates rates = {lr, eps, weight_decay};
-    if (weight_type == 0 && grad_type == 0)
-        update_groups((float*)weight_VD, state_V, order, num, (const float*)grad_ND, width, sum_D, rates);
-    else if (weight_type == 0)
-        update_groups((float*)weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates);
-    else if (grad_type == 0)
-        update_groups((bf16*)weight_VD, state_V, order, num, (const float*)grad_ND, width, sum_D, rates);
-    else update_groups((bf16*)weight_VD, state_V, order, num, (const bf16*)grad_ND, width, sum_D, rates);
+    const auto update = [&](auto* weights, auto rounding) {
+        update_typed(weights, state_V, order, num, grad_ND, grad_type, width, sum_D, rates, rounding);
+    };
+    if (weight_type == 0) update((float*)weight_VD, Nearest{});
+    else if (weight_type == 1 && !dither) update((bf16*)weight_VD, Nearest{});
+    else if (weight_type == 1) update((bf16*)weight_VD, Stochastic{*dither});
+    else if (!dither) update((f16*)weight_VD, Nearest{});
+    else update((f16*)weight_VD, Stochastic{*dither});
     return 0;
 }

@@ -8,15 +8,16 @@
 #include <omp.h>
 #include <string.h>
 
+#include "half.h"
 #include "tiles.h"
 
 // The argument, as the caller lays it out (kernels/heads/cpp.py).
 struct HeadsCall {
     int64_t num_outputs, model, width, num_rows, num_kinds, num_priors, num_targets, num_queries, logit_stride,
-        num_threads;
+        table_type, num_threads;
     const float* y_SM;
     const int64_t *output_R, *output_Q;  // rows of y; -1 in output_Q: the learnt start
-    const float* table_VD;
+    const void* table_VD;
     const uint8_t* valid_V;   // which rows compete; a target always does
     const int64_t* target_Q;  // 0: not learned
     const float *prior_RPK, *learned_RK;
@@ -189,7 +190,8 @@ inline void score_panel(const HeadsCall& c, const Retrieval& t, int64_t first) {
         const int64_t row = first + v;
         const bool is_row = row < c.num_rows;
         if (is_row) {
-            widen(c.table_VD + row * c.width, c.width, unit + v * t.item);
+            with_rows(c.table_VD, c.table_type,
+                      [&](auto* table_VD) { widen(table_VD + row * c.width, c.width, unit + v * t.item); });
             t.length[row] = unit_direction(unit + v * t.item, t.direction, t.item, (float)c.unit_eps);
         } else {
             memset(unit + v * t.item, 0, t.item * sizeof(float));

@@ -12,8 +12,9 @@ struct CandidatesCall {
 };
 
 struct RowLogitsCall {
-    const float *query_AD, *table_VD;
-    int64_t num_queries, width, unit_width;
+    const float* query_AD;
+    const void* table_VD;
+    int64_t num_queries, width, unit_width, table_type;
     const int32_t* row;
     const int64_t* begin_A1;
     float* logit;
@@ -133,14 +134,14 @@ inline bool list_candidates(const CandidatesCall& call) {
     return l.has_room;
 }
 
-inline void row_logits(const RowLogitsCall& c) {
+template <class T>
+inline void row_logits(const RowLogitsCall& c, const T* table_VD) {
     for (int64_t a = 0; a < c.num_queries; ++a) {
         const float* query = c.query_AD + a * c.width;
         const int64_t end = c.begin_A1[a + 1];
         for (int64_t i = c.begin_A1[a]; i < end; ++i) {
-            const float* ahead = c.table_VD + c.row[min64(i + AHEAD_ROWS, end - 1)] * c.width;
-            for (int64_t d = 0; d < c.width; d += 16) __builtin_prefetch(ahead + d);
-            logits_of_row<1>(c.table_VD + c.row[i] * c.width, query, c.width, c.unit_width, c.logit + i);
+            prefetch(table_VD + c.row[min64(i + AHEAD_ROWS, end - 1)] * c.width, c.width);
+            logits_of_row<1>(table_VD + c.row[i] * c.width, query, c.width, c.unit_width, c.logit + i);
         }
     }
 }
@@ -152,6 +153,7 @@ HEADRACE_LEVEL_API(memory_candidates)(const CandidatesCall* call) {
     return !headrace::HEADRACE_LEVEL::list_candidates(*call);
 }
 HEADRACE_LEVEL_API(memory_row_logits)(const RowLogitsCall* call) {
-    headrace::HEADRACE_LEVEL::row_logits(*call);
+    using namespace headrace::HEADRACE_LEVEL;
+    with_rows(call->table_VD, call->table_type, [&](auto* table_VD) { row_logits(*call, table_VD); });
     return 0;
 }

@@ -11,17 +11,20 @@
 // The argument, laid out as in kernels/memory/cpp.py.
 struct SampledCall {
     MemoryCall memory;
-    const float *query_AD, *table_VD;  // a query for each event to predict; the table's rows, not normalised
-    int64_t width, unit_width;         // D; columns of a row that are scaled to unit length
-    // Where the table is elsewhere, instead of the four above: the logits of each predicted event's candidates.
+    const float* query_AD;  // a query for each event to predict
+    const void* table_VD;   // the table's rows, not normalised
+    // D; columns of a row that are scaled to unit length; type (half.h)
+    int64_t width, unit_width, table_type;
+    // Where the table is elsewhere, instead of these five: the logits of each predicted event's candidates.
     const int32_t* given_row;
     const int64_t* given_begin_A1;
     const float* given_logit;
 };
 
 struct LogitsCall {
-    const float *query_AD, *table_VD;
-    int64_t num_queries, num_rows, width, unit_width, stride;
+    const float* query_AD;
+    const void* table_VD;
+    int64_t num_queries, num_rows, width, unit_width, stride, table_type;
     float* logit_AV;
 };
 
@@ -135,13 +138,12 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
         for (int64_t i = 0; i < c.num; ++i) c.logit[i] = c.given[c.row[i]];
         return;
     }
-    for (int64_t i = 0; i < c.num; ++i) {
-        if (i + AHEAD_ROWS < c.num) {
-            const float* ahead = call.table_VD + c.row[i + AHEAD_ROWS] * call.width;
-            for (int64_t d = 0; d < call.width; d += 16) __builtin_prefetch(ahead + d);
+    with_rows(call.table_VD, call.table_type, [&](auto* table_VD) {
+        for (int64_t i = 0; i < c.num; ++i) {
+            if (i + AHEAD_ROWS < c.num) prefetch(table_VD + c.row[i + AHEAD_ROWS] * call.width, call.width);
+            logits_of_row<1>(table_VD + c.row[i] * call.width, query, call.width, call.unit_width, c.logit + i);
         }
-        logits_of_row<1>(call.table_VD + c.row[i] * call.width, query, call.width, call.unit_width, c.logit + i);
-    }
+    });
 }
 
 // Scores the candidates; returns the largest score, and in `best_certain` the largest of the certain ones.
@@ -263,12 +265,13 @@ inline bool learn_all_sampled(const SampledCall& call) {
 }
 
 // The logits of all rows, for up to four queries in each pass over the table.
-inline void all_logits(const LogitsCall& c) {
+template <class T>
+inline void all_logits(const LogitsCall& c, const T* table_VD) {
     for (int64_t first = 0; first < c.num_queries; first += 4) {
         const int64_t num = min64(4, c.num_queries - first);
         const float* query = c.query_AD + first * c.width;
         for (int64_t i = 0; i < c.num_rows; ++i) {
-            const float* row = c.table_VD + i * c.width;
+            const T* row = table_VD + i * c.width;
             float logit[4];
             if (num == 4) logits_of_row<4>(row, query, c.width, c.unit_width, logit);
             else
@@ -286,6 +289,7 @@ HEADRACE_LEVEL_API(memory_sampled)(const SampledCall* call) {
     return !headrace::HEADRACE_LEVEL::learn_all_sampled(*call);
 }
 HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
-    headrace::HEADRACE_LEVEL::all_logits(*call);
+    using namespace headrace::HEADRACE_LEVEL;
+    with_rows(call->table_VD, call->table_type, [&](auto* table_VD) { all_logits(*call, table_VD); });
     return 0;
 }

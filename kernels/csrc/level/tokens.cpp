@@ -6,12 +6,13 @@
 #include <omp.h>
 #include <string.h>
 
+#include "half.h"
 #include "tiles.h"
 
 // The argument, as the caller lays it out (kernels/tokens/cpp.py).
 struct TokensCall {
-    int64_t num, width, model, kinds, num_threads;
-    const float* table_VD;
+    int64_t num, width, model, kinds, table_type, num_threads;
+    const void* table_VD;
     const int64_t* place_n;
     const float *kinds_nK, *value_n, *side_nM;                                     // the last two or null
     const float *item_weight, *action_M, *kind_KM, *action_item_weight, *value_M;  // the last or null
@@ -51,7 +52,9 @@ struct Widths {
 };
 
 inline void gather_rows(const TokensCall& c, int64_t first, int64_t count, int64_t stride, float* to) {
-    for (int64_t r = 0; r < count; ++r) widen(c.table_VD + c.place_n[first + r] * c.width, c.width, to + r * stride);
+    with_rows(c.table_VD, c.table_type, [&](auto* table_VD) {
+        for (int64_t r = 0; r < count; ++r) widen(table_VD + c.place_n[first + r] * c.width, c.width, to + r * stride);
+    });
 }
 
 inline int tokens_forward(const TokensCall& c) {

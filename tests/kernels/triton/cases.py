@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import (
+    Dither,
     LayerParams,
     TimeBuckets,
     delta_attention,
@@ -314,6 +315,23 @@ def check_adagrad(
     rowwise_adagrad_(*exact, lr=0.1, weight_decay=weight_decay, backend="reference")
     assert error(there[0], exact[0]) < (1e-6 if dtype == torch.float32 else 4e-3)
     assert error(there[1], exact[1]) < 1e-5
+
+
+def check_dithered_adagrad(device: str, dtype: torch.dtype, *, table: int = 50, width: int = 12) -> None:
+    """Rows that move from zero by exactly the learning rate, rounded as the reference does, at any size."""
+    rows = torch.randperm(table, generator=torch.Generator().manual_seed(1))[: table // 2]
+    grad = torch.where(normal(torch.Generator().manual_seed(2), table // 2, width) > 0, 1.0, -1.0)
+    for number, size in enumerate((2.1e-10, 5e-8, 7e-5, 0.0123, 1.7, 65_510.0, 1e6)):
+        lr, found = float(torch.tensor(size)), []
+        for where, backend in ((device, "triton"), ("cpu", "reference")):
+            weight, state = torch.zeros(table, width, dtype=dtype, device=where), torch.zeros(table, device=where)
+            dither = Dither.of((1, number), 3, 2)
+            rowwise_adagrad_(
+                weight, state, rows.to(where), grad.to(where), lr=lr, eps=1e-30, distinct=True, dither=dither,
+                backend=backend,
+            )  # fmt: skip
+            found.append(weight.cpu().view(torch.int16))
+        assert torch.equal(*found), size
 
 
 def check_distinct_adagrad(device: str, *, table: int = 50, width: int = 12) -> None:

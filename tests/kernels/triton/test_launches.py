@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch on Linux")
 
 from kernels import (
+    Dither,
     TimeBuckets,
     delta_attention,
     full_softmax,
@@ -178,6 +179,16 @@ def test_adagrad_compiles_at_every_width_of_a_table(dtype: torch.dtype, widths: 
             table, grad = torch.zeros(50, width, dtype=dtype), torch.zeros(500, width, dtype=dtype)
             rowwise_adagrad_(table, torch.zeros(50), rows, grad, lr=0.1, backend="triton")
     assert len(seen["adagrad_kernel"]) == len(widths)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_adagrad_that_rounds_stochastically_compiles_once_whatever_the_step(dtype: torch.dtype) -> None:
+    rows, grad = torch.zeros(500, dtype=torch.int64), torch.zeros(500, 64)
+    with compiling_launches(90) as seen:
+        for step in range(20):
+            table, dither = torch.zeros(50, 64, dtype=dtype), Dither.of((1, 2, step), 1 + step % 3, step % 3)
+            rowwise_adagrad_(table, torch.zeros(50), rows, grad, lr=0.1, dither=dither, backend="triton")
+    assert len(seen["adagrad_kernel"]) == 1
 
 
 def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:

@@ -208,6 +208,11 @@ def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> 
     cases.check_adagrad(CPU, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adagrad_rounds_stochastically_as_the_reference_does(dtype: torch.dtype) -> None:
+    cases.check_dithered_adagrad(CPU, dtype)
+
+
 def test_adagrad_on_distinct_rows_needs_no_sort() -> None:
     cases.check_distinct_adagrad(CPU)
 
