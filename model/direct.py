@@ -41,6 +41,8 @@ class DirectInputs:
     """Outputs (S, M) → the heads' inputs."""
     rank_factor: float = 1.0
     """The weight of the ranking loss in the gradients."""
+    when_predicted: Callable[[HeadOutputs], None] | None = None
+    """Called with predictions and losses, before the layers' gradients are computed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +85,8 @@ class DirectPass:
         if inputs.rank_factor != 1.0:
             rules = replace(rules, rank_share=rules.rank_share * inputs.rank_factor)
         found = heads(inputs.head(y_SM), self._heads, rules, self._head_gradients if torch.is_grad_enabled() else None)
+        if inputs.when_predicted is not None:
+            inputs.when_predicted(found)
         if found.d_y_SM is None or found.d_table_VD is None:
             return DirectOutputs(found, None)
         d_TM = back(found.d_y_SM)

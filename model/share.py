@@ -40,6 +40,16 @@ class Share:
 WHOLE = Share()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Listed:
+    """Rows for each of some queries, by owner: where they are in the whole list, their places, and where each query's
+    begin."""
+
+    at: list[Int64]
+    place: list[Int32]
+    begin_B1: list[Int64]
+
+
 class Owners(Protocol):
     """All of a divided table, wherever its rows are; this process's own included."""
 
@@ -49,8 +59,13 @@ class Owners(Protocol):
     def logits(self, query_AD: Float32, unit_width: int) -> Float32:
         """(A, V): `kernels.memory.memory_logits` of all rows."""
 
-    def logits_of(self, query_AD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
-        """(n,): `kernels.memory.memory_logits_of` some rows."""
+    def listed(self, row: Int32, begin_B1: Int64) -> Listed:
+        """Some rows for each of B queries, by owner; as for `kernels.memory.memory_logits_of`."""
+
+    def both_logits(
+        self, all_of_AD: Float32, some_of_BD: Float32, listed: Listed, unit_width: int
+    ) -> tuple[Float32, Float32]:
+        """(A, V): `logits`, and (n,): `kernels.memory.memory_logits_of` the listed rows, asked for together."""
 
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""

@@ -47,10 +47,14 @@ class ChoiceRanking:
         """Whether there is one of which only `end` is left."""
         return self._ranking is not None and not self._ranking.num_left
 
-    def begin(self, event: MemoryEvents, query_D: NDArray[np.float32]) -> None:
-        """Predict the only choice of ``event``, of a row that the memory has met."""
+    def begin(
+        self, event: MemoryEvents, query_D: NDArray[np.float32], logit_V: NDArray[np.float32] | None = None
+    ) -> None:
+        """Predict the only choice of ``event``, of a row that the memory has met. ``logit_V``: its logits of all rows;
+        if there are none, and others hold rows, they are asked for."""
         memory, query_D, owners = self._memory, query_D.copy(), self._items.owners
-        logit_V = None if owners is None else owners.logits(query_D[None], self._unit_width)[0]
+        if owners is not None:
+            logit_V = owners.logits(query_D[None], self._unit_width)[0] if logit_V is None else logit_V.copy()
         table_VD = self._items.store.array if owners is None else None
         self._ranking = memory_rank_begin(
             memory.arrays, memory.num_rows, event, query_D, table_VD, self._unit_width, memory.rules,

@@ -111,7 +111,7 @@ class TrainerConfig:
     "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
     launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
-    with autograd between them. ``shards``: into how many parts of about equal size a step is cut, whose gradients are
+    with autograd between them. ``shards``: into how many parts of users a step is cut, whose gradients are
     added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
     ``rank_timeout_s``: how long a rank waits for another. ``whole_table_bytes``: up to this size each rank has the
     whole item table, beyond it the ranks divide all tables (`trainer.sharding`). ``memory_group``: from 2 on, the

@@ -5,13 +5,15 @@ For steps whose loss is over the whole catalogue and whose logits fit into memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail
-from kernels.heads import HeadInputs
+from kernels.heads import HeadInputs, HeadOutputs
 from model.direct import DirectInputs, DirectPass
 from model.hstu import HSTU
 from model.tokens import token_times
@@ -49,10 +51,11 @@ class DirectStep:
         prior_RPK: NDArray[np.float32],
         seed: int,
         rank_factor: float = 1.0,
+        when_predicted: Callable[[HeadOutputs], None] | None = None,
     ) -> Forward:
         """Predictions and losses; ranking's gradients are multiplied by ``rank_factor``. If gradients are enabled, they
         are all computed too: those of the weights are written where the optimiser reads them, the others into
-        ``leaves``, of which the first is the whole item table."""
+        ``leaves``, of which the first is the whole item table. ``when_predicted``: see `DirectInputs`."""
         items, rows_V = leaves[0].table, leaves[0].rows_U
         wanted = np.flatnonzero(batch.is_wanted_R)
         answers = (
@@ -70,6 +73,7 @@ class DirectStep:
             torch.from_numpy(batch.value_n), side_nM, torch.from_numpy(2 * batch.starts_B1),
             torch.from_numpy(query_time_T), torch.from_numpy(key_time_T), tail, seed,
             lambda y_SM: HeadInputs(y_SM, output_R, output_Q, leaves[0].values_UD, *answers), rank_factor,
+            when_predicted,
         )  # fmt: skip
         out = self._pass(inputs)
         leaves[0].direct_UD = out.heads.d_table_VD

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.memory import memory_logits, memory_logits_of
 from model.distinct import distinct
 from model.embedding import EmbeddingTable
-from model.share import Float32, Int32, Int64, Share
+from model.share import Float32, Int32, Int64, Listed, Share
 from trainer.shards import added
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Exchange:
             leaf_UD.requires_grad_()
         return found
 
-    def summed(self, gradients: dict[str, Tensor]) -> dict[str, tuple[Int64, Tensor]]:
+    def summed(self, gradients: dict[str, Tensor], givers: Sequence[int]) -> dict[str, tuple[Int64, Tensor]]:
         """The rows that this rank owns and any rank reads: by table their places, ascending, and (M, D) the sum of the
-        ranks' gradients. ``gradients``: (U, D) of what this rank reads."""
+        gradients of the ranks ``givers``; others read no rows. ``gradients``: (U, D) of what this rank reads."""
         parts = self._swapped(gradients, self._from, self._wanted)
         found = dict[str, tuple[Int64, Tensor]]()
         for name, wanted in self._wanted.items():
@@ -60,7 +60,7 @@ class Exchange:
             all_NMD = torch.zeros((len(wanted), len(places), gradients[name].shape[1]))
             for one_MD, mine, part in zip(all_NMD, wanted, parts[name], strict=True):
                 one_MD[torch.from_numpy(np.searchsorted(places, mine))] = part
-            found[name] = places, added(all_NMD)
+            found[name] = places, added(all_NMD, givers)
         return found
 
     def _swapped(
@@ -102,9 +102,9 @@ def answer(tables: Tables, query: Query) -> Any:
     if query.what == "logits":
         query_AD, num, unit_width = query.given
         return memory_logits(query_AD, weight_VD, num, unit_width)
-    if query.what == "logits_of":
-        query_AD, place, begin_A1, unit_width = query.given
-        return memory_logits_of(query_AD, weight_VD, place, begin_A1, unit_width)
+    if query.what == "both_logits":
+        all_of, some_of = query.given
+        return memory_logits(all_of[0], weight_VD, *all_of[1:]), memory_logits_of(some_of[0], weight_VD, *some_of[1:])
     return store.is_finite(*query.given)
 
 
@@ -130,25 +130,36 @@ class DividedRows:
 
     def logits(self, query_AD: Float32, unit_width: int) -> Float32:
         """See `Owners`."""
-        size, num_rows = self._ranks.size, self._tables[self._name].num_rows
-        logit_AV = np.empty((len(query_AD), num_rows), np.float32)
-        given = [(query_AD, len(range(rank, num_rows, size)), unit_width) for rank in range(size)]
-        for rank, part in enumerate(self._asked("logits", given)):
-            logit_AV[:, rank::size] = part
-        return logit_AV
+        return self._joined(query_AD, self._asked("logits", self._of_all(query_AD, unit_width)))
 
-    def logits_of(self, query_AD: Float32, row: Int32, begin_A1: Int64, unit_width: int) -> Float32:
+    def listed(self, row: Int32, begin_B1: Int64) -> Listed:
         """See `Owners`."""
-        size, event = self._ranks.size, np.repeat(np.arange(len(query_AD)), np.diff(begin_A1))
+        size, query = self._ranks.size, np.repeat(np.arange(len(begin_B1) - 1), np.diff(begin_B1))
         at = [np.flatnonzero(row % size == rank) for rank in range(size)]
-        given = [
-            (query_AD, row[each] // size, np.searchsorted(event[each], np.arange(len(query_AD) + 1)), unit_width)
-            for each in at
-        ]
-        logit = np.empty(len(row), np.float32)
-        for where, part in zip(at, self._asked("logits_of", given), strict=True):
-            logit[where] = part
-        return logit
+        begins = [np.searchsorted(query[each], np.arange(len(begin_B1))) for each in at]
+        return Listed(at, [row[each] // size for each in at], begins)
+
+    def both_logits(
+        self, all_of_AD: Float32, some_of_BD: Float32, listed: Listed, unit_width: int
+    ) -> tuple[Float32, Float32]:
+        """See `Owners`."""
+        each = zip(self._of_all(all_of_AD, unit_width), listed.place, listed.begin_B1, strict=True)
+        given = [(all_of, (some_of_BD, place, begin_B1, unit_width)) for all_of, place, begin_B1 in each]
+        found, logit = self._asked("both_logits", given), np.empty(sum(map(len, listed.at)), np.float32)
+        for at, (_, part) in zip(listed.at, found, strict=True):
+            logit[at] = part
+        return self._joined(all_of_AD, [part for part, _ in found]), logit
+
+    def _of_all(self, query_AD: Float32, unit_width: int) -> list[tuple[Float32, int, int]]:
+        """What each owner is asked for the logits of all of its rows."""
+        size, num_rows = self._ranks.size, self._tables[self._name].num_rows
+        return [(query_AD, len(range(rank, num_rows, size)), unit_width) for rank in range(size)]
+
+    def _joined(self, query_AD: Float32, parts: Sequence[Float32]) -> Float32:
+        logit_AV = np.empty((len(query_AD), self._tables[self._name].num_rows), np.float32)
+        for rank, part in enumerate(parts):
+            logit_AV[:, rank :: self._ranks.size] = part
+        return logit_AV
 
     def is_finite(self) -> bool:
         """See `Owners`."""

@@ -23,6 +23,7 @@ from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
+from model.share import Listed, Owners
 from trainer.batch import JaggedBatch
 from trainer.choice_ranking import ChoiceRanking
 from trainer.choice_weights import EQUAL, ChoiceWeights
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
 
 Int64 = NDArray[np.int64]
+Given = tuple[NDArray[np.int32], Int64, NDArray[np.float32]]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE = 1 << 11
@@ -47,12 +49,30 @@ MOST_PREDICTED_ROWS = 1 << 16
 class Part:
     """Some consecutive events, and the network's part for the choices to predict: logits over all rows (``logit_AV``),
     or the queries (``query_AD``) if the choices are learned from a sample of the rows; the first of these may also be
-    ranked among all rows (``ranks_first``)."""
+    ranked among all rows (``ranks_first``).
+
+    Where the table is divided, the owners' logits stand with the queries: those of the rows that may be in samples, by
+    choice (``given``: `kernels.memory.memory_learn_given`), and those of all rows for the first choice (``logit_V``).
+    """
 
     events: MemoryEvents
     logit_AV: NDArray[np.float32] | None
     query_AD: NDArray[np.float32] | None = None
     ranks_first: bool = False
+    given: Given | None = None
+    logit_V: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Foreseen:
+    """What is known of a batch's events before their predictions, if others hold rows: which rows may be in the samples
+    of the choices (`kernels.memory.memory_candidates`), by owner too."""
+
+    batch: JaggedBatch
+    events: MemoryEvents
+    row: NDArray[np.int32]
+    begin_A1: Int64
+    listed: Listed
 
 
 class MemoryPass:
@@ -82,6 +102,7 @@ class MemoryPass:
         self._place: int | None = None
         """Where the choice that is being ranked stands among the events of the batch at hand; None: in none."""
         self._earlier: Ranks | None = None
+        self._foreseen: Foreseen | None = None
 
     @torch.no_grad()
     def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
@@ -91,18 +112,14 @@ class MemoryPass:
         of the choices is compared with all rows.
         """
         num_rows, told = self._items.num_rows, _told(batch)
-        events = self._events(batch, told, seen_rows_n)
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
         samples = samples and num_rows > self.exact_rows
         is_ranked_R = self._are_ranked(num_before + np.arange(len(told)), num_rows, samples=samples)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         if samples:
-            is_ranked_R &= events.chosen_R == 1
-            for part in _parts(is_ranked_R):
-                asked = query_R[part][events.chosen_R[part] == 1]
-                query_AD = forward.query_SD[torch.from_numpy(asked)].numpy()
-                yield Part(events[part], None, query_AD, ranks_first=bool(is_ranked_R[part.start]))
+            yield from self._ask_samples(batch, forward.query_SD.numpy()[query_R], seen_rows_n, is_ranked_R)
             return
+        events = self._events(batch, told, seen_rows_n)
         events.chosen_R[~is_ranked_R] *= 2
         logits, device = self._there(forward, num_rows), forward.query_SD.device
         size = max(1, self._most_logits // num_rows)
@@ -110,6 +127,59 @@ class MemoryPass:
             part = slice(start, start + size)
             asked = query_R[part][events.chosen_R[part] == 1]
             yield Part(events[part], logits(to_device(asked, device)).cpu().numpy())
+
+    def _ask_samples(
+        self, batch: JaggedBatch, query_RD: NDArray[np.float32], seen_rows_n: Int64, is_ranked_R: NDArray[np.bool_]
+    ) -> Iterator[Part]:
+        """The parts if choices are learned from a sample of the rows."""
+        known = self._known(batch, seen_rows_n)
+        events = self._events(batch, _told(batch), seen_rows_n) if known is None else known.events
+        is_asked_R = events.chosen_R == 1
+        is_ranked_R, query_AD = is_ranked_R & is_asked_R, query_RD[is_asked_R]
+        given_of = None if known is None else self._from_owners(known, query_AD, is_ranked_R[is_asked_R])
+        for part in _parts(is_ranked_R):
+            ranks_first = bool(is_ranked_R[part.start])
+            first, last = (int(np.count_nonzero(is_asked_R[:end])) for end in (part.start, part.stop))
+            given, logit_V = (None, None) if given_of is None else given_of(first, last)
+            yield Part(events[part], None, query_AD[first:last], ranks_first, given, logit_V if ranks_first else None)
+
+    def foresee(self, batch: JaggedBatch, seen_rows_n: Int64) -> None:
+        """Where others hold rows: do what `ask` does before it reads the predictions, while others compute these."""
+        if self._items.owners is not None:
+            self._foreseen = self._listed(self._items.owners, batch, seen_rows_n)
+
+    def _known(self, batch: JaggedBatch, seen_rows_n: Int64) -> Foreseen | None:
+        known, self._foreseen = self._foreseen, None
+        if (owners := self._items.owners) is None or (known is not None and known.batch is batch):
+            return known
+        return self._listed(owners, batch, seen_rows_n)
+
+    def _listed(self, owners: Owners, batch: JaggedBatch, seen_rows_n: Int64) -> Foreseen:
+        """The rows that may be in any sample, whichever neighbours earlier events of the batch add."""
+        events = self._events(batch, _told(batch), seen_rows_n)
+        row, begin_A1 = self._memory.candidates(events)
+        return Foreseen(batch, events, row, begin_A1, owners.listed(row, begin_A1))
+
+    def _from_owners(
+        self, known: Foreseen, query_AD: NDArray[np.float32], is_ranked_A: NDArray[np.bool_]
+    ) -> Callable[[int, int], tuple[Given, NDArray[np.float32] | None]]:
+        """Asks the owners in one message for all logits: those of the rows that may be in samples, and those of all
+        rows for the choices that are ranked, unless they are too many.
+
+        Returns a function that gives those of choices ``first`` … ``last`` - 1, and of all rows for the first of them.
+        """
+        owners, begin_A1 = self._items.owners, known.begin_A1
+        assert owners is not None
+        fits = np.count_nonzero(is_ranked_A) * self._items.num_rows <= self._most_logits
+        logit_BV, logit = owners.both_logits(query_AD[is_ranked_A & fits], query_AD, known.listed, self._unit_width)
+
+        def of(first: int, last: int) -> tuple[Given, NDArray[np.float32] | None]:
+            start, stop = begin_A1[[first, last]]
+            given = known.row[start:stop], begin_A1[first : last + 1] - start, logit[start:stop]
+            is_here = fits and first < last and is_ranked_A[first]
+            return given, logit_BV[np.count_nonzero(is_ranked_A[:first])] if is_here else None
+
+        return of
 
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""
@@ -201,7 +271,7 @@ class MemoryPass:
         assert part.query_AD is not None
         target = int(part.events.target_R[0])
         if target and self._memory.arrays.first[target] >= 0:
-            self.ranking.begin(part.events[:1], part.query_AD[0])
+            self.ranking.begin(part.events[:1], part.query_AD[0], part.logit_V)
         else:
             ranks_at[self._place] = Ranks(0, 0, 0, math.nan)
 
@@ -212,11 +282,9 @@ class MemoryPass:
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
     def _learn_sampled(self, part: Part) -> MemoryOutcome:
+        if part.given is not None:
+            return self._memory.learn_given(part.events, *part.given)
         assert part.query_AD is not None
-        if (owners := self._items.owners) is not None:
-            row, begin_A1 = self._memory.candidates(part.events)
-            logit = owners.logits_of(part.query_AD, row, begin_A1, self._unit_width)
-            return self._memory.learn_given(part.events, row, begin_A1, logit)
         return self._memory.learn_sampled(part.events, part.query_AD, self._items.store.array, self._unit_width)
 
 

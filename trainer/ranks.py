@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -43,6 +43,7 @@ class Ranks:
         self.rank, self.size, self._timeout_s = rank, size, timeout_s
         self.num_bytes = {"messages": 0, "sums": 0, "rows": 0}
         self._sent = list[tuple[dist.Work, Tensor]]()
+        self._sum: Callable[[], Tensor] | None = None
 
     @property
     def others(self) -> range:
@@ -50,7 +51,12 @@ class Ranks:
         return range(1, self.size)
 
     def give(self, messages: Sequence[Any]) -> None:
-        """Rank 0: send each other rank its message; returns before they have it."""
+        """Rank 0: send each other rank its message; returns before they have it.
+
+        A sum that nobody has waited for ends first, since the others read no message before.
+        """
+        if self._sum is not None:
+            self.summed()
         with self._told("gave the others something to do"):
             self._flush()
             for rank, message in zip(self.others, messages, strict=True):
@@ -72,23 +78,44 @@ class Ranks:
         with self._told("waited for the others' answers"):
             return [self._receive(rank, timedelta(seconds=self._timeout_s)) for rank in self.others]
 
-    def summed(self, flat: Tensor) -> Tensor:
-        """The sum of all ranks' vectors, whose length is a multiple of `size`; the same bits everywhere."""
+    def start_sum(self, flat: Tensor, givers: Sequence[int]) -> None:
+        """Begin to add up the vectors of the ranks ``givers``, whose length is a multiple of `size`. The others' are
+        overwritten, and only their length counts."""
         with self._told("added up gradients"):
-            whole = self._exchanged(flat) if self.size == 2 else self._by_slices(flat)
-        self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
-        return whole
+            if len(givers) == 1:
+                self._sum = self._from_one(flat, givers[0])
+            else:
+                self._sum = self._exchanged(flat) if self.size == 2 else self._by_slices(flat, givers)
 
-    def _exchanged(self, flat: Tensor) -> Tensor:
+    def summed(self) -> Tensor:
+        """The sum that was begun last, once it is there; the same bits everywhere."""
+        assert self._sum is not None, "a sum was begun"
+        wait, self._sum = self._sum, None
+        with self._told("added up gradients"):
+            return wait()
+
+    def _from_one(self, flat: Tensor, giver: int) -> Callable[[], Tensor]:
+        self.num_bytes["sums"] += flat.nbytes * (self.size - 1) if giver == self.rank else 0
+        work = dist.broadcast(flat, giver, async_op=True)
+        return lambda: _waited(work, flat)
+
+    def _exchanged(self, flat: Tensor) -> Callable[[], Tensor]:
+        self.num_bytes["sums"] += flat.nbytes
         both = flat.new_empty(self.size * len(flat))
-        dist.all_gather_into_tensor(both, flat)
-        return added(both.view(self.size, -1))
+        work = dist.all_gather_into_tensor(both, flat, async_op=True)
+        return lambda: added(_waited(work, both).view(self.size, -1), range(self.size))
 
-    def _by_slices(self, flat: Tensor) -> Tensor:
+    def _by_slices(self, flat: Tensor, givers: Sequence[int]) -> Callable[[], Tensor]:
+        self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
         theirs, whole = torch.empty_like(flat), torch.empty_like(flat)
-        dist.all_to_all_single(theirs, flat)
-        dist.all_gather_into_tensor(whole, added(theirs.view(self.size, -1)).contiguous())
-        return whole
+        work = dist.all_to_all_single(theirs, flat, async_op=True)
+
+        def wait() -> Tensor:
+            mine = added(_waited(work, theirs).view(self.size, -1), givers)
+            dist.all_gather_into_tensor(whole, mine.contiguous())
+            return whole
+
+        return wait
 
     def swapped(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         """Send each rank its vector; returns what each has sent, of these lengths."""
@@ -189,6 +216,12 @@ def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
             "reached, and on machines with several networks that GLOO_SOCKET_IFNAME names the right one"
         ) from error
     return Ranks(rank, size, timeout_s)
+
+
+def _waited(work: dist.Work | None, result: Tensor) -> Tensor:
+    assert work is not None
+    work.wait()
+    return result
 
 
 def _life() -> str:

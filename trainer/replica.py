@@ -1,7 +1,8 @@
 """The ranks without a learner: each keeps a copy of the network, or its share of the rows, and computes shards.
 
 A replica knows no keys, users or topics. It gets its part of the network once, and with each step the rows that were
-added or removed since the last one. Of the summed gradients every rank applies those of what it has: at once where it
+added or removed since the last one. It answers with its predictions as soon as it has them, so that rank 0 counts them
+while the others compute gradients. Of the summed gradients every rank applies those of what it has: at once where it
 has everything, and when rank 0 says so where rows are divided, since rank 0 asks for them as they were before the step.
 A replica stores nothing: after a restart, rank 0 has the checkpoint.
 """
@@ -11,8 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,12 +71,14 @@ class Whole:
 class Work:
     """A rank's shards of a step, and how the tables' rows have changed since the last step.
 
-    ``wanted``: where rows are divided, by table, the places at this rank of the rows that each rank reads (`Exchange`).
+    ``givers``: the ranks whose shards have targets. ``wanted``: where rows are divided, by table, the places at this
+    rank of the rows that each rank reads (`Exchange`).
     """
 
     step: ShardedStep
     shards: list[Shard]
     renewed: Renewed
+    givers: list[int]
     wanted: dict[str, list[Int64]] | None = None
 
 
@@ -87,12 +89,12 @@ class Learn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """The results of a rank's work. ``digest``: of the dense weights before the step, which must be equal everywhere.
+    """A rank's predictions. ``digest``: of the dense weights before the step, which must be equal everywhere.
 
-    Results are arrays, since pickling a tensor takes half a millisecond.
+    They are arrays, since pickling a tensor takes half a millisecond.
     """
 
-    arrays: list[tuple[Float32, Float32, Float32 | None]]
+    arrays: list[tuple[Float32, Float32, Float32 | None, Float32]]
     digest: int
     problem: str = ""
 
@@ -104,6 +106,7 @@ class Done:
                 each.query_SD.cpu().numpy(),
                 each.logits_RK.cpu().numpy(),
                 None if each.logit_SV is None else each.logit_SV.cpu().numpy(),
+                each.loss_2.cpu().numpy(),
             )
             for each in outputs
         ]
@@ -115,8 +118,9 @@ class Done:
             ShardOutputs(
                 torch.from_numpy(query_SD).to(device), torch.from_numpy(logits_RK).to(device),
                 None if logit_SV is None else torch.from_numpy(logit_SV).to(device),
+                torch.from_numpy(loss_2).to(device),
             )
-            for query_SD, logits_RK, logit_SV in self.arrays
+            for query_SD, logits_RK, logit_SV, loss_2 in self.arrays
         ]  # fmt: skip
 
 
@@ -135,32 +139,54 @@ def digest_of(network: Network) -> int:
     return zlib.crc32(network.optimiser.flat.cpu().numpy().data)
 
 
-def run_shards(
-    network: Network, step: ShardedStep, shards: list[Shard], size: int, leaves: dict[str, Tensor] | None = None
-) -> tuple[SummedGradients, list[ShardOutputs], Exception | None]:
-    """A rank's passes, its gradients added up. If one fails, they are NaN: no rank waits for another, and the
-    step is set aside. ``leaves``: the rows of each table that the step reads, where they come from elsewhere."""
-    layout = SummedGradients(step, network.tables, len(network.optimiser.flat), size, network.device)
-    total, outputs = TreeSum(), list[ShardOutputs]()
-    try:
-        one = ShardPass(network, step, layout, leaves)
-        for shard in shards:
-            flat = layout.new()
-            outputs.append(one(shard, flat))
-            total.add(flat)
-    except FAILURES as error:
-        layout.flat = layout.new().fill_(float("nan"))
-        return layout, [], error
-    layout.flat = total.total
-    return layout, outputs, None
+class ShardRun:
+    """A rank's passes of a step. ``layout``: where its gradients will be, added up; NaN if a pass has failed, so that
+    no rank waits for another. ``leaves``: the rows of each table that the step reads, if they come from elsewhere."""
+
+    def __init__(
+        self, network: Network, step: ShardedStep, shards: list[Shard], size: int,
+        leaves: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.layout = SummedGradients(step, network.tables, len(network.optimiser.flat), size, network.device)
+        self.outputs = list[ShardOutputs]()
+        self.failure: Exception | None = None
+        self._network, self._step, self._shards, self._leaves = network, step, shards, leaves
+
+    def __call__(self, when_predicted: Callable[[], None] | None = None) -> None:
+        """Compute. ``when_predicted``: called once all outputs are there, or a pass has failed before."""
+        tell = when_predicted or (lambda: None)
+        try:
+            total = self._passes(tell)
+            self.layout.flat = self.layout.new() if total is None else total
+        except FAILURES as error:
+            is_told = len(self.outputs) == len(self._shards)
+            self.failure, self.layout.flat = error, self.layout.new().fill_(float("nan"))
+            if not is_told:
+                tell()
+
+    def _passes(self, tell: Callable[[], None]) -> Tensor | None:
+        one, total = ShardPass(self._network, self._step, self.layout, self._leaves), TreeSum()
+
+        def note(outputs: ShardOutputs) -> None:
+            self.outputs.append(outputs)
+            if len(self.outputs) == len(self._shards):
+                tell()
+
+        for shard in self._shards:
+            total.add(one(shard, note))
+        return total.total
 
 
-def sum_divided(ranks: Ranks, layout: SummedGradients, exchange: Exchange) -> dict[str, tuple[Int64, Tensor]]:
-    """Add up all ranks' gradients: those of the dense weights and the losses in ``layout``, and by table those of the
-    rows that this rank owns (`Exchange.summed`)."""
-    head = layout.head(layout.flat)
-    head.copy_(ranks.summed(F.pad(head, (0, -len(head) % ranks.size)))[: len(head)])
-    return exchange.summed(layout.rows(layout.flat))
+def sum_divided(
+    ranks: Ranks, layout: SummedGradients, exchange: Exchange, givers: list[int]
+) -> dict[str, tuple[Int64, Tensor]]:
+    """Add up all ranks' gradients: those of the dense weights in ``layout``, and by table those of the rows that this
+    rank owns (`Exchange.summed`)."""
+    dense = layout.dense(layout.flat)
+    ranks.start_sum(F.pad(dense, (0, -len(dense) % ranks.size)), givers)
+    rows = exchange.summed(layout.rows(layout.flat), givers)
+    dense.copy_(ranks.summed()[: len(dense)])
+    return rows
 
 
 class Replica:
@@ -169,11 +195,13 @@ class Replica:
     def __init__(self, ranks: Ranks, device: torch.device | str = "cpu") -> None:
         self._ranks, self._device = ranks, torch.device(device)
         self.network: Network | None = None
+        self._kept = list[Any]()
+        """A message that came when another one was expected."""
         self._due: Callable[[], None] | None = None
 
     def run(self) -> None:
         """Do what rank 0 says. Raises `RanksError` if it is lost."""
-        while (message := self._ranks.take()) is not None:
+        while (message := self._next()) is not None:
             match message:
                 case Whole():
                     self._become(message)
@@ -186,6 +214,9 @@ class Replica:
                     self._due()
                 case _:
                     self._adopt(message)
+
+    def _next(self) -> Any:
+        return self._kept.pop() if self._kept else self._ranks.take()
 
     @property
     def _tables(self) -> dict[str, EmbeddingTable]:
@@ -212,18 +243,34 @@ class Replica:
         self._adopt(work.renewed)
         network = self.network
         assert network is not None, "rank 0 sends the network first"
-        digest = digest_of(network)
+        digest, step, givers = digest_of(network), work.step, work.givers
         if work.wanted is None:
-            layout, outputs, failure = run_shards(network, work.step, work.shards, ranks.size)
-            ranks.answer(Done.of(outputs, digest, failure))
-            layout.flat = ranks.summed(layout.flat)
-            apply(network, work.step, layout)
+            run = ShardRun(network, step, work.shards, ranks.size)
+            run(lambda: ranks.answer(Done.of(run.outputs, digest, run.failure)))
+            ranks.start_sum(run.layout.flat, givers)
+            run.layout.flat = ranks.summed()
+            apply(network, step, run.layout)
             return
-        exchange = Exchange(ranks, network.tables, work.step.rows, work.wanted)
-        layout, outputs, failure = run_shards(network, work.step, work.shards, 1, exchange.leaves())
-        ranks.answer(Done.of(outputs, digest, failure))
-        rows = sum_divided(ranks, layout, exchange)
-        self._due = partial(apply_divided, network, work.step, layout, rows)
+        exchange = Exchange(ranks, network.tables, step.rows, work.wanted)
+        run = ShardRun(network, step, work.shards, 1, exchange.leaves())
+
+        def predicted() -> None:
+            ranks.answer(Done.of(run.outputs, digest, run.failure))
+            self._answer_query()
+
+        run(predicted)
+        self._due = lambda: apply_divided(network, step, run.layout, sum_divided(ranks, run.layout, exchange, givers))
+
+    def _answer_query(self) -> None:
+        """Rank 0 asks for logits before it counts; it should not wait for this rank's gradients."""
+        message = self._next()
+        while isinstance(message, dict):
+            self._adopt(message)
+            message = self._next()
+        if isinstance(message, Query):
+            self._ranks.answer(answer(self._tables, message))
+        else:
+            self._kept.append(message)
 
 
 def apply_divided(

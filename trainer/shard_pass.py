@@ -5,6 +5,7 @@ The same on every rank: in the one that has the learner, and in its replicas (`t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail
+from kernels.heads import HeadOutputs
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
@@ -27,6 +29,7 @@ from trainer.optim import AdamW, lr_scale
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients
 
 Int64 = NDArray[np.int64]
+Predicted = Callable[[ShardOutputs], None]
 SALTS = {ITEMS: 1, DOMAINS: 2, FEATURES: 3}
 """What tells the random numbers of one table from those of another, on every rank."""
 
@@ -80,20 +83,31 @@ class ShardPass:
         self._live_V = network.tables[ITEMS].live[: step.num_rows].copy()
         self._live_V[:1] = False
 
-    def __call__(self, shard: Shard, flat: Tensor) -> ShardOutputs:
-        """Predictions; losses and gradients are written to ``flat``."""
-        batch, direct, network = shard.batch, self._network.direct, self._network
+    def __call__(self, shard: Shard, when_predicted: Predicted) -> Tensor | None:
+        """The gradients as a vector; None if the shard has no targets. Predictions and losses are told before most of
+        the gradients are computed."""
+        batch, direct = shard.batch, self._network.direct
         if not batch.num_targets:
-            kinds, width = len(network.model.config.kinds), network.model.config.item_width
-            nothing = torch.zeros((0, width), device=network.device)
-            logit_SV = torch.zeros((0, self._step.num_rows)) if self._step.exact and direct is not None else None
-            return ShardOutputs(nothing, torch.zeros((0, kinds), device=network.device), logit_SV)
+            when_predicted(self._nothing())
+            return None
+        flat = self._layout.new()
         if self._step.exact and direct is not None and direct.fits(batch, self._step.num_rows):
-            return self._directly(direct, shard, flat)
-        with torch.enable_grad():
-            return self._by_autograd(shard, flat)
+            self._directly(direct, shard, flat, when_predicted)
+        else:
+            with torch.enable_grad():
+                self._by_autograd(shard, flat, when_predicted)
+        return flat
 
-    def _directly(self, direct: DirectStep, shard: Shard, flat: Tensor) -> ShardOutputs:
+    def _nothing(self) -> ShardOutputs:
+        step, network = self._step, self._network
+        kinds, width = len(network.model.config.kinds), network.model.config.item_width
+        query_SD, logits_RK, loss_2 = (
+            torch.zeros(shape, device=network.device) for shape in ((0, width), (0, kinds), (2,))
+        )
+        logit_SV = torch.zeros((0, step.num_rows)) if step.exact and network.direct is not None else None
+        return ShardOutputs(query_SD, logits_RK, logit_SV, loss_2)
+
+    def _directly(self, direct: DirectStep, shard: Shard, flat: Tensor, when_predicted: Predicted) -> None:
         """Without autograd. The means over the shard are weighted so that they add up over the step."""
         step, network, batch = self._step, self._network, shard.batch
         items = network.tables[ITEMS]
@@ -104,21 +118,23 @@ class ShardPass:
         retrieval = num_learned / max(1, step.num_learned)
         ranking = batch.num_targets / step.num_targets
         factor = retrieval if num_learned else 1.0
+
+        def tell(heads: HeadOutputs) -> None:
+            loss_2 = torch.tensor([heads.retrieval * retrieval, heads.ranking * ranking])
+            when_predicted(ShardOutputs(heads.query_QD, heads.logit_RK, heads.logit_QV, loss_2))
+
         with torch.enable_grad():
-            out = direct(
+            direct(
                 batch, tail_of(batch), leaves, side_nM, shard.row_n, shard.target_row_R, shard.prior_RPK, shard.seed,
-                rank_factor=ranking / factor,
+                rank_factor=ranking / factor, when_predicted=tell,
             )  # fmt: skip
-        assert out.ranking_loss is not None
         self._layout.dense(flat).copy_(network.optimiser.gradient).mul_(factor)
         rows = self._layout.rows(flat)
         for name, leaf in zip((ITEMS, *shard.side_nF), leaves, strict=True):
             if leaf.direct_UD is not None:
                 rows[name].copy_(leaf.direct_UD).mul_(factor)
-        self._note_losses(flat, float(out.retrieval_loss) * retrieval, float(out.ranking_loss) * ranking)
-        return ShardOutputs(out.query_SD, out.logits_RK, out.logit_SV)
 
-    def _by_autograd(self, shard: Shard, flat: Tensor) -> ShardOutputs:
+    def _by_autograd(self, shard: Shard, flat: Tensor, when_predicted: Predicted) -> None:
         step, network, batch = self._step, self._network, shard.batch
         model, config, device = network.model, network.config, network.device
         leaf_UD = self._leaf(ITEMS)
@@ -147,6 +163,8 @@ class ShardPass:
             ).sum()
             / step.num_targets
         )
+        loss_2 = torch.stack([retrieval.detach(), ranking.detach()])
+        when_predicted(ShardOutputs(query_SD.detach(), logits_RK.detach(), None, loss_2))
         network.optimiser.gradient.zero_()
         torch.autograd.backward(retrieval + config.rank_weight * ranking)
         self._layout.dense(flat).copy_(network.optimiser.gradient)
@@ -155,8 +173,6 @@ class ShardPass:
             if leaf.values_UD.grad is not None:
                 rows[name].copy_(leaf.values_UD.grad)
                 leaf.values_UD.grad = None
-        self._note_losses(flat, float(retrieval.detach()), float(ranking.detach()))
-        return ShardOutputs(query_SD.detach(), logits_RK.detach(), None)
 
     def _retrieval_loss(self, query_SD: Tensor, table_UD: Tensor, target_row_S: Int64) -> Tensor:
         step, backend, device = self._step, self._network.config.backend, query_SD.device
@@ -188,9 +204,6 @@ class ShardPass:
             leaves.append(leaf)
             parts.append(F.embedding(place_nF, leaf.values_UD).sum(dim=1))
         return sum(parts[1:], parts[0]) if parts else None
-
-    def _note_losses(self, flat: Tensor, retrieval: float, ranking: float) -> None:
-        self._layout.losses(flat).copy_(torch.tensor([retrieval, ranking]))
 
 
 def tail_of(batch: JaggedBatch) -> Tail:

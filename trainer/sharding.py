@@ -7,8 +7,9 @@ rows (`model.share`). The weights are the same to the bit either way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ from trainer.division import DividedRows, Exchange, wanted_of
 from trainer.errors import RanksError
 from trainer.evaluator import Forward, Leaf
 from trainer.frequency import FrequencyEstimator
-from trainer.replica import Done, Learn, Renewed, TableRows, Whole, Work, digest_of, rows_of, run_shards, sum_divided
+from trainer.replica import Done, Learn, Renewed, ShardRun, TableRows, Whole, Work, digest_of, rows_of, sum_divided
 from trainer.retrieval import RetrievalRows
 from trainer.shard_pass import Network
 from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients, cut, joined, tables_of
@@ -43,6 +44,8 @@ BLOCK_ROWS = 1 << 16
 class Sharding:
     """Steps of ``network`` in `TrainerConfig.shards` parts, of which each rank computes equally many.
 
+    Rank 0 has the first, which is smaller, and counts all predictions while the others compute gradients (`learn`).
+
     The other ranks get the network, or their shares of the rows, with the first step, and when that changes.
     ``divide_above``: up to this many items, tables are never divided.
     """
@@ -54,6 +57,9 @@ class Sharding:
         """None: the others have nothing yet."""
         self.num_row_bytes = 0
         """Of the distinct rows that the steps so far have read."""
+        self._sum: Callable[[], list[Leaf]] | None = None
+        self.meanwhile: Callable[[], None] | None = None
+        """What rank 0 may do while the others compute predictions."""
         if ranks is not None:
             for table in network.tables.values():
                 table.renewed = []
@@ -62,7 +68,7 @@ class Sharding:
         self, batch: JaggedBatch, number: int, now_ms: int, chosen: RetrievalRows, input_rows_n: Int64,
         target_row_R: Int64, prior_RPK: NDArray[np.float32],
     ) -> Forward:  # fmt: skip
-        """Predictions, losses and gradients of a step. New domains and features get their rows.
+        """Predictions and losses of a step, whose gradients `learn` adds. New domains and features get their rows.
 
         Raises `RanksError` if a rank is lost or has come to other weights, and what a pass raises.
         """
@@ -70,18 +76,23 @@ class Sharding:
         side_nF = self._side_rows(batch, number, now_ms)
         step = self._common(batch, number, chosen, target_row_R, side_nF)
         shards = cut(batch, number, network.config.shards, input_rows_n, target_row_R, prior_RPK, side_nF)
-        summed, leaves, outputs = self._compute(step, shards)
-        retrieval, ranking = summed.losses(summed.flat)
-        network.optimiser.gradient.copy_(summed.dense(summed.flat))
+        outputs = self._compute(step, shards)
+        retrieval, ranking = outputs.loss_2
         return Forward(
             outputs.query_SD, outputs.query_SD.new_zeros((0, 0)), False, outputs.logits_RK, target_row_R, retrieval,
-            leaves, ranking, outputs.logit_SV, has_gradients=True,
+            [], ranking, outputs.logit_SV, has_gradients=True,
         )  # fmt: skip
 
-    def learn(self) -> None:
-        """Have the others apply the step's gradients, unless they have done so already."""
-        if self._ranks is not None and self._is_divided:
-            self._ranks.give([Learn()] * len(self._ranks.others))
+    def learn(self, forward: Forward) -> None:
+        """Add up all shards' gradients: the dense weights' for the optimiser, those of rows that are here as leaves.
+
+        Raises ArithmeticError if they are not finite, since a pass has failed.
+        """
+        assert self._sum is not None, "the step was computed"
+        add_up, self._sum = self._sum, None
+        forward.leaves += add_up()
+        if not torch.isfinite(self._network.optimiser.gradient).all():
+            raise ArithmeticError("the gradients of a shard are not finite")
 
     def _side_rows(self, batch: JaggedBatch, number: int, now_ms: int) -> dict[str, Int64]:
         """(n, F) the rows of the tables that are summed into side inputs."""
@@ -108,67 +119,80 @@ class Sharding:
         num_rows = items.num_rows if chosen.exact else 0
         return ShardedStep(number, batch.num_targets, len(learned_row_S), num_rows, rows, drawn_S, log_draws_S)
 
-    def _compute(self, step: ShardedStep, shards: Sequence[Shard]) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
-        """All shards' gradients added up, those of the rows that are here, and all shards' outputs."""
+    def _compute(self, step: ShardedStep, shards: Sequence[Shard]) -> ShardOutputs:
+        """All shards' outputs; their gradients will be added up by `_sum`."""
         network, ranks = self._network, self._ranks
         if ranks is None:
-            summed, outputs, failure = run_shards(network, step, list(shards), 1)
-            return _unless(failure, summed, self._leaves_of(step, summed), outputs)
+            run = ShardRun(network, step, list(shards), 1)
+            run()
+            self._sum = partial(self._added_up, step, run.layout)
+            return _unless(run.failure, run.outputs)
         self.num_row_bytes += sum(4 * network.tables[name].width * len(step.rows_of(name)) for name in tables_of(step))
         each = len(shards) // ranks.size
         parts = [list(shards[rank * each : (rank + 1) * each]) for rank in range(ranks.size)]
+        givers = [rank for rank, part in enumerate(parts) if any(shard.batch.num_targets for shard in part)]
         self._share_out(ranks, divided=self._divides(step))
         if self._is_divided:
-            return self._compute_divided(ranks, step, parts)
-        ranks.give([Work(step, part, self._renewed(WHOLE)) for part in parts[1:]])
+            return self._compute_divided(ranks, step, parts, givers)
+        ranks.give([Work(step, part, self._renewed(WHOLE), givers) for part in parts[1:]])
         self._forget_renewed()
-        summed, outputs, failure = run_shards(network, step, parts[0], ranks.size)
-        found = ranks.answers()
-        summed.flat = ranks.summed(summed.flat)
-        outputs, failure = self._joined(step, outputs, failure, found, ranks)
-        return _unless(failure, summed, self._leaves_of(step, summed), outputs)
+        run = ShardRun(network, step, parts[0], ranks.size)
+        run()
+        ranks.start_sum(run.layout.flat, givers)
+        self._sum = partial(self._added_up, step, run.layout)
+        return self._joined(step, run, ranks.answers(), ranks)
 
     def _compute_divided(
-        self, ranks: Ranks, step: ShardedStep, parts: list[list[Shard]]
-    ) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
+        self, ranks: Ranks, step: ShardedStep, parts: list[list[Shard]], givers: list[int]
+    ) -> ShardOutputs:
         network, shares = self._network, self._shares(ranks)
-        reads = [rows_read(step, part) for part in parts]
+        reads = [rows_read(step, part if rank in givers else []) for rank, part in enumerate(parts)]
         wanted = [{name: wanted_of([each[name] for each in reads], share) for name in step.rows} for share in shares]
         for name, rows_U in step.rows.items():
             network.tables[name].touch(rows_U)
         ranks.give(
             [
-                Work(replace(step, rows=rows), part, self._renewed(share), each)
+                Work(replace(step, rows=rows), part, self._renewed(share), givers, each)
                 for rows, part, share, each in zip(reads[1:], parts[1:], shares[1:], wanted[1:], strict=True)
             ]
         )
         self._forget_renewed()
         exchange = Exchange(ranks, network.tables, reads[0], wanted[0])
-        mine = replace(step, rows=reads[0])
-        summed, outputs, failure = run_shards(network, mine, parts[0], 1, exchange.leaves())
-        found = ranks.answers()
-        rows = sum_divided(ranks, summed, exchange)
-        outputs, failure = self._joined(step, outputs, failure, found, ranks)
-        leaves = [
-            Leaf(network.tables[name], places * ranks.size, gradient_MD, direct_UD=gradient_MD)
-            for name, (places, gradient_MD) in rows.items()
-        ]
-        return _unless(failure, summed, leaves, outputs)
+        run = ShardRun(network, replace(step, rows=reads[0]), parts[0], 1, exchange.leaves())
+        run()
+        if self.meanwhile is not None:
+            self.meanwhile()
+        self._sum = partial(self._added_up_divided, ranks, run.layout, exchange, givers)
+        return self._joined(step, run, ranks.answers(), ranks)
 
-    def _leaves_of(self, step: ShardedStep, summed: SummedGradients) -> list[Leaf]:
+    def _added_up(self, step: ShardedStep, summed: SummedGradients) -> list[Leaf]:
+        """The gradients of all rows; the dense weights' are where the optimiser reads them."""
+        if self._ranks is not None:
+            summed.flat = self._ranks.summed()
+        self._network.optimiser.gradient.copy_(summed.dense(summed.flat))
         return [
             Leaf(self._network.tables[name], step.rows_of(name), gradient_UD, direct_UD=gradient_UD)
             for name, gradient_UD in summed.rows(summed.flat).items()
         ]
 
-    def _joined(
-        self, step: ShardedStep, outputs: list[ShardOutputs], failure: Exception | None, found: list[Done], ranks: Ranks
-    ) -> tuple[list[ShardOutputs], Exception | None]:
-        """The outputs of all ranks, and the first failure, if any."""
+    def _added_up_divided(
+        self, ranks: Ranks, summed: SummedGradients, exchange: Exchange, givers: list[int]
+    ) -> list[Leaf]:
+        """The same of the rows that are here; the others learn theirs."""
+        ranks.give([Learn()] * len(ranks.others))
+        rows = sum_divided(ranks, summed, exchange, givers)
+        self._network.optimiser.gradient.copy_(summed.dense(summed.flat))
+        return [
+            Leaf(self._network.tables[name], places * ranks.size, gradient_MD, direct_UD=gradient_MD)
+            for name, (places, gradient_MD) in rows.items()
+        ]
+
+    def _joined(self, step: ShardedStep, run: ShardRun, found: list[Done], ranks: Ranks) -> ShardOutputs:
+        """The outputs of all ranks, unless there is a failure."""
         self._check(step, found, ranks)
         theirs = [output for done in found for output in done.outputs(self._network.device)]
         problem = next((done.problem for done in found if done.problem), "")
-        return [*outputs, *theirs], failure or (ArithmeticError(problem) if problem else None)
+        return _unless(run.failure or (ArithmeticError(problem) if problem else None), [*run.outputs, *theirs])
 
     # Who holds what
 
@@ -248,7 +272,9 @@ def _part(table: EmbeddingTable, rows_U: Int64, weight_UD: Tensor | None, share:
 
 
 def rows_read(step: ShardedStep, shards: Sequence[Shard]) -> dict[str, Int64]:
-    """By table, the rows that some of a step's shards read, ascending."""
+    """By table, the rows that some of a step's shards read, ascending; none if there are no shards."""
+    if not shards:
+        return {name: np.zeros(0, np.int64) for name in step.rows}
     items = [each for shard in shards for each in (shard.row_n, shard.target_row_R)]
     sides = {
         name: distinct(np.concatenate([shard.side_nF[name].ravel() for shard in shards]))
@@ -258,12 +284,10 @@ def rows_read(step: ShardedStep, shards: Sequence[Shard]) -> dict[str, Int64]:
     return {ITEMS: distinct(np.concatenate([*items, step.drawn_S])), **sides}
 
 
-def _unless(
-    failure: Exception | None, summed: SummedGradients, leaves: list[Leaf], outputs: list[ShardOutputs]
-) -> tuple[SummedGradients, list[Leaf], ShardOutputs]:
+def _unless(failure: Exception | None, outputs: list[ShardOutputs]) -> ShardOutputs:
     if failure is not None:
         raise failure
-    return summed, leaves, joined(outputs)
+    return joined(outputs)
 
 
 def in_use(table: EmbeddingTable, keys: Int64) -> bool:

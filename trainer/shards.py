@@ -72,50 +72,42 @@ class ShardedStep:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardOutputs:
-    """Predictions of a shard's S choices and R targets. ``logit_SV``: over the whole catalogue, if computed."""
+    """Predictions of a shard's S choices and R targets. ``logit_SV``: over the whole catalogue, if computed.
+    ``loss_2``: the shard's parts of the step's losses, of retrieval and of ranking."""
 
     query_SD: Tensor
     logits_RK: Tensor
     logit_SV: Tensor | None
+    loss_2: Tensor
 
 
 class SummedGradients:
-    """A step's losses and gradients as one vector (``flat``): the sum over shards is the sum of vectors.
+    """A step's gradients as one vector (``flat``): the sum over shards is the sum of vectors.
 
     The vector's length is a multiple of ``multiple``.
     """
-
-    NUM_LOSSES = 2
 
     def __init__(
         self, step: ShardedStep, tables: dict[str, EmbeddingTable], num_dense: int, multiple: int, device: torch.device
     ) -> None:
         shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in tables_of(step)}
-        length = self.NUM_LOSSES + num_dense + sum(rows * width for rows, width in shapes.values())
+        length = num_dense + sum(rows * width for rows, width in shapes.values())
 
         self._num_dense, self._shapes = num_dense, shapes
         self._length, self._device = -(-length // multiple) * multiple, device
-        self.flat = torch.zeros(0)
+        self.flat = torch.zeros(0, device=device)
 
     def new(self) -> Tensor:
         """A vector of zeros, for one shard."""
         return torch.zeros(self._length, device=self._device)
 
-    def head(self, flat: Tensor) -> Tensor:
-        """What is summed for every rank, even where rows are divided: losses, and the dense weights' gradient."""
-        return flat[: self.NUM_LOSSES + self._num_dense]
-
-    def losses(self, flat: Tensor) -> Tensor:
-        """(2,) the losses of retrieval and ranking."""
-        return flat[: self.NUM_LOSSES]
-
     def dense(self, flat: Tensor) -> Tensor:
-        """The dense weights' gradient."""
-        return flat[self.NUM_LOSSES : self.NUM_LOSSES + self._num_dense]
+        """The dense weights' gradient, which is summed for every rank, even where rows are divided."""
+        return flat[: self._num_dense]
 
     def rows(self, flat: Tensor) -> dict[str, Tensor]:
         """(U, D) the gradient of each table's rows."""
-        found, start = dict[str, Tensor](), self.NUM_LOSSES + self._num_dense
+        found, start = dict[str, Tensor](), self._num_dense
         for name, (num, width) in self._shapes.items():
             found[name] = flat[start : start + num * width].view(num, width)
             start += num * width
@@ -128,38 +120,60 @@ def tables_of(step: ShardedStep) -> list[str]:
 
 
 class TreeSum:
-    """Adds vectors up as a balanced binary tree, in the order in which they are added; their number is a power of 2."""
+    """Adds vectors up as a balanced binary tree, in the order in which they are added; their number is a power of 2.
+
+    One that is missing (None) leaves the others as they are, also in the signs of their zeros.
+    """
 
     def __init__(self) -> None:
-        self._branches: list[tuple[int, Tensor]] = []
+        self._branches: list[tuple[int, Tensor | None]] = []
 
-    def add(self, flat: Tensor) -> None:
+    def add(self, flat: Tensor | None) -> None:
         """Add one more; it is overwritten."""
         size = 1
         while self._branches and self._branches[-1][0] == size:
-            flat = self._branches.pop()[1].add_(flat)
+            before = self._branches.pop()[1]
+            flat = before if flat is None else flat if before is None else before.add_(flat)
             size *= 2
         self._branches.append((size, flat))
 
     @property
-    def total(self) -> Tensor:
-        """The sum."""
+    def total(self) -> Tensor | None:
+        """The sum; None if all are missing."""
         ((_, flat),) = self._branches
         return flat
 
 
-def added(parts_NL: Tensor) -> Tensor:
-    """(N, …) → (…): their sum, as a tree; overwrites them."""
+def added(parts: Sequence[Tensor] | Tensor, givers: Sequence[int]) -> Tensor:
+    """The sum of those parts, as a tree of which the others are missing; overwrites them."""
     total = TreeSum()
-    for part in parts_NL:
-        total.add(part)
+    for number, part in enumerate(parts):
+        total.add(part if number in givers else None)
+    assert total.total is not None, "somebody has something to add"
     return total.total
 
 
+COUNTING_TOKENS = 20
+"""What rank 0 does alone for a target (memory, odds, metrics) takes about as long as both passes of so many tokens."""
+LEAST_SHARE = 0.5
+"""The first shard has at least this part of what the others have, or nothing: each shard has costs of its own."""
+
+
+def first_tokens(num_tokens: int, num_targets: int, num_shards: int) -> int:
+    """How many of a step's tokens the first shard has. It is rank 0's, which counts the targets besides."""
+    counting = COUNTING_TOKENS * num_targets
+    first = (num_tokens + counting) // num_shards - counting
+    others = (num_tokens - max(0, first)) // max(1, num_shards - 1)
+    return first if first >= LEAST_SHARE * others else 0
+
+
 def bounds_of(batch: JaggedBatch, num_shards: int) -> Int64:
-    """(num_shards + 1,) the first user of each shard, so that all have about as many tokens; some may have no user."""
-    asked = batch.starts_B1[-1] * np.arange(num_shards + 1) // num_shards
-    bounds: Int64 = np.searchsorted(batch.starts_B1, asked)
+    """(num_shards + 1,) the first user of each shard, so that each has about as much to do, given that rank 0 has the
+    first one; some may have no user."""
+    num = int(batch.starts_B1[-1])
+    first = first_tokens(2 * num, batch.num_targets, num_shards) // 2 if num_shards > 1 else num
+    others = (num - first) * np.arange(num_shards) // max(1, num_shards - 1)
+    bounds: Int64 = np.searchsorted(batch.starts_B1, [0, *(first + others)])
     return bounds
 
 
@@ -206,4 +220,5 @@ def joined(outputs: Sequence[ShardOutputs]) -> ShardOutputs:
         torch.cat([each.query_SD for each in outputs]),
         torch.cat([each.logits_RK for each in outputs]),
         torch.cat(logits) if len(logits) == len(outputs) else None,
+        added([each.loss_2 for each in outputs], [at for at, each in enumerate(outputs) if len(each.logits_RK)]),
     )

@@ -154,6 +154,8 @@ class Learner:
         now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
         num_known = self.items.num_live
         seen_rows_n = self.items.lookup(whole.item_n)
+        if (sharding := self.forward_pass.sharding) is not None:
+            sharding.meanwhile = lambda: self.memory_pass.foresee(whole, seen_rows_n)
         forward = self.forward(batch, now_ms, whole)
         retrieval = forward.retrieval_loss
         ranking = forward.ranking_loss
@@ -164,11 +166,14 @@ class Learner:
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
         asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking)
         choices = self._predict_choices(whole, forward, seen_rows_n)
-        self._learn(forward, ranking)
+        if sharding is None:
+            self._learn(forward, ranking)
         ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
         self.evaluator.count(
             whole, ranked, choices(), num_known, seen_rows_n, self.num_steps, self.memory_pass.take_earlier()
         )
+        if sharding is not None:  # other ranks have computed gradients meanwhile
+            self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
         losses = asked.wait()[1:]
         return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))
@@ -258,7 +263,7 @@ class Learner:
                 loss = loss + self.config.value_weight * forward.value_loss
             torch.autograd.backward(loss)
         if self.forward_pass.sharding is not None:
-            self.forward_pass.sharding.learn()
+            self.forward_pass.sharding.learn(forward)
         step, scale = self.num_steps, lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
             if (gradient_UD := leaf.gradient_UD) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -203,14 +204,19 @@ def adds_up_one_after_the_other() -> None:
     """Vectors are not added up as a tree, so the order of sums depends on who has which shards."""
 
     def add(self: Any, flat: Any) -> None:
-        self._branches = [(0, self._branches[0][1].add_(flat) if self._branches else flat)]
+        before = self._branches[0][1] if self._branches else None
+        self._branches = [(0, before if flat is None else flat if before is None else before.add_(flat))]
 
     trainer.shards.TreeSum.add = add  # type: ignore[method-assign]
 
 
 def learns_its_own_part_alone() -> None:
     """Ranks do not exchange their gradients."""
-    trainer.ranks.Ranks.summed = lambda self, flat: flat  # type: ignore[method-assign]
+
+    def start(self: Any, flat: Any, givers: Any) -> None:
+        self._sum = lambda: flat
+
+    trainer.ranks.Ranks.start_sum = start  # type: ignore[method-assign]
 
 
 def trusts_all_ranks() -> None:
@@ -238,15 +244,28 @@ def divides_small_catalogues() -> None:
 
 def learns_before_it_is_asked() -> None:
     """Owners of rows apply a step's gradients before the memory has asked for the logits that it mixes with."""
-    work = trainer.replica.Replica._work
+    compute = trainer.sharding.Sharding._compute_divided
 
-    def eager(self: Any, given: Any) -> None:
-        work(self, given)
-        if given.wanted is not None:
-            self._due()
-            self._due = lambda: None
+    def eager(self: Any, *given: Any) -> Any:
+        outputs = compute(self, *given)
+        leaves = self._sum()
+        self._sum = lambda: leaves
+        return outputs
 
-    trainer.replica.Replica._work = eager  # type: ignore[method-assign]
+    trainer.sharding.Sharding._compute_divided = eager  # type: ignore[method-assign]
+
+
+def fails_after_it_has_predicted() -> None:
+    """In one step, the last rank's pass fails when rank 0 has its predictions already."""
+    passes = trainer.replica.ShardRun._passes
+
+    def failing(self: Any, tell: Any) -> Any:
+        total = passes(self, tell)
+        if self._step.step == 3 and os.environ["RANK"] == "1":
+            raise ArithmeticError("broken")
+        return total
+
+    trainer.replica.ShardRun._passes = failing  # type: ignore[method-assign]
 
 
 def rounds_rows_by_their_places() -> None:
@@ -271,7 +290,7 @@ def rounds_rows_by_the_number_of_calls() -> None:
 
 def counts_one_reader_of_a_row_alone() -> None:
     """Of what the ranks return for a row, its owner learns the first part alone."""
-    trainer.division.added = lambda parts: parts[0]
+    trainer.division.added = lambda parts, givers: parts[givers[0]]
 
 
 def keeps_quiet_about_evicted_rows() -> None:

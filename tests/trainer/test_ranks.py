@@ -327,3 +327,21 @@ def test_a_step_that_leaves_nothing_finite_is_set_aside_by_all_ranks(stage: Make
     assert children[0].log().count("a step is set aside") == 1
     assert {each.manifest.epoch for each in recount.versions} == {0}, "one group all the time"
     assert children[1].wait(120) == 0
+
+
+@pytest.mark.parametrize("builds", [(), DIVIDED])
+def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
+    stage: Make, monkeypatch: pytest.MonkeyPatch, builds: tuple[str, ...]
+) -> None:
+    """When rank 0 hears of it, it has counted the step already."""
+    if builds:
+        monkeypatch.setattr(trainer.step, "MemoryPass", trainer.step.MemoryPass)  # to be restored
+        divides_small_catalogues()
+    made = stage(trainer={"shards": 2, "whole_table_bytes": 0 if builds else 1 << 30})
+    made.feed(60)
+    children = start_ranks(made, builds=(*builds, "fails_after_it_has_predicted"))
+    made.feed(40)
+    recount = made.finish()
+    assert [step for each in recount.versions for step in each.manifest.set_aside] == [3]
+    assert children[0].log().count("a step is set aside") == 1
+    assert children[1].wait(120) == 0

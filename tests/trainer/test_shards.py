@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from tests.trainer.samples import FUXI, MODEL, SAMPLED, TRAINER, World, taught
 from trainer.batch import build_batch
 from trainer.config import TrainerConfig
-from trainer.shards import TreeSum, bounds_of, take_users
+from trainer.shards import COUNTING_TOKENS, TreeSum, added, bounds_of, first_tokens, take_users
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner
 
@@ -56,8 +56,8 @@ def test_a_shard_whose_gradients_are_lost_is_caught(monkeypatch: pytest.MonkeyPa
     """Broken: every other shard's gradients are not added."""
     add, num_added = TreeSum.add, itertools.count()
 
-    def add_some(self: TreeSum, flat: torch.Tensor) -> None:
-        add(self, flat.zero_() if next(num_added) % 2 else flat)
+    def add_some(self: TreeSum, flat: torch.Tensor | None) -> None:
+        add(self, flat.zero_() if flat is not None and next(num_added) % 2 else flat)
 
     monkeypatch.setattr(TreeSum, "add", add_some)
     with pytest.raises(AssertionError):
@@ -65,7 +65,7 @@ def test_a_shard_whose_gradients_are_lost_is_caught(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 16])
-def test_shards_are_consecutive_users_with_about_as_many_tokens(num_shards: int) -> None:
+def test_shards_are_consecutive_users_and_all_but_the_first_have_about_as_many_tokens(num_shards: int) -> None:
     learner, world = taught(num_steps=3)
     batch = build_batch(world.examples(40), learner.histories, MODEL)
     bounds = bounds_of(batch, num_shards)
@@ -74,7 +74,10 @@ def test_shards_are_consecutive_users_with_about_as_many_tokens(num_shards: int)
     assert (np.diff(bounds) >= 0).all()
     longest = int(np.diff(batch.starts_B1).max())
     parts = [take_users(batch, first, stop) for first, stop in itertools.pairwise(bounds.tolist())]
-    assert max(len(part.item_n) for part in parts) <= len(batch.item_n) / num_shards + longest
+    first = first_tokens(batch.num_tokens, batch.num_targets, num_shards) / 2 if num_shards > 1 else len(batch.item_n)
+    assert abs(len(parts[0].item_n) - first) <= longest
+    for part in parts[1:]:
+        assert abs(len(part.item_n) - (len(batch.item_n) - first) / (num_shards - 1)) <= longest
     for field in ("item_n", "bits_n", "feature_nF", "seed_B", "user_feature_BF", "learned_bits_R", "is_wanted_R"):
         np.testing.assert_array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(batch, field))
     before = 0
@@ -83,6 +86,23 @@ def test_shards_are_consecutive_users_with_about_as_many_tokens(num_shards: int)
         assert (part.previous_R < part.target_R).all()
         np.testing.assert_array_equal(part.item_n[part.target_R], batch.item_n[before:][part.target_R])
         before += len(part.item_n)
+
+
+@pytest.mark.parametrize("num_shards", [2, 4, 8])
+def test_the_first_shard_has_as_much_less_as_counting_takes(num_shards: int) -> None:
+    assert first_tokens(80_000, 0, num_shards) == 80_000 // num_shards
+    first = first_tokens(80_000, 100, num_shards)
+    others = (80_000 - first) / (num_shards - 1)
+    np.testing.assert_allclose(first + COUNTING_TOKENS * 100, others, rtol=1e-3)
+    assert first_tokens(80_000, 4_000, num_shards) == 0, "a shard of a few tokens would cost more than it is worth"
+
+
+def test_a_shard_that_is_missing_leaves_the_others_as_they_are() -> None:
+    """Also where zeros are negative, so it does not matter whether a rank has it alone or beside others."""
+    parts = torch.tensor([[1.0, -0.0], [2.0, -0.0], [4.0, -0.0], [8.0, -0.0]])
+    total = added(parts, [1, 2])
+    np.testing.assert_array_equal(total.numpy(), [6.0, -0.0])
+    assert torch.signbit(total[1])
 
 
 def test_the_sum_of_shards_has_the_same_bits_however_ranks_divide_them() -> None:
@@ -95,6 +115,7 @@ def test_the_sum_of_shards_has_the_same_bits_however_ranks_divide_them() -> None
             for flat in part.clone():
                 over_one.add(flat)
             over_ranks.add(over_one.total)
+        assert over_ranks.total is not None
         found.add(over_ranks.total.numpy().tobytes())
     assert len(found) == 1
     assert shards.cumsum(0)[-1].numpy().tobytes() not in found, "added up one after the other, they differ"
