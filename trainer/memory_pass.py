@@ -23,17 +23,17 @@ from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
 from model.memory_events import events_of
-from model.share import Listed, Owners
+from model.share import Owners
 from trainer.batch import JaggedBatch
 from trainer.choice_ranking import ChoiceRanking
 from trainer.choice_weights import EQUAL, ChoiceWeights
 from trainer.evaluator import COMING, Forward
+from trainer.foreseen import Foreseen, Given
 
 if TYPE_CHECKING:
     from kernels.memory.device import DeviceOutcome
 
 Int64 = NDArray[np.int64]
-Given = tuple[NDArray[np.int32], Int64, NDArray[np.float32]]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE = 1 << 11
@@ -61,18 +61,6 @@ class Part:
     ranks_first: bool = False
     given: Given | None = None
     logit_V: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Foreseen:
-    """What is known of a batch's events before their predictions, if others hold rows: which rows may be in the samples
-    of the choices (`kernels.memory.memory_candidates`), by owner too."""
-
-    batch: JaggedBatch
-    events: MemoryEvents
-    row: NDArray[np.int32]
-    begin_A1: Int64
-    listed: Listed
 
 
 class MemoryPass:
@@ -117,7 +105,7 @@ class MemoryPass:
         is_ranked_R = self._are_ranked(num_before + np.arange(len(told)), num_rows, samples=samples)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         if samples:
-            yield from self._ask_samples(batch, forward.query_SD.numpy()[query_R], seen_rows_n, is_ranked_R)
+            yield from self._ask_samples(batch, forward.query_SD.numpy(), query_R, seen_rows_n, is_ranked_R)
             return
         events = self._events(batch, told, seen_rows_n)
         events.chosen_R[~is_ranked_R] *= 2
@@ -129,14 +117,16 @@ class MemoryPass:
             yield Part(events[part], logits(to_device(asked, device)).cpu().numpy())
 
     def _ask_samples(
-        self, batch: JaggedBatch, query_RD: NDArray[np.float32], seen_rows_n: Int64, is_ranked_R: NDArray[np.bool_]
-    ) -> Iterator[Part]:
+        self, batch: JaggedBatch, query_SD: NDArray[np.float32], query_R: Int64, seen_rows_n: Int64,
+        is_ranked_R: NDArray[np.bool_],
+    ) -> Iterator[Part]:  # fmt: skip
         """The parts if choices are learned from a sample of the rows."""
         known = self._known(batch, seen_rows_n)
         events = self._events(batch, _told(batch), seen_rows_n) if known is None else known.events
         is_asked_R = events.chosen_R == 1
-        is_ranked_R, query_AD = is_ranked_R & is_asked_R, query_RD[is_asked_R]
-        given_of = None if known is None else self._from_owners(known, query_AD, is_ranked_R[is_asked_R])
+        is_ranked_R, query_AD = is_ranked_R & is_asked_R, query_SD[query_R[is_asked_R]]
+        is_ranked_A, most_ranked = is_ranked_R[is_asked_R], self._most_logits // self._items.num_rows
+        given_of = None if known is None else known.ask(query_AD, is_ranked_A, most_ranked, self._unit_width)
         for part in _parts(is_ranked_R):
             ranks_first = bool(is_ranked_R[part.start])
             first, last = (int(np.count_nonzero(is_asked_R[:end])) for end in (part.start, part.stop))
@@ -158,28 +148,7 @@ class MemoryPass:
         """The rows that may be in any sample, whichever neighbours earlier events of the batch add."""
         events = self._events(batch, _told(batch), seen_rows_n)
         row, begin_A1 = self._memory.candidates(events)
-        return Foreseen(batch, events, row, begin_A1, owners.listed(row, begin_A1))
-
-    def _from_owners(
-        self, known: Foreseen, query_AD: NDArray[np.float32], is_ranked_A: NDArray[np.bool_]
-    ) -> Callable[[int, int], tuple[Given, NDArray[np.float32] | None]]:
-        """Asks the owners in one message for all logits: those of the rows that may be in samples, and those of all
-        rows for the choices that are ranked, unless they are too many.
-
-        Returns a function that gives those of choices ``first`` … ``last`` - 1, and of all rows for the first of them.
-        """
-        owners, begin_A1 = self._items.owners, known.begin_A1
-        assert owners is not None
-        fits = np.count_nonzero(is_ranked_A) * self._items.num_rows <= self._most_logits
-        logit_BV, logit = owners.both_logits(query_AD[is_ranked_A & fits], query_AD, known.listed, self._unit_width)
-
-        def of(first: int, last: int) -> tuple[Given, NDArray[np.float32] | None]:
-            start, stop = begin_A1[[first, last]]
-            given = known.row[start:stop], begin_A1[first : last + 1] - start, logit[start:stop]
-            is_here = fits and first < last and is_ranked_A[first]
-            return given, logit_BV[np.count_nonzero(is_ranked_A[:first])] if is_here else None
-
-        return of
+        return Foreseen(batch, events, owners, row, begin_A1, owners.listed(row, begin_A1))
 
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""

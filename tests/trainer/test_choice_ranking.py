@@ -44,10 +44,10 @@ def watched(learner: Learner) -> tuple[list[Ranks], list[Ranks], list[int]]:
     ranking, expected, found, steps = learner.memory_pass.ranking, list[Ranks](), list[Ranks](), list[int]()
     begin, end = ranking.begin, ranking.end
 
-    def begun(event: MemoryEvents, query_D: Any) -> None:
+    def begun(event: MemoryEvents, query_D: Any, logit_V: Any) -> None:
         expected.append(at_once(learner, event, query_D))
         steps.append(-learner.num_steps)
-        begin(event, query_D)
+        begin(event, query_D, logit_V)
 
     def ended() -> Ranks:
         found.append(end())

@@ -20,19 +20,13 @@ from tests.brokers import REPOSITORY, free_port
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
-from tests.trainer.stage import Stage, actions, unequal, write_config
+from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint_reading import Checkpoint, read_checkpoint
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]
 Alone = Callable[..., Outcome]
 SEED, SHARDS = 5, 4
-RANKED_SO_FAR = tuple(
-    f"ranking.{name}"
-    for name in ("score_V", "lift_V", "logit_V", "number", "listed_row", "listed_score", "listed_feature")
-)
-"""Where tables are divided, other rows are scored early than where they are whole, and logits are known from the start.
-It makes no difference to what comes of it, which the metrics show."""
 DIVIDED = ("divides_small_catalogues",)
 HALF = {"row_precision": "bfloat16"}
 """A build whose tables are whole in some steps, and divided among the ranks in the others."""
@@ -296,7 +290,7 @@ def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
         lose_a_rank(made, rank, f"{point}:kill", DIVIDED)
     start_ranks(made, builds=DIVIDED)
     made.feed(20)
-    recount = made.finish()
+    recount = made.finish(is_divided=True)
     assert len({each.manifest.lineage for each in recount.versions}) == 1
     assert recount.stale == []
 
@@ -341,7 +335,7 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
     made.feed(60)
     children = start_ranks(made, builds=(*builds, "fails_after_it_has_predicted"))
     made.feed(40)
-    recount = made.finish()
+    recount = made.finish(is_divided=bool(builds))
     assert [step for each in recount.versions for step in each.manifest.set_aside] == [3]
     assert children[0].log().count("a step is set aside") == 1
     assert children[1].wait(120) == 0
