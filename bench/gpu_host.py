@@ -23,7 +23,8 @@ import torch
 from bench.gpu_pass import GROUP, NUM_ITEMS, config_of, live_batches, prepare, synthetic_examples
 from bench.timing import Row, one_thread, row
 from model.config import ModelConfig
-from trainer.batch import build_batch, shorten
+from trainer.batch import build_batch
+from trainer.context import shorten
 
 WARM, NUM_BEFORE, EVENTS_PER_S = 30, 200, 100_000.0
 KERNELS = ("predict_events", "learn_weights", "learn_events", "count_events")

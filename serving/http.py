@@ -28,6 +28,7 @@ from serving.operations import Operation, limits, operations_of
 from serving.pages import EventStream, Files
 from serving.placing import Placing
 from serving.question import MARK, Question
+from serving.readings import readings_of
 from serving.service import Answer, Service
 from serving.validation import Decoder
 
@@ -39,7 +40,7 @@ FAULT = Problem(field="", expected="an answer", do="report it: the server's log 
 
 def build_app(service: Service, access: Access | None = None) -> Starlette:
     """The application. It owns nothing: the caller starts and stops the service."""
-    metrics = ServerMetrics(service.readings)
+    metrics = ServerMetrics(lambda: readings_of(service))
     service.metrics = metrics
     config = service.config
     operations = operations_of(config)

@@ -201,18 +201,6 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
     )
 
 
-def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
-    """The batch with at most ``max_context`` interactions before each user's first target."""
-    start_B = batch.starts_B1[:-1]
-    first_B = np.maximum(start_B, batch.target_R[np.searchsorted(batch.target_R, start_B)] - max_context)
-    length_B = batch.starts_B1[1:] - first_B
-    num = int(length_B.sum())
-    if num == len(batch.item_n):
-        return batch
-    kept = np.arange(num) + np.repeat(first_B - np.cumsum(length_B) + length_B, length_B)
-    return take_interactions(batch, kept)
-
-
 def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     """The batch with only the interactions at ``kept`` (ascending, every target among them)."""
     new_index_n = np.full(len(batch.item_n), -1, np.int64)

@@ -17,9 +17,10 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.memory_events import events_of
 from model.rates import probability
-from trainer.batch import JaggedBatch, shorten
+from trainer.batch import JaggedBatch
 from trainer.checkpoint_reading import Checkpoint
 from trainer.config import TrainerConfig
+from trainer.context import shorten
 from trainer.evaluator import Forward, Leaf
 from trainer.forward import ForwardPass
 from trainer.metrics import rank_among

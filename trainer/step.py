@@ -19,8 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import stochastic_length
-from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
@@ -31,9 +29,10 @@ from model.memory import Memory
 from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
-from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.batch import JaggedBatch, build_batch
 from trainer.choice_weights import ChoiceWeights
 from trainer.config import TrainerConfig
+from trainer.context import shorten, thin
 from trainer.direct_step import DirectStep
 from trainer.evaluator import Evaluator, Forward
 from trainer.forward import ForwardPass
@@ -150,7 +149,7 @@ class Learner:
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
             return self._report(started, 0, 0)
-        batch = self._thin(shorten(whole, self.max_context))
+        batch = self._shortened(whole)
         now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
         num_known = self.items.num_live
         seen_rows_n = self.items.lookup(whole.item_n)
@@ -200,6 +199,11 @@ class Learner:
         kept = self.model_config.max_context
         return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
 
+    def _shortened(self, whole: JaggedBatch) -> JaggedBatch:
+        config = self.config
+        short, alpha = shorten(whole, self.max_context), config.stochastic_length_alpha
+        return thin(short, self.model_config.max_context, alpha, config.backend) if alpha else short
+
     def _report(
         self, started: float, num_targets: int, num_tokens: int, losses: tuple[float, float] = (0.0, 0.0)
     ) -> StepReport:
@@ -220,22 +224,6 @@ class Learner:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
-
-    def _thin(self, batch: JaggedBatch) -> JaggedBatch:
-        """Stochastic length: thin the context; everything from a user's first target on stays."""
-        alpha = self.config.stochastic_length_alpha
-        if alpha == 0.0:
-            return batch
-        max_kept = kept_length(2 * self.model_config.max_context, alpha)
-        first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
-        kept_T, _ = stochastic_length(
-            torch.from_numpy(2 * batch.starts_B1),
-            torch.from_numpy(batch.seed_B),
-            max_kept=max_kept,
-            must_keep_last_B=torch.from_numpy(2 * (batch.starts_B1[1:] - first_target_B)),
-            backend=self.config.backend,
-        )
-        return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
         """`ForwardPass` at the next step. ``whole``: the same targets with all that is known of their users, if

@@ -5,7 +5,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import ServerMetrics, readings
-from serving.service import HELP
+from serving.readings import HELP
 from stream.metrics import WorkerMetrics
 from trainer.config import TrainerConfig
 from trainer.progress import Progress

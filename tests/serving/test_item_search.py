@@ -16,6 +16,7 @@ from serving.engine import Engine
 from serving.histories import Histories
 from serving.item_lists import ItemLists, num_lists_for
 from serving.item_search import ItemSearch, search_of
+from serving.readings import readings_of
 from serving.request import Request, Result
 from serving.search_keeper import SearchKeeper
 from serving.service import Service
@@ -398,12 +399,12 @@ def test_a_server_says_how_much_it_finds() -> None:
         assert service.readiness().recall is None
         service.search.compared(3, 4)
         assert service.readiness().recall == 0.75
-        assert ("headrace_search_recall", 0.75) in [(name, value) for name, _, value in service.readings()]
+        assert ("headrace_search_recall", 0.75) in [(name, value) for name, _, value in readings_of(service)]
     finally:
         service.close()
     exact = Service(ServingConfig(), WeightsManager(), Histories(10**8))
     assert exact.readiness().recall is None
-    assert not any("search" in name for name, _, _ in exact.readings())
+    assert not any("search" in name for name, _, _ in readings_of(exact))
     exact.close()
 
 
