@@ -34,6 +34,9 @@ class ChoiceRanking:
         self._memory, self._items, self._unit_width = memory, items, unit_width
         self._rows_per_event = rows_per_event
         self._ranking: MemoryRanking | None = None
+        self._num_due = 0
+        """How many rows the events since the beginning have paid for. When a ranking ends depends on this alone: rows
+        may be scored earlier, whenever a table is divided."""
         heard = WeakMethod(self.before_change)  # a learner that is dropped must be freed at once
         items.before_change = lambda row_N: None if (hear := heard()) is None else hear(row_N)
 
@@ -45,7 +48,7 @@ class ChoiceRanking:
     @property
     def is_scored(self) -> bool:
         """Whether there is one of which only `end` is left."""
-        return self._ranking is not None and not self._ranking.num_left
+        return self._ranking is not None and self._num_due >= self._ranking.num_rows
 
     def begin(
         self, event: MemoryEvents, query_D: NDArray[np.float32], logit_V: NDArray[np.float32] | None = None
@@ -56,6 +59,7 @@ class ChoiceRanking:
         if owners is not None:
             logit_V = owners.logits(query_D[None], self._unit_width)[0] if logit_V is None else logit_V.copy()
         table_VD = self._items.store.array if owners is None else None
+        self._num_due = 0
         self._ranking = memory_rank_begin(
             memory.arrays, memory.num_rows, event, query_D, table_VD, self._unit_width, memory.rules,
             logit_V=logit_V, backend=memory.backend,
@@ -71,7 +75,8 @@ class ChoiceRanking:
         outcome = learn()
         num_counted = int(((events.chosen_R > 0) & (events.target_R > 0)).sum())
         ranking.follow_units(before, self._memory.arrays, num_counted, self._memory.rules)
-        self._score_next(ranking, self._rows_per_event * len(events))
+        self._num_due += self._rows_per_event * len(events)
+        self._score_next(ranking, self._num_due - (ranking.num_rows - ranking.num_left))
         return outcome
 
     def before_change(self, row_N: NDArray[np.integer] | None) -> None:
@@ -88,7 +93,7 @@ class ChoiceRanking:
             )
 
     def _score_next(self, ranking: MemoryRanking, num: int) -> None:
-        if ranking.num_left:
+        if ranking.num_left and num > 0:
             memory, table_VD = self._memory, self._table(ranking)
             memory_rank_next(memory.arrays, ranking, num, table_VD, self._unit_width, backend=memory.backend)
 
@@ -106,8 +111,11 @@ class ChoiceRanking:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint; none if no choice was begun."""
-        return {} if self._ranking is None else self._ranking.state_dict()
+        if self._ranking is None:
+            return {}
+        return {**self._ranking.state_dict(), "num_due": np.array([self._num_due], np.int64)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
         self._ranking = MemoryRanking.from_state(state) if "score_V" in state else None
+        self._num_due = int(state["num_due"][0]) if self._ranking is not None else 0

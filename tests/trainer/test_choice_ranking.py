@@ -11,6 +11,7 @@ import pytest
 
 from kernels.memory import MemoryEvents, Ranks, memory_learn, memory_logits
 from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
+from tests.trainer.stage import RANKED_SO_FAR
 from trainer.batch import JaggedBatch
 from trainer.memory_pass import MemoryPass
 from trainer.snapshot import learner_arrays
@@ -105,3 +106,23 @@ def test_a_trainer_that_resumes_in_between_goes_on_to_the_bit() -> None:
         learner.step(examples)
         resumed.step(examples)
     assert_same_arrays(learner_arrays(resumed), learner_arrays(learner))
+
+
+def test_a_table_that_is_divided_while_a_choice_is_ranked_changes_nothing() -> None:
+    """All rows that are left are scored then, but the ranks come, and are learned from, when they would have come."""
+    learner, world = taught(SAMPLED)
+    slowed(learner)
+    while not learner.memory_pass.ranking.is_begun or learner.memory_pass.ranking.is_scored:
+        learner.step(world.examples(3))
+    divided = slow_twin(learner)
+    divided.items.before_change(None)
+    assert not divided.memory_pass.ranking.is_scored
+    for _ in range(30):
+        examples = world.examples(3)
+        learner.step(examples)
+        divided.step(examples)
+    arrays = [
+        {name: array for name, array in learner_arrays(each).items() if name not in RANKED_SO_FAR}
+        for each in (divided, learner)
+    ]
+    assert_same_arrays(*arrays)
