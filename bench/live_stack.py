@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.config import Settings, read_settings
@@ -21,6 +20,7 @@ from stream.simulate import KINDS
 from tests.brokers import Broker, broker_in_use, free_port, start_broker
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import make_consumer
+from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
 START_TIMEOUT_S = 90.0
@@ -129,9 +129,11 @@ class Stack:
             consumer.seek_to_beginning(where)
             found: dict[int, int] = {}
             for records in consumer.poll(2000).values():
-                for record in records:
-                    for partition, each in msgspec.json.decode(record.value).get("partitions", {}).items():
-                        found[int(partition)] = sum(each.get(name, 0) for name in ("num_accepted", "num_duplicate"))
+                for status in map(status_of, (record.value for record in records)):
+                    if isinstance(status, WorkerStatus):
+                        found |= {
+                            name: each.num_accepted + each.num_duplicate for name, each in status.partitions.items()
+                        }
             return sum(found.values())
         finally:
             consumer.close()
