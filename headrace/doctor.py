@@ -20,7 +20,7 @@ from headrace.versions import duration
 from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
-from wire.errors import HeadraceError
+from wire.errors import HeadraceError, brief
 from wire.holding import as_ranges
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
@@ -69,7 +69,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from processes(settings, line, *heard(settings, line, consumer))
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
-        yield problem("broker", f"it stopped answering: {error}", "see the broker's log")
+        yield problem("broker", f"it stopped answering: {brief(error)}", "see the broker's log")
     finally:
         consumer.close()
 
