@@ -41,8 +41,12 @@ def keep_in(folder: str) -> None:
     global _folder  # noqa: PLW0603  (like torch's number of threads: where a process has its memory)
     _folder = Path(folder) if folder else None
     if _folder is not None:
-        _folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=_folder).close()
+        try:
+            _folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=_folder).close()
+        except OSError as error:
+            what = f"no tables can be kept there (tables_folder): {os.strerror(error.errno or errno.EIO).lower()}"
+            raise OSError(error.errno, what, folder) from error
 
 
 class GrowingRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import signal
@@ -39,9 +40,12 @@ def bind(config: ServingConfig) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            key, advice = "port", "stop the process that uses it, or set another serving.port (0: any free one)"
+        else:
+            key, advice = "host", "it is an address of this machine, or 0.0.0.0 for all of them"
         raise StartError(
-            f"serving.port: expected to listen on {config.host}:{config.port}, got: {error.strerror}; "
-            "stop the process that uses it, or set another serving.port (0: any free one)"
+            f"serving.{key}: expected to listen on {config.host}:{config.port}, got: {error.strerror}; {advice}"
         ) from error
     listener.setblocking(False)
     return listener

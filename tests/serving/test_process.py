@@ -17,8 +17,11 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.command import WRONG_CONFIGURATION
+from serving.config import ServingConfig
 from serving.engine import Engine
+from serving.errors import StartError
 from serving.histories import Histories
+from serving.listener import bind
 from serving.request import Request
 from serving.weights_manager import WeightsManager
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
@@ -327,6 +330,12 @@ def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:
     assert (said.returncode, said.stdout) == (1, "")
     [line] = said.stderr.splitlines()
     assert "serving.port: expected to listen on 127.0.0.1" in line
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_not_said_to_be_a_port_in_use(host: str) -> None:
+    with pytest.raises(StartError, match=rf"serving\.host: expected to listen on {host}:0, got: .*0\.0\.0\.0 for all"):
+        bind(ServingConfig(host=host, port=0))
 
 
 def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
