@@ -85,7 +85,7 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
-            if isinstance(service.failure, ConfigError):
+            if isinstance(service.failure, ConfigError | OSError):  # such as a full disk: its message says what to do
                 raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"

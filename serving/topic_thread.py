@@ -47,7 +47,7 @@ class TopicThread(threading.Thread):
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            if isinstance(error, HeadraceError):
+            if isinstance(error, HeadraceError | OSError):
                 logger.error("the %s ended: %s", self.label, error)
             else:
                 logger.exception("the %s ended", self.label)
