@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from headrace.screen import WHAT, number, seconds
 from serving.pulse import Point, Pulse, Served
 from serving.pulse_follower import PulseFollower
 from wire.cluster import SILENT_MS
+from wire.errors import HeadraceError
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
@@ -144,7 +146,12 @@ def processes(pulse: Pulse, unheld: str = "") -> Text:
 
 def watch(settings: Settings, line: str | None = None) -> int:
     """Show a line of training (`headrace.lines.followed`) until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if
-    no broker answers."""
+    no broker answers, and `HeadraceError` without a terminal, whose end of input would be read for ever."""
+    if not sys.stdin.isatty():
+        raise HeadraceError(
+            "expected a terminal as standard input, got none; elsewhere `headrace lag` writes lines, and "
+            "`headrace lag --once --json` one message"
+        )
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
     with followed(settings, line) as which:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -119,3 +121,12 @@ def test_the_screen_shows_what_is_known(size: tuple[int, int]) -> None:
     assert "1 future" in found["quality"]
     assert "train" in found["stages"]
     assert "worker w" in found["processes"]
+
+
+def test_without_a_terminal_it_ends_with_one_line() -> None:
+    command = [sys.executable, "-m", "headrace", "top"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "expected a terminal as standard input, got none" in line
+    assert "headrace lag" in line
