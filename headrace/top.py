@@ -16,10 +16,10 @@ from textual.widgets import Footer, Sparkline, Static
 from headrace.config import Settings
 from headrace.lines import followed
 from headrace.screen import WHAT, number, seconds
-from headrace.sentences import say
 from serving.pulse import Point, Pulse, Served
 from serving.pulse_follower import PulseFollower
 from wire.cluster import SILENT_MS
+from wire.errors import HeadraceError
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
@@ -148,13 +148,13 @@ def processes(pulse: Pulse, unheld: str = "") -> Text:
 
 
 def watch(settings: Settings, line: str | None = None) -> int:
-    """Show a line of training (`headrace.lines.followed`) until q or Ctrl-C; exit status 1 without a terminal. Raises
-    `wire.errors.BrokerUnavailable` if no broker answers."""
-    if not (
-        sys.__stdin__ and sys.__stdin__.isatty() and sys.__stderr__ and sys.__stderr__.isatty()
-    ):  # it draws on stderr
-        say("headrace top: expected a terminal for input and output; without one: headrace lag", is_error=True)
-        return 1
+    """Show a line of training (`headrace.lines.followed`) until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if
+    no broker answers, and `HeadraceError` without a terminal, whose end of input would be read for ever."""
+    if not all(stream and stream.isatty() for stream in (sys.__stdin__, sys.__stderr__)):  # it draws on stderr
+        raise HeadraceError(
+            "expected a terminal for input and output; elsewhere `headrace lag` writes lines, and "
+            "`headrace lag --once --json` one message"
+        )
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
     with followed(settings, line) as which:
