@@ -38,7 +38,7 @@ MORE_RECALL = 'it makes its lists anew every ten minutes; if that does not help,
 serving.search = "exact"'
 REMEDIES = {
     "wrong_partition": "the producer partitions differently from Kafka's Java client: in librdkafka's clients set "
-    "partitioner=murmur2_random (examples/ has one for each language)",
+    "partitioner=murmur2 (examples/ has one for each language)",
     "bad_time": "timestamps are milliseconds since 1970, as a whole number",
     "future": "the producer's clock is ahead, or its timestamps are not milliseconds",
     "unknown_action": "add the kind to action.kinds, in every process",

@@ -8,6 +8,9 @@ from typing import Any
 
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, Word, check_fields, expect
 
+MAX_WIDTH = 16_384
+"""Far above any model in use: a slip of the pen is refused before it has taken all memory of a machine."""
+
 MODEL_LIMITS: dict[str, Limit] = {
     "kinds": Names(32, "set action.kinds"),
     "num_features": Number(0, whole=True, advice="set action.features"),
@@ -15,16 +18,16 @@ MODEL_LIMITS: dict[str, Limit] = {
     "user_tokens": Switch(),
     "propensity": Switch(),
     "block": Word(("hstu", "fuxi"), "use hstu"),
-    "ffn_width": Number(0, whole=True, advice="0 takes model_width"),
-    "num_layers": AT_LEAST_1,
-    "model_width": AT_LEAST_1,
-    "num_heads": AT_LEAST_1,
-    "qk_width": AT_LEAST_1,
-    "value_width": AT_LEAST_1,
-    "item_width": Number(2, whole=True, advice="64 is usual"),
+    "ffn_width": Number(0, MAX_WIDTH, whole=True, advice="0 takes model_width"),
+    "num_layers": Number(1, 1_024, whole=True, advice="2 is usual"),
+    "model_width": Number(1, MAX_WIDTH, whole=True, advice="64 is usual"),
+    "num_heads": Number(1, 1_024, whole=True, advice="2 is usual"),
+    "qk_width": Number(1, MAX_WIDTH, whole=True, advice="32 is usual"),
+    "value_width": Number(1, MAX_WIDTH, whole=True, advice="32 is usual"),
+    "item_width": Number(2, MAX_WIDTH, whole=True, advice="64 is usual"),
     "norm_len": ABOVE_0,
     "max_context": AT_LEAST_1,
-    "num_positions": AT_LEAST_1,
+    "num_positions": Number(1, 1 << 24, whole=True, advice="256 is usual"),
     "num_time_buckets": AT_LEAST_1,
     "time_unit_ms": Number(0, 1e10, open_low=True, advice="1000 is usual"),
     "temperature": ABOVE_0,

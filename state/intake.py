@@ -67,6 +67,6 @@ class Intake:
         message = (
             f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, "
             f"got {self._partition}; use the user as the key and Kafka's murmur2 partitioner (librdkafka has another "
-            "default: set its option partitioner to murmur2_random)"
+            "default: set its option partitioner to murmur2)"
         )
         return Rejection("wrong_partition", message, index, value)
