@@ -3,7 +3,7 @@ Each gives actions in time order.
 
 ``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
 favourites again, in baskets whose next product depends on the last one. ``synthetic``: records of a Dirichlet process.
-``world``: `stream.simulate`. Others: `bench.made_streams`.
+``world``: `stream.simulate`. Others: `bench.made_streams`, `bench.made_habits`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import made_streams
+from bench import made_habits, made_streams
 from bench.synthetic import BLOCK, LENGTH, Records
 from headrace.dataset import movielens_100k
 from stream.errors import FileError
@@ -266,6 +266,9 @@ STREAMS: dict[str, Stream] = {
             made_streams.bazaar,
             made_streams.reviews,
             made_streams.taps,
+            made_habits.routine,
+            made_habits.loops,
+            made_habits.pairs,
         )
     },
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),

@@ -12,7 +12,7 @@ from kernels.memory import FEATURES
 from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
-ADDED = (("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (("own_next", "own_hour"), ("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
 """The features that each build added, the newest build first."""
 
 _WIDENED = (

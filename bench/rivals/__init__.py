@@ -25,9 +25,9 @@ from bench.rivals.gradient import Gradient
 from bench.rivals.gru4rec import GRU4Rec
 from bench.rivals.libraries import River, VowpalWabbit, installed
 from bench.rivals.logistic import Logistic
-from bench.rivals.markov import Markov
+from bench.rivals.markov import Markov, PairMarkov
 from bench.rivals.met import LastMet
-from bench.rivals.own import Own
+from bench.rivals.own import Own, OwnByHour
 from bench.rivals.popular import DecayedPopular, Popular
 from bench.rivals.rate import Constant, ItemRate
 from bench.rivals.sasrec import SASRec
@@ -109,8 +109,10 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             for half_life in (100, 300, 1000, 3000, 10_000)
         },
         "own frequent": {"": Setting(lambda info, _: EventByEvent(Own(info.num_rows)))},
+        "own frequent, by hour": {"": Setting(lambda info, _: OwnByHour(info.num_rows))},
         "last met": {"": Setting(lambda *_: LastMet())},
         "last-item Markov": {"": Setting(lambda info, _: EventByEvent(Markov(info.num_rows)))},
+        "last-pair Markov": {"": Setting(lambda info, _: EventByEvent(PairMarkov(info.num_rows)))},
         "co-occurrence": {
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
             for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))

@@ -1,10 +1,13 @@
-"""The user's own most frequent items; ties are broken by popularity."""
+"""The user's own most frequent items, at any time or at this time of day; ties are broken by popularity."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.events import Step
 from bench.rivals.popular import Popular
 
 
@@ -16,3 +19,26 @@ class Own(Popular):
         score_V: NDArray[np.float64] = self.count_V / (1.0 + self.count_V.sum())
         np.add.at(score_V, past, 1.0)
         return np.asarray(score_V)
+
+
+HOUR_MS, ANY_HOUR = 3_600_000, 0.02
+
+
+class OwnByHour:
+    """The same, but a choice counts less the further its time of day is from now: e^-hours, and `ANY_HOUR` more."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._popular = Popular(num_rows)
+
+    def over(self, step: Step) -> NDArray[Any]:
+        """See `bench.rivals.Retriever.over`."""
+        events, scores = step.events, []
+        for e in step.asked.tolist():
+            past, mine = step.past(e), slice(events.past_begin_R[e], events.past_end_R[e])
+            away_P = np.abs(events.past_ms[mine] - events.now_ms_R[e]) / HOUR_MS % 24
+            count_V = self._popular.count_V
+            score_V = 0.01 * count_V / (1.0 + count_V.sum())
+            np.add.at(score_V, past, np.exp(-np.minimum(away_P, 24 - away_P)) + ANY_HOUR)
+            scores.append(score_V[: step.num_known + 1])
+            self._popular.learn(int(events.target_R[e]), past)
+        return np.stack(scores) if scores else np.zeros((0, step.num_known + 1))

@@ -50,7 +50,7 @@ struct BestPass {
 
     const MemoryCall& memory() const { return call.memory; }
     int64_t num_past(int64_t r) const { return memory().past_end_R[r] - memory().past_begin_R[r]; }
-    float* gains(int64_t q) { return gain + q * MOST_GAINS; }
+    float* gains(int64_t q) { return gain + q * NUM_FEATURES; }
 };
 
 inline int64_t most_extras(const BestCall& call, int64_t first, int64_t num) {
@@ -93,7 +93,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.shared_QS = arena.get<float>(is_whole ? 0 : p.num_shared * p.num);
         p.rows = arena.get<float>(BEST_CHUNK * call.width);
         p.bases = arena.get<float>(BEST_CHUNK * m.num_buckets);
-        p.gain = arena.get<float>(p.num * MOST_GAINS);
+        p.gain = arena.get<float>(p.num * NUM_FEATURES);
         p.extras = arena.get<Extra>(num_extras);
         p.sorted = arena.get<Extra>(num_extras);
         p.chunk_end = arena.get<int64_t>(p.num_chunks + 1);

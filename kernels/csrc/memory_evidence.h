@@ -127,9 +127,21 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int32_t next, i
     }
 }
 
+// log(1 + scale x), except for those that stay `plain`.
+HEADRACE_INLINE v8 logs_of(v8 x, v8 scale, i8 plain) {
+    return (v8)(((i8)x & plain) | ((i8)log_of<v8, i8>(x * scale + 1.0f) & ~plain));
+}
+
 // The time between two moments, as a feature.
 HEADRACE_INLINE float since(int64_t now_ms, int64_t then_ms) {
     return now_ms > then_ms ? SINCE_SHARE * log1p_one((float)(now_ms - then_ms) * 1e-3f) : 0.0f;
+}
+
+// How close two moments are in time of day: what is left of AROUND_MINUTES, at least 0.
+HEADRACE_INLINE float around(int64_t now_ms, int64_t then_ms) {
+    const int64_t away = (now_ms > then_ms ? now_ms - then_ms : then_ms - now_ms) % DAY_MS;
+    const int64_t minutes = min64(away, DAY_MS - away) / MINUTE_MS;
+    return minutes < AROUND_MINUTES ? (float)(AROUND_MINUTES - minutes) : 0.0f;
 }
 
 // Index of the first past choice of event r that belongs to the current visit.
@@ -157,6 +169,7 @@ inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visi
         own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
         own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
         own[OWN_SINCE] = since(now, m.past_ms[k]);
+        own[OWN_HOUR] += around(now, m.past_ms[k]);
     }
     const int64_t shown_end = m.shown_end_R[r];
     for (int64_t k = m.shown_begin_R[r]; k < shown_end; ++k) {
@@ -166,6 +179,20 @@ inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visi
         own[SHOWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(shown_end - 1 - k));
     }
     s.pause = end > first ? since(now, m.past_ms[end - 1]) : 0.0f;
+}
+
+// Collects what came after the user's earlier choices of the last item; each further choice before it that was the same
+// too counts it MATCHED times as much.
+inline void collect_next(const MemoryCall& m, Scratch& s, int64_t r) {
+    const int64_t first = m.past_begin_R[r], end = m.past_end_R[r];
+    const int32_t* row = m.past_rows;
+    for (int64_t k = first + 1; k < end; ++k) {
+        if (row[k - 1] != row[end - 1]) continue;
+        float weight = 1.0f;
+        for (int back = 2; back <= MOST_MATCHED && k - back >= first && row[k - back] == row[end - back]; ++back)
+            weight *= MATCHED;
+        s.own[place_of(s, row[k]) * OWN_STRIDE + OWN_NEXT] += weight;
+    }
 }
 
 inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
@@ -180,14 +207,15 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
         decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[THREADS] *= THREADS_DECAY;
     }
     collect_own(m, s, r, visit);
+    collect_next(m, s, r);
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
+    const v8 own_scale = {1, 0, 0, 0, 1, 0, 1, 1.0f / AROUND_MINUTES};
+    const i8 own_plain = {0, -1, -1, -1, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
         float *e = s.evidence + place_touched(s, t) * NUM_GATHERED, *own = s.own + place_touched(s, t) * OWN_STRIDE;
-        if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
-        if (own[SHOWN_COUNT] > 0) own[SHOWN_COUNT] = log1p_one(own[SHOWN_COUNT]);
-        const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
-        store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
+        store8(e, logs_of(load8(e), scale, plain));
+        if (own[OWN_COUNT] > 0 || own[SHOWN_COUNT] > 0) store8(own, logs_of(load8(own), own_scale, own_plain));
     }
 }
 

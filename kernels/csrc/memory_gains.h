@@ -20,10 +20,9 @@ inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     return 1 + bucket;
 }
 
-// The gains for a bucket, followed by zeros up to the end of a vector of own features.
+// The gains for a bucket.
 inline void gains_of(const MemoryCall& m, int bucket, float* gain) {
-    for (int f = 0; f < MOST_GAINS; ++f)
-        gain[f] = f < NUM_FEATURES ? m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f] : 0.0f;
+    for (int f = 0; f < NUM_FEATURES; ++f) gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
 }
 
 // Rescores the listed rows by the shortlist's network; returns the shift of all new scores. The list holds indices into

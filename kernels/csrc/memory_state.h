@@ -1,8 +1,8 @@
 // What the kernels of csrc/level/memory*.cpp share: their argument, the features, and an event's scratch memory
 // (kernels/memory/reference.py is the definition).
 //
-// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one of
-// four for the features that only a user's own rows have. Rows that have some are listed in `touched`, turned into
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and another
+// for the features that only a user's own rows have. Rows that have some are listed in `touched`, turned into
 // features in place, and cleared when the event is done. The features that do not depend on the query (`standing`) are
 // a dense matrix. The best rows by the weighted sum are rescored by a small network (shortlist.h).
 #pragma once
@@ -53,13 +53,14 @@ struct MemoryCall {
 
 HEADRACE_BEGIN
 
-constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 6, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
+constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 8, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, LIFT = MODEL + 1, NUM_FEATURES = LIFT + 1;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
-constexpr int OWN_STRIDE = 8, MOST_GAINS = NUM_STANDING + NUM_GATHERED + OWN_STRIDE;  // own features in whole vectors
+constexpr int OWN_STRIDE = NUM_OWN;  // a whole vector
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
-enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY };  // follow the gathered evidence
+// Follow the gathered evidence.
+enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY, OWN_NEXT, OWN_HOUR };
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED };
 constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
@@ -67,13 +68,14 @@ constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_
 constexpr float THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .05f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f},
                 TIME_SHARE = .3f;
-constexpr int RECENT = 512;
+constexpr int RECENT = 512, MOST_MATCHED = 3;
+constexpr float MATCHED = 4.f;
 enum GroupPart { USUAL, NEXT, OWN, GROUP_PARTS };
 constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20;
 constexpr float OWN_GROUP_DECAY = .9f, GROUP_SHARE_DECAY = .998f;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
-constexpr int64_t VISIT_MS = 30 * 60 * 1000;
+constexpr int64_t VISIT_MS = 30 * 60 * 1000, MINUTE_MS = 60 * 1000, DAY_MS = 24 * 60 * MINUTE_MS, AROUND_MINUTES = 120;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
 constexpr float OUT = -1e30f;
 
@@ -101,7 +103,7 @@ struct Scratch {
     int32_t* lifted;
     int64_t num_lifted = 0;
     float pause;  // time since the user's last choice
-    float gain[MOST_GAINS];
+    float gain[NUM_FEATURES];
     Shortlist<NUM_SEEN>* shortlist;
 };
 

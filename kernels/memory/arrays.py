@@ -15,7 +15,7 @@ Float64 = NDArray[np.float64]
 
 STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
 """Features of an item that are the same for all users."""
-OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "shown_recency")
+OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "shown_recency", "own_next", "own_hour")
 """Features of the few items that the user has chosen, or was shown and left alone."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "threads", *OWN)
 """Features of an item given the user's history."""
@@ -25,6 +25,9 @@ usual the item's groups are (`kernels.memory.groups`)."""
 SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length", "pause")
 """The shortlist network's inputs for each row: the features, how far its score is below the best, whether the user
 chose it before, the length of the user's history, and the time since the user's last choice."""
+SILENT = ("own_next", "own_hour", "lift")
+"""Inputs of the shortlist's network whose hidden weights start at zero: a stream in which they are always zero is
+learned as without them."""
 LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
@@ -205,10 +208,12 @@ class MemoryArrays:
 def first_weights() -> Float32:
     """(P,) concatenated: the linear part (F,), hidden weights (H, F), hidden biases (H,), output weights (H,).
 
-    The linear part and the output weights start at zero, so at first the network changes no score. So do the hidden
-    weights of `lift`, which is zero where items have no groups: such a stream is learned as without it.
+    The linear part and the output weights start at zero, so at first the network changes no score; so do the hidden
+    weights of the `SILENT` inputs.
     """
     num, rng = len(SEEN_AGAIN), np.random.Generator(np.random.Philox(key=1))
-    hidden = np.insert(rng.standard_normal((HIDDEN, num - 1)), FEATURES.index("lift"), 0.0, axis=1) / np.sqrt(num - 1)
+    drawn = [at for at, name in enumerate(SEEN_AGAIN) if name not in SILENT]
+    hidden = np.zeros((HIDDEN, num))
+    hidden[:, drawn] = rng.standard_normal((HIDDEN, len(drawn))) / np.sqrt(len(drawn))
     parts = (np.zeros(num), hidden.ravel(), rng.uniform(-1.0, 1.0, HIDDEN), np.zeros(HIDDEN))
     return np.concatenate(parts).astype(np.float32)

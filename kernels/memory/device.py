@@ -20,7 +20,7 @@ from kernels.memory.arrays import CHANGED, MemoryArrays
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
-from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS
+from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS, SLOPES
 from kernels.memory.triton_learn import learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
@@ -172,7 +172,7 @@ class DeviceMemory:
                 "push": (group * stride, torch.float32),
                 "slope": (group * 32, torch.float32),
                 "list": (together * LIST.value, torch.int32),
-                "shortlist_slope": (group * 512, torch.float32),
+                "shortlist_slope": (group * SLOPES.value, torch.float32),
                 "moment": (group * 64, torch.float32),
                 "told": (group * 4, torch.int32),
                 "rate": (group, torch.float32),

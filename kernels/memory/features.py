@@ -59,13 +59,15 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
         total["own_count"][row] += 1.0
         total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))
         total["own_visit"][row], total["own_since"][row] = past.in_visit_P[place], past.since_P[place]
+    np.add.at(total["own_next"], past.row_P, past.matched)
+    np.add.at(total["own_hour"], past.row_P, past.around_P)
     for place, row in enumerate(past.shown_S.tolist()):
         total["shown_count"][row] += 1.0
         total["shown_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.shown_S) - 1 - place))
     for scale, names in (
         (FOLLOWS_SCALE, ("follows", "direct", "threads")),
         (COSINE_SCALE, ("wide", "after", "before")),
-        (1.0, ("own_count", "shown_count")),
+        (1.0, ("own_count", "own_next", "own_hour", "shown_count")),
     ):
         for name in names:
             total[name] = np.log1p(scale * total[name])

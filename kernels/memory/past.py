@@ -11,17 +11,21 @@ from kernels.memory.arrays import Float64, Int32, Int64
 from kernels.memory.events import MemoryEvents
 
 VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
+MOST_MATCHED, MATCHED = 3, 4
+MINUTE_MS, DAY_MS, AROUND_MINUTES = 60_000, 86_400_000, 120
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryPast:
     """P choices, oldest first: their rows, how long ago each was (0.1 log(1 + seconds)), and whether it belongs to the
-    current visit: no pause since has lasted half an hour. ``shown_S``: the rows that were met without being chosen,
-    oldest first."""
+    current visit: no pause since has lasted half an hour. ``around_P``: how close each was to now in time of day, from
+    1 in the same minute to 0 at a distance of `AROUND_MINUTES`. ``shown_S``: the rows that were met without being
+    chosen, oldest first."""
 
     row_P: Int32
     since_P: Float64
     in_visit_P: NDArray[np.bool_]
+    around_P: Float64
     shown_S: Int32
 
     @staticmethod
@@ -30,7 +34,10 @@ class MemoryPast:
         pause_P = np.diff(np.append(time_ms_P, now_ms))
         in_visit_P = np.cumprod((pause_P < VISIT_MS)[::-1])[::-1].astype(np.bool_)
         since_P = SINCE_SHARE * np.log1p(np.maximum(now_ms - time_ms_P, 0) / 1000.0)
-        return MemoryPast(row_P, since_P, in_visit_P, shown_S)
+        away_P = np.abs(now_ms - time_ms_P) % DAY_MS
+        minutes_P = np.minimum(away_P, DAY_MS - away_P) // MINUTE_MS
+        around_P = np.maximum(AROUND_MINUTES - minutes_P, 0) / AROUND_MINUTES
+        return MemoryPast(row_P, since_P, in_visit_P, around_P, shown_S)
 
     @staticmethod
     def of_event(events: MemoryEvents, r: int) -> MemoryPast:
@@ -38,6 +45,18 @@ class MemoryPast:
         mine = slice(events.past_begin_R[r], events.past_end_R[r])
         shown_S = events.shown_rows[events.shown_begin_R[r] : events.shown_end_R[r]]
         return MemoryPast.seen_at(int(events.now_ms_R[r]), events.past_rows[mine], events.past_ms[mine], shown_S)
+
+    @property
+    def matched(self) -> Int64:
+        """(P,) how much each choice counts as what the user does next: 0 unless the choice before it was of the same
+        item as the last one, else 1, and for each of the choices before those that was the same too `MATCHED` times
+        that, up to `MOST_MATCHED` the same."""
+        num = len(self.row_P)
+        is_same_P, matched_P = np.ones(num, np.bool_), np.zeros(num, np.int64)
+        for back in range(1, min(MOST_MATCHED, num) + 1):
+            is_same_P &= np.append(np.zeros(back, np.int32), self.row_P[:-back]) == self.row_P[-back]
+            matched_P[is_same_P] = MATCHED ** (back - 1)
+        return matched_P
 
     @property
     def pause(self) -> float:

@@ -34,7 +34,8 @@ from kernels.memory.past import MemoryPast
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
             "direct": DIRECT, "threads": THREADS}  # fmt: skip
 _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
-               "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0, "shown_count": 1.0}  # fmt: skip
+               "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0, "shown_count": 1.0,
+               "own_next": 1.0, "own_hour": 1.0}  # fmt: skip
 """Features that are log(1 + scale x sum)."""
 SHOWN = ("shown_count", "shown_recency")
 
@@ -70,7 +71,7 @@ def memory_shares(
     memory: MemoryArrays, past: MemoryPast, row_C: Int64, logit_C: Float32 | NDArray[np.float64]
 ) -> MemoryShares:
     """``past``: the user's P choices; ``row_C``: the rows to explain, none twice."""
-    past_P = past.row_P
+    past_P, matched_P = past.row_P, past.matched
     gain_F = gains_of(memory, len(past_P))
     num_standing, (gain_model, gain_lift) = len(STANDING), gain_F[[FEATURES.index(each) for each in ("model", "lift")]]
     pairs = [_pair(memory, int(row), row_C) for row in past_P[::-1].tolist()]  # the newest first: by lag
@@ -94,6 +95,7 @@ def memory_shares(
                 raw[name][lag] = found[name] * decay**lag
         is_own_C = (row_C == row).astype(float)
         raw["own_count"][lag] = is_own_C
+        raw["own_next"][lag], raw["own_hour"][lag] = is_own_C * matched_P[-1 - lag], is_own_C * past.around_P[-1 - lag]
         is_newest_C = is_own_C * (raw["own_count"][:lag].sum(axis=0) == 0)
         raw["own_recency"][lag] = is_newest_C / (1.0 + 0.1 * lag)
         raw["own_visit"][lag], raw["own_since"][lag] = (

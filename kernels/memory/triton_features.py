@@ -37,7 +37,7 @@ from kernels.memory.features import (
     TIME_SHARE,
     WIDE,
 )
-from kernels.memory.past import SINCE_SHARE
+from kernels.memory.past import AROUND_MINUTES, DAY_MS, MATCHED, MOST_MATCHED, SINCE_SHARE
 
 TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT, SHOWN_BEGIN, SHOWN_END = map(
     tl.constexpr, range(11)
@@ -47,10 +47,14 @@ EVENT = tl.constexpr(12)
 GATHERED = tl.constexpr(len(EVIDENCE) - len(OWN))
 NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEATURES), len(SEEN_AGAIN)))
 LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
-OWN_COLUMNS = tl.constexpr(4)
-"""Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last."""
+OWN_COLUMNS = tl.constexpr(6)
+"""Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last;
+how much it counts as what the user does next, and as what the user does at this time of day."""
 TINY = tl.constexpr(1e-37)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
+NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)
+SLOPES = tl.constexpr(1 << (NUM_WEIGHTS.value - 1).bit_length())
+"""Of the shortlist's network: its weights, and places for an event's slopes."""
 MET = tl.constexpr(1 << 20)
 """The bit in a row's count of own choices that marks it as left out."""
 ENTRIES = tl.constexpr(64)
@@ -67,6 +71,8 @@ COUNTED_LAGS = tl.constexpr(COUNTED[0])
 SCALE_OF_FOLLOWS, SCALE_OF_COSINE = tl.constexpr(FOLLOWS_SCALE), tl.constexpr(COSINE_SCALE)
 HEAT_0, HEAT_1, HEAT_2 = (tl.constexpr(each) for each in HEAT_SCALES)
 SHARE_OF_TIME, SHARE_OF_SINCE = tl.constexpr(TIME_SHARE), tl.constexpr(SINCE_SHARE)
+MATCHES, MATCH_FACTOR, DAY = tl.constexpr(MOST_MATCHED), tl.constexpr(MATCHED), tl.constexpr(DAY_MS)
+AROUND, PER_MINUTE = tl.constexpr(AROUND_MINUTES), tl.constexpr(1.0 / AROUND_MINUTES)
 ACROSS_LEAST, ACROSS_PRIOR = tl.constexpr(LEAST_ACROSS), tl.constexpr(PRIOR_VISITS)
 
 
@@ -133,12 +139,42 @@ def note_rows(rows_ptr, num, count_ptr, newest_ptr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def note_next(past_ptr, num, count_ptr, WIDTH: tl.constexpr):
+    """Count what came after earlier choices of the last item: see `kernels.memory.past.MemoryPast`."""
+    for start in range(0, num, WIDTH):
+        place = start + tl.arange(0, WIDTH)
+        inside = place < num
+        is_same, weight = place > 0, tl.zeros([WIDTH], tl.int32)
+        for back in tl.static_range(1, MATCHES + 1):
+            before = tl.load(past_ptr + place - back, mask=inside & (place >= back), other=-1)
+            is_same = is_same & (before == tl.load(past_ptr + tl.maximum(num - back, 0)))
+            weight = tl.where(is_same, MATCH_FACTOR ** (back - 1), weight)
+        row = tl.load(past_ptr + place, mask=inside, other=0)
+        tl.atomic_add(count_ptr + row, weight, mask=inside & (weight > 0))
+
+
+@triton.jit
+def note_hours(past_ptr, history, count_ptr, WIDTH: tl.constexpr):
+    """Add up how close to now each row was chosen in time of day: see `kernels.memory.past.MemoryPast`."""
+    past_ms_ptr, num, now_ms, _ = history
+    for start in range(0, num, WIDTH):
+        place = start + tl.arange(0, WIDTH)
+        inside = place < num
+        row = tl.load(past_ptr + place, mask=inside, other=0)
+        away = tl.abs(now_ms - tl.load(past_ms_ptr + place, mask=inside, other=0)) % DAY
+        minutes = AROUND - (tl.minimum(away, DAY - away) // 60_000).to(tl.int32)
+        tl.atomic_add(count_ptr + row, minutes, mask=inside & (minutes > 0))
+
+
+@triton.jit
 def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
     """The features of rows given the user's history; and which rows are left out."""
     own = tl.load(own_ptr + row, mask=inside, other=0)
     newest = tl.load(own_ptr + stride + row, mask=inside, other=0)
     shown = tl.load(own_ptr + 2 * stride + row, mask=inside, other=0)
     newest_shown = tl.load(own_ptr + 3 * stride + row, mask=inside, other=0)
+    coming = tl.load(own_ptr + 4 * stride + row, mask=inside, other=0).to(tl.float32)
+    minutes = tl.load(own_ptr + 5 * stride + row, mask=inside, other=0).to(tl.float32)
     is_own, lag = newest > 0, (newest - MET) * -1
     recency, shown_recency = recency_of(newest), recency_of(newest_shown)
     visit = (is_own & (lag < history[3])).to(tl.float32)
@@ -156,7 +192,8 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
         logarithm(after, SCALE_OF_COSINE), logarithm(before, SCALE_OF_COSINE), learned,
         logarithm(direct, SCALE_OF_FOLLOWS), logarithm(threads, SCALE_OF_FOLLOWS),
         logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since,
-        logarithm(shown.to(tl.float32), 1.0), shown_recency, own >= MET,
+        logarithm(shown.to(tl.float32), 1.0), shown_recency, logarithm(coming, 1.0),
+        logarithm(minutes, PER_MINUTE), own >= MET,
     )  # fmt: skip
 
 
@@ -164,11 +201,12 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
 def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride):
     """All features of rows, in order; which rows are known, and which are left out."""
     s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
-    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, is_out = evidence_of(
+    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15, is_out = evidence_of(
         row, inside, evidence_ptr, own_ptr, history, stride
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    standing, evidence = (s0, s1, s2, s3, s4, s5, s6), (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13)
+    standing = (s0, s1, s2, s3, s4, s5, s6)
+    evidence = (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15)
     lift = tl.zeros_like(logit)  # groups are not counted here
     return standing + evidence + (logit, lift), first >= 0, is_out
 

@@ -18,12 +18,12 @@ from kernels.memory.triton_features import (
     EVENT,
     NUM_FEATURES,
     NUM_SEEN,
+    NUM_WEIGHTS,
+    SLOPES,
     TARGET,
-    UNITS,
     only_if,
 )
 
-NUM_WEIGHTS = tl.constexpr(NUM_SEEN.value * (1 + UNITS.value) + 2 * UNITS.value)
 MARK = tl.constexpr(CHANGED)
 NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
 LISTS = tl.constexpr(LISTS_REMEMBERED)
@@ -55,7 +55,7 @@ def learn_gains(
 @triton.jit
 def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, norm_ptr, num, rate, decay):
     """The shortlist's network, and the statistics of its inputs."""
-    at, column = tl.arange(0, 512), tl.arange(0, 32)
+    at, column = tl.arange(0, SLOPES), tl.arange(0, 32)
     inside, of_list = at < NUM_WEIGHTS, column < NUM_SEEN
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
     square = tl.load(square_ptr + at, mask=inside, other=1.0)
@@ -65,7 +65,7 @@ def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, nor
     mean = first_mean
     for place in range(num):
         is_predicted = tl.load(told_ptr + place * 4) > 0
-        slope = tl.load(slope_ptr + place * 512 + at, mask=inside, other=0.0)
+        slope = tl.load(slope_ptr + place * SLOPES + at, mask=inside, other=0.0)
         moves = only_if(is_predicted & (tl.load(told_ptr + place * 4 + 1) > 0), inside)
         square = tl.where(moves, square * decay + slope * slope, square)
         weight = tl.where(moves, weight - rate * slope / tl.sqrt(square), weight)

@@ -35,11 +35,14 @@ from kernels.memory.triton_features import (
     QUERY,
     SHOWN_BEGIN,
     SHOWN_END,
+    SLOPES,
     TARGET,
     UNITS,
     VISIT,
     features_of,
     gather,
+    note_hours,
+    note_next,
     note_rows,
     only_if,
     since_of,
@@ -151,6 +154,8 @@ def predict_events_kernel(
         note_rows(past_ptr, num_past, own_ptr, own_ptr + stride, WIDTH)
         shown_begin, shown_end = tl.load(event_ptr + SHOWN_BEGIN), tl.load(event_ptr + SHOWN_END)
         note_rows(shown_ptr + shown_begin, shown_end - shown_begin, own_ptr + 2 * stride, own_ptr + 3 * stride, WIDTH)
+        note_next(past_ptr, num_past, own_ptr + 4 * stride, WIDTH)
+        note_hours(past_ptr, history, own_ptr + 5 * stride, WIDTH)
         if EXCLUDE == 2:
             share = tl.load(clock_ptr + 5) / (tl.load(clock_ptr + 6) + PRIOR)
             excludes = share.to(tl.float32) < FEW
@@ -256,7 +261,7 @@ def predict_events_kernel(
         at_target = (is_listed & (listed == target)).to(tl.float32)
         push = share / mass_out - at_target
         back = given[None, :] * tl.where(z > 0, 1.0, LEAKY) * push[:, None]
-        shortlist_slope_ptr += place * 512
+        shortlist_slope_ptr += place * SLOPES
         tl.store(shortlist_slope_ptr + column, tl.sum(sight * push[:, None], 0), mask=of_list)
         slopes = tl.dot(tl.trans(back), sight, input_precision="ieee")
         tl.store(shortlist_slope_ptr + NUM_SEEN + of_unit, slopes, mask=of_list[None, :] & (unit[:, None] >= 0))

@@ -85,7 +85,9 @@ def test_a_rival_that_peeks_is_caught() -> None:
     assert not _same_until_the_last(*(_PeekingNetwork(network.make(info, 1)) for _ in range(2)), network)
 
 
-@pytest.mark.parametrize("who", ["last-item Markov", "co-occurrence", "SASRec", "GRU4Rec", "BERT4Rec", "Transformer++"])
+@pytest.mark.parametrize(
+    "who", ["last-item Markov", "last-pair Markov", "co-occurrence", "SASRec", "GRU4Rec", "BERT4Rec", "Transformer++"]
+)
 def test_what_follows_what_is_learned(who: str) -> None:
     actions = chain(num=900, num_items=30)
     setting = list(retrievers()[who].values())[-1]
@@ -102,6 +104,22 @@ def test_who_does_what_is_learned(who: str) -> None:
     found = evaluate_ranker(setting.make(info_of(actions), 1), steps_of(actions, 16), _kinds(actions), _ignore)
     constant = evaluate_ranker(Constant(3), steps_of(actions), _kinds(actions), _ignore)
     assert found["kinds"]["like"]["ne"] < constant["kinds"]["like"]["ne"] - 0.02
+
+
+def test_own_items_by_hour_and_pairs_of_items_are_told_apart() -> None:
+    """Of two items at each of three hours of the day, the one that comes depends on the two items before it."""
+    order = [0, 1, 2, 3, 4, 5, 0, 1, 2, 5, 4, 3]
+    actions: Actions = [
+        {"user": user, "item": order[step % 12], "action": "order", "timestamp": START_MS + 28_800_000 * step + user}
+        for step in range(48) for user in range(3)
+    ]  # fmt: skip
+    first = {
+        who: retrieval(evaluate_retriever(ways[""].make(info_of(actions), 1), steps_of(actions), _ignore))["hr1"]
+        for who in ("own frequent", "own frequent, by hour", "last-item Markov", "last-pair Markov")
+        for ways in (retrievers()[who],)
+    }
+    assert first["own frequent, by hour"] > first["own frequent"] + 0.1
+    assert first["last-pair Markov"] > first["last-item Markov"] + 0.1
 
 
 def test_a_later_kind_counts_as_if_it_had_been_there() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.made_habits import loops, pairs, routine
 from bench.made_streams import bazaar, music, portal, reviews, series
 from bench.single_pass import settings_for
 from bench.streams import open_stream, synthetic
@@ -78,6 +80,32 @@ def test_made_streams_are_the_same_each_time_and_have_their_shapes() -> None:
     days = [action["timestamp"] for action in made["reviews"]]
     assert days == sorted(days)
     assert all(day % 86_400_000 == days[0] % 86_400_000 for day in days)
+
+
+def test_habits_are_at_their_hours_in_their_order_or_after_two_items() -> None:
+    orders = list(routine(1_500, num_users=10))
+    assert orders == list(routine(1_500, num_users=10))
+    times = [action["timestamp"] for action in orders]
+    assert len(orders) == 1_500
+    assert all(times[place] <= times[place + 300] for place in range(1_200))  # in order but for a day's last minutes
+    late = {action["timestamp"] % 86_400_000 // 3_600_000 for action in orders}
+    assert len(late) < 24  # nobody orders at night
+
+    def shares(actions: list[dict[str, Any]], num: int) -> float:
+        """How often what a user did last after the same ``num`` items comes again."""
+        last, known = dict[Any, list[int]](), dict[Any, int]()
+        again = []
+        for action in actions:
+            mine = last.setdefault(action["user"], [])
+            key = (action["user"], *mine[-num:])
+            again += [known[key] == action["item"]] if key in known else []
+            known[key] = action["item"]
+            mine.append(action["item"])
+        return float(np.mean(again))
+
+    assert shares(list(loops(3_000, num_users=20)), 1) > 0.6
+    of_pairs = list(pairs(6_000, num_users=1, num_items=20))
+    assert shares(of_pairs, 2) > 2 * shares(of_pairs, 1)
 
 
 def test_music_events_as_published_are_shown_played_or_liked_in_order_of_time(tmp_path: Path) -> None:

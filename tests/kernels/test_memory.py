@@ -14,13 +14,14 @@ from kernels.memory import (
     MemoryArrays,
     MemoryEvents,
     MemoryOutcome,
+    MemoryPast,
     MemoryRules,
     memory_forget,
     memory_learn,
     memory_scores,
 )
 from kernels.memory.arrays import CLOCK, SEEN_AGAIN
-from kernels.memory.past import VISIT_MS
+from kernels.memory.past import DAY_MS, VISIT_MS
 from tests.kernels.yardstick import force, levels
 
 NUM_BUCKETS, NUM_GROUPS = 8, 30
@@ -57,7 +58,7 @@ class Stream:
             past_ms += [ms for _, was_chosen, ms in history if was_chosen]
             met.append([each for each, *_ in history])
             shown.append([each for each, was_chosen, _ in history if not was_chosen])
-            now_ms.append(now_ms[-1] + int(rng.choice([0, 40_000, 600_000, VISIT_MS])))
+            now_ms.append(now_ms[-1] + int(rng.choice([0, 40_000, 600_000, VISIT_MS, DAY_MS - VISIT_MS])))
             if row:
                 history.append((row, bool(chosen[-1]), now_ms[-1]))
         timeless = events_at_once(target, chosen, past, met, shown)
@@ -351,6 +352,59 @@ def test_where_most_choices_are_visits_of_their_own_the_others_do_not_outweigh_t
     half = ~is_soon & (np.arange(len(rows)) >= 1500)
     assert weighed[0] > 0.5 > 0.25 > weighed[1]
     assert lost[0][half].mean() < 0.85 * lost[1][half].mean()  # .016 and .024
+
+
+def test_a_user_goes_on_as_before_after_the_same_items() -> None:
+    rows = np.array([1, 2, 3, 1, 2, 3, 9, 2, 3, 1, 2], np.int32)
+    past = MemoryPast.seen_at(0, rows, np.zeros(len(rows), np.int64), rows[:0])
+    assert past.matched.tolist() == [0, 0, 4, 0, 0, 16, 0, 0, 1, 0, 0]
+    past = MemoryPast.seen_at(0, rows[:1], np.zeros(1, np.int64), rows[:0])
+    assert past.matched.tolist() == [0]
+
+
+def test_how_close_times_of_day_are_does_not_depend_on_midnight() -> None:
+    minutes = np.array([-1439, -121, -119, -1, 0, 30, 120, 1435])
+    past = MemoryPast.seen_at(7 * DAY_MS, np.ones(8, np.int32), 60_000 * minutes, np.zeros(0, np.int32))
+    np.testing.assert_allclose(120 * past.around_P, [119, 0, 1, 119, 120, 90, 0, 115])
+
+
+def test_who_repeats_a_sequence_of_his_own_is_expected_to_go_on_with_it() -> None:
+    """Users who choose the same 11 items again and again, all in an order of their own."""
+    rng = np.random.default_rng(0)
+    orders, histories = [1 + rng.permutation(11) for _ in range(8)], [list[int]() for _ in range(8)]
+    rows, past = list[int](), list[list[int]]()
+    for user in rng.integers(8, size=800).tolist():
+        mine = histories[user]
+        rows.append(int(orders[user][len(mine) % 11]))
+        past.append(list(mine))
+        mine.append(rows[-1])
+    done = learned_of(events_at_once(rows, np.ones(len(rows)), past, past), 12)
+    assert float(np.nanmean(done.loss_R[len(rows) // 2 :])) < 0.05  # without own sequences .183
+
+
+def habits(day_ms: int) -> MemoryEvents:
+    """Six users, each with an item for each of six times of the day, of which some are left out."""
+    rng = np.random.default_rng(0)
+    rows, past, past_ms, now_ms = list[int](), list[list[int]](), list[int](), list[int]()
+    for user in range(6):
+        mine, times, items = list[int](), list[int](), rng.permutation(6).tolist()
+        for day in range(20):
+            for part in np.flatnonzero(rng.random(6) < 0.5).tolist():
+                rows.append(1 + 6 * user + items[part])
+                now_ms.append(day_ms * day + day_ms // 6 * part)
+                past.append(list(mine))
+                past_ms += times
+                mine, times = [*mine, rows[-1]], [*times, now_ms[-1]]
+    events = events_at_once(rows, np.ones(len(rows)), past, past)
+    return replace(events, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms, np.int64))
+
+
+def test_what_a_user_chooses_at_this_time_of_day_is_expected_again() -> None:
+    half = len(habits(DAY_MS)) // 2
+    loss, elsewhere = (
+        float(np.nanmean(learned_of(habits(day_ms), 37).loss_R[half:])) for day_ms in (DAY_MS, DAY_MS * 11 // 10)
+    )
+    assert loss < 0.2 * elsewhere  # .005 and 1.319
 
 
 def learned_of(events: MemoryEvents, num_rows: int) -> MemoryOutcome:
