@@ -375,6 +375,19 @@ def test_similar_items_are_those_of_the_whole_table_where_all_lists_are_probed(s
     assert near[0][1] <= similar_items(version, row, 1, removed)[0][1] + 1e-6
 
 
+def test_items_similar_to_one_that_is_alone_in_its_list_are_looked_for_everywhere() -> None:
+    server, row = Server(num_probes=1), 7
+    server.keeper.renew()
+    version, lists = server.manager.current, server.search.lists
+    (closest,) = lists.probes(version.tables["items"].derived[row : row + 1, :-1].float(), 1)[0]
+    list_V = np.where(lists.list_V == closest, (closest + 1) % lists.num_lists, lists.list_V).astype(np.int32)
+    list_V[row] = closest
+    assert server.search.begin(version)
+    assert server.search.finish(ItemLists.of(lists.centre_LD, list_V), NONE.astype(np.int32), server.search.line_since)
+    assert server.search.rows_near(version, row).tolist() == [row]
+    assert similar_items(version, row, 3, [], server.search) == similar_items(version, row, 3, [])
+
+
 def test_lists_that_cannot_be_made_leave_answers_exact(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
