@@ -25,7 +25,7 @@ from model.memory_events import events_of
 from trainer.batch import JaggedBatch, build_batch
 from trainer.metrics import rank_among
 from trainer.scheduler import Scheduler
-from wire.example import Example
+from wire.example import Lesson
 from wire.history import Histories
 
 Int64 = NDArray[np.int64]
@@ -113,7 +113,7 @@ def steps(settings: Settings, actions: Iterable[dict[str, Any]], size: int | Non
             yield _step(batch, user_B, catalogue, model)
 
 
-def arrivals(settings: Settings, actions: Iterable[dict[str, Any]], size: int | None = None) -> Iterator[list[Example]]:
+def arrivals(settings: Settings, actions: Iterable[dict[str, Any]], size: int | None = None) -> Iterator[list[Lesson]]:
     """The examples of each step, as the trainer would take them from a file."""
     stream = iter(actions)
     first = next(stream)

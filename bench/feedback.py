@@ -42,7 +42,7 @@ from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
 from trainer.waiting import Waiting
 from wire.example import Example
-from wire.history import Histories, History, interactions_of
+from wire.history import Histories, History
 
 WAIT_MS = 60_000
 LEARNED = ("vanilla", "fnw", "reversal")
@@ -79,9 +79,9 @@ class FullHistories:
         while first_new < end:
             segment = first_new // length
             stop = min(end, (segment + 1) * length)
-            rows = interactions_of(self.users[like.user].rows(segment * length, stop))
+            rows = self.users[like.user].rows(segment * length, stop)
             yield replace(
-                like, segment=segment, interactions=rows, num_new=stop - first_new, feedback_index=none,
+                like, segment=segment, rows=rows, num_new=stop - first_new, feedback_index=none,
                 feedback_bits=np.empty(0, np.uint32), session_hash=np.zeros(len(rows), np.int64),
             )  # fmt: skip
             first_new = stop

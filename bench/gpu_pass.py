@@ -52,7 +52,7 @@ def described_way(graphs: int, group: int) -> str:
 
 def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
     """Users' histories in chunks of ``num_new``, users taking turns, as in a single pass over a file."""
-    from wire.example import Example, Interactions
+    from wire.example import Example, Interactions, rows_of
 
     generator = np.random.Generator(np.random.Philox(3))
     lengths = np.minimum((mean_length * generator.lognormal(-0.3, 0.8, num_users)).astype(int) + 4, longest)
@@ -82,7 +82,7 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                 first, last = segment * SEGMENT_LEN, min(stop, (segment + 1) * SEGMENT_LEN)
                 yield Example(
                     user=str(user), partition=0, writer_epoch=1, number=number, segment=segment,
-                    segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
+                    segment_len=SEGMENT_LEN, rows=rows_of(interactions(user, first, last)),
                     num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
                     session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
                     user_offset=number, user_index=0, applied_offset=number, resume_from_offset=number + 1,

@@ -21,7 +21,7 @@ from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
 from trainer.process import tune_interpreter
 from trainer.step import Learner
-from wire.example import Example, Interactions
+from wire.example import Example, Interactions, rows_of
 
 NUM_BEFORE, NUM_ITEMS, SEGMENT_LEN, ROUNDS = 200, 2_000, 16, 8
 CONTEXTS, SIZES = (200, 32, 16, 8), (32, 128)
@@ -70,7 +70,7 @@ class Users:
         return Example(
             user=str(user), partition=0, writer_epoch=1, number=self._number, segment=first // SEGMENT_LEN,
             segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
-            interactions=Interactions(*(getattr(life, name)[first:stop] for name in Interactions.__slots__)),
+            rows=rows_of(Interactions(*(getattr(life, name)[first:stop] for name in Interactions.__slots__))),
             session_hash=np.zeros(stop - first, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
             user_index=0, applied_offset=0, resume_from_offset=0, newest_event_ms=0, newest_record_ms=0,
         )  # fmt: skip

@@ -35,7 +35,7 @@ from trainer.source import Position
 from trainer.step import Learner
 from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
-from wire.example import Example, Interactions
+from wire.example import Example, Interactions, rows_of
 from wire.tensors import Tensors
 from wire.weights import Manifest, PlanStep
 
@@ -86,11 +86,11 @@ class Traffic:
             user=str(user), partition=0, writer_epoch=1, number=self._number, segment=int(first) // SEGMENT_LEN,
             first=int(first) % SEGMENT_LEN, segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none,
             feedback_bits=np.empty(0, np.uint32),
-            interactions=Interactions(
+            rows=rows_of(Interactions(
                 (popular + 1) * 7919, rng.integers(1, 8, num).astype(np.uint32),
                 10**12 + 1000 * np.arange(first, first + num),
                 np.zeros(num, np.int64), np.full(num, np.nan, np.float32), np.zeros((num, 1), np.int64),
-            ),
+            )),
             session_hash=np.zeros(num, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
             user_index=0, applied_offset=0, resume_from_offset=0, newest_event_ms=0, newest_record_ms=0,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from serving.histories import Histories
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from wire.example import Example, Interactions
+from wire.example import Example, Interactions, rows_of
 from wire.example_codec import encode_example
 from wire.hashing import item_hash
 from wire.weights import Manifest, Version
@@ -34,7 +34,7 @@ def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
         )  # fmt: skip
         yield Example(
             user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
-            interactions=rows, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+            rows=rows_of(rows), num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
             session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
             user_index=0, applied_offset=0, resume_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wire.example import Example
+from wire.example import Example, num_features_of
 from wire.example_log import ExampleLog, Verdict
 from wire.history import History
 from wire.weights import Manifest
@@ -134,19 +134,19 @@ class SequenceLedger:
                 f"{where}: expected new interactions from {before.end} on, got them from {example.first_new_index} on"
             )
             return
-        num_old = len(example.interactions) - example.num_new
+        num_old = len(example.rows) - example.num_new
         first, rows = before.window(example.first_index, example.first_index + num_old)
         new_bits = np.zeros(num_old, np.uint32)
         new_bits[example.feedback_index] = example.feedback_bits
         if first != example.first_index or len(rows) != num_old:
             self.not_once.add(f"{where}: expected {num_old} earlier interactions of the segment, got {len(rows)}")
-        elif not np.array_equal(rows["bits"] ^ new_bits, example.interactions.action_bits[:num_old]):
+        elif not np.array_equal(rows["bits"] ^ new_bits, example.rows["bits"][:num_old]):
             self.not_once.add(f"{where}: earlier interactions have kinds that were never marked as new, or twice")
 
 
 def empty_history(example: Example) -> History:
     """An empty history for this example's user that never forgets anything."""
-    return History(example.interactions.feature_hash.shape[1], 1 << 40, example.segment_len)
+    return History(num_features_of(example.rows), 1 << 40, example.segment_len)
 
 
 def differences(expected: History | None, got: History) -> str:

@@ -17,7 +17,7 @@ from state.user import User
 from wire.action import Rejection, decode_record
 from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import Counts, Example
+from wire.example import Counts, Example, num_features_of
 from wire.history import History
 from wire.partitioner import partition_of
 
@@ -60,7 +60,7 @@ class Recount:
                 continue
             user = users.get(each.user)
             if user is None:
-                num_features = each.interactions.feature_hash.shape[1]
+                num_features = num_features_of(each.rows)
                 user = users[each.user] = User(each.user, Segment(each.segment, num_features), array("q"))
                 self.users[each.user] = empty_history(each)
             user.adopt(each, num_slots)

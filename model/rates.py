@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE, NUM_PAUSES, by_table
+from kernels.windows import count_kinds
 from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
@@ -53,13 +54,15 @@ class Rates:
     Row 0 collects everything without a row. Deterministic in the order of calls; one writer.
     """
 
-    def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
+    def __init__(self, config: ModelConfig, *, backend: str = "auto", most_kept: int | None = None) -> None:
+        """``most_kept``: of how many interactions the inputs are kept, as many as fit if None; who does not learn needs
+        none."""
         self._backend = "reference" if backend == "reference" else "auto"
         num_domains, num_features = int(config.use_domain), config.num_features
         self.arrays = OddsArrays.empty(
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
-        self.kept = KeptInputs(self.arrays)
+        self.kept = KeptInputs(self.arrays, most_kept)
         self.arrivals = Arrivals(max(MOST_REMEMBERED, len(self.kept)))
         self._columns = GrowingColumns()
 
@@ -304,8 +307,4 @@ def done_before(
     """For each target, of the interactions before it in its user's sequence: (R, K) how many had each kind; (R,) how
     many there are."""
     first_R = starts_B1[owner_R]
-    total_n1, done_RK = np.zeros(len(bits_n) + 1, np.uint32), np.empty((len(target_R), num_kinds))
-    for kind in range(num_kinds):
-        np.cumsum((bits_n >> np.uint32(kind)) & np.uint32(1), out=total_n1[1:])
-        done_RK[:, kind] = total_n1[target_R] - total_n1[first_R]
-    return done_RK, (target_R - first_R).astype(np.float64)
+    return count_kinds(bits_n, first_R, target_R, num_kinds), (target_R - first_R).astype(np.float64)

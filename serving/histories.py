@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from kernels.histories import UserHistories
 from serving.catalogue import Catalogue
-from wire.example import Example, Int64, Interactions, Mark
+from wire.example import Example, Int64, Interactions, Mark, interactions_of, row_type
 from wire.example_codec import MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.history import interactions_of, row_type, rows_of
 from wire.kafka.batches import Batch
 
 
@@ -140,7 +139,7 @@ class Histories:
         self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
 
     def _keep(self, example: Example) -> None:
-        rows = rows_of(example.interactions)
+        rows = example.rows
         with self._lock:
             if self._kept is None:
                 self._kept = UserHistories(rows.dtype, self._max_context)

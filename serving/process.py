@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from serving.topic_thread import TopicThread
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
 from wire.errors import ConfigError, HeadraceError
-from wire.kafka.consumer import connect
+from wire.kafka.consumer import PATIENT, connect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
-            if isinstance(service.failure, ConfigError):
+            if isinstance(service.failure, ConfigError | OSError):  # such as a full disk: its message says what to do
                 raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
@@ -105,7 +106,7 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
-    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
+    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING, **PATIENT)
     try:
         sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     except HeadraceError:
@@ -147,6 +148,7 @@ def _readers(
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
     subscriber.on_failure = follower.on_failure = service.fail
+    service.waits += [lambda: subscriber.waits_for, lambda: follower.waits_for]
     return [PinFollower(_connecting(kafka), topics.control, service.rollout), subscriber, follower]
 
 
@@ -170,4 +172,4 @@ def _others(
 
 
 def _connecting(kafka: KafkaConfig) -> Callable[[], KafkaConsumer]:
-    return lambda: connect(kafka, FOLLOWER_CONNECT_S)
+    return partial(connect, kafka, FOLLOWER_CONNECT_S, **PATIENT)

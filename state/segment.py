@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wire.action import Action
 from wire.config import MAX_IDS
-from wire.example import Example
+from wire.example import Example, num_features_of
 from wire.example_codec import DOMAINS, FEATURES, IDS, SESSIONS, VALUES
 
 _ALL = DOMAINS | SESSIONS | VALUES | FEATURES
@@ -142,7 +142,7 @@ class Segment:
     @classmethod
     def of(cls, example: Example) -> Segment:
         """A segment of only what an example holds."""
-        segment = cls(example.segment, example.interactions.feature_hash.shape[1])
+        segment = cls(example.segment, num_features_of(example.rows))
         segment.put(example)
         return segment
 

@@ -141,7 +141,7 @@ class User:
 
     def adopt(self, example: Example, num_slots: int) -> None:
         """Put what was read from Kafka in place. If it is part of an older segment, ``older`` must hold the rest."""
-        index, tail, num = example.segment, self.tail, len(example.interactions)
+        index, tail, num = example.segment, self.tail, len(example.rows)
         if index < tail.index:
             segment = self.opened(index) if index in self.older else Segment(index, tail.num_features)
             segment.put(example)

@@ -28,7 +28,7 @@ from state.segment_codec import is_segment, unpack
 from state.user import User
 from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import Example
+from wire.example import Example, num_features_of
 
 _forget_decoder = msgspec.json.Decoder(ForgetRequest)
 
@@ -122,7 +122,7 @@ class UserStore:
     def _load_open(self, user: User, example: Example) -> None:
         """If an example holds part of a segment before the tail, load what has arrived of that segment so far."""
         index = example.segment
-        if index < user.tail.index and index not in user.older and len(example.interactions) < example.segment_len:
+        if index < user.tail.index and index not in user.older and len(example.rows) < example.segment_len:
             stored = self._db.get(self._key(user.name.encode(), index))
             if is_segment(stored, index):
                 assert stored is not None
@@ -160,7 +160,7 @@ class UserStore:
         return None if stored is None else _forget_decoder.decode(stored)
 
     def _check_shape(self, example: Example) -> None:
-        num_features = example.interactions.feature_hash.shape[1]
+        num_features = num_features_of(example.rows)
         got = (example.partition, example.segment_len, num_features, len(example.user_feature_hash))
         if got != self._expected:
             raise StoreMismatch(

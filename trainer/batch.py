@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import propensities, query_times, states, unpack_kinds
 from trainer.pieces import Choose, Pieces, merge, pieces_of, taught_at_once
-from wire.example import Example
+from wire.example import Lesson
 from wire.history import Histories, History
 
 Int64 = NDArray[np.int64]
@@ -102,7 +102,7 @@ class JaggedBatch:
 
 
 def build_batch(
-    examples: Sequence[Example], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
+    examples: Sequence[Lesson], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
 ) -> JaggedBatch:
     """Fold the examples into ``histories``, in the order given, and lay out what they teach (``choose``)."""
     touched = [histories.gather(example) for example in examples]

@@ -9,7 +9,7 @@ import structlog
 from trainer.config import TrainerConfig
 from trainer.scheduler import Scheduler
 from trainer.source import Position, Source
-from wire.example import Example
+from wire.example import Lesson
 from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
@@ -47,11 +47,11 @@ class StepFeed:
         """Whether the step with this number is decided here, not recorded."""
         return step >= self._new_from
 
-    def next(self) -> tuple[PlanStep, list[Example]] | None:
+    def next(self) -> tuple[PlanStep, list[Lesson]] | None:
         """The next step and its examples; None if they have not arrived."""
         return self._repeat() if self.recorded else self._decide()
 
-    def _decide(self) -> tuple[PlanStep, list[Example]] | None:
+    def _decide(self) -> tuple[PlanStep, list[Lesson]] | None:
         scheduler, source = self._scheduler, self._source
         deadline_s = self._linger_until()
         while scheduler.num_targets < self._config.max_step_targets and not source.exhausted:
@@ -66,7 +66,7 @@ class StepFeed:
     def _linger_until(self) -> float:
         return time.monotonic() + self._config.step_linger_s
 
-    def _repeat(self) -> tuple[PlanStep, list[Example]] | None:
+    def _repeat(self) -> tuple[PlanStep, list[Lesson]] | None:
         scheduler, step = self._scheduler, self.recorded[0]
         examples = scheduler.replay_batch(step)
         if examples is None:

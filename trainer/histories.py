@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from trainer.pieces import Choose, taught_at_once
 from trainer.waiting import Waiting
-from wire.example import Example, Mark
-from wire.history import OVERHEAD_BYTES, Histories, History, row_type
+from wire.example import Lesson, Mark, row_type
+from wire.history import OVERHEAD_BYTES, Histories, History
 
 LEFT_SHARE = 0.9
 """Forgetting stops at this share of the bound, so that not every step has to forget users."""
@@ -60,15 +60,15 @@ class TrainedHistories(Histories):
         """What a step teaches."""
         return taught_at_once if self.waiting is None else self.waiting.choose
 
-    def gather(self, example: Example) -> History:
+    def gather(self, lesson: Lesson) -> History:
         """As `Histories.gather`; also notes that the user has acted."""
         self._num_touches += 1
-        self._touched[example.user] = self._num_touches
-        self._born.setdefault(example.user, example.number)
-        self.unsaved[example.user] = None
-        history = super().gather(example)
+        self._touched[lesson.user] = self._num_touches
+        self._born.setdefault(lesson.user, lesson.number)
+        self.unsaved[lesson.user] = None
+        history = super().gather(lesson)
         if self.waiting is not None:
-            self.waiting.take(example, history)
+            self.waiting.take(lesson, history)
         return history
 
     def drop(self, user: str) -> None:
@@ -95,7 +95,7 @@ class TrainedHistories(Histories):
         times = [waiting.clock_ms, waiting.learned_ms] if waiting is not None else []
         return {"num_touches": np.array([self._num_touches], np.int64), "waiting_ms": np.array(times, np.int64)}
 
-    def apply_mark(self, mark: Example) -> None:
+    def apply_mark(self, mark: Lesson) -> None:
         """Forget a user who is marked."""
         if mark.mark is Mark.USER and mark.user in self.users:
             self.drop(mark.user)
@@ -115,7 +115,7 @@ class TrainedHistories(Histories):
             self.drop(user)
         return num_before - len(self.users)
 
-    def restore(self, example: Example) -> None:
+    def restore(self, example: Lesson) -> None:
         """Take an example that was trained before the checkpoint, in the order of its partition."""
         if example.mark is not None:
             if not self._is_resumed or example.mark is not Mark.USER:

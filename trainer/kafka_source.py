@@ -16,7 +16,7 @@ from trainer.histories import TrainedHistories
 from trainer.source import Position, PositionTracker
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing
-from wire.example import Example
+from wire.example import Lesson
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
@@ -137,7 +137,7 @@ class KafkaSource:
         self._consumer.resume(*self._partitions)
         log.info("histories restored", users=len(histories), bytes=histories.num_bytes)
 
-    def poll(self, timeout_s: float) -> list[Example]:
+    def poll(self, timeout_s: float) -> list[Lesson]:
         """The examples that have arrived; waits up to ``timeout_s`` for some."""
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
@@ -209,7 +209,7 @@ class KafkaSource:
             log.error("examples lost so far", num_examples=self.num_lost, num_gaps=self._num_gaps)
         self._num_told = self._num_gaps
 
-    def _read(self, partition: int, record: Any) -> Example | None:
+    def _read(self, partition: int, record: Any) -> Lesson | None:
         """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
         example = self._decoder.read(partition, record.offset, record.value)
         if example is not None and example.is_fence and self._shape is not None:
@@ -221,7 +221,7 @@ class KafkaSource:
                 )
         return example
 
-    def _accept(self, partition: int, record: Any) -> Example | None:
+    def _accept(self, partition: int, record: Any) -> Lesson | None:
         example, offset = self._read(partition, record), record.offset
         if example is None:
             return None
@@ -230,7 +230,7 @@ class KafkaSource:
             self._meet_gap(partition, offset, example)
         return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
 
-    def _meet_gap(self, partition: int, offset: int, example: Example) -> None:
+    def _meet_gap(self, partition: int, offset: int, example: Lesson) -> None:
         gap = self._logs[partition].gap
         assert gap is not None
         what = (

@@ -33,7 +33,7 @@ from trainer.set_aside import SetAside
 from trainer.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
 from trainer.source import Position, Source
 from trainer.step import Learner, StepReport
-from wire.example import Example
+from wire.example import Lesson
 from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
@@ -174,7 +174,7 @@ class Trainer:
         self._keep_up(trained=ready is not None)
         return not (ready is None and self.feed.is_exhausted)
 
-    def _train(self, step: PlanStep, examples: list[Example]) -> bool:
+    def _train(self, step: PlanStep, examples: list[Lesson]) -> bool:
         """Learn a step, or skip it if it is set aside; False if it had to be undone."""
         number = self.learner.num_steps
         if self.checkpoints is not None and self.feed.is_new(number):
@@ -191,7 +191,7 @@ class Trainer:
             self.publication.learned(number, step)
         return True
 
-    def _learn(self, examples: list[Example]) -> Unsound | None:
+    def _learn(self, examples: list[Lesson]) -> Unsound | None:
         try:
             self._last_report = self.learner.step(examples)
             self.pace.stepped(self._last_report.seconds)

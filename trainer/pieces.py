@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wire.example import Example
+from wire.example import Lesson
 from wire.history import Histories, History
 
 Int64 = NDArray[np.int64]
@@ -35,11 +35,11 @@ class Taught(NamedTuple):
     seen: tuple[int, Bits] | None = None
 
 
-Choose = Callable[[Sequence[Example], Sequence[History], Histories], list[Taught]]
+Choose = Callable[[Sequence[Lesson], Sequence[History], Histories], list[Taught]]
 """What a step teaches, from its examples, the histories that they were folded into, and all histories."""
 
 
-def taught_at_once(examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
+def taught_at_once(examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> list[Taught]:
     """Every piece of the examples."""
     del histories
     return [
@@ -54,8 +54,8 @@ def seed_of(partition: int, number: int) -> int:
     return (partition << 40) + number
 
 
-def _taught_by(example: Example, history: History) -> Taught:
-    first, num_new, held = example.first_index, example.num_new, example.interactions.action_bits
+def _taught_by(example: Lesson, history: History) -> Taught:
+    first, num_new, held = example.first_index, example.num_new, example.rows["bits"]
     num = len(held)
     places, bits = list(range(first + num - num_new, first + num)), held[num - num_new :].tolist()
     is_new = [True] * num_new

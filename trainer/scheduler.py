@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from trainer.errors import GapError
-from wire.example import Example
+from wire.example import Lesson
 from wire.weights import PlanStep
 
 
@@ -20,11 +20,11 @@ class Scheduler:
     """Examples that have arrived and are not trained yet: a queue per partition, in the order of their numbers."""
 
     def __init__(self, max_context: int, max_tokens: int, max_targets: int) -> None:
-        self._waiting: dict[int, deque[Example]] = {}
+        self._waiting: dict[int, deque[Lesson]] = {}
         self._max_context, self._max_tokens, self._max_targets = max_context, max_tokens, max_targets
         self.num_waiting = self.num_targets = 0
 
-    def add(self, examples: Iterable[Example]) -> None:
+    def add(self, examples: Iterable[Lesson]) -> None:
         """Queue examples that have arrived."""
         for example in examples:
             self._waiting.setdefault(example.partition, deque()).append(example)
@@ -35,9 +35,9 @@ class Scheduler:
         """Partition → ``newest_record_ms`` of the example that has waited longest; only partitions that have any."""
         return {partition: queue[0].newest_record_ms for partition, queue in self._waiting.items() if queue}
 
-    def next_batch(self) -> tuple[PlanStep, list[Example]] | None:
+    def next_batch(self) -> tuple[PlanStep, list[Lesson]] | None:
         """The next step and its examples: as many as fit the budget, at least one; None if nothing waits."""
-        taken, users = dict[int, list[Example]](), set[str]()
+        taken, users = dict[int, list[Lesson]](), set[str]()
         num_tokens = num_targets = 0
         while (partition := self._next_partition()) is not None:
             example = self._waiting[partition][0]
@@ -56,7 +56,7 @@ class Scheduler:
         examples = [example for partition in sorted(taken) for example in taken[partition]]
         return ranges(examples), examples
 
-    def _tokens(self, example: Example, is_known: bool) -> int:
+    def _tokens(self, example: Lesson, is_known: bool) -> int:
         """Roughly how many tokens an example adds to a step, in which each user has one sequence."""
         pieces = num_pieces(example)
         context = 0 if is_known or not pieces else min(example.first_new_index, self._max_context)
@@ -66,13 +66,13 @@ class Scheduler:
         heads = [(queue[0].newest_record_ms, partition) for partition, queue in self._waiting.items() if queue]
         return min(heads)[1] if heads else None
 
-    def _pop(self, partition: int) -> Example:
+    def _pop(self, partition: int) -> Lesson:
         example = self._waiting[partition].popleft()
         self.num_waiting -= 1
         self.num_targets -= num_pieces(example)
         return example
 
-    def replay_batch(self, step: PlanStep) -> list[Example] | None:
+    def replay_batch(self, step: PlanStep) -> list[Lesson] | None:
         """The examples of a recorded step, or None if some of them have not arrived yet."""
         for partition, _, last in step:
             queue = self._waiting.get(partition)
@@ -80,7 +80,7 @@ class Scheduler:
                 return None
         return [example for part in step for example in self._take(*part)]
 
-    def _take(self, partition: int, first: int, last: int) -> Sequence[Example]:
+    def _take(self, partition: int, first: int, last: int) -> Sequence[Lesson]:
         examples = [self._pop(partition) for _ in range(last - first + 1)]
         if examples[0].number != first or examples[-1].number != last:
             raise GapError(
@@ -91,12 +91,12 @@ class Scheduler:
         return examples
 
 
-def num_pieces(example: Example) -> int:
+def num_pieces(example: Lesson) -> int:
     """How many interactions an example teaches something about."""
     return example.num_new + example.num_feedback
 
 
-def ranges(examples: Sequence[Example]) -> PlanStep:
+def ranges(examples: Sequence[Lesson]) -> PlanStep:
     """The examples' numbers as runs, in the order given."""
     step: PlanStep = []
     for example in examples:

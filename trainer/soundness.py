@@ -15,7 +15,7 @@ import torch
 
 from trainer.rows import Piece
 from trainer.step import Learner, StepReport
-from wire.example import Example
+from wire.example import Lesson
 
 NUM_PROBED = 4
 
@@ -35,7 +35,7 @@ def unsound_step(report: StepReport) -> Unsound | None:
     return None
 
 
-def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
+def pass_over(learner: Learner, examples: Sequence[Lesson]) -> None:
     """Skip a step that is set aside: histories and names record it, but the model learns nothing from it."""
     histories = learner.histories
     learner.apply_marks([example for example in examples if example.mark is not None])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from trainer.histories import TrainedHistories
-from wire.example import Example
+from wire.example import Lesson
 from wire.weights import PlanStep
 
 
@@ -33,7 +34,7 @@ class Source(Protocol):
     def restore(self, histories: TrainedHistories) -> None:
         """Fold what was trained before ``positions`` into the empty ``histories``. Called before the first `poll`."""
 
-    def poll(self, timeout_s: float) -> list[Example]:
+    def poll(self, timeout_s: float) -> Sequence[Lesson]:
         """What has arrived; waits at most ``timeout_s`` for something."""
 
     @property
@@ -64,7 +65,7 @@ class PositionTracker:
         self.positions = positions
         self._untrained: dict[int, deque[Untrained]] = {}
 
-    def add(self, example: Example, offset: int) -> None:
+    def add(self, example: Lesson, offset: int) -> None:
         """Note an example that was handed to the trainer, and its offset."""
         untrained = Untrained(example.number, offset, example.writer_epoch, example.resume_from_offset - 1)
         self._untrained.setdefault(example.partition, deque()).append(untrained)

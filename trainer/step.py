@@ -45,7 +45,7 @@ from trainer.optim import AdamW, lr_scale
 from trainer.ranking_pass import RankingPass
 from trainer.shard_pass import Network, empty_table
 from trainer.sharding import Sharding
-from wire.example import Example, Mark
+from wire.example import Lesson, Mark
 
 if TYPE_CHECKING:
     from trainer.ranks import Ranks
@@ -139,7 +139,7 @@ class Learner:
         """All embedding tables, by the names under which they are published."""
         return {ITEMS: self.items, DOMAINS: self.domains, FEATURES: self.features}
 
-    def step(self, examples: Sequence[Example]) -> StepReport:
+    def step(self, examples: Sequence[Lesson]) -> StepReport:
         """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
         if examples[0].mark is not None:
@@ -177,7 +177,7 @@ class Learner:
         losses = asked.wait()[1:]
         return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))
 
-    def apply_marks(self, marks: Sequence[Example]) -> None:
+    def apply_marks(self, marks: Sequence[Lesson]) -> None:
         """Forget the users and items that are marked. What was learned from users stays in the weights and counts."""
         for each in marks:
             self.histories.apply_mark(each)
@@ -258,7 +258,7 @@ class Learner:
                 leaf.table.learn(leaf.rows_U, gradient_UD[: len(leaf.rows_U)], self.config.table_lr * scale, step)
         self.optimiser.step(self.config.dense_lr * scale)
 
-    def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:
+    def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
             rows_R = forward.target_row_R
             met_S = rows_R[batch.is_wanted_R & (rows_R > 0)]
@@ -275,7 +275,7 @@ class Learner:
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._evict(now_ms)
 
-    def _note_record_time(self, *examples: Example) -> None:
+    def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
         newest_ms = max(each.newest_record_ms for each in examples) if waiting is None else waiting.learned_ms
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.pieces import Taught, seed_of
-from wire.example import Example
+from wire.example import Lesson
 from wire.history import Histories, History
 
 NUM_SEEN = 64
@@ -68,7 +68,7 @@ class Waiting:
     def __len__(self) -> int:
         return sum(len(places) for places in self._waits.values())
 
-    def choose(self, examples: Sequence[Example], touched: Sequence[History], histories: Histories) -> list[Taught]:
+    def choose(self, examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> list[Taught]:
         """What a step teaches (`trainer.pieces.Choose`), once all of its examples were taken."""
         late = [_late(each, history, self._waits.get(each.user, {}))
                 for each, history in zip(examples, touched, strict=True) if each.num_feedback]  # fmt: skip
@@ -82,7 +82,7 @@ class Waiting:
         """Continue where records up to this time are learned."""
         self.learned_ms, self.clock_ms = learned_ms, learned_ms + self._window_ms
 
-    def restore(self, example: Example, history: History) -> None:
+    def restore(self, example: Lesson, history: History) -> None:
         """Take an example that a step took before the checkpoint."""
         self.take(example, history)
         self._due.clear()  # is learned
@@ -92,7 +92,7 @@ class Waiting:
         """Forget a user."""
         self._waits.pop(user, None)
 
-    def take(self, example: Example, history: History) -> None:
+    def take(self, example: Lesson, history: History) -> None:
         """Let the new interactions of an example wait, which has just been folded into the user's history."""
         record_ms, first = example.newest_record_ms, example.first_new_index
         self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
@@ -152,7 +152,7 @@ def _known(entry: _Entry, history: History) -> Taught:
     )
 
 
-def _late(example: Example, history: History, waits: dict[int, _Entry]) -> Taught:
+def _late(example: Lesson, history: History, waits: dict[int, _Entry]) -> Taught:
     """Kinds of interactions that have been learned already."""
     places = (example.first_index + example.feedback_index).tolist()
     pieces = [

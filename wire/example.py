@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,39 @@ def no_interactions(num_features: int = 0) -> Interactions:
     )
 
 
+Rows = NDArray[np.void]
+"""(n,) structured: item, time, domain, bits, value, features (`row_type`). The same as `Interactions`, row by row."""
+
+
+@cache
+def row_type(num_features: int) -> np.dtype[np.void]:
+    """The layout of one interaction: 32 bytes, and 8 per feature."""
+    fields = [("item", "<i8"), ("time", "<i8"), ("domain", "<i8"), ("bits", "<u4"), ("value", "<f4")]
+    return np.dtype([*fields, ("features", "<i8", (num_features,))])
+
+
+def rows_of(source: Interactions) -> Rows:
+    """The rows of interactions."""
+    rows = np.empty(len(source), row_type(source.feature_hash.shape[1]))
+    rows["item"], rows["time"], rows["domain"] = source.item_hash, source.timestamp_ms, source.domain_hash
+    rows["bits"], rows["value"] = source.action_bits, source.value
+    if source.feature_hash.shape[1]:
+        rows["features"] = source.feature_hash
+    return rows
+
+
+def interactions_of(rows: Rows) -> Interactions:
+    """The columns of rows; views of them."""
+    if not len(rows):
+        return no_interactions(num_features_of(rows))
+    return Interactions(rows["item"], rows["bits"], rows["time"], rows["domain"], rows["value"], rows["features"])
+
+
+def num_features_of(rows: Rows) -> int:
+    """How many features each row has."""
+    return (rows.dtype.itemsize - row_type(0).itemsize) // 8
+
+
 NUM_OPEN = 2
 """How many of a user's last segments are written in pieces. Most feedback is about interactions in them."""
 PIECE = -1
@@ -110,13 +144,13 @@ def address_of(user: str, segment: int, first: int, num_interactions: int, segme
 
 
 @dataclass(slots=True, eq=False)  # frozen would take 2 us more to make
-class Example:
-    """One record of ``headrace.sequences.v1`` (or, with ``is_fence``, the mark of a new writer: then only
-    ``partition``, ``writer_epoch`` and ``number`` mean anything).
+class Lesson:
+    """What a record of ``headrace.sequences.v1`` teaches, and about whom (or, with ``is_fence``, the mark of a new
+    writer: then only ``partition``, ``writer_epoch`` and ``number`` mean anything).
 
-    What it teaches: the last ``num_new`` interactions of the record are new, with the kinds that they have; and the
+    The last ``num_new`` interactions of the record are new, with the kinds that they have; and the
     interactions at ``feedback_index`` (f,) (places in the record, all before the new ones, ascending) have got the
-    kinds ``feedback_bits`` (f,) uint32, which they did not have before. Over all of a user's accepted examples each
+    kinds ``feedback_bits`` (f,) uint32, which they did not have before. Over all of a user's accepted records each
     interaction is new once, and each of its later kinds is feedback once.
     """
 
@@ -128,46 +162,32 @@ class Example:
     segment: int
     """The number of the segment in the user's lifetime."""
     segment_len: int
-    interactions: Interactions
-    """Interactions of the segment in their present state, from place ``first`` on; empty only in a fence."""
+    rows: Rows
+    """Interactions of the segment in their present state, from place ``first`` on; empty only in a fence or a mark."""
     num_new: int
-    """0 if the example only brings feedback, or only writes a record again (`ExampleLog.overwritten`)."""
+    """0 if the record only brings feedback, or is only written again (`ExampleLog.overwritten`)."""
     feedback_index: Int64
     feedback_bits: NDArray[np.uint32]
-    session_hash: Int64
-    """(n,) the session of each interaction, 0 if none was given. Used for joining, not for training."""
-    action_ids: Int64
-    """(i,) hashes of the ids of the actions in these interactions, if ids were given: by interaction, and within each
-    the oldest first."""
     user_feature_hash: Int64
     """(F_user,) int64, the user's latest categorical features; 0 where absent."""
-    user_offset: int
-    """Highest action offset of this user in this example or an earlier one. Later actions of the record at that offset
-    may still be missing: see ``user_index``."""
-    user_index: int
-    """Position, in the list of actions at ``user_offset``, of the last one that is included."""
-    applied_offset: int
-    """The highest action offset of the partition that has been applied."""
     resume_from_offset: int
     """Where a restoring worker that has all examples up to this number must begin to apply actions again: examples up
     to this one cover everything before (`state.restore`)."""
-    newest_event_ms: int
-    """The newest event time among the partition's applied actions."""
     newest_record_ms: int
     """Kafka timestamp of the newest action covered: a wall-clock time, whatever the event times are."""
-    names: dict[int, str | int] = field(default_factory=dict)
-    """Item hash → the producer's id, for items that this partition names for the first time."""
-    is_fence: bool = False
-    counted_offset: int = -1
-    """``counts`` are those of the partition's actions up to here."""
-    counts: Counts = ZERO_COUNTS
-    first: int = 0
+    first: int = field(default=0, kw_only=True)
     """The place in the segment of the record's first interaction."""
-    id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
-    mark: Mark | None = None
-    """The meaning of a mark, which has no interactions; None for other examples. If it is about an item, ``names`` has
+    names: dict[int, str | int] = field(default_factory=dict, kw_only=True)
+    """Item hash → the producer's id, for items that this partition names for the first time."""
+    is_fence: bool = field(default=False, kw_only=True)
+    mark: Mark | None = field(default=None, kw_only=True)
+    """The meaning of a mark, which has no interactions; None for other records. If it is about an item, ``names`` has
     it."""
+
+    @property
+    def interactions(self) -> Interactions:
+        """The columns of ``rows``; views of them."""
+        return interactions_of(self.rows)
 
     @property
     def marked_item(self) -> int:
@@ -175,17 +195,11 @@ class Example:
         return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property
-    def is_migrated(self) -> bool:
-        """Whether its user was migrated from another deployment (`headrace.migration`): it covers no action of this
-        one, and teaches nothing."""
-        return self.user_offset < 0 and not self.is_fence
-
-    @property
     def address(self) -> Address:
         """What the record's key stands for."""
         if self.mark is not None:
             return address_of_mark(self.mark, self.marked_item)
-        return address_of(self.user, self.segment, self.first, len(self.interactions), self.segment_len)
+        return address_of(self.user, self.segment, self.first, len(self.rows), self.segment_len)
 
     @property
     def first_index(self) -> int:
@@ -194,8 +208,8 @@ class Example:
 
     @property
     def first_new_index(self) -> int:
-        """Place of the first new interaction in the user's lifetime. A user's examples cover each place once."""
-        return self.first_index + len(self.interactions) - self.num_new
+        """Place of the first new interaction in the user's lifetime. A user's records cover each place once."""
+        return self.first_index + len(self.rows) - self.num_new
 
     @property
     def num_feedback(self) -> int:
@@ -203,12 +217,46 @@ class Example:
         return len(self.feedback_index)
 
 
+@dataclass(slots=True, eq=False)
+class Example(Lesson):
+    """All of a record: what it teaches, and what a worker needs to go on from it."""
+
+    session_hash: Int64
+    """(n,) the session of each interaction, 0 if none was given. Used for joining, not for training."""
+    action_ids: Int64
+    """(i,) hashes of the ids of the actions in these interactions, if ids were given: by interaction, and within each
+    the oldest first."""
+    user_offset: int
+    """Highest action offset of this user in this example or an earlier one. Later actions of the record at that offset
+    may still be missing: see ``user_index``."""
+    user_index: int
+    """Position, in the list of actions at ``user_offset``, of the last one that is included."""
+    applied_offset: int
+    """The highest action offset of the partition that has been applied."""
+    newest_event_ms: int
+    """The newest event time among the partition's applied actions."""
+    counted_offset: int = field(default=-1, kw_only=True)
+    """``counts`` are those of the partition's actions up to here."""
+    counts: Counts = field(default=ZERO_COUNTS, kw_only=True)
+    id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8), kw_only=True)
+    """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
+
+    @property
+    def is_migrated(self) -> bool:
+        """Whether its user was migrated from another deployment (`headrace.migration`): it covers no action of this
+        one, and teaches nothing."""
+        return self.user_offset < 0 and not self.is_fence
+
+
+_NO_ROWS = np.empty(0, row_type(0))
+
+
 def fence(partition: int, writer_epoch: int, number: int = -1) -> Example:
     """The mark of a new writer. ``number``: the next example number that it will write; -1 if it does not know yet."""
     none = np.empty(0, np.int64)
     return Example(
         user="", partition=partition, writer_epoch=writer_epoch, number=number, segment=0, segment_len=1,
-        interactions=no_interactions(), num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+        rows=_NO_ROWS, num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
         session_hash=none, action_ids=none, user_feature_hash=none, user_offset=-1, user_index=-1, applied_offset=-1,
         resume_from_offset=0, newest_event_ms=-1, newest_record_ms=-1, is_fence=True,
     )  # fmt: skip

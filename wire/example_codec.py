@@ -35,7 +35,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire.errors import CodecError
-from wire.example import Address, Counts, Example, Int64, Interactions, Mark, address_of, address_of_mark
+from wire.example import (
+    Address,
+    Counts,
+    Example,
+    Int64,
+    Interactions,
+    Mark,
+    address_of,
+    address_of_mark,
+    num_features_of,
+    rows_of,
+)  # fmt: skip
 
 MAGIC = b"HRE"
 LAYOUT = 3
@@ -152,8 +163,7 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
 
 def encode_example(example: Example) -> bytes:
     """The bytes of an example. O(size); arrays may be of any layout and are converted to their column's type."""
-    rows, num = example.interactions, len(example.interactions)
-    num_features = rows.feature_hash.shape[1] if rows.feature_hash.ndim == 2 else 0
+    rows, num, num_features = example.interactions, len(example.rows), num_features_of(example.rows)
     times, bits = rows.timestamp_ms, rows.action_bits
     base_ms = int(times[0]) if num else 0
     long_times = bool(num) and not (int(times.min()) - base_ms >= 0 and int(times.max()) - base_ms < 1 << 32)
@@ -225,19 +235,20 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
     start += layout.itemsize
     id_counts = given["id_counts"] if flags & IDS else np.empty(0, np.uint8)
     _check_ids(id_counts, header.num_ids)
-    rows = Interactions(
-        given["item"], given["bits"].astype(np.uint32), given["time"] + np.int64(header.base_ms),
+    rows = rows_of(Interactions(
+        given["item"], given["bits"], given["time"] + np.int64(header.base_ms),
         column(DOMAINS, "domain"), column(VALUES, "value"), column(FEATURES, "features"),
-    )  # fmt: skip
+    ))  # fmt: skip
     ids, user_features = take(np.int64, header.num_ids), take(np.int64, header.num_user_features)
     index = take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
     feedback = take(np.uint32, header.num_feedback)
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
-        header.num_new, index, feedback, column(SESSIONS, "session"), ids, user_features, header.user_offset,
-        header.user_index, header.applied_offset, header.resume_from_offset, header.newest_event_ms,
-        header.newest_record_ms, header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first,
-        id_counts, Mark(flags & MARKS) if flags & MARKS else None,
+        header.num_new, index, feedback, user_features, header.resume_from_offset, header.newest_record_ms,
+        column(SESSIONS, "session"), ids, header.user_offset, header.user_index, header.applied_offset,
+        header.newest_event_ms, first=header.first, names=header.names, is_fence=bool(flags & FENCE),
+        mark=Mark(flags & MARKS) if flags & MARKS else None, counted_offset=header.counted_offset,
+        counts=header.counts, id_counts=id_counts,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from wire.example import Address, Example
+from wire.example import Address, Lesson
 
 
 class Verdict(Enum):
@@ -66,7 +66,7 @@ class ExampleLog:
         """The highest number accepted; -1 before the first."""
         return -1 if self.next_number is None else self.next_number - 1
 
-    def feed(self, example: Example) -> Verdict:
+    def feed(self, example: Lesson) -> Verdict:
         """Classify one record, and advance if it is accepted."""
         if example.writer_epoch < self.writer_epoch:
             return self._drop(example, Verdict.STALE)
@@ -82,7 +82,7 @@ class ExampleLog:
         self.take(example)
         return Verdict.ACCEPT
 
-    def take(self, example: Example) -> None:
+    def take(self, example: Lesson) -> None:
         """Continue after this example, whatever is missing before it."""
         self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
         self.next_number = example.number + 1
@@ -110,7 +110,7 @@ class ExampleLog:
             self.overwritten.discard(address)
             self.buried.add(address)
 
-    def _drop(self, example: Example, verdict: Verdict) -> Verdict:
+    def _drop(self, example: Lesson, verdict: Verdict) -> Verdict:
         if not example.is_fence:
             self.overwritten.add(example.address)
             self.buried.discard(example.address)

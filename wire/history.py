@@ -4,40 +4,37 @@ Fold every accepted example, in the order of the log (or of the steps that train
 user's last interactions exactly as the worker has them. Reading the compacted topic from its start gives the same,
 since it keeps the newest record of each interaction (`state.restore` has the proof).
 
-One row per interaction, 32 bytes plus 8 per feature; item_hash 0 marks a row that has not arrived.
+One row per interaction (`wire.example.row_type`); item 0 marks a row that has not arrived.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wire.example import Example, Int64, Interactions, no_interactions
+from wire.example import Int64, Lesson, Rows, num_features_of, row_type
 
-Rows = NDArray[np.void]
-"""(n,) structured: item, time, domain, bits, value, features (`row_type`)."""
 OVERHEAD_BYTES = 400
 """Memory that a user takes besides the rows: objects and a place in a dictionary."""
 
 
-def row_type(num_features: int) -> np.dtype[np.void]:
-    """The layout of one interaction."""
-    fields = [("item", "<i8"), ("time", "<i8"), ("domain", "<i8"), ("bits", "<u4"), ("value", "<f4")]
-    return np.dtype([*fields, ("features", "<i8", (num_features,))])
+@cache
+def _raw_type(row_bytes: int) -> np.dtype[np.void]:
+    """Rows as bytes."""
+    return np.dtype((np.void, row_bytes))
 
 
 class History:
     """One user's last interactions: places ``start`` to ``end - 1`` of the user's lifetime."""
 
-    __slots__ = ("_max_context", "_rows", "_segment_len", "address", "end", "start", "user_features")
+    __slots__ = ("_max_context", "_raw", "_rows", "_segment_len", "address", "end", "start", "user_features")
 
     def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
         self._max_context, self._segment_len = max_context, segment_len
-        self._rows = np.zeros(0, row_type(num_features))
-        self.address: int = self._rows.ctypes.data  # of the first row in memory
+        self._place(np.zeros(0, row_type(num_features)))
         self.start = self.end = 0
         self.user_features: Int64 = np.zeros(0, np.int64)
 
@@ -45,7 +42,12 @@ class History:
         """A copy's rows are elsewhere."""
         for name, value in state[1].items():
             setattr(self, name, value)
-        self.address = self._rows.ctypes.data
+        self._place(self._rows)
+
+    def _place(self, rows: Rows) -> None:
+        self._rows = rows
+        self._raw = rows.view(_raw_type(rows.dtype.itemsize))
+        self.address: int = rows.ctypes.data  # of the first row in memory
 
     @property
     def num_bytes(self) -> int:
@@ -69,27 +71,29 @@ class History:
         present = chosen["item"] != 0
         return chosen if present.all() else chosen[present]
 
-    def fold(self, example: Example) -> None:
-        """Put an example's interactions in place. Nothing is dropped until `forget`."""
-        source = example.interactions
-        num = len(source.item_hash)
+    def fold(self, lesson: Lesson) -> None:
+        """Put a record's interactions in place. Nothing is dropped until `forget`."""
+        rows = lesson.rows
+        num = len(rows)
         if not num:
             return
-        first = example.first_index
+        first = lesson.first_index
         at, end = first - self.start, first + num
         if at >= 0 and first <= self.end and at + num <= len(self._rows):  # usual: no other rows are concerned
             self.end = max(self.end, end)
-            _fill(self._rows[at : at + num], source)
+            place = self._raw[at : at + num]
         else:
-            _fill(self._reach(first, num), source)
-        self.user_features = example.user_feature_hash
+            place = self._reach(first, num)
+        place[:] = rows.view(self._raw.dtype)  # field by field would take five times as long
+        self.user_features = lesson.user_feature_hash
 
     def _reach(self, first: int, num: int) -> Rows:
-        """A view of ``num`` places, which may be new."""
+        """A view of the bytes of ``num`` places, which may be new."""
         if self.start == self.end or first - self.end > self._max_context + self._segment_len:
-            self._rows, self.start, self.end = self._rows[:0], first, first
+            self._place(self._rows[:0])
+            self.start = self.end = first
         self._span(min(self.start, first), max(self.end, first + num))
-        return self._rows[first - self.start : first - self.start + num]
+        return self._raw[first - self.start : first - self.start + num]
 
     @property
     def kept_from(self) -> int:
@@ -113,7 +117,8 @@ class History:
         first, last = max(start, self.start), min(end, self.end)
         if last > first:
             rows[first - start : last - start] = self._rows[first - self.start : last - self.start]
-        self._rows, self.address, self.start, self.end = rows, rows.ctypes.data, start, end
+        self._place(rows)
+        self.start, self.end = start, end
 
 
 class Histories:
@@ -127,21 +132,21 @@ class Histories:
     def __len__(self) -> int:
         return len(self.users)
 
-    def fold(self, example: Example) -> History:
-        """Fold one accepted example in; returns the user's updated history."""
-        history = self.gather(example)
+    def fold(self, lesson: Lesson) -> History:
+        """Fold one accepted record in; returns the user's updated history."""
+        history = self.gather(lesson)
         self.settle(history)
         return history
 
-    def gather(self, example: Example) -> History:
-        """`fold`, but nothing is dropped until `settle`, so that several examples of a user are all there."""
-        history = self.users.get(example.user)
+    def gather(self, lesson: Lesson) -> History:
+        """`fold`, but nothing is dropped until `settle`, so that several records of a user are all there."""
+        history = self.users.get(lesson.user)
         if history is None:
-            num_features = example.interactions.feature_hash.shape[1]
-            history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
+            num_features = num_features_of(lesson.rows)
+            history = self.users[lesson.user] = History(num_features, self._max_context, lesson.segment_len)
             self.num_bytes += history.num_bytes
         before, num_before = history.buffer, history.end - history.start
-        history.fold(example)
+        history.fold(lesson)
         self._count(history, before, num_before)
         return history
 
@@ -164,25 +169,3 @@ class Histories:
         history = self.users.pop(user)
         self.num_bytes -= history.num_bytes
         self.num_rows -= history.end - history.start
-
-
-def rows_of(source: Interactions) -> Rows:
-    """The rows of interactions."""
-    rows = np.empty(len(source), row_type(source.feature_hash.shape[1]))
-    _fill(rows, source)
-    return rows
-
-
-def _fill(target: Rows, source: Interactions) -> None:
-    target["item"], target["time"] = source.item_hash, source.timestamp_ms
-    target["domain"], target["bits"] = source.domain_hash, source.action_bits
-    target["value"] = source.value
-    if source.feature_hash.shape[1]:
-        target["features"] = source.feature_hash
-
-
-def interactions_of(rows: Rows) -> Interactions:
-    """The columns of rows; views of them."""
-    if not len(rows):
-        return no_interactions(rows.dtype["features"].shape[0])
-    return Interactions(rows["item"], rows["bits"], rows["time"], rows["domain"], rows["value"], rows["features"])

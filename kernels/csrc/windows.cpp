@@ -16,6 +16,21 @@ static_assert(sizeof(Row) == 32, "expected the layout of wire.history.row_type")
 
 }  // namespace
 
+// For each target, how many of the interactions from `first` up to it have each kind. Consecutive targets of the same
+// user continue each other's counts.
+HEADRACE_API void headrace_count_kinds(const uint32_t* bits, const int64_t* first, const int64_t* target,
+                                       int64_t num_targets, int64_t num_kinds, double* done) {
+    for (int64_t r = 0; r < num_targets; ++r, done += num_kinds) {
+        const bool goes_on = r > 0 && first[r] == first[r - 1] && target[r] >= target[r - 1];
+        const int64_t start = goes_on ? target[r - 1] : first[r];
+        for (int64_t kind = 0; kind < num_kinds; ++kind) {
+            uint32_t num = 0;
+            for (int64_t i = start; i < target[r]; ++i) num += bits[i] >> kind & 1;
+            done[kind] = num + (goes_on ? done[kind - num_kinds] : 0.0);
+        }
+    }
+}
+
 // `windows` (users, 2): each the address of the first row, and how many there are. Returns how many have no item.
 HEADRACE_API int64_t headrace_join_windows(const int64_t* windows, int64_t num_users, int64_t num_features,
                                            int64_t* item, int64_t* time, int64_t* domain, uint32_t* bits, float* value,

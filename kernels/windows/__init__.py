@@ -1,4 +1,4 @@
-"""Parts of users' histories, one after the other, as the columns of a batch, in C++.
+"""Parts of users' histories, one after the other, as the columns of a batch, and sums over them, in C++.
 
 The definition is `wire.history`: `History.window` of each user, concatenated, field by field.
 """
@@ -50,3 +50,16 @@ def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
         ),
     )  # fmt: skip
     return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n, num_absent)
+
+
+def count_kinds(bits_n: NDArray[np.uint32], first_R: Int64, target_R: Int64, num_kinds: int) -> NDArray[np.float64]:
+    """(R, K) how many of the interactions ``first_R[r]:target_R[r]`` have each kind.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    done_RK = np.empty((len(target_R), num_kinds))
+    baseline("headrace_count_kinds")(
+        *(ctypes.c_void_p(each.ctypes.data) for each in (bits_n, first_R, target_R)),
+        ctypes.c_int64(len(target_R)), ctypes.c_int64(num_kinds), ctypes.c_void_p(done_RK.ctypes.data),
+    )  # fmt: skip
+    return done_RK

@@ -13,7 +13,7 @@ from headrace.evidence import Evidence
 from headrace.recount import Recount
 from headrace.report import Check, Report
 from tests.headrace.test_ledger import ACTION, SEQUENCE, Record, examples, ledger_of
-from wire.example import Example
+from wire.example import Example, rows_of
 from wire.status import PartitionStatus
 
 NUM_ACTIONS = 6
@@ -69,7 +69,7 @@ def test_an_interaction_that_arrived_changed_is_found(evidence: Evidence, column
     values = getattr(rows, column).copy()
     values[-1] = 7
     wrong = replace(rows, **{column: values})
-    assert checked([*stream[:-1], replace(stream[-1], interactions=wrong)]) == 1
+    assert checked([*stream[:-1], replace(stream[-1], rows=rows_of(wrong))]) == 1
 
 
 @pytest.mark.parametrize(("outbox_len", "num_lost"), [(0, 1), (1, 0)])

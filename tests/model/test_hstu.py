@@ -28,7 +28,7 @@ from trainer.batch import JaggedBatch, build_batch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
 from wire.errors import ConfigError
-from wire.example import Example, Interactions
+from wire.example import Example, Interactions, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCKS = [MODEL, FUXI]
@@ -62,7 +62,7 @@ def strangers(num: int, seed: int = 0) -> list[Example]:
 
 
 def with_columns(each: Example, change: Callable[[Interactions], Interactions]) -> Example:
-    return replace(each, interactions=change(each.interactions))
+    return replace(each, rows=rows_of(change(each.interactions)))
 
 
 def changed_behind(past: Interactions, index: int, rng: np.random.Generator) -> Interactions:
@@ -91,7 +91,7 @@ def leak_of(
         nth = int(rng.integers(each.num_new))
         index, target = len(each.interactions) - each.num_new + nth, first_R[which] + nth
         other = list(examples)
-        other[which] = replace(each, interactions=changed_behind(each.interactions, index, rng))
+        other[which] = replace(each, rows=rows_of(changed_behind(each.interactions, index, rng)))
         after_queries, after_logits = answers_of(learner, other, change)
         upto = slice(first_R[which], target + 1)
         elsewhere = np.delete(np.arange(len(queries)), np.arange(target, first_R[which + 1]))
@@ -167,7 +167,7 @@ def test_an_action_before_the_prediction_does_change_it() -> None:
     each = strangers(1)[0]
     bits = each.interactions.action_bits.copy()
     bits[len(bits) - each.num_new - 1] ^= 7
-    other = replace(each, interactions=replace(each.interactions, action_bits=bits))
+    other = replace(each, rows=rows_of(replace(each.interactions, action_bits=bits)))
     before, after = answers_of(learner, [each]), answers_of(learner, [other])
     for left, right in zip(before, after, strict=True):
         assert np.abs(left[0] - right[0]).max() > 1e-4
@@ -181,9 +181,9 @@ def test_the_time_of_the_next_request_is_known_when_it_is_answered() -> None:
     times = each.interactions.timestamp_ms.copy()
     times[-1] += 86_400_000
     queries, _ = answers_of(learner, [each])
-    later, _ = answers_of(learner, [replace(each, interactions=replace(each.interactions, timestamp_ms=times))])
+    later, _ = answers_of(learner, [replace(each, rows=rows_of(replace(each.interactions, timestamp_ms=times)))])
     assert np.abs(queries - later).max() > 1e-4
-    slowly = predict_slowly(learner, [replace(each, interactions=replace(each.interactions, timestamp_ms=times))])
+    slowly = predict_slowly(learner, [replace(each, rows=rows_of(replace(each.interactions, timestamp_ms=times)))])
     np.testing.assert_allclose(later[0], slowly[0].query_D, rtol=2e-4, atol=2e-5)
 
 
@@ -215,7 +215,7 @@ def test_a_user_without_domain_and_features_is_answered_the_same_beside_others_w
     each, other = strangers(2)
     past = each.interactions
     bare = replace(past, domain_hash=np.zeros_like(past.domain_hash), feature_hash=np.zeros_like(past.feature_hash))
-    plain = replace(each, interactions=bare, user_feature_hash=np.zeros(1, np.int64))
+    plain = replace(each, rows=rows_of(bare), user_feature_hash=np.zeros(1, np.int64))
     alone, beside = answers_of(learner, [plain]), answers_of(learner, [plain, other])
     for left, right in zip(alone, beside, strict=True):
         np.testing.assert_allclose(left, right[: len(left)], rtol=1e-4, atol=1e-5)

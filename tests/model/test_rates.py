@@ -79,6 +79,18 @@ def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
     assert num.tolist() == [0, 2, 0]
 
 
+@pytest.mark.parametrize("num_kinds", [1, 5, 32])
+def test_what_was_done_before_targets_in_any_order_is_what_a_sum_over_each_past_says(num_kinds: int) -> None:
+    rng = np.random.default_rng(num_kinds)
+    starts = np.append(0, np.cumsum(rng.integers(0, 40, 20)))
+    owner = rng.integers(0, 20, 90)
+    target = starts[owner] + (rng.random(90) * (np.diff(starts)[owner] + 1)).astype(np.int64)
+    bits = rng.integers(0, 1 << 32, starts[-1], np.uint32)
+    done, _ = done_before(bits, num_kinds, starts, owner, target)
+    for row, first, last in zip(done.tolist(), starts[owner], target, strict=True):
+        assert row == [int((bits[first:last] >> np.uint32(kind) & 1).sum()) for kind in range(num_kinds)]
+
+
 class ForgetsInputs(Rates):
     """Broken: nothing is found of the interactions that late kinds come to."""
 

@@ -19,9 +19,8 @@ from state.sequencer import Sequencer
 from tests.state.world import ACTION, stream_of
 from wire.action import Action, decode_record
 from wire.config import SequenceConfig
-from wire.example import Interactions, fence
+from wire.example import Interactions, fence, interactions_of, row_type
 from wire.example_codec import decode_example, encode_example, pack
-from wire.history import interactions_of, row_type
 from wire.kafka.batches import Batch, _WholeBatches
 
 FEATURES = ACTION.num_columns

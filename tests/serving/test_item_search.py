@@ -451,6 +451,15 @@ def test_a_low_recall_is_logged_once_and_has_the_centres_made_anew(
     assert not server.search.is_low
 
 
+def test_a_low_recall_is_no_longer_told_once_there_is_another_table(server: Server) -> None:
+    for _ in range(50):
+        server.search.compared(5, 10)
+    assert server.search.readings()["headrace_search_recall_low"] == 1
+    server.swap("base", model_id="another")
+    assert (server.search.recall, server.search.is_low) == (None, False)
+    assert server.search.readings()["headrace_search_recall_low"] == 0
+
+
 def test_readings_say_what_is_searched_and_how_well() -> None:
     server = Server(num_probes=2)
     assert server.search.readings()["headrace_search_lists"] == 0
@@ -459,7 +468,8 @@ def test_readings_say_what_is_searched_and_how_well() -> None:
     server.both()
     server.search.compared(9, 10)
     assert server.search.readings() == {
-        "headrace_search_recall": 0.9, "headrace_search_compared_total": 1, "headrace_search_answers_total": 41,
+        "headrace_search_recall": 0.9, "headrace_search_recall_low": 0, "headrace_search_compared_total": 1,
+        "headrace_search_answers_total": 41,
         "headrace_search_lists": num_lists_for(NUM_ITEMS), "headrace_search_changed_rows": 0,
         "headrace_search_builds_total": 1, "headrace_search_failures_total": 0,
     }  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 from kernels.examples import decode_block
 from kernels.histories import UserHistories
 from tests.serving.test_blocks import FEATURES, batched, told
+from wire.example import row_type
 from wire.example_codec import decode_example
-from wire.history import Histories, row_type, rows_of
+from wire.history import Histories
 
 PLENTY = 1 << 30
 
@@ -59,7 +60,7 @@ def test_the_comparison_finds_a_record_that_is_missing() -> None:
 def test_one_record_put_is_one_record_folded() -> None:
     kept, definition = UserHistories(row_type(FEATURES), 9), Histories(9)
     for example in map(decode_example, told(5)[1:]):
-        rows = rows_of(example.interactions)
+        rows = example.rows
         kept.put(example.user, example.segment_len, example.first_index, rows, example.user_feature_hash, PLENTY)
         definition.fold(example)
     same_as(kept, definition)

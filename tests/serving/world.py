@@ -15,7 +15,7 @@ from serving.weights_manager import WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from wire.example import Example, Interactions
+from wire.example import Example, Interactions, rows_of
 from wire.example_codec import encode_example
 from wire.hashing import item_hash
 from wire.weights import (
@@ -62,7 +62,7 @@ def example(user: str, rows: Interactions, *, num_new: int = 0, number: int = 0,
     newest = int(rows.timestamp_ms[-1]) if len(rows) else START_MS
     return Example(
         user=user, partition=partition, writer_epoch=writer_epoch, number=number, segment=segment,
-        segment_len=segment_len, interactions=rows, num_new=num_new, feedback_index=none,
+        segment_len=segment_len, rows=rows_of(rows), num_new=num_new, feedback_index=none,
         feedback_bits=np.empty(0, np.uint32), session_hash=np.zeros(len(rows), np.int64), action_ids=none,
         user_feature_hash=none, user_offset=0, user_index=0, applied_offset=number, resume_from_offset=number + 1,
         newest_event_ms=newest, newest_record_ms=int(time.time() * 1000),

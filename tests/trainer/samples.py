@@ -18,8 +18,8 @@ from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
-from wire.example import Example, Interactions
-from wire.history import Histories, interactions_of
+from wire.example import Example, Interactions, interactions_of, rows_of
+from wire.history import Histories
 
 KINDS = ("view", "click", "like")
 START_MS = 1_700_000_000_000
@@ -73,7 +73,7 @@ def example(
         number=number,
         segment=segment,
         segment_len=segment_len,
-        interactions=rows,
+        rows=rows_of(rows),
         num_new=num_new,
         feedback_index=np.array(list(feedback), np.int64),
         feedback_bits=np.array(list(feedback.values()), np.uint32),

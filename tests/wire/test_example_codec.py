@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from wire.errors import CodecError, HeadraceError
-from wire.example import Counts, Example, Interactions, fence
+from wire.example import Counts, Example, Interactions, fence, interactions_of, rows_of
 from wire.example_codec import decode_example, encode_example, restamp
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -51,7 +51,7 @@ def examples(draw: st.DrawFn) -> Example:
     return Example(
         user=draw(TEXT), partition=draw(st.integers(0, 9)), writer_epoch=draw(st.integers(0, 2**40)),
         number=draw(INT64), segment=draw(st.integers(0, 2**40)), segment_len=segment_len,
-        interactions=draw(interactions(length, num_features)), num_new=num_new,
+        rows=rows_of(draw(interactions(length, num_features))), num_new=num_new,
         feedback_index=np.array(sorted(places), np.int64), feedback_bits=draw(arrays(np.uint32, len(places))),
         session_hash=column(draw, length), action_ids=draw(longs(sum(ids))),
         user_feature_hash=draw(longs(draw(st.integers(0, 2)))), user_offset=draw(INT64), user_index=draw(INT64),
@@ -67,6 +67,8 @@ def same(one: object, other: object) -> bool:
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, np.ndarray):
         assert isinstance(other, np.ndarray)
+        if one.dtype.names:
+            return one.dtype == other.dtype and same(interactions_of(one), interactions_of(other))
         equal_nan = one.dtype.kind == "f"  # any NaN equals any other
         return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=equal_nan)
     return type(one) is type(other) and one == other
@@ -92,7 +94,7 @@ def golden() -> Example:
         np.array([np.nan, 4.5, np.nan], np.float32), np.array([[7], [0], [0]]),
     )  # fmt: skip
     return replace(
-        fence(3, 2, 9), user="ü", segment=4, segment_len=16, interactions=rows, num_new=1,
+        fence(3, 2, 9), user="ü", segment=4, segment_len=16, rows=rows_of(rows), num_new=1,
         feedback_index=np.array([1]), feedback_bits=np.array([4], np.uint32), session_hash=np.array([0, 31, 0]),
         action_ids=np.array([8, 9]), user_feature_hash=np.array([77]), user_offset=41, user_index=5, applied_offset=50,
         resume_from_offset=40, newest_event_ms=2500, newest_record_ms=3000, names={-12: "b", 11: 7}, is_fence=False,
@@ -120,7 +122,7 @@ def test_empty_columns_take_no_space() -> None:
         full.interactions, domain_hash=none, value=np.full(3, np.nan, np.float32), feature_hash=none.reshape(3, 1),
         action_bits=np.array([1, 6, 128], np.uint32),
     )  # fmt: skip
-    empty = replace(full, interactions=rows, session_hash=none, action_ids=none[:0], id_counts=np.empty(0, np.uint8))
+    empty = replace(full, rows=rows_of(rows), session_hash=none, action_ids=none[:0], id_counts=np.empty(0, np.uint8))
     assert len(encode_example(full)) - len(encode_example(empty)) == 3 * (8 + 4 + 8 + 8 + 1 + 1) + 2 * 8
 
 

@@ -22,7 +22,7 @@ from trainer.config import TrainerConfig
 from trainer.graph import Captures, PaddedEncoder, padded_size
 from trainer.graph_step import PaddedStep
 from trainer.step import Learner
-from wire.example import Example
+from wire.example import Example, rows_of
 
 CONFIG = ModelConfig(
     num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, num_positions=40, num_time_buckets=8
@@ -46,7 +46,7 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
 def with_domains(example: Example) -> Example:
     """The example with its items in three domains, which the layers see as side inputs."""
     rows = example.interactions
-    return replace(example, interactions=replace(rows, domain_hash=1 + rows.item_hash % 3))
+    return replace(example, rows=rows_of(replace(rows, domain_hash=1 + rows.item_hash % 3)))
 
 
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
