@@ -64,6 +64,8 @@ def test_holders_are_those_that_say_so_and_can_be_reached() -> None:
     assert peers.unheld(frozenset({0}), 4) == set()
     peers.hear(report("a", "none"))
     assert names(peers, 2) == [], "it starts again"
+    peers.hear(report("b", "2/2", address=""))
+    assert names(peers, 1) == [], "it is not to be reached any more"
 
 
 def test_a_server_is_silent_when_others_go_on_without_it(clock: Clock) -> None:
