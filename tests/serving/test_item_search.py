@@ -15,7 +15,7 @@ from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.histories import Histories
 from serving.item_lists import ItemLists, num_lists_for
-from serving.item_search import ItemSearch, search_of
+from serving.item_search import ItemSearch, best_standing, search_of
 from serving.readings import readings_of
 from serving.request import Request, Result
 from serving.search_keeper import SearchKeeper
@@ -515,6 +515,25 @@ def test_a_search_is_made_only_if_it_is_asked_for() -> None:
     search = search_of(ServingConfig(search="index", search_probes=7, search_least_items=5))
     assert search is not None
     assert (search.num_probes, search.least_items) == (7, 5)
+
+
+def test_the_best_of_standing_are_those_of_every_length_of_history(server: Server) -> None:
+    standing = server.manager.current.standing
+    rows, best = best_standing(standing)
+    np.testing.assert_array_equal(
+        rows, np.flatnonzero(server.manager.current.memory.arrays.first[: len(rows) + 1] >= 0)
+    )
+    of_length = [set(rows[np.argsort(base_V[rows])[-8:]].tolist()) for base_V in standing.base_VB.T]
+    assert set(best.tolist()) == set().union(*of_length)
+    assert set(best.tolist()) > of_length[0], "the lengths differ"
+
+
+def test_centres_are_made_anew_when_the_catalogue_has_doubled(server: Server) -> None:
+    before = server.search.lists
+    server.keeper._num_rows = len(before.list_V) // 2 - 1
+    assert server.keeper.renew()
+    assert server.search.lists.centre_LD is not before.centre_LD
+    assert not server.keeper.renew(), "it has not doubled since"
 
 
 def test_lists_hold_each_row_that_competes_once(server: Server) -> None:
