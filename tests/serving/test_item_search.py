@@ -139,6 +139,16 @@ def test_with_few_lists_most_are_found_and_the_rest_is_measured() -> None:
     assert (server.search.num_compared, server.search.recall) == (5, pytest.approx(first))
 
 
+@pytest.mark.parametrize(("compare_s", "num"), [(0.0, 0), (1e6, 1), (1e-9, 3)])
+def test_answers_are_compared_only_so_often(compare_s: float, num: int) -> None:
+    search = ItemSearch(1, least_items=1, least_recall=0.9, compare_s=compare_s)
+    taken = []
+    for _ in range(3):
+        search.ask(((1, 1), lambda _: (1, 1)))
+        taken.append(search.take_asked())
+    assert sum(each is not None for each in taken) == num
+
+
 def test_an_answer_of_another_version_is_not_compared() -> None:
     server = Server(num_probes=2, compare_s=1e-9)
     server.keeper.renew()
