@@ -527,6 +527,18 @@ def test_a_search_is_made_only_if_it_is_asked_for() -> None:
     assert (search.num_probes, search.least_items) == (7, 5)
 
 
+def test_lists_that_are_made_block_by_block_are_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.item_lists.BLOCK_ROWS", 70)
+    other = Server()
+    assert other.keeper.renew()
+    np.testing.assert_array_equal(other.search.lists.list_V, server.search.lists.list_V)
+
+
+def test_the_lists_closest_to_a_direction_are_probed(server: Server) -> None:
+    lists = server.search.lists
+    assert lists.probes(lists.centre_LD, 1)[:, 0].tolist() == list(range(lists.num_lists))
+
+
 def test_the_best_of_standing_are_those_of_every_length_of_history(server: Server) -> None:
     standing = server.manager.current.standing
     rows, best = best_standing(standing)
