@@ -9,11 +9,12 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from kafka import KafkaConsumer
 
 from model.device import choose_device
 from model.growing import keep_in
@@ -36,14 +37,17 @@ from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
+from serving.topic_follower import TopicFollower
+from serving.topic_thread import TopicThread
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable, ConfigError
+from wire.errors import ConfigError, HeadraceError
 from wire.kafka.consumer import PATIENT, connect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
-PULSE_CONNECT_S = 5.0
+FOLLOWER_CONNECT_S = 5.0
+"""How long a broker may take to answer the threads without which the server answers."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may hold the interpreter while the event loop waits for it (Python's default: 5 ms)."""
 FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
@@ -102,44 +106,20 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
-    topics = Topics.under(kafka.prefix, kafka.line)
-    manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING, **PATIENT)
     try:
         sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
-    except BrokerUnavailable:
+    except HeadraceError:
         weights.close()
         raise
+    manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     histories = Histories(
-        config.history_bytes, settings.sequence.max_context, topics.sequences, len(settings.action.features)
-    )
+        config.history_bytes, settings.sequence.max_context, Topics.under(kafka.prefix).sequences,
+        len(settings.action.features),
+    )  # fmt: skip
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
                       prefix=kafka.prefix)  # fmt: skip
-    connect_again = partial(connect, kafka, PULSE_CONNECT_S, **PATIENT)
-    pins = PinFollower(connect_again, topics.control, service.rollout)
-    subscriber = WeightsSubscriber(
-        weights, topics.weights, VersionIntake(manager, service.rollout, Guard(Band.of(config)), service.counters),
-        contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
-        histories_ready=service.histories_ready,
-    )  # fmt: skip
-    follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
-    subscriber.on_failure = follower.on_failure = service.fail
-    service.waits += [lambda: subscriber.waits_for, lambda: follower.waits_for]
-    heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
-                          service.rollout, service.shard, address, service.search)  # fmt: skip
-    threads: list[
-        WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower | PeerFollower | SearchKeeper
-    ] = [pins, subscriber, follower, heartbeat]
-    if not service.shard.is_whole:
-        import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
-
-        threads.append(PeerFollower(connect_again, topics.status, service.placing.peers, service.placing.known))
-    if service.search is not None:
-        threads.append(SearchKeeper(service.search, manager))
-    if config.page:
-        threads.append(PulseFollower(
-            connect_again, lambda: Topics.under(kafka.prefix, service.rollout.line), service.pulse, service.served,
-        ))  # fmt: skip
+    threads = [*_readers(service, kafka, weights, sequences), *_others(service, kafka, address)]
     service.sender = ActionSender(kafka, settings.action) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()
@@ -153,3 +133,43 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
             service.sender.close()
         for thread in threads:
             thread.join(10)
+
+
+def _readers(
+    service: Service, kafka: KafkaConfig, weights: KafkaConsumer, sequences: KafkaConsumer
+) -> list[TopicThread | TopicFollower]:
+    """The threads that read what answers are made from, and which version answers."""
+    topics = Topics.under(kafka.prefix, kafka.line)
+    guard = Guard(Band.of(service.config))
+    subscriber = WeightsSubscriber(
+        weights, topics.weights, VersionIntake(service.manager, service.rollout, guard, service.counters),
+        contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
+        histories_ready=service.histories_ready,
+    )  # fmt: skip
+    follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
+    subscriber.on_failure = follower.on_failure = service.fail
+    service.waits += [lambda: subscriber.waits_for, lambda: follower.waits_for]
+    return [PinFollower(_connecting(kafka), topics.control, service.rollout), subscriber, follower]
+
+
+def _others(
+    service: Service, kafka: KafkaConfig, address: str
+) -> Iterator[Heartbeat | PeerFollower | SearchKeeper | PulseFollower]:
+    """The threads for what the configuration asks for, and the one that reports."""
+    config, topics = service.config, Topics.under(kafka.prefix, kafka.line)
+    yield Heartbeat(kafka, topics.status, service.name, service.manager, service.count_requests, config.status_every_s,
+                    service.rollout, service.shard, address, service.search)  # fmt: skip
+    if not service.shard.is_whole:
+        import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
+
+        yield PeerFollower(_connecting(kafka), topics.status, service.placing.peers, service.placing.known)
+    if service.search is not None:
+        yield SearchKeeper(service.search, service.manager)
+    if config.page:
+        yield PulseFollower(
+            _connecting(kafka), lambda: Topics.under(kafka.prefix, service.rollout.line), service.pulse, service.served
+        )
+
+
+def _connecting(kafka: KafkaConfig) -> Callable[[], KafkaConsumer]:
+    return partial(connect, kafka, FOLLOWER_CONNECT_S, **PATIENT)

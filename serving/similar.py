@@ -26,8 +26,7 @@ def similar_items(
     table = version.tables[ITEMS]
     out = np.unique(np.append(table.lookup(np.fromiter(removed, np.int64)), row))
     near = search.rows_near(version, row) if search is not None else None
-    if near is not None:
-        near = np.setdiff1d(near, out)
+    if near is not None and len(near := np.setdiff1d(near, out)) >= k:
         found = _most_similar(version, row, k, table.derived[near], table.live[near], near[:0])
         if len(found[0]) == k:
             return list(zip(table.keys_of(near[found[0]]).tolist(), found[1].tolist(), strict=True))

@@ -155,7 +155,12 @@ def test_a_server_that_answers_that_it_is_busy_after_it_failed_is_asked_by_all_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(serving.forwarding, "AVOIDED_S", 0.0)
-    handle = in_turn(lambda: told(500), lambda: told(503, "busy"), lambda: told(body="again"))
+
+    def say_busy() -> web.Response:
+        monkeypatch.setattr(serving.forwarding, "AVOIDED_S", 60.0)  # for this answer
+        return told(503, "busy")
+
+    handle = in_turn(lambda: told(500), say_busy, lambda: told(body="again"))
     _, busy, third, _ = asked(handle, num=3)
     assert busy.body == b"busy"
     assert third == b"again"

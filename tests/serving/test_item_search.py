@@ -15,7 +15,7 @@ from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.histories import Histories
 from serving.item_lists import ItemLists, num_lists_for
-from serving.item_search import ItemSearch, search_of
+from serving.item_search import ItemSearch, best_standing, search_of
 from serving.readings import readings_of
 from serving.request import Request, Result
 from serving.search_keeper import SearchKeeper
@@ -137,6 +137,16 @@ def test_with_few_lists_most_are_found_and_the_rest_is_measured() -> None:
         server.keeper.compare()
     first = np.isin(exact[0].items, found[0].items).mean()  # of those answered together it is one that is compared
     assert (server.search.num_compared, server.search.recall) == (5, pytest.approx(first))
+
+
+@pytest.mark.parametrize(("compare_s", "num"), [(0.0, 0), (1e6, 1), (1e-9, 3)])
+def test_answers_are_compared_only_so_often(compare_s: float, num: int) -> None:
+    search = ItemSearch(1, least_items=1, least_recall=0.9, compare_s=compare_s)
+    taken = []
+    for _ in range(3):
+        search.ask(((1, 1), lambda _: (1, 1)))
+        taken.append(search.take_asked())
+    assert sum(each is not None for each in taken) == num
 
 
 def test_an_answer_of_another_version_is_not_compared() -> None:
@@ -375,6 +385,19 @@ def test_similar_items_are_those_of_the_whole_table_where_all_lists_are_probed(s
     assert near[0][1] <= similar_items(version, row, 1, removed)[0][1] + 1e-6
 
 
+def test_items_similar_to_one_that_is_alone_in_its_list_are_looked_for_everywhere() -> None:
+    server, row = Server(num_probes=1), 7
+    server.keeper.renew()
+    version, lists = server.manager.current, server.search.lists
+    (closest,) = lists.probes(version.tables["items"].derived[row : row + 1, :-1].float(), 1)[0]
+    list_V = np.where(lists.list_V == closest, (closest + 1) % lists.num_lists, lists.list_V).astype(np.int32)
+    list_V[row] = closest
+    assert server.search.begin(version)
+    assert server.search.finish(ItemLists.of(lists.centre_LD, list_V), NONE.astype(np.int32), server.search.line_since)
+    assert server.search.rows_near(version, row).tolist() == [row]
+    assert similar_items(version, row, 3, [], server.search) == similar_items(version, row, 3, [])
+
+
 def test_lists_that_cannot_be_made_leave_answers_exact(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -502,6 +525,37 @@ def test_a_search_is_made_only_if_it_is_asked_for() -> None:
     search = search_of(ServingConfig(search="index", search_probes=7, search_least_items=5))
     assert search is not None
     assert (search.num_probes, search.least_items) == (7, 5)
+
+
+def test_lists_that_are_made_block_by_block_are_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.item_lists.BLOCK_ROWS", 70)
+    other = Server()
+    assert other.keeper.renew()
+    np.testing.assert_array_equal(other.search.lists.list_V, server.search.lists.list_V)
+
+
+def test_the_lists_closest_to_a_direction_are_probed(server: Server) -> None:
+    lists = server.search.lists
+    assert lists.probes(lists.centre_LD, 1)[:, 0].tolist() == list(range(lists.num_lists))
+
+
+def test_the_best_of_standing_are_those_of_every_length_of_history(server: Server) -> None:
+    standing = server.manager.current.standing
+    rows, best = best_standing(standing)
+    np.testing.assert_array_equal(
+        rows, np.flatnonzero(server.manager.current.memory.arrays.first[: len(rows) + 1] >= 0)
+    )
+    of_length = [set(rows[np.argsort(base_V[rows])[-8:]].tolist()) for base_V in standing.base_VB.T]
+    assert set(best.tolist()) == set().union(*of_length)
+    assert set(best.tolist()) > of_length[0], "the lengths differ"
+
+
+def test_centres_are_made_anew_when_the_catalogue_has_doubled(server: Server) -> None:
+    before = server.search.lists
+    server.keeper._num_rows = len(before.list_V) // 2 - 1
+    assert server.keeper.renew()
+    assert server.search.lists.centre_LD is not before.centre_LD
+    assert not server.keeper.renew(), "it has not doubled since"
 
 
 def test_lists_hold_each_row_that_competes_once(server: Server) -> None:

@@ -64,6 +64,8 @@ def test_holders_are_those_that_say_so_and_can_be_reached() -> None:
     assert peers.unheld(frozenset({0}), 4) == set()
     peers.hear(report("a", "none"))
     assert names(peers, 2) == [], "it starts again"
+    peers.hear(report("b", "2/2", address=""))
+    assert names(peers, 1) == [], "it is not to be reached any more"
 
 
 def test_a_server_is_silent_when_others_go_on_without_it(clock: Clock) -> None:
@@ -116,12 +118,12 @@ def test_a_user_has_one_holder_to_ask_first_as_long_as_it_answers(clock: Clock) 
     assert [each.name for each in in_order(holders, 0, "")] == ["b", "c", "a"]
 
 
-def placing(partitions: str, *, is_caught_up: bool = True) -> Placing:
+def placing(partitions: str, *, is_caught_up: bool = True, line: str = "") -> Placing:
     shard = Shard(partitions)
     shard.place(4)
     if is_caught_up:
         shard.caught_up.set()
-    return Placing(shard, Peers(), "headrace", lambda: "", 1.0, 10)
+    return Placing(shard, Peers(), "headrace", lambda: line, 1.0, 10)
 
 
 async def answered(_request: Any) -> bytes:
@@ -146,6 +148,9 @@ def test_a_forwarded_request_is_answered_or_refused_but_never_forwarded() -> Non
             given(placed, held, mark)
     with pytest.raises(MisdirectedError):
         given(placing("all"), held, "another 4")
+    assert given(placing("0-1", line="b"), held, "headrace 4 b") == b"here"
+    with pytest.raises(MisdirectedError, match="expected the mark 'headrace 4 b'"):
+        given(placing("0-1", line="b"), held, "headrace 4")
     with pytest.raises(NotReadyError, match="histories"):
         given(placing("0-1", is_caught_up=False), held, "headrace 4")
     with pytest.raises(NotReadyError, match="no live server holds it"):
