@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.live_picture import draw_timeline, timeline
 from bench.live_probe import Probe, Prober, percentiles
-from bench.live_stack import START_TIMEOUT_S, Backlog, Stack, running
+from bench.live_stack import OBSERVER, START_TIMEOUT_S, Backlog, Stack, running
 from bench.options import parser_of
 from bench.report import machine, report
 from bench.timing import Row, row
@@ -27,6 +27,8 @@ from bench.timing import Row, row
 QUICK_S, HOLD_S, STEP_S, WARM_S = 30.0, 600.0, 60.0, 8.0
 RISE, MOST_RISES = 1.5, 6
 PARTS = ("hold", "rise")
+MEASURING = ("traffic", OBSERVER)
+"""Processes that a deployment does not have."""
 GROWS = 0.02
 """A stage falls behind when its backlog grows by more than this share of the rate."""
 
@@ -43,6 +45,8 @@ class Held:
     topic_bytes: dict[str, int]
     num_actions: int
     ended_s: float
+    num_asked: int
+    """Requests that the server answered meanwhile, all of them the observer's."""
 
     def slope(self, stage: str) -> float:
         """How fast a stage's backlog grew over the second half, in records per second."""
@@ -76,7 +80,7 @@ def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25)
             backlogs += [backlog] if backlog else []
         took_s = time.monotonic() - began_s
         after, end_volume, num_after = stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
-        asked = list(prober.probes)
+        asked, num_asked = list(prober.probes), prober.num_asked
         deadline = time.monotonic() + 6.0
         while time.monotonic() < deadline and any(each.learned_s is None for each in asked):
             _wait(stack, 0.2)
@@ -85,7 +89,7 @@ def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25)
     return Held(
         rate, took_s, asked, backlogs,
         {name: after[name] - cpu[name] for name in after}, {name: end_volume[name] - volume[name] for name in volume},
-        num_after - num, time.monotonic(),
+        num_after - num, time.monotonic(), num_asked,
     )  # fmt: skip
 
 
@@ -115,8 +119,10 @@ def rows_of(held: Held, num_interactions: int) -> list[Row]:
             row(f"{name}: backlog of {stage}", held.slope(stage), "records/s", GROWS * held.rate, note, most=True)
         )
     for process, seconds in sorted(held.cpu_s.items()):
-        rate = f"{held.num_actions / seconds:,.0f} actions per processor second" if seconds > 0 else ""
-        rows.append(row(f"{name}: {process}", seconds / held.seconds, "cores", note=rate))
+        note = f"{held.num_actions / seconds:,.0f} actions per processor second" if seconds > 0 else ""
+        if process in ("server", OBSERVER):
+            note += f"; {held.num_asked / held.seconds:.0f} requests/s of the observer answered"
+        rows.append(row(f"{name}: {process}", seconds / held.seconds, "cores", note=note))
     for topic, num_bytes in held.topic_bytes.items():
         per = num_bytes / max(1, held.num_actions)
         rows.append(row(f"{name}: {topic} on the broker", per, "MB per million actions"))
@@ -168,10 +174,14 @@ def rise(stack: Stack, rate: float, sustained: float) -> list[Row]:
 
 
 def _saturation(sustained: float, held: Held) -> Row:
-    busiest = max((seconds / held.seconds, process) for process, seconds in held.cpu_s.items())
-    used = sum(held.cpu_s.values()) / held.seconds
+    cores = {process: seconds / held.seconds for process, seconds in held.cpu_s.items()}
+    busiest = max((name for name in cores if name not in MEASURING), key=lambda name: cores[name])
+    measuring = " and ".join(f"{name} {cores[name]:.2f}" for name in MEASURING if name in cores)
     what = f"behind in {', '.join(held.behind)}" if held.behind else "nothing behind yet"
-    note = f"at {held.rate:,.0f}: {what}; busiest: {busiest[1]}, {busiest[0]:.2f} cores; all of them {used:.2f}"
+    note = (
+        f"at {held.rate:,.0f}: {what}; busiest: {busiest}, {cores[busiest]:.2f} cores; "
+        f"all of them {sum(cores.values()):.2f}, of which {measuring} measure"
+    )
     return row("sustained without a growing backlog", sustained, "actions/s", 1000.0, note)
 
 

@@ -24,6 +24,8 @@ from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
 START_TIMEOUT_S = 90.0
+OBSERVER = "observer"
+"""This process: the benchmark itself."""
 FOLLOWING = ("actions", "sequences", "weights", "status", "lag")
 
 
@@ -100,12 +102,13 @@ class Stack:
         return Backlog(now_s, actions, outbox, train, int(self._last_lag["num_interactions"]))
 
     def cpu_s(self) -> dict[str, float]:
-        """The processor seconds that each process has used so far."""
+        """The processor seconds that each process has used so far, this one (`OBSERVER`) included."""
         children = [self.worker, self.trainer, self.server, *([self.traffic] if self.traffic else [])]
         pids = {child.name: child.pid for child in children}
         process = getattr(self.broker, "_process", None)
         if process is not None:
             pids["broker"] = process.pid
+        pids[OBSERVER] = os.getpid()
         return {name: _cpu_s(pid) for name, pid in pids.items()}
 
     def topic_bytes(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from headrace.versions import duration
 from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
-from wire.errors import HeadraceError
+from wire.errors import HeadraceError, brief
 from wire.holding import as_ranges
 from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
@@ -34,6 +34,8 @@ SKEW_S = 2.0
 NUM_LETTERS = 1000
 STALE_S = 10.0
 FULL_SHARE = 0.9
+MORE_RECALL = 'it makes its lists anew every ten minutes; if that does not help, raise serving.search_probes, or set \
+serving.search = "exact"'
 REMEDIES = {
     "wrong_partition": "the producer partitions differently from Kafka's Java client: in librdkafka's clients set "
     "partitioner=murmur2_random (examples/ has one for each language)",
@@ -67,7 +69,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from processes(settings, line, *heard(settings, line, consumer))
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
-        yield problem("broker", f"it stopped answering: {error}", "see the broker's log")
+        yield problem("broker", f"it stopped answering: {brief(error)}", "see the broker's log")
     finally:
         consumer.close()
 
@@ -159,10 +161,15 @@ def processes(
         yield note(
             "partitions", f"{unowned} of {settings.kafka.partitions} have never had a worker", "see the workers' logs"
         )
+    servers = state.live_servers(now_ms)
+    if servers and all(each.epoch < 0 for each in servers):
+        words = "none has a version of the weights yet: requests are answered 503"
+        yield note("servers", words, "headrace lag says what is missing")
     if unheld := state.unheld(now_ms, line):
         words = f"none holds the users of partitions {as_ranges(unheld)}: requests for them are answered 503"
         yield problem("servers", words, "start one whose serving.partitions has them")
-    yield from short_of_files(state.live_servers(now_ms))
+    yield from short_of_files(servers)
+    yield from short_of_recall(servers)
     yield clocks(behind_s)
     if lag:
         yield freshness(lag, now_ms)
@@ -174,6 +181,14 @@ def short_of_files(servers: Sequence[ServerStatus]) -> Iterator[Finding]:
         if each.open_files > FULL_SHARE * each.most_files:
             words = f"{each.open_files} of at most {each.most_files} files and connections are open"
             yield problem("open files", f"server {each.component}: {words}", REMEDY)
+
+
+def short_of_recall(servers: Sequence[ServerStatus]) -> Iterator[Finding]:
+    """The servers whose search by lists finds less of the exact answers than `ServingConfig.search_recall`."""
+    for each in servers:
+        if each.is_recall_low:
+            words = f"server {each.component} finds {each.recall or 0.0:.3f} of the exact answers' items"
+            yield problem("search", f"{words}, less than its serving.search_recall", MORE_RECALL)
 
 
 def clocks(behind_s: dict[str, list[float]]) -> Finding:

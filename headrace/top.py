@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import ClassVar
 
@@ -18,10 +19,13 @@ from headrace.screen import WHAT, number, seconds
 from serving.pulse import Point, Pulse, Served
 from serving.pulse_follower import PulseFollower
 from wire.cluster import SILENT_MS
+from wire.errors import HeadraceError
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
 REFRESH_S = 0.5
+WIDE = 76
+"""Columns of a terminal from which the stages are explained."""
 COLORS = {"fresh": "green", "idle": "green", "behind": "yellow", "waiting": "yellow"}
 """The colour of each status; any other is red."""
 RATE_OF = {"ingest": "actions", "sequence": "sequences", "train": "trainer", "publish": "weights", "serve": "serving"}
@@ -84,7 +88,7 @@ class Top(App[None]):
         points = list(self._pulse.points)
         newest = points[-1]
         self.query_one("#head", Static).update(headline(newest, self._broker))
-        self.query_one("#stages", Static).update(stages(newest))
+        self.query_one("#stages", Static).update(stages(newest, is_narrow=self.size.width < WIDE))
         self.query_one("#freshness", Sparkline).data = [each.freshness_s or 0.0 for each in points]
         self.query_one("#quality", Static).update(quality(newest))
         self.query_one("#processes", Static).update(processes(self._pulse, newest.unheld))
@@ -99,17 +103,18 @@ def headline(point: Point, broker: str) -> Text:
     return Text.assemble((f"● {point.status}", f"bold {color}"), rest)
 
 
-def stages(point: Point) -> Table:
-    """One row per stage: its rate and how far it is behind; the bottleneck in red."""
-    table = Table(box=None, padding=(0, 1))
+def stages(point: Point, *, is_narrow: bool = False) -> Table:
+    """One row per stage: its rate and how far it is behind; the bottleneck in red. Narrow: numbers alone."""
+    table = Table(box=None, padding=(0, 1, 0, 0) if is_narrow else (0, 1))
     table.add_column("stage")
     for name in ("per second", "waiting", "behind"):
         table.add_column(name, justify="right")
-    table.add_column("", style="dim", no_wrap=True)
+    if not is_narrow:
+        table.add_column("", style="dim", no_wrap=True)
     for name, stage in point.stages.items():
-        rate = f"{point.rates.get(RATE_OF[name], 0.0):,.0f} {UNITS[name]}"
-        row = (name, rate, f"{stage.records:,}", seconds(stage.seconds), WHAT[name])
-        table.add_row(*row, style="bold red" if name == point.bottleneck else "")
+        rate = f"{point.rates.get(RATE_OF[name], 0.0):,.0f}"
+        row = (name, rate if is_narrow else f"{rate} {UNITS[name]}", f"{stage.records:,}", seconds(stage.seconds))
+        table.add_row(*row, *(() if is_narrow else (WHAT[name],)), style="bold red" if name == point.bottleneck else "")
     return table
 
 
@@ -144,7 +149,12 @@ def processes(pulse: Pulse, unheld: str = "") -> Text:
 
 def watch(settings: Settings, line: str | None = None) -> int:
     """Show a line of training (`headrace.lines.followed`) until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if
-    no broker answers."""
+    no broker answers, and `HeadraceError` without a terminal, whose end of input would be read for ever."""
+    if not all(stream and stream.isatty() for stream in (sys.__stdin__, sys.__stderr__)):  # it draws on stderr
+        raise HeadraceError(
+            "expected a terminal for input and output; elsewhere `headrace lag` writes lines, and "
+            "`headrace lag --once --json` one message"
+        )
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
     with followed(settings, line) as which:

@@ -6,8 +6,8 @@ refused (a limit on address space) or outgrown, it is replaced by another one, w
 
 With `keep_in` the rows are in files instead, mapped into memory: the system keeps the pages that are used in memory,
 and writes others to the disk when it needs room. The files have no names, so they end with the process, however it
-ends. They are no longer than the rows need, and their blocks are allocated before a row is written: a full disk is an
-error of `grow`, not a signal in the middle of a step.
+ends. They are as long as the reservation, but have blocks for few more rows than there are, and before a row is
+written: a full disk is an error of `grow`, not a signal in the middle of a step.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GrowingRows:
         reserved = max(self._wanted, num_rows)
         while True:
             try:
-                memory = self._map(reserved * self._row_bytes)
+                file, memory = self._map(reserved * self._row_bytes)
             except (OSError, MemoryError) as error:
                 if reserved == num_rows:
                     if self._folder is not None:
@@ -75,25 +75,32 @@ class GrowingRows:
                     ) from error
                 reserved = max(num_rows, reserved // 2)
             else:
-                self._allocate(0, num_rows)
+                self._allocate(file, 0, num_rows)
+                self._close()
+                self._file = file
                 return reserved, memory
 
-    def _map(self, num_bytes: int) -> mmap.mmap:
+    def _map(self, num_bytes: int) -> tuple[IO[bytes] | None, mmap.mmap]:
         if self._folder is None:
-            return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-        self._close()
-        self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
-        self._file.truncate(num_bytes)
-        return mmap.mmap(self._file.fileno(), num_bytes, mmap.MAP_SHARED | _NORESERVE)
+            return None, mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        try:
+            file.truncate(num_bytes)
+            return file, mmap.mmap(file.fileno(), num_bytes, mmap.MAP_SHARED | _NORESERVE)
+        except BaseException:
+            file.close()
+            raise
 
-    def _allocate(self, held: int, num_rows: int) -> None:
+    def _allocate(self, file: IO[bytes] | None, held: int, num_rows: int) -> None:
         """Give the rows from ``held`` up to ``num_rows`` blocks on the disk, if they are in a file. Raises OSError."""
-        if self._file is None or num_rows <= held:
+        if file is None or num_rows <= held:
             return
         num_bytes = (num_rows - held) * self._row_bytes
         try:
-            os.posix_fallocate(self._file.fileno(), held * self._row_bytes, num_bytes)
+            os.posix_fallocate(file.fileno(), held * self._row_bytes, num_bytes)
         except OSError as error:
+            if file is not self._file:
+                file.close()
             raise self._full(num_bytes, error) from error
 
     def _full(self, num_bytes: int, error: OSError | MemoryError) -> OSError:
@@ -126,7 +133,7 @@ class GrowingRows:
             self._is_huge = False
             self._view(held)[:] = old
         wanted = min(wanted, self._reserved)
-        self._allocate(held, wanted)
+        self._allocate(self._file, held, wanted)
         self.array = self._view(wanted)
         self._want_huge_pages()
 

@@ -54,13 +54,15 @@ class Rates:
     Row 0 collects everything without a row. Deterministic in the order of calls; one writer.
     """
 
-    def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
+    def __init__(self, config: ModelConfig, *, backend: str = "auto", most_kept: int | None = None) -> None:
+        """``most_kept``: of how many interactions the inputs are kept, as many as fit if None; who does not learn needs
+        none."""
         self._backend = "reference" if backend == "reference" else "auto"
         num_domains, num_features = int(config.use_domain), config.num_features
         self.arrays = OddsArrays.empty(
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
-        self.kept = KeptInputs(self.arrays)
+        self.kept = KeptInputs(self.arrays, most_kept)
         self.arrivals = Arrivals(max(MOST_REMEMBERED, len(self.kept)))
         self._columns = GrowingColumns()
 

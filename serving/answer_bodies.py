@@ -212,6 +212,7 @@ class Readiness(Struct, frozen=True, kw_only=True):
     broker: Annotated[bool, Meta(description="whether the broker answers; if not, the last version keeps answering")]
     broker_away_s: float
     freshness_s: float | None
+    waits_for: Annotated[str, Meta(description="what a server that is not ready waits for, as one line")] = ""
     line: Annotated[str, Meta(description="the line of training that is followed; empty: the main one")] = ""
     pinned: Annotated[
         VersionName | None, Meta(description="the version pinned by an operator; none: the newest good one answers")

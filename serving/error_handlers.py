@@ -80,8 +80,8 @@ def _problem(request: Request, error: HTTPException, headers: dict[str, str]) ->
     if error.status_code == 404:
         return Problem(field="path", expected="a path of /openapi.json", got=request.url.path[:200], do="correct it")
     if error.status_code == 405:
-        return Problem(field="method", expected=headers.get("Allow", "another method"), got=request.method[:20],
-                       do="use that method")  # fmt: skip
+        allowed = " or ".join(sorted(headers.get("Allow", "another method").split(", ")))
+        return Problem(field="method", expected=allowed, got=request.method[:20], do=f"send {allowed}")
     return Problem(field="", expected="a request as in /openapi.json", got=error.status_code, do=str(error.detail))
 
 

@@ -49,6 +49,7 @@ class HistoryFollower(TopicThread):
         self._thread_of: dict[int, ThreadPoolExecutor] = {}
         self._begins: dict[TopicPartition, int] = {}
         self._goals: dict[TopicPartition, int] = {}
+        self._at: dict[TopicPartition, int] = {}
         self._told_s = time.monotonic()
         self._folding = [ThreadPoolExecutor(1, "histories") for _ in range(FOLDING_THREADS)]
         self._waiting = deque[Future[None]]()
@@ -126,12 +127,13 @@ class HistoryFollower(TopicThread):
         self._goals = ends(self.consumer, partitions)
         for partition in partitions:
             self.consumer.seek(partition, self._begins[partition])
+        self._at = self._begins
         return True
 
     def _check_goals(self) -> None:
         if self.caught_up.is_set():
             return
-        at = {each: self.consumer.position(each, ASK_TIMEOUT_MS) or 0 for each in self._goals}
+        at = self._at = {each: self.consumer.position(each, ASK_TIMEOUT_MS) or 0 for each in self._goals}
         if all(at[each] >= goal for each, goal in self._goals.items()):
             self._wait_for_all_but(0)
             self.caught_up.set()
@@ -139,7 +141,19 @@ class HistoryFollower(TopicThread):
             logger.info("histories of %d users%s", len(self.histories), part)
         elif time.monotonic() - self._told_s > PROGRESS_EVERY_S:
             self._told_s = time.monotonic()
-            left, whole = (
-                sum(max(0, goal - start[each]) for each, goal in self._goals.items()) for start in (at, self._begins)
-            )
-            logger.info("histories: %.0f%% of the sequences topic is read", 100 * (1 - left / max(1, whole)))
+            logger.info("waiting for %s", self.waits_for)
+
+    @property
+    def waits_for(self) -> str:
+        """How much of the topic is still to be read, and of which partition most."""
+        at, goals, begins = self._at, self._goals, self._begins
+        if self.caught_up.is_set():
+            return ""
+        if not at:
+            return super().waits_for or f"the broker to say where {self.topic} ends"
+        left = {each: max(0, goal - at[each]) for each, goal in goals.items()}
+        whole, most = sum(goals[each] - begins[each] for each in goals), max(left, key=lambda each: left[each])
+        return (
+            f"histories: {whole - sum(left.values()):,} of {whole:,} records of {self.topic} are read; "
+            f"most are left of partition {most.partition}: {left[most]:,}"
+        )

@@ -100,8 +100,8 @@ class Forwarder:
         try:
             reply = await self._reply(peer, question)
         except PeerError as error:
-            if error.reply is None:
-                peer.has_failed, peer.avoided_until_s = True, time.monotonic() + AVOIDED_S
+            is_there = error.reply is not None  # it has too much to do, and says so
+            peer.has_failed, peer.avoided_until_s = not is_there, 0.0 if is_there else time.monotonic() + AVOIDED_S
             raise
         peer.has_failed, peer.avoided_until_s = False, 0.0
         return reply

@@ -57,6 +57,7 @@ class Heartbeat(threading.Thread):
             component=self._component, time_ms=int(time.time() * 1000), num_requests=self._num_requests(),
             open_files=files.num, most_files=files.most, partitions=NONE, num_partitions=self._shard.num_partitions,
             address=self._address, recall=self._search.recall if self._search else None,
+            is_recall_low=self._search is not None and self._search.is_low,
         )  # fmt: skip
         if current is None:
             return report

@@ -28,6 +28,7 @@ from serving.weights_manager import HeldVersion
 
 SEARCH_HELP = {
     "headrace_search_recall": "Share of the exact answers' items that the search by lists finds, of the last compared.",
+    "headrace_search_recall_low": "1 while the recall is below serving.search_recall, over at least 50 comparisons.",
     "headrace_search_compared_total": "Answers that were compared with the exact ones.",
     "headrace_search_answers_total": "Answers that were looked for by lists.",
     "headrace_search_lists": "Lists in use; 0 while every answer is exact.",
@@ -111,6 +112,7 @@ class ItemSearch:
         lists, recall = self.lists, self.recall
         return {
             **({} if recall is None else {"headrace_search_recall": recall}),
+            "headrace_search_recall_low": int(self.is_low),
             "headrace_search_compared_total": self.num_compared, "headrace_search_answers_total": self.num_answers,
             "headrace_search_lists": lists.num_lists if lists is not None else 0,
             "headrace_search_changed_rows": self.num_changed, "headrace_search_builds_total": self.num_builds,
@@ -129,6 +131,7 @@ class ItemSearch:
             if changed is None or last is None:
                 self._found, self._changed_meanwhile, self.line_since = None, None, version.born.swap
                 self._recalls.clear()
+                self._is_low = False
                 return
             if self._changed_meanwhile is not None:
                 self._changed_meanwhile = np.union1d(self._changed_meanwhile, changed).astype(np.int32)

@@ -121,7 +121,7 @@ class Placing:
         return self.peers.holders(partition, self.shard.num_partitions)
 
     async def _ask(self, partition: int, holders: Sequence[Peer], question: Question, user: Key | None) -> bytes:
-        turn = murmur2(canonical(user or "").encode()) // max(1, self.shard.num_partitions)
+        turn = murmur2(canonical("" if user is None else user).encode()) // max(1, self.shard.num_partitions)
         return await self.forwarder.ask(f"partition {partition}", holders, question, turn=turn, line=self.line())
 
     async def _divided(

@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from serving.titles import Titles
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, ConfigError
-from wire.kafka.consumer import connect
+from wire.kafka.consumer import PATIENT, connect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
-            if isinstance(service.failure, ConfigError):
+            if isinstance(service.failure, ConfigError | OSError):  # such as a full disk: its message says what to do
                 raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"
@@ -103,7 +104,7 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     kafka: KafkaConfig = settings.kafka
     topics = Topics.under(kafka.prefix, kafka.line)
     manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
-    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
+    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING, **PATIENT)
     try:
         sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     except BrokerUnavailable:
@@ -114,7 +115,8 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     )
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
                       prefix=kafka.prefix)  # fmt: skip
-    pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
+    connect_again = partial(connect, kafka, PULSE_CONNECT_S, **PATIENT)
+    pins = PinFollower(connect_again, topics.control, service.rollout)
     subscriber = WeightsSubscriber(
         weights, topics.weights, VersionIntake(manager, service.rollout, Guard(Band.of(config)), service.counters),
         contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
@@ -122,6 +124,7 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
     subscriber.on_failure = follower.on_failure = service.fail
+    service.waits += [lambda: subscriber.waits_for, lambda: follower.waits_for]
     heartbeat = Heartbeat(kafka, topics.status, name, manager, service.count_requests, config.status_every_s,
                           service.rollout, service.shard, address, service.search)  # fmt: skip
     threads: list[
@@ -130,15 +133,12 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     if not service.shard.is_whole:
         import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
 
-        threads.append(PeerFollower(
-            lambda: connect(kafka, PULSE_CONNECT_S), topics.status, service.placing.peers, service.placing.known
-        ))  # fmt: skip
+        threads.append(PeerFollower(connect_again, topics.status, service.placing.peers, service.placing.known))
     if service.search is not None:
         threads.append(SearchKeeper(service.search, manager))
     if config.page:
         threads.append(PulseFollower(
-            lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),
-            service.pulse, service.served,
+            connect_again, lambda: Topics.under(kafka.prefix, service.rollout.line), service.pulse, service.served,
         ))  # fmt: skip
     service.sender = ActionSender(kafka, settings.action) if config.allow_actions or config.allow_forget else None
     for thread in threads:

@@ -3,16 +3,17 @@ and which version is held back."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import KafkaConsumer
 
+from serving.topic_follower import TopicFollower
 from wire.control import LINE_KEY, PIN_KEY, Pin, Switch, Which, decode_pin, decode_switch, parse_version
-from wire.errors import ClientRefused, HeadraceError, VersionError
+from wire.errors import ClientRefused, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
 from wire.thinned_log import is_told
@@ -63,56 +64,53 @@ class Rollout:
         self.held, self.why = None, ""
 
 
-class PinFollower(threading.Thread):
+@dataclass
+class _Decided:
+    pin: Pin | None = None
+    switch: Switch | None = None
+
+
+class PinFollower(TopicFollower):
     """Keeps a `Rollout` up to date with the control topic. A deployment may lack that topic."""
 
-    def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
-        super().__init__(name="control", daemon=True)
-        self._make, self._topic, self._rollout = make, topic, rollout
+    what: ClassVar[str] = "control topic: it cannot be read, so pins and switches are not seen"
+    retry_s: ClassVar[float] = RETRY_S
+
+    def __init__(self, connect: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
+        super().__init__("control", connect)
+        self._topic, self._rollout = topic, rollout
         rollout.known.clear()
         self._num_foreign = 0
-        self._stopping = threading.Event()
 
-    def stop(self) -> None:
-        """Ask the thread to end; `join` waits for it."""
-        self._stopping.set()
+    def failed(self) -> None:
+        """Let nobody wait for what cannot be read."""
+        self._rollout.known.set()
 
-    def run(self) -> None:
-        """Follow until stopped; start over whenever the broker has been away, or after any other failure."""
-        is_told = False
-        while not self._stopping.is_set():
-            try:
-                with contextlib.closing(self._make()) as consumer:
-                    self._follow(consumer)
-            except (KafkaError, HeadraceError) as error:
-                refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
-                level = logging.ERROR if refused and not is_told else logging.DEBUG
-                is_told = is_told or refused
-                logger.log(level, "control topic: it cannot be read: %s", error)
-            except Exception:
-                logger.exception(
-                    "control topic: following it failed; starting again. Until then pins and switches are not seen"
-                )
-            self._rollout.known.set()
-            self._stopping.wait(RETRY_S)
+    def level_of(self, error: Exception) -> int:
+        """Only what a person must mend is worth a line: other threads say that the broker is away."""
+        is_refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
+        return logging.ERROR if is_refused else logging.DEBUG
 
-    def _follow(self, consumer: KafkaConsumer) -> None:
+    def follow(self, consumer: KafkaConsumer) -> None:
+        """Take the last decisions, once all earlier ones are read, then every new one."""
         (partition,) = partitions_of(consumer, self._topic)
         end = ends(consumer, [partition])[partition]
         consumer.seek_to_beginning(partition)
-        while not self._stopping.is_set():
-            self._note_all(consumer, partition)
+        decided = _Decided()
+        while not self.stopping.is_set():
+            for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
+                self._note(record, decided)
             if (consumer.position(partition) or 0) >= end:
+                self._rollout.ordered, self._rollout.switched = decided.pin, decided.switch
                 self._rollout.known.set()
 
-    def _note_all(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
-        for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
-            try:
-                if record.key == PIN_KEY:
-                    self._rollout.ordered = decode_pin(record.value) if record.value else None
-                elif record.key == LINE_KEY:
-                    self._rollout.switched = decode_switch(record.value) if record.value else None
-            except VersionError as error:
-                self._num_foreign += 1
-                if is_told(self._num_foreign):
-                    logger.warning("control topic: %s (number %d so far)", error, self._num_foreign)
+    def _note(self, record: Any, decided: _Decided) -> None:
+        try:
+            if record.key == PIN_KEY:
+                decided.pin = decode_pin(record.value) if record.value else None
+            elif record.key == LINE_KEY:
+                decided.switch = decode_switch(record.value) if record.value else None
+        except VersionError as error:
+            self._num_foreign += 1
+            if is_told(self._num_foreign):
+                logger.warning("control topic: %s (number %d so far)", error, self._num_foreign)

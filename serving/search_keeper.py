@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class _ReplacedError(Exception):
-    """The rows that lists are being made of are no longer the table's."""
+    """The rows that lists are being made of are no longer the table's, or nobody waits for the lists any more."""
 
 
 class SearchKeeper(threading.Thread):
@@ -57,7 +57,8 @@ class SearchKeeper(threading.Thread):
                 self.compare()
                 self.renew()
             except _ReplacedError:
-                logger.info("search: the table was replaced while its lists were made; making them anew")
+                if not self._stopping.is_set():
+                    logger.info("search: the table was replaced while its lists were made; making them anew")
             except Exception:
                 self._search.num_failures += 1
                 logger.exception("search: failed; trying again in %g seconds", RETRY_S)

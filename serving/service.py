@@ -75,6 +75,8 @@ class Service:
     failure: BaseException | None = None
     """The error that ended a thread that follows a topic. Answers would only get older, so the process must end."""
     on_failure: Callable[[], None] = field(default=lambda: None)
+    waits: list[Callable[[], str]] = field(default_factory=list)
+    """What each thread waits for that must have read something before the server can answer; empty: nothing."""
 
     def __post_init__(self) -> None:
         c = self.config
@@ -134,6 +136,18 @@ class Service:
         """Whether there are a version and complete histories, other servers are known, and no follower has failed."""
         is_complete = self.histories_ready.is_set() and self.placing.is_ready
         return self.failure is None and self.manager.current is not None and is_complete
+
+    @property
+    def waits_for(self) -> str:
+        """What a server that is not ready waits for, as one line; empty if it is ready."""
+        if self.is_ready:
+            return ""
+        if self.failure is not None:
+            return f"its end: a thread that follows the topics has failed ({self.failure})"
+        told = [] if self.contact.is_up else [f"the broker, which has not answered for {self.contact.away_s:.0f} s"]
+        told += [words for each in self.waits if (words := each())]
+        told += [] if self.placing.is_ready else ["the status topic, to know other servers"]
+        return "; ".join(told)
 
     async def recommend(self, request: RecommendRequest) -> bytes:
         """`RecommendAnswer` as JSON."""
@@ -228,7 +242,8 @@ class Service:
         """Which of its preconditions the server has met."""
         current = self.manager.current
         return Readiness(
-            ready=self.is_ready, version=name_of(current) if current else None, line=self.rollout.line,
+            ready=self.is_ready, waits_for=self.waits_for, version=name_of(current) if current else None,
+            line=self.rollout.line,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
             freshness_s=current.freshness_s if current else None,
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
+from model.config import ModelConfig
 from model.probe import probe_outputs
 from model.rates import Rates
 from model.tokens import ITEMS
@@ -31,9 +34,15 @@ def check_sound(version: Version, network: Network) -> None:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise VersionError(f"{name} of the {part} is not finite")
-    Rates(network.config).check(snapshot.rates)
+    _rates_of(network.config).check(snapshot.rates)
     _check_few_items(version, network)
     _check_probe(version, network)
+
+
+@lru_cache(maxsize=1)
+def _rates_of(config: ModelConfig) -> Rates:
+    """The rates that versions of this model fit into. Not to be changed."""
+    return Rates(config, most_kept=1)
 
 
 def _check_few_items(version: Version, network: Network) -> None:

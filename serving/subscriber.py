@@ -59,6 +59,20 @@ class WeightsSubscriber(TopicThread):
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or is not available."""
         self.started_following = threading.Event()
+        self._at = self._end = 0
+        """The offset after the last record, and the end that is read up to at first."""
+
+    @property
+    def waits_for(self) -> str:
+        """Why there is no version yet."""
+        if self.manager.current is not None:
+            return ""
+        if not self.started_following.is_set():
+            place = f", at offset {self._at:,} of {self._end:,}" if self._at else ""
+            return super().waits_for or f"a first version: looking for a base in {self.topic}{place}"
+        if num := self.intake.counters.num_refused:
+            return f"a first version: {num} in {self.topic} could not be served, and the log says why"
+        return f"a first version: {self.topic} has none yet; is a trainer running?"
 
     @property
     def manager(self) -> WeightsManager:
@@ -127,6 +141,7 @@ class WeightsSubscriber(TopicThread):
     def _start_from_base(self, topic: WeightsTopic) -> bool:
         """Read from the best start point to the topic's present end; whether to follow on from there."""
         begin, end = topic.bounds()
+        self._end = end
         self._heard()
         self.intake.swap()
         self.manager.discard_staged()
@@ -247,7 +262,7 @@ class WeightsSubscriber(TopicThread):
             if self._is_frozen:
                 break
             version = self._assembler.feed(record.key, record.headers, record.value)
-            self._floor = max(self._floor, self._assembler.epoch_floor)
+            self._at, self._floor = record.offset + 1, max(self._floor, self._assembler.epoch_floor)
             if version is not None:
                 self._floor = max(self._floor, version.manifest.epoch)
                 self._assembler.epoch_floor = self._floor

@@ -162,7 +162,8 @@ class TableSet:
             self.tables = {}
         self.apply_rows(change.tables, derive)
         if self.memory is None or self.rates is None or is_base:
-            self.memory, self.rates = Memory(config, backend=self.backend), Rates(config, backend=self.backend)
+            self.memory = Memory(config, backend=self.backend)
+            self.rates = Rates(config, backend=self.backend, most_kept=1)
         self.memory.apply(change.memory, is_base=is_base)
         self.rates.apply(change.rates, is_base=is_base)
 

@@ -32,6 +32,7 @@ class TopicThread(threading.Thread):
         super().__init__(name=self.label, daemon=True)
         self.stopping = threading.Event()
         self._topic_id = ""
+        self._is_found = False
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -41,13 +42,15 @@ class TopicThread(threading.Thread):
     def run(self) -> None:
         """Wait until the topic exists, then follow it until stopped."""
         try:
-            self.follow(wait_for_partitions(self.consumer, self.topic, self.stopping))
+            partitions = wait_for_partitions(self.consumer, self.topic, self.stopping)
+            self._is_found = True
+            self.follow(partitions)
         except StoppedError:
             pass
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            if isinstance(error, HeadraceError):
+            if isinstance(error, HeadraceError | OSError):
                 logger.error("the %s ended: %s", self.label, error)
             else:
                 logger.exception("the %s ended", self.label)
@@ -57,6 +60,11 @@ class TopicThread(threading.Thread):
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Follow the topic's partitions until `stopping` is set."""
         raise NotImplementedError
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before the server can answer, in a few words; empty: nothing."""
+        return "" if self._is_found else f"topic {self.topic} to exist (headrace topics --create)"
 
     def is_replaced(self) -> bool:
         """Whether the topic was deleted and created again since the last call."""

@@ -46,7 +46,7 @@ class Decoder:
         except msgspec.ValidationError as error:
             raise InvalidRequestError(self._explain(body, error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequestError([_no_json(error)]) from None
+            raise InvalidRequestError([_no_json(error, body)]) from None
         if problems := list(islice(self._beyond(request, ""), MAX_PROBLEMS)):
             raise InvalidRequestError(problems)
         return request
@@ -66,7 +66,7 @@ class Decoder:
         try:
             value = msgspec.json.decode(body)
         except (msgspec.DecodeError, RecursionError) as unreadable:  # the schema's check stops before the bad part
-            return [_no_json(unreadable)]
+            return [_no_json(unreadable, body)]
         found = list(islice(self._problems(value, self._type, "", ""), MAX_PROBLEMS))
         return found or [Problem(field="body", expected="a request as in /openapi.json", do=f"correct it: {error}")]
 
@@ -119,13 +119,15 @@ def _too_much(at: str, got: int, limit: Limit) -> Problem:
     return Problem(field=at, expected=f"at most {limit[0]}", got=_short(got), do=f"ask for less, or raise {limit[1]}")
 
 
-def _no_json(error: Exception) -> Problem:
+def _no_json(error: Exception, body: bytes) -> Problem:
     why = (
         "it is nested too deeply"
         if isinstance(error, RecursionError)
         else str(error).removeprefix("JSON is malformed: ")
     )
-    return Problem(field="body", expected="JSON", do=f"correct it: {why}")
+    return Problem(
+        field="body", expected="JSON", got=_short(body[:200].decode(errors="replace")), do=f"correct it: {why}"
+    )
 
 
 def _join(at: str, name: str) -> str:

@@ -16,7 +16,7 @@ from kafka.errors import KafkaError
 
 from wire.control import Which
 from wire.errors import VersionError
-from wire.kafka.consumer import POLL_MS, ends
+from wire.kafka.consumer import POLL_MS, asking, ends
 from wire.weights import Manifest, claim_of, decode_manifest, record_kind
 
 SCAN_RECORDS = 64
@@ -57,15 +57,16 @@ class WeightsTopic:
         """The records at offsets lower … upper - 1. Raises KafkaError if none arrive for `RECORDS_TIMEOUT_S`."""
         self.consumer.seek(self.partition, lower)
         deadline = time.monotonic() + RECORDS_TIMEOUT_S
-        while self.consumer.position(self.partition, REQUEST_TIMEOUT_MS) < upper and not self._stopping.is_set():
-            records = self.consumer.poll(timeout_ms=POLL_MS).get(self.partition, [])
-            if records:
-                deadline = time.monotonic() + RECORDS_TIMEOUT_S
-            elif time.monotonic() > deadline:
-                raise KafkaError(f"expected records up to offset {upper}, got none for {RECORDS_TIMEOUT_S:.0f} s")
-            for record in records:
-                if record.offset < upper:
-                    yield record
+        with asking(self.consumer):
+            while self.consumer.position(self.partition, REQUEST_TIMEOUT_MS) < upper and not self._stopping.is_set():
+                records = self.consumer.poll(timeout_ms=POLL_MS).get(self.partition, [])
+                if records:
+                    deadline = time.monotonic() + RECORDS_TIMEOUT_S
+                elif time.monotonic() > deadline:
+                    raise KafkaError(f"expected records up to offset {upper}, got none for {RECORDS_TIMEOUT_S:.0f} s")
+                for record in records:
+                    if record.offset < upper:
+                        yield record
 
     def find(self, begin: int, end: int, which: Which) -> tuple[Which | None, tuple[int, Manifest] | None]:
         """The newest version that the topic names, and offset and manifest of ``which``, if it is there."""

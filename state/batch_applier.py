@@ -25,6 +25,16 @@ Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
 
 
+def records_after(offset: int, records: Iterable[Record]) -> list[Record]:
+    """The records above ``offset``, without those that repeat or precede an earlier one."""
+    fresh = []
+    for record in records:
+        if record[0] > offset:
+            offset = record[0]
+            fresh.append(record)
+    return fresh
+
+
 class BatchApplier:
     """Applies one partition's records. ``compiled``: None to apply all of them by the definition.
 
@@ -128,7 +138,7 @@ class BatchApplier:
         for user in sequencer.changed.values():
             self._users.save(batch, user)
         self._users.save_names(batch, sequencer.names.fresh)
-        self._users.save_forget_requests(batch, sequencer.forget_requests)
+        self._users.save_forget_requests(batch, sequencer.marks.requests)
         self._write(batch, index)
         self._bound_memory()
 
@@ -155,6 +165,6 @@ class BatchApplier:
         while len(users) > max_users:
             users.popitem(last=False)
         sequencer.changed.clear()
-        sequencer.forget_requests.clear()
+        sequencer.marks.requests.clear()
         sequencer.names.fresh.clear()
         sequencer.names.shrink()

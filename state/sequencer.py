@@ -22,6 +22,7 @@ from collections import OrderedDict
 from enum import Enum
 
 from state.emitter import Draft, Emitter, Users
+from state.marks import Marks
 from state.meta import Position
 from state.names import Names
 from state.segment import Segment
@@ -29,9 +30,8 @@ from state.user import User
 from wire.action import Action
 from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import MARK_ITEM, MARK_USER, Address, Counts, Example, Mark
+from wire.example import MARK_ITEM, MARK_USER, Address, Counts, Example
 from wire.example_codec import view
-from wire.hashing import item_hash
 
 
 class Outcome(Enum):
@@ -65,8 +65,7 @@ class Sequencer:
         self._emitter = Emitter(action, sequence, partition, stored, self.names)
         self.changed = self._emitter.changed
         """Users that have changed since the owner last emptied this."""
-        self.forget_requests: dict[int, ForgetRequest] = {}
-        """Item → the last request about it; the owner may empty this if ``stored`` keeps them."""
+        self.marks = Marks(self._emitter, stored)
         self._stored = stored
         self._num_features = action.num_columns
         self._keeps_user_features = action.user_tokens
@@ -186,22 +185,13 @@ class Sequencer:
         assert not self._emitter.is_running, "drain first"
         self.num_accepted += self.applied_offset > self.counted_offset
         if not request.user:
-            item = item_hash(request.item)
-            self.forget_requests[item] = request
-            self._mark_item(item, request, record_ms)
+            self.marks.mark_item(request, self.applied_offset, record_ms)
             return False
         is_known = self.knows(request.user)
         self.users.pop(request.user, None)
         self.changed.pop(request.user, None)
-        if is_known:
-            self._emitter.mark(Mark.USER, request.user, self.applied_offset, record_ms, {})
-        # Replaces the record that names the user.
-        self._emitter.mark(Mark.USER, "", self.applied_offset, record_ms, {})
+        self.marks.mark_user(request.user if is_known else "", self.applied_offset, record_ms)
         return is_known
-
-    def _mark_item(self, item: int, request: ForgetRequest, record_ms: int) -> None:
-        mark = Mark.ITEM_BACK if request.is_back else Mark.ITEM
-        self._emitter.mark(mark, "", self.applied_offset, record_ms, {item: request.item})
 
     # Examples
 
@@ -230,23 +220,12 @@ class Sequencer:
     def refresh(self, address: Address) -> bool:
         """Have the next `drain` write again what now belongs under the key of this address; False if nothing does."""
         if address.segment in (MARK_USER, MARK_ITEM):
-            return self._mark_again(address.segment, address.first)
+            return self.marks.mark_again(address, self.applied_offset, self.applied_record_ms)
         user = self.users.get(address.user) or (self._stored.load(address.user) if self._stored else None)
         if user is None or not self._emitter.refresh(user, address.segment, address.first, self.applied_record_ms):
             return False
         self.users[address.user] = user
         return True
-
-    def _mark_again(self, segment: int, item: int) -> bool:
-        if segment == MARK_USER:
-            self._emitter.mark(Mark.USER, "", self.applied_offset, self.applied_record_ms, {})
-            return True
-        request = self.forget_requests.get(item)
-        if request is None and self._stored is not None:
-            request = self._stored.forget_request(item)
-        if request is not None:
-            self._mark_item(item, request, self.applied_record_ms)
-        return request is not None
 
     def knows(self, name: str) -> bool:
         """Whether the user exists."""

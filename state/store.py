@@ -1,11 +1,8 @@
 """One partition's sequences on disk: what the sequencer computes, made durable in one write batch per call.
 
-Each partition has its own RocksDB. Its keys are those of `state.user_store`, those of `state.outbox`, and
+Each partition has its own RocksDB. Its keys are those of `state.user_store`, `state.outbox` and `state.meta_store`.
 
-    m               `state.meta.Meta`; absent until something has been applied, restored or claimed
-    t               ids of the topics that the offsets here belong to, separated by spaces
-
-A batch changes users, names, outbox and ``m`` together or not at all, so sequences on disk never disagree with the
+A batch changes users, names, outbox and metadata together or not at all, so sequences on disk never disagree with the
 outbox or with the applied offset, whenever the process dies. `state.restore` says what happens when the disk is lost.
 """
 
@@ -17,12 +14,13 @@ from pathlib import Path
 
 from rocksdict import WriteBatch
 
-from state.batch_applier import BatchApplier, Record
+from state.batch_applier import BatchApplier, Record, records_after
 from state.compiled import CompiledUsers, rules_of
 from state.config import StoreConfig
 from state.database import Database
 from state.intake import Intake
-from state.meta import Meta, Shape, decode_meta, encode_meta
+from state.meta import Shape
+from state.meta_store import MetaStore
 from state.names import Names
 from state.outbox import Outbox, OutboxEntry
 from state.restore import adopt_newest, rewind
@@ -34,9 +32,6 @@ from wire.status import PartitionStatus
 from wire.topics import example_key
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
-
-_META = b"m"
-_TOPIC_IDS = b"t"
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,9 @@ class PartitionStore:
         self._config = store
         self._num_partitions = num_partitions
         self._topic = topic
-        self._shape = Shape.of(partition, num_partitions, action, sequence)
         self._is_new = True
         self._db = Database(path, store)
+        self._meta = MetaStore(self._db, Shape.of(partition, num_partitions, action, sequence))
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
 
@@ -140,12 +135,12 @@ class PartitionStore:
     @property
     def outbox_len(self) -> int:
         """Records waiting to be produced."""
-        return self._meta.outbox_next - self._meta.outbox_first
+        return self._meta.now.outbox_next - self._meta.now.outbox_first
 
     @property
     def sequences_offset(self) -> int:
         """The offset last given to `ack`: where reading of the sequences partition continues."""
-        return self._meta.sequences_offset
+        return self._meta.now.sequences_offset
 
     def status(self) -> PartitionStatus:
         """This partition's part of a worker's status."""
@@ -156,7 +151,7 @@ class PartitionStore:
             applied_record_ms=self._sequencer.applied_record_ms,
             outbox_len=self.outbox_len,
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
-            relayed_number=self._meta.relayed_number,
+            relayed_number=self._meta.now.relayed_number,
             writer_epoch=self.writer_epoch,
             dead=dict(self._intake.dead),
             **counts,
@@ -165,12 +160,12 @@ class PartitionStore:
     @property
     def topic_ids(self) -> tuple[str, ...]:
         """The ids given to `set_topic_ids`; before that, a single empty one."""
-        return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
+        return self._meta.topic_ids
 
     def set_topic_ids(self, ids: tuple[str, ...]) -> None:
         """Record the broker's ids of the topics that this store's offsets belong to (empty if it gives none)."""
         batch = WriteBatch(raw_mode=True)
-        batch.put(_TOPIC_IDS, " ".join(ids).encode())
+        self._meta.put_topic_ids(batch, ids)
         self._db.write(batch)
 
     # Applying
@@ -185,7 +180,7 @@ class PartitionStore:
         # Checked first: after a failure, memory is ahead of the disk, and lost records would count as applied.
         self._db.require_open()
         before, first_number = self.counts, self.next_number
-        fresh = self._fresh(records)
+        fresh = records_after(self.applied_offset, records)
         try:
             self._applier.apply(fresh)
         except BaseException:
@@ -194,14 +189,6 @@ class PartitionStore:
         num_dead = self.counts.num_dead - before.num_dead
         num_examples = self.next_number - first_number
         return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
-
-    def _fresh(self, records: Iterable[Record]) -> list[Record]:
-        fresh, applied_offset = [], self.applied_offset
-        for record in records:
-            if record[0] > applied_offset:
-                applied_offset = record[0]
-                fresh.append(record)
-        return fresh
 
     def _write(self, batch: WriteBatch, outbox_next: int) -> None:
         self._put_meta(batch, outbox_next=outbox_next)
@@ -216,13 +203,13 @@ class PartitionStore:
         No result contains an example after a dead letter. So if each result is acknowledged before the next is asked
         for, an example in its topic proves that the dead letters before it are in theirs.
         """
-        first = max(start or 0, self._meta.outbox_first)
-        return self._outbox.read(range(first, min(self._meta.outbox_next, first + limit)), self.writer_epoch)
+        first = max(start or 0, self._meta.now.outbox_first)
+        return self._outbox.read(range(first, min(self._meta.now.outbox_next, first + limit)), self.writer_epoch)
 
     def ack(self, upto: int, sequences_offset: int = 0) -> None:
         """Delete the entries up to index ``upto``: the broker has them. ``sequences_offset``: where in the sequences
         partition to continue looking for other writers' records."""
-        meta = self._meta
+        meta = self._meta.now
         done = range(meta.outbox_first, min(upto + 1, meta.outbox_next))
         number = self._outbox.newest_number(done, self.writer_epoch)
         batch = WriteBatch(raw_mode=True)
@@ -256,7 +243,7 @@ class PartitionStore:
             restored = adopt_newest(self._db, self._users, examples)
             if restored.newest is not None:
                 rewind(self._sequencer, restored)
-                self._meta.relayed_number = self._sequencer.next_number - 1
+                self._meta.now.relayed_number = self._sequencer.next_number - 1
                 self._applier.commit((), ())
         except BaseException:
             self._db.close()
@@ -288,20 +275,15 @@ class PartitionStore:
         self._db.close()
 
     def _start(self) -> None:
-        stored = self._db.get(_META)
-        meta = None if stored is None else decode_meta(stored, self.path)
-        if meta is not None:
-            self._shape.check(meta.shape, self.path)
-        self._is_new = meta is None
-        if meta is None and next(self._db.under(b""), None) is not None:
+        self._is_new = not self._meta.load(self.path)
+        if self._is_new and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # an interrupted restore
-        self._meta = meta or Meta(self._shape)
         self._outbox.forget()
         names = Names(self._users.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
-        self._sequencer.resume(self._meta.position)
+        self._sequencer.resume(self._meta.now.position)
         self._intake = Intake(
-            self._sequencer, self._action, self.partition, self._num_partitions, self._topic, self._meta.dead
+            self._sequencer, self._action, self.partition, self._num_partitions, self._topic, self._meta.now.dead
         )
         compiled = None
         if self._config.backend == "cpp":
@@ -309,14 +291,8 @@ class PartitionStore:
             compiled = CompiledUsers(rules, self._users)
         self._applier = BatchApplier(
             self._sequencer, self._intake, compiled, self._users, self._outbox, self._sequence,
-            self._config.max_cached_users, lambda: self._meta.outbox_next, self._write,
+            self._config.max_cached_users, lambda: self._meta.now.outbox_next, self._write,
         )  # fmt: skip
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
-        old = self._meta
-        waiting = {
-            name: changes.get(name, getattr(old, name))
-            for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset")
-        }
-        self._meta = Meta(self._shape, *self._sequencer.position, **waiting, dead=self._intake.dead)
-        batch.put(_META, encode_meta(self._meta))
+        self._meta.put(batch, self._sequencer.position, self._intake.dead, **changes)

@@ -16,6 +16,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import OutboxRelay
 from stream.transport import Record
+from wire.errors import brief
 from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
@@ -93,7 +94,7 @@ class Applier:
             await self._fill(stop)
         except BROKER_ERRORS as error:
             give_up_if_refused(error, self._settings, "reading")
-            log.warning("reading a gap failed and will be retried", partition=self._partition, error=repr(error))
+            log.warning("reading a gap failed and will be retried", partition=self._partition, error=brief(error))
             return False
         return True
 

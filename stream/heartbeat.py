@@ -15,7 +15,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition
-from wire.errors import BrokerUnavailable
+from wire.errors import BrokerUnavailable, brief
 from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
@@ -67,7 +67,7 @@ class Heartbeat:
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
-                    log.warning("the broker is away", error=repr(error))
+                    log.warning("the broker is away", error=brief(error))
                 await asyncio.sleep(BEAT_S)
                 self._give_up_after(away_since_s)
 

@@ -25,6 +25,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
 from stream.transport import Record, records_of
+from wire.errors import brief
 from wire.kafka.options import BROKER_ERRORS
 from wire.status import PartitionStatus
 from wire.topics import Topics
@@ -105,7 +106,7 @@ class Partition:
         try:
             await work
         except Exception as error:  # noqa: BLE001
-            log.error("partition failed", partition=self.number, error=repr(error))
+            log.error("partition failed", partition=self.number, error=brief(error))
             self._shared.fail(error)
 
     def _take_store(self) -> PartitionStore | None:
@@ -137,7 +138,7 @@ class Partition:
             except BROKER_ERRORS as error:
                 give_up_if_refused(error, shared.settings, doing)
                 self._lose_claim()
-                log.warning("the relay failed and will be restarted", partition=self.number, error=repr(error))
+                log.warning("the relay failed and will be restarted", partition=self.number, error=brief(error))
                 await asyncio.sleep(RETRY_S)
                 await self._renew(generation)
 

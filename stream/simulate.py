@@ -79,7 +79,9 @@ class Catalogue:
         num = config.num_items
         self.genres = np.empty((num, config.num_genres))
         self.domain = np.arange(num) % config.num_domains
-        self.item_id = np.empty(num, dtype=np.int64)
+        self.item_id = [0] * num
+        self.feature = [""] * num
+        """The name of the strongest genre."""
         self.birth_s = np.empty(num)
         self.death_s = np.empty(num)
         self.appeal = np.empty(num)
@@ -91,6 +93,7 @@ class Catalogue:
     def _bear(self, slot: int, now_s: float) -> None:
         random, config = self._random, self._config
         self.genres[slot] = random.normal(size=config.num_genres) / np.sqrt(config.num_genres)
+        self.feature[slot] = f"g{self.genres[slot].argmax()}"
         self.item_id[slot] = self.num_born
         self.birth_s[slot] = now_s
         self.death_s[slot] = max(now_s, 0.0) + random.exponential(config.item_lifetime_s)
@@ -159,7 +162,7 @@ class World:
     def _session(self, now_s: float) -> list[tuple[float, Action]]:
         self._refresh(now_s)
         random, config = self._random, self.config
-        user = min(int(np.searchsorted(self._activity, random.random())), config.num_users - 1)
+        user = min(int(self._activity.searchsorted(random.random())), config.num_users - 1)
         self._preference[user] += config.preference_drift * random.normal(size=config.num_genres)
         self._preference[user] /= max(1.0, float(np.linalg.norm(self._preference[user])))
         away = random.random() < 0.2
@@ -179,19 +182,19 @@ class World:
     def _shown(self, domain: int, interest: FLOAT) -> int:
         """The item to show: of a few drawn by popularity, the best one for this interest, with noise."""
         slots, chances = self._by_domain[domain]
-        drawn = np.minimum(np.searchsorted(chances, self._random.random(8)), len(slots) - 1)
-        candidates = slots[drawn]
+        drawn = chances.searchsorted(self._random.random(8))
+        candidates = slots.take(drawn, mode="clip")
         scores = self._catalogue.genres[candidates] @ interest * 4.0 + self._random.gumbel(size=8)
-        return int(candidates[int(np.argmax(scores))])
+        return int(candidates[scores.argmax()])
 
     def _impression(
         self, made: list[tuple[float, Action]], shared: dict[str, Any], slot: int, interest: FLOAT, now_s: float
     ) -> bool:
         """Append one impression and its feedback to ``made``, with times of arrival. Returns whether it was clicked."""
         random = self._random
-        strongest = int(np.argmax(self._catalogue.genres[slot]))
-        item = {"item": int(self._catalogue.item_id[slot]), "features": {"genre": f"g{strongest}"}}
-        liking = float(self._catalogue.genres[slot] @ interest)
+        catalogue = self._catalogue
+        item = {"item": catalogue.item_id[slot], "features": {"genre": catalogue.feature[slot]}}
+        liking = float(catalogue.genres[slot] @ interest)
         clicked = random.random() < 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
         luck = random.random(3)
         wanted = [("impression", True, {}), ("click", clicked, {"value": round(float(random.exponential(30.0)), 3)})]

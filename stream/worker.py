@@ -33,7 +33,7 @@ from stream.migration import refuse_unfinished
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
-from wire.errors import HeadraceError, TopicMissing
+from wire.errors import HeadraceError, TopicMissing, brief
 from wire.kafka.admin import ensure_topics
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.refusal import refusal
@@ -133,7 +133,7 @@ class Worker:
         try:
             await work
         except Exception as error:  # noqa: BLE001
-            log.error("a task of the worker failed", error=repr(error))
+            log.error("a task of the worker failed", error=brief(error))
             self.fail(error)
 
     def stop(self) -> None:
@@ -160,7 +160,7 @@ class Worker:
             if refused := refusal(error, self.settings.kafka.bootstrap, "reading" if self._has_joined else "joining"):
                 self.fail(refused)
             else:
-                log.warning("faust stopped by itself and will be restarted", error=repr(error))
+                log.warning("faust stopped by itself and will be restarted", error=brief(error))
 
     async def _watch_faust(self, app: Any, starting: asyncio.Future[None]) -> BaseException | None:
         """Wait until a stop is requested, or Faust needs a restart; returns why."""
@@ -189,7 +189,7 @@ class Worker:
             stopping.cancel()
             log.warning("faust did not stop in time and is abandoned")
         elif error := stopping.exception():
-            log.info("faust did not stop in an orderly way", error=repr(error))
+            log.info("faust did not stop in an orderly way", error=brief(error))
 
     async def take(self, event: Any) -> None:
         """Give a partition its event."""

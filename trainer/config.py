@@ -27,7 +27,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
     "graph_gradients": Switch(),
-    "num_threads": Number(0, whole=True, advice="0: half of the processors"),
+    "num_threads": Number(0, 1024, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
     "rank_timeout_s": ABOVE_0,
     "whole_table_bytes": Number(0, whole=True, advice="0 divides tables as soon as steps read few of their rows"),

@@ -15,7 +15,7 @@ from kafka.errors import KafkaError
 
 from wire.config import KafkaConfig
 from wire.control import PIN_KEY, Pin, Which, decode_pin
-from wire.errors import HeadraceError, VersionError
+from wire.errors import HeadraceError, VersionError, brief
 from wire.kafka.admin import make_admin
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
@@ -56,7 +56,7 @@ class VersionKeeper:
                 admin.close()
         except (KafkaError, HeadraceError, OSError) as error:
             if not self._is_told:
-                log.warning("older versions could not be deleted, they stay until retention", error=repr(error))
+                log.warning("older versions could not be deleted, they stay until retention", error=brief(error))
             self._is_told = True
             return
         self._trimmed = offset

@@ -25,6 +25,7 @@ from trainer.keeper import VersionKeeper
 from trainer.weights import Weights
 from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
+from wire.errors import brief
 from wire.kafka.retry import StoppedError, patiently
 from wire.weights import Manifest
 
@@ -191,7 +192,7 @@ class Publisher:
             try:
                 self._writer.send_claim(released=True)
             except (KafkaError, OSError) as error:
-                log.warning("the epoch could not be released: standbys wait for silence instead", error=repr(error))
+                log.warning("the epoch could not be released: standbys wait for silence instead", error=brief(error))
         self._writer.close()
 
     # The publishing thread

@@ -25,7 +25,7 @@ from trainer.progress import Progress
 from trainer.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, HeadraceError, TopicMissing
+from wire.errors import ConfigError, HeadraceError, TopicMissing, brief
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
@@ -97,7 +97,7 @@ class LagReporter(threading.Thread):
         except (KafkaError, OSError, TopicMissing) as error:
             if refused := refusal(error, self._kafka.bootstrap, "reading"):
                 raise refused from error
-            log.warning("lag cannot be reported now, trying again", error=repr(error))
+            log.warning("lag cannot be reported now, trying again", error=brief(error))
             self._stopped.wait(self._config.lag_every_s)
         finally:
             for connection in connections:

@@ -21,8 +21,10 @@ class _Sample:
     at_s: float
     num_interactions: int
     num_steps: int
-    num_learned: int
-    num_arrived: int
+    learned: dict[int, int]
+    """Partition → examples learned."""
+    arrived: dict[int, int]
+    """Partition → examples that its worker has delivered, if it has reported."""
 
 
 class Throughput:
@@ -33,38 +35,44 @@ class Throughput:
 
     def sample(self, progress: Progress, around: ClusterState, now_s: float | None = None) -> dict[str, Any]:
         """The ``throughput`` of a message: rates, and the time until the backlog is learned (None: never)."""
-        learned, arrived = num_examples(progress, around)
         now_s = time.monotonic() if now_s is None else now_s
-        newest = _Sample(now_s, progress.num_interactions, progress.num_steps, learned, arrived)
+        newest = _Sample(now_s, progress.num_interactions, progress.num_steps, *num_examples(progress, around))
         samples = self._samples
-        if samples and (newest.num_learned < samples[-1].num_learned or newest.num_arrived < samples[-1].num_arrived):
-            samples.clear()  # the trainer went back, or a worker's report is missing
+        if samples and (
+            _gain(samples[-1].learned, newest.learned) < 0 or _gain(samples[-1].arrived, newest.arrived) < 0
+        ):
+            samples.clear()  # the trainer went back
         samples.append(newest)
         while len(samples) > 2 and now_s - samples[1].at_s >= WINDOW_S:
             samples.popleft()
         first, seconds = samples[0], max(newest.at_s - samples[0].at_s, 1e-9)
         is_known = len(samples) > 1
-        learning = (newest.num_learned - first.num_learned) / seconds if is_known else 0.0
-        arriving = (newest.num_arrived - first.num_arrived) / seconds if is_known else 0.0
+        learning = _gain(first.learned, newest.learned) / seconds
+        arriving = _gain(first.arrived, newest.arrived) / seconds
+        num_waiting = sum(num - newest.learned[partition] for partition, num in newest.arrived.items())
         return {
             "interactions_per_s": _rate(newest.num_interactions - first.num_interactions, seconds, is_known),
             "steps_per_s": _rate(newest.num_steps - first.num_steps, seconds, is_known),
             "examples_per_s": round(learning, 2),
             "arriving_examples_per_s": round(arriving, 2),
-            "catch_up_s": catch_up_s(max(0, newest.num_arrived - newest.num_learned), learning, arriving),
+            "catch_up_s": catch_up_s(num_waiting, learning, arriving),
         }
 
 
-def num_examples(progress: Progress, around: ClusterState) -> tuple[int, int]:
-    """How many examples are learned, and how many the workers have delivered, over all partitions of the trainer."""
-    learned = sum(position.next_number for position in progress.positions.values())
-    arrived = sum(
-        max(position.next_number, around.workers[partition].relayed_number + 1)
+def num_examples(progress: Progress, around: ClusterState) -> tuple[dict[int, int], dict[int, int]]:
+    """Partition → how many of its examples are learned; → how many its worker has delivered, if it has reported."""
+    learned = {partition: position.next_number for partition, position in progress.positions.items()}
+    arrived = {
+        partition: max(num, around.workers[partition].relayed_number + 1)
+        for partition, num in learned.items()
         if partition in around.workers
-        else position.next_number
-        for partition, position in progress.positions.items()
-    )
+    }
     return learned, arrived
+
+
+def _gain(before: dict[int, int], after: dict[int, int]) -> int:
+    """How many more there are, in the partitions that were counted before: others would seem to begin just now."""
+    return sum(num - before[partition] for partition, num in after.items() if partition in before)
 
 
 def catch_up_s(num_waiting: int, learning_per_s: float, arriving_per_s: float) -> float | None:

@@ -21,6 +21,8 @@ MAX_WHOLE = 2**53
 """Above this, a double loses units."""
 MAX_FLOAT = 3.4e38
 """The most that 32 bits hold."""
+MIN_FLOAT = 1.2e-38
+"""The least above 0 that they hold with all digits."""
 MAX_S = 1e9
 """Thirty years."""
 MAX_DAYS = 1e5
@@ -202,6 +204,8 @@ def _check_plausible(key: str, value: Any) -> None:
     elif isinstance(value, float):
         most = MAX_S if key.endswith("_s") else MAX_DAYS if key.endswith("_days") else MAX_FLOAT
         expect(abs(value) <= most, key, f"at most {most:g}", value, "give a smaller number")
+        is_held = value == 0 or abs(value) >= MIN_FLOAT
+        expect(is_held, key, f"0 or at least {MIN_FLOAT:g}, the least that 32 bits hold", value, "give a larger number")
 
 
 def _is_host(text: str) -> bool:

@@ -119,8 +119,10 @@ class ClusterState:
 
     def unheld(self, now_ms: int, line: str) -> frozenset[int]:
         """The partitions whose users no live server of this line of training answers; none while no server says how
-        many there are."""
+        many there are, or none has a version."""
         live = [each for each in self.live_servers(now_ms) if each.line == line]
+        if all(each.epoch < 0 for each in live):
+            return frozenset()
         if any(not each.partitions and each.epoch >= 0 for each in live):  # of an earlier build: it holds all
             return frozenset()
         num = max((each.num_partitions for each in live), default=0)

@@ -18,6 +18,14 @@ was expected, what came and what to do; a process that ends with one prints it o
 
 from __future__ import annotations
 
+SHOWN_CHARACTERS = 400
+
+
+def brief(error: BaseException) -> str:
+    """An error for a log line, shortened: a Kafka client's may hold the metadata of every topic of the cluster."""
+    text = repr(error)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
 
 class HeadraceError(Exception):
     """Base of every error that a person can resolve and a retry cannot."""

@@ -68,6 +68,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     """The base URL under which other servers reach it; empty: they do not."""
     recall: float | None = None
     """The share of the exact answers' items that its search by lists finds, lately; None if it answers exactly."""
+    is_recall_low: bool = False
+    """Whether that is less than its ``serving.search_recall`` asks for, over enough comparisons to say so."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

@@ -76,17 +76,21 @@ class Tensors:
             digest.update(part)
         return digest.hexdigest()
 
-    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
-        """The bytes in pieces of this size; at least one piece. Can be called again."""
-        whole = bytearray()
+    def chunks(self, chunk_bytes: int) -> Iterator[Buffer]:
+        """The bytes in pieces of this size; at least one piece. Can be called again.
+
+        A piece within one array is a view of it: copying a large version would hold the interpreter all the time.
+        """
+        begun: list[Buffer] = []
+        room = chunk_bytes
         for part in self._parts:
             start = 0
             while start < len(part):
-                taken = part[start : start + chunk_bytes - len(whole)]
-                whole += taken
-                start += len(taken)
-                if len(whole) == chunk_bytes:
-                    yield bytes(whole)
-                    whole = bytearray()
-        if whole:
-            yield bytes(whole)
+                taken = part[start : start + room]
+                begun.append(taken)
+                start, room = start + len(taken), room - len(taken)
+                if not room:
+                    yield begun[0] if len(begun) == 1 else b"".join(begun)
+                    begun, room = [], chunk_bytes
+        if begun:
+            yield b"".join(begun)

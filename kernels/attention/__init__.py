@@ -55,22 +55,8 @@ def hstu_attention(
     check_counts(num_context_B, offsets_B1, "num_context_B")
     check_counts(num_targets_B, offsets_B1, "num_targets_B")
     chosen = choose(backend, q_THD.device)
-    if chosen == "reference":
-        return reference.attention(
-            q_THD,
-            k_THD,
-            v_THE,
-            offsets_B1,
-            norm_len=norm_len,
-            pos_bias_GP=pos_bias_GP,
-            time_bias_GK=time_bias_GK,
-            time_buckets=time_buckets,
-            query_time_T=query_time_T,
-            key_time_T=key_time_T,
-            num_context_B=num_context_B,
-            num_targets_B=num_targets_B,
-        )
-    implementation = load("attention", chosen)
+    shared = {} if chosen == "reference" else {"bucket_cache": bucket_cache}
+    implementation = reference if chosen == "reference" else load("attention", chosen)
     out: Tensor = implementation.attention(
         q_THD,
         k_THD,
@@ -84,6 +70,6 @@ def hstu_attention(
         key_time_T=key_time_T,
         num_context_B=num_context_B,
         num_targets_B=num_targets_B,
-        bucket_cache=bucket_cache,
+        **shared,
     )
     return out

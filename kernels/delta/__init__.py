@@ -61,26 +61,8 @@ def delta_attention(
     check_counts(num_targets_B, delta_offsets_B1, "num_targets_B")
     _check_cache(cache_start_B, cache_len_B, len(delta_offsets_B1) - 1, cache_k_CHD.shape[0])
     chosen = choose(backend, q_SHD.device)
-    if chosen == "reference":
-        return reference.delta_attention(
-            q_SHD,
-            k_SHD,
-            v_SHE,
-            delta_offsets_B1,
-            cache_k_CHD,
-            cache_v_CHE,
-            cache_start_B,
-            cache_len_B,
-            norm_len=norm_len,
-            pos_bias_GP=pos_bias_GP,
-            time_bias_GK=time_bias_GK,
-            time_buckets=time_buckets,
-            query_time_S=query_time_S,
-            key_time_S=key_time_S,
-            cache_time_C=cache_time_C,
-            num_targets_B=num_targets_B,
-        )
-    implementation = load("delta", chosen)
+    shared = {} if chosen == "reference" else {"bucket_cache": bucket_cache}
+    implementation = reference if chosen == "reference" else load("delta", chosen)
     out: Tensor = implementation.delta_attention(
         q_SHD,
         k_SHD,
@@ -98,7 +80,7 @@ def delta_attention(
         key_time_S=key_time_S,
         cache_time_C=cache_time_C,
         num_targets_B=num_targets_B,
-        bucket_cache=bucket_cache,
+        **shared,
     )
     return out
 

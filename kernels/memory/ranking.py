@@ -65,7 +65,7 @@ def memory_rank_next(
     memory: MemoryArrays, ranking: MemoryRanking, num: int, table_VD: Rows | None, unit_width: int, *,
     backend: str = "auto",
 ) -> None:  # fmt: skip
-    """Score the next ``num`` rows."""
+    """Score the next ``num`` rows, and up to 63 more: how rows are sliced makes no difference to the bit either."""
     _version(backend).memory_rank_next(memory, ranking, num, table_VD, unit_width)
 
 

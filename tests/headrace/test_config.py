@@ -258,6 +258,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
         ("[kafka]\npartitions = 9223372036854775807\n", "kafka.partitions: expected a whole number, 1 to 100000"),
         ("[kafka]\nprefix = 'zoë'\n", "kafka.prefix: expected 1 to 200 of A-Z, a-z, 0-9"),
         (f"[kafka]\nprefix = '{'a' * 201}'\n", "kafka.prefix: expected 1 to 200 of"),
+        ("[trainer]\nnum_threads = 100000\n", "trainer.num_threads: expected a whole number, 0 to 1024, got 100000"),
+        ("[serving]\nnum_threads = 100000\n", "serving.num_threads: expected a whole number, 1 to 1024, got 100000"),
+        ("[serving]\nnum_workers = 100000\n", "serving.num_workers: expected a whole number, 1 to 1024, got 100000"),
+        ("[model]\ntemperature = 1e-40\n", "model.temperature: expected 0 or at least 1.2e-38"),
         ("[stream]\nsession_timeout_s = 1e9\n", "stream.session_timeout_s: expected a number, above 0 to 2000000"),
         ("[stream]\nmax_outbox = 99999999999999999\n", "stream.max_outbox: expected at most 9007199254740992"),
         ("[trainer]\npublish_every_s = 1e300\n", "trainer.publish_every_s: expected at most 1e+09, got 1e+300"),
@@ -291,6 +295,17 @@ def test_a_long_value_makes_no_long_line(section: str, tmp_path: Path) -> None:
         for value in ("x" * 5_000, ["x" * 5_000] * 40):
             said = refusal_of(write(tmp_path, f"[{section}]\n{name} = {json.dumps(value)}\n"))
             assert len(said) < 600, said
+
+
+NO_NUMBERS = ("nan", "inf", "-inf", "1e-320", "1e308", "-1e308", "1" + "0" * 39, "{ click = nan }", "[nan]")
+
+
+@pytest.mark.parametrize("section", ["kafka", "trainer", "serving", "stream", "model", "action", "sequence", "store"])
+def test_no_key_takes_a_number_that_32_bits_do_not_hold(section: str, tmp_path: Path) -> None:
+    names = [field.name for field in dataclasses.fields(getattr(read_settings(), section))]
+    for name in names:
+        for value in NO_NUMBERS:
+            assert refusal_of(write(tmp_path, f"[{section}]\n{name} = {value}\n")), f"{section}.{name} = {value}"
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5_000])

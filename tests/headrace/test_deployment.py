@@ -13,9 +13,11 @@ import yaml
 
 from headrace.command import COMMANDS
 from headrace.config import Settings, read_settings
+from wire.holding import partitions_held
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "ops" / "kubernetes"
+SHARDS = ROOT / "ops" / "kubernetes-shards"
 UNIT = ROOT / "ops" / "systemd" / "headrace@.service"
 KUBERNETES = "1.31"
 WORKLOADS = {"topics": "topics", "worker": "worker", "trainer": "train", "server": "serve"}
@@ -24,6 +26,13 @@ WORKLOADS = {"topics": "topics", "worker": "worker", "trainer": "train", "server
 def manifests() -> list[dict[str, Any]]:
     names = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
     return [each for name in names for each in yaml.safe_load_all((FOLDER / name).read_text())]
+
+
+def shares() -> list[dict[str, Any]]:
+    """The Deployments of servers of some users."""
+    found = list(yaml.safe_load_all((SHARDS / "servers.yaml").read_text()))
+    assert {each["kind"] for each in found} == {"Deployment"}
+    return found
 
 
 def container(name: str) -> dict[str, Any]:
@@ -41,7 +50,9 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     return read_settings(FOLDER / "headrace.toml")
 
 
-@pytest.mark.parametrize("manifest", manifests(), ids=lambda each: f"{each['kind']} {each['metadata']['name']}")
+@pytest.mark.parametrize(
+    "manifest", [*manifests(), *shares()], ids=lambda each: f"{each['kind']} {each['metadata']['name']}"
+)
 def test_each_manifest_matches_its_schema(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -53,13 +64,65 @@ def test_a_misspelt_key_does_not_match() -> None:
         kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
 
 
-def test_kustomize_itself_builds_them_where_it_is_present() -> None:
+@pytest.mark.parametrize(("folder", "more"), [(FOLDER, 0), (SHARDS, 1)], ids=["whole", "shares"])
+def test_kustomize_itself_builds_them_where_it_is_present(folder: Path, more: int) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl")
-    done = subprocess.run([kubectl, "kustomize", FOLDER], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(list(yaml.safe_load_all(done.stdout))) == len(manifests()) + 1, "the configuration's map beside them"
+    built = list(yaml.safe_load_all(done.stdout))
+    assert len(built) == len(manifests()) + more + 1, "the configuration's map beside them"
+    names = {each["metadata"]["name"] for each in built if each["kind"] == "Deployment"}
+    assert names == ({"server"} if folder == FOLDER else {"server-1", "server-2"})
+
+
+def test_the_shares_together_hold_all_users_and_are_reached_by_their_pods_addresses(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[frozenset[int]] = []
+    for each in shares():
+        (found,) = each["spec"]["template"]["spec"]["containers"]
+        names = [entry["name"] for entry in found["env"]]
+        assert names.index("POD_IP") < names.index("HEADRACE_SERVING__ADDRESS"), "$(…) names what is before it"
+        told = {entry["name"]: entry.get("value") for entry in found["env"]}
+        monkeypatch.setenv("HEADRACE_SERVING__PARTITIONS", told["HEADRACE_SERVING__PARTITIONS"])
+        monkeypatch.setenv(
+            "HEADRACE_SERVING__ADDRESS", told["HEADRACE_SERVING__ADDRESS"].replace("$(POD_IP)", "10.1.2.3")
+        )
+        mine = read_settings(FOLDER / "headrace.toml").serving
+        assert mine.address == f"http://10.1.2.3:{settings.serving.port}"
+        held.append(partitions_held(mine.partitions, settings.kafka.partitions))
+        assert each["spec"]["replicas"] >= 2, "the loss of one pod is no loss of users"
+    assert frozenset().union(*held) == frozenset(range(settings.kafka.partitions))
+    assert sum(map(len, held)) == settings.kafka.partitions, "nobody is held twice"
+
+
+def test_each_share_is_the_server_but_for_its_share() -> None:
+    (whole,) = [each for each in manifests() if each["kind"] == "Deployment"]
+    (service,) = [each for each in manifests() if each["kind"] == "Service" and each["metadata"]["name"] == "server"]
+    selectors = [each["spec"]["selector"]["matchLabels"] for each in shares()]
+    assert selectors[0] != selectors[1], "else each Deployment would count the other's pods"
+    for each in shares():
+        template = each["spec"]["template"]
+        assert each["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        (found,) = template["spec"]["containers"]
+        found["env"] = [entry for entry in found["env"] if entry["name"] == "HEADRACE_CONFIG"]
+        assert template["spec"] == whole["spec"]["template"]["spec"]
+        assert each["spec"]["strategy"] == whole["spec"]["strategy"]
+
+
+def test_the_shares_replace_the_server_of_all_users() -> None:
+    built = yaml.safe_load((SHARDS / "kustomization.yaml").read_text())
+    assert built["resources"] == ["../kubernetes", "servers.yaml"]
+    assert built["images"] == yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["images"]
+    (patch,) = built["patches"]
+    (whole,) = [each for each in manifests() if each["kind"] == "Deployment"]
+    assert re.fullmatch(patch["target"]["name"], whole["metadata"]["name"])
+    assert not any(re.fullmatch(patch["target"]["name"], each["metadata"]["name"]) for each in shares())
+    removal = yaml.safe_load(patch["patch"])
+    assert (removal["$patch"], removal["kind"], removal["metadata"]["name"]) == ("delete", "Deployment", "server")
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -129,6 +129,27 @@ def test_partitions_without_a_server_are_a_problem() -> None:
     assert not findings_of()
 
 
+def test_a_server_without_a_version_is_not_said_to_hold_nobody() -> None:
+    state, now_ms = ClusterState(), int(time.time() * 1000)
+    state.hear(encode_status(ServerStatus(component="s", time_ms=0, partitions="none", num_partitions=4)), now_ms)
+    (found,) = [each for each in doctor.processes(Settings(), "", state, {}, {}) if each.subject == "servers"]
+    assert found.state == "note"
+    assert found.words == "none has a version of the weights yet: requests are answered 503"
+    assert not state.unheld(now_ms, "")
+
+
+def test_a_search_that_finds_too_little_is_a_problem() -> None:
+    some = [
+        ServerStatus(component="misses", time_ms=1, recall=0.9123, is_recall_low=True),
+        ServerStatus(component="has compared too few", time_ms=1, recall=0.5),
+        ServerStatus(component="exact", time_ms=1),
+    ]
+    (found,) = doctor.short_of_recall(some)
+    assert (found.subject, found.state) == ("search", "problem")
+    assert found.words.startswith("server misses finds 0.912 of the exact answers' items")
+    assert "serving.search_probes" in found.remedy
+
+
 def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> None:
     settings = settings_of(kafka, topic_prefix)
     ensure_topics(settings.kafka)

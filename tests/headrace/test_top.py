@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pty
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -14,6 +18,7 @@ from textual.widgets import Static
 
 from headrace.top import Top, processes, served_of, stages
 from serving.pulse import Pulse
+from tests.brokers import REPOSITORY
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 
 
@@ -94,6 +99,31 @@ def test_partitions_that_no_server_holds_are_shown() -> None:
     point = pulse.sample(served_of(pulse), now)
     assert point.unheld == "1,3"
     assert "no server holds the users of partitions 1,3" in processes(pulse, point.unheld).plain
+
+
+def test_a_narrow_terminal_has_the_numbers_whole() -> None:
+    with io.StringIO() as out:
+        Console(file=out, width=38).print(stages(fed().points[-1], is_narrow=True))
+        text = out.getvalue()
+    assert "…" not in text
+    assert "12,345" in text
+    assert len(text.splitlines()) == 6
+
+
+@pytest.mark.parametrize("has_input", [True, False])
+def test_without_a_terminal_it_ends_with_one_line_instead_of_drawing_for_ever(has_input: bool) -> None:
+    command = [sys.executable, "-m", "headrace", "top", "--bootstrap", "127.0.0.1:1"]
+    near, far = pty.openpty()
+    done = subprocess.run(
+        command, stdin=far if has_input else subprocess.DEVNULL, cwd=REPOSITORY, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    for each in (near, far):
+        os.close(each)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "expected a terminal for input and output" in line
+    assert "headrace lag" in line
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (40, 12)])

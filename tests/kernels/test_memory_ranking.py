@@ -128,6 +128,18 @@ def test_which_rows_are_scored_early_makes_no_difference_to_the_bit() -> None:
         np.testing.assert_array_equal(*(getattr(scene.memory, name) for scene in scenes))
 
 
+def test_how_rows_are_sliced_makes_no_difference_to_the_bit() -> None:
+    amounts = []
+    for num in (1, 37, 64, 4000):
+        scene = Scene(4000, 3500, SLOWLY)
+        ranking = scene.begin()
+        while ranking.num_left:
+            memory_rank_next(scene.memory, ranking, num, scene.table_VD, UNIT_WIDTH)
+        amounts.append(ranking.amount)
+    for found in amounts[1:]:
+        np.testing.assert_array_equal(found, amounts[0])
+
+
 @pytest.mark.parametrize("num_columns", [0, 2])
 @pytest.mark.parametrize(("num_rows", "known"), [(12, 0), (4000, 3500)])
 def test_a_choice_is_ranked_and_teaches_as_the_definition_does(num_rows: int, known: int, num_columns: int) -> None:

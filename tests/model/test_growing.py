@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -97,6 +98,29 @@ def test_files_have_no_names_and_all_blocks_of_their_rows(place: str, tmp_path: 
     files = [each for each in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(each)]
     used = [each.stat().st_blocks * 512 for each in files]
     assert (max(used, default=0) >= rows.array.nbytes) == (place == "files")
+
+
+def test_rows_for_which_there_was_no_room_leave_the_others_their_file(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "memory":
+        return
+    rows = GrowingRows((64,), np.float32, 4 * LEAST_ROWS)
+    rows.array[:] = 1.0
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="no room for"):
+        rows.grow(10 * LEAST_ROWS)
+    given = list[int]()
+    monkeypatch.setattr(os, "posix_fallocate", lambda file, *_: given.append(file))
+    rows.grow(2 * LEAST_ROWS)
+    (file,) = given
+    assert os.pread(file, 4, 0) == np.float32(1.0).tobytes(), "the blocks are those of the rows that there were"
+    rows.grow(10 * LEAST_ROWS)
+    assert rows.array[:LEAST_ROWS].all()
 
 
 FULL = """

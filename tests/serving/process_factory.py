@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from functools import partial
 
 from tests.process_factory import serve_children
 
 
-def fail_at_the_second_swap() -> None:
-    """The thread that follows the weights fails unexpectedly."""
+def fail_at_the_second_swap(error: Exception) -> None:
+    """The thread that follows the weights fails with ``error``."""
     import serving.weights_manager
 
     swap = serving.weights_manager.WeightsManager.swap
 
     def failing(self: serving.weights_manager.WeightsManager) -> None:
         if self.num_swaps:
-            raise RuntimeError("unexpected")
+            raise error
         swap(self)
 
     serving.weights_manager.WeightsManager.swap = failing  # type: ignore[method-assign]
 
 
-FAULTS = {"the second swap fails": fail_at_the_second_swap}
+FAULTS = {
+    "the second swap fails": partial(fail_at_the_second_swap, RuntimeError("unexpected")),
+    "the disk is full at the second swap": partial(
+        fail_at_the_second_swap, OSError(errno.ENOSPC, "no room for more tables", "/tables")
+    ),
+}
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], _point: str) -> int:

@@ -71,3 +71,20 @@ def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, ca
     admin.close()
     expected = f"topic {wire.topics.sequences}: expected {wire.kafka.partitions} partitions, the broker has"
     wait_until(lambda: expected in caplog.text, 60, "it to be said")
+
+
+def test_a_follower_that_has_not_read_everything_says_what_is_left(wire: Wire) -> None:
+    wire.tell([example("a", slice_of(ROWS, number, number + 1), number=number) for number in range(3)])
+    wire.tell([example("b", slice_of(ROWS, 0, 1), number=0, partition=1)])
+    consumer = connect(wire.kafka, 20, auto_offset_reset="none")
+    thread = HistoryFollower(consumer, wire.topics.sequences, Histories(10**8, topic=wire.topics.sequences))
+    assert thread.waits_for == f"topic {wire.topics.sequences} to exist (headrace topics --create)"
+    told: list[str] = []
+    thread._fold = lambda *_: told.append(thread.waits_for)  # type: ignore[method-assign]
+    thread.start()
+    assert thread.caught_up.wait(60)
+    assert thread.waits_for == ""
+    read = f"histories: 0 of 4 records of {wire.topics.sequences} are read; most are left of partition 0: 3"
+    assert told[0] == read
+    thread.stop()
+    thread.join(60)

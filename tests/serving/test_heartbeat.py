@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from serving.heartbeat import Heartbeat
+from serving.item_search import ItemSearch
 from serving.weights_manager import WeightsManager
 from tests.brokers import Broker
 from wire.config import KafkaConfig
@@ -38,3 +39,14 @@ def test_a_heartbeat_that_fails_once_goes_on(kafka: Broker, topic_prefix: str) -
         heartbeat.join(60)
         consumer.close()
     assert not heartbeat.is_alive()
+
+
+def test_a_heartbeat_tells_a_recall_that_is_too_low() -> None:
+    search = ItemSearch(8, least_items=1, least_recall=0.9, compare_s=0.0)
+    heartbeat = Heartbeat(KafkaConfig(), "status", "here", WeightsManager(), lambda: 0, 1.0, search=search)
+    for _ in range(49):
+        search.compared(5, 10)
+    assert (heartbeat.status().recall, heartbeat.status().is_recall_low) == (0.5, False), "too few to say"
+    search.compared(5, 10)
+    assert (heartbeat.status().recall, heartbeat.status().is_recall_low) == (0.5, True)
+    assert not Heartbeat(KafkaConfig(), "status", "here", WeightsManager(), lambda: 0, 1.0).status().is_recall_low

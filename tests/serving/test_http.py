@@ -275,7 +275,9 @@ def test_a_request_that_goes_elsewhere_is_told_where_it_went(client: Client) -> 
 
 
 def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
-    assert client.post("/recommend", content=b"{nonsense", kind="application/json").status_code == 422
+    broken = client.post("/recommend", content=b"{nonsense", kind="application/json")
+    assert broken.status_code == 422
+    assert broken.json()["detail"][0]["got"] == "{nonsense"
     assert client.post("/recommend", content=b"\xff\xfe", kind="application/json").status_code == 422
     assert client.post("/recommend", content=b"{}").status_code == 415
     large = client.post("/rank", json={"user": "u", "items": ["x" * 500] * 60})
@@ -289,7 +291,12 @@ def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
     service = service_of(WeightsManager(), CONFIG)
     client = Client(build_app(service))
     assert client.get("/healthz").status_code == 200
-    assert client.get("/readyz").status_code == 503
+    service.waits += [lambda: "a first version", lambda: "", lambda: "histories"]
+    service.contact.missed()
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    waits = "the broker, which has not answered for 0 s; a first version; histories"
+    assert ready.json()["waits_for"] == waits
     for answer in (client.get("/version"), client.post("/recommend", json={"user": 1})):
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
@@ -311,6 +318,7 @@ def test_standing_is_told(client: Client) -> None:
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["ready"]
+    assert ready.json()["waits_for"] == ""
     assert ready.json()["broker"]
     text = client.get("/metrics").text
     for name in ("headrace_request_seconds_bucket", "headrace_freshness_seconds", "headrace_version_number 0.0",

@@ -232,6 +232,70 @@ def test_a_base_of_the_same_rows_keeps_the_lists(server: Server) -> None:
     assert_same(*server.both())
 
 
+def test_a_base_that_gives_rows_other_keys_has_them_looked_at(server: Server) -> None:
+    learner, lists = server.world.learner, server.search.lists
+    gone = int(learner.items.keys_of(np.array([9]))[0])
+    learner.remove_items([gone])
+    new = server.learn_new_item()
+    assert learner.items.lookup(np.array([new])) == [9], "the new item has the row of the old one"
+    server.swap("base")
+    assert server.search.lists is lists
+    assert 9 in server.search.changed
+
+
+def test_a_base_most_of_whose_rows_have_other_keys_drops_the_lists(server: Server) -> None:
+    model_id = server.manager.current.manifest.model_id
+    rng = np.random.default_rng(6)
+    server.world = World(num_users=40, number=5)
+    server.world.histories = {f"u{i}": interactions(rng, 60, NUM_ITEMS) for i in range(40)}
+    server.world.learn()
+    server.swap("base", model_id=model_id)
+    assert server.manager.current.manifest.number > 5
+    assert server.search.lists is None
+    assert_same(*server.both())
+
+
+def test_rows_that_are_counted_and_in_no_list_are_looked_at(server: Server) -> None:
+    """An item's weights may be older than its first choice."""
+    list_V, version = server.search.lists.list_V, server.manager.current
+    unlisted, listed, later = int(np.flatnonzero(list_V < 0)[-1]), int(np.flatnonzero(list_V >= 0)[0]), len(list_V)
+    server.search.note(
+        replace(version, changed_rows=NONE, counted_rows=np.array(sorted((unlisted, listed, later)), np.int64))
+    )
+    assert server.search.changed.tolist() == [unlisted, later]
+
+
+def test_a_version_in_use_is_asked_for_none_of_the_rows_that_came_after_it(server: Server) -> None:
+    with server.manager.hold() as old:
+        assert old is not None
+        server.learn_new_item()
+        server.swap()
+        (row,) = server.search.changed[server.search.changed >= old.memory.num_rows]
+        query_RD = old.network.model.retrieval_query(old.network.model.start_M[None])
+        candidates = server.search.candidates(old, query_RD)
+        assert candidates is not None
+        assert max(candidates.shared_rows) < old.memory.num_rows
+        assert row not in server.search.rows_near(old, 7)
+        current = server.manager.current
+        assert row in server.search.candidates(current, query_RD).shared_rows
+        assert row in server.search.rows_near(current, 7)
+        server.keeper._made_at = -1e9
+        assert server.keeper.renew(), "lists of more rows than it has"
+        assert server.search.candidates(old, query_RD) is None
+        assert server.search.rows_near(old, 7) is None
+        assert server.search.candidates(current, query_RD) is not None
+
+
+def test_an_item_that_has_changed_is_similar_at_once() -> None:
+    server = Server(num_probes=1)
+    server.keeper.renew()
+    new = server.learn_new_item()
+    server.swap()
+    current = server.manager.current
+    row = int(current.tables["items"].lookup(np.array([new]))[0])
+    assert row in server.search.rows_near(current, int(server.search.lists.row_n[0]))
+
+
 def test_lists_are_not_begun_between_the_note_of_a_version_and_its_swap(server: Server) -> None:
     current = server.manager.current
     server.manager.before_swap.append(lambda _: attempts.append(server.search.begin(current)) or (lambda: None))
@@ -374,6 +438,15 @@ def test_a_low_recall_is_logged_once_and_has_the_centres_made_anew(
     assert not server.search.is_low
 
 
+def test_a_low_recall_is_no_longer_told_once_there_is_another_table(server: Server) -> None:
+    for _ in range(50):
+        server.search.compared(5, 10)
+    assert server.search.readings()["headrace_search_recall_low"] == 1
+    server.swap("base", model_id="another")
+    assert (server.search.recall, server.search.is_low) == (None, False)
+    assert server.search.readings()["headrace_search_recall_low"] == 0
+
+
 def test_readings_say_what_is_searched_and_how_well() -> None:
     server = Server(num_probes=2)
     assert server.search.readings()["headrace_search_lists"] == 0
@@ -382,7 +455,8 @@ def test_readings_say_what_is_searched_and_how_well() -> None:
     server.both()
     server.search.compared(9, 10)
     assert server.search.readings() == {
-        "headrace_search_recall": 0.9, "headrace_search_compared_total": 1, "headrace_search_answers_total": 41,
+        "headrace_search_recall": 0.9, "headrace_search_recall_low": 0, "headrace_search_compared_total": 1,
+        "headrace_search_answers_total": 41,
         "headrace_search_lists": num_lists_for(NUM_ITEMS), "headrace_search_changed_rows": 0,
         "headrace_search_builds_total": 1, "headrace_search_failures_total": 0,
     }  # fmt: skip

@@ -185,6 +185,8 @@ def test_an_address_is_a_host_and_a_port() -> None:
 def test_the_cluster_knows_which_partitions_nobody_holds() -> None:
     state, now_ms = ClusterState(), int(time.time() * 1000)
     assert state.unheld(now_ms, "") == frozenset()
+    state.hear(report("a", "none", epoch=-1, number=-1), now_ms)
+    assert state.unheld(now_ms, "") == frozenset(), "without a version nobody's users are answered"
     state.hear(report("a", "none"), now_ms)
     assert state.unheld(now_ms, "") == {0, 1, 2, 3}
     state.hear(report("a", "1/2"), now_ms)

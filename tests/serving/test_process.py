@@ -276,22 +276,35 @@ def ended(server: ServerProcess, status: int = 1) -> list[str]:
     return server.process.log().splitlines()
 
 
-def test_a_server_whose_follower_has_died_ends_with_one_line(
-    wire: Wire, tmp_path: Path, factory: ProcessFactory
-) -> None:
+def log_of_one_that_fails(wire: Wire, tmp_path: Path, factory: ProcessFactory, fault: str) -> list[str]:
+    """The log of a server that a second version ends."""
     world = World(num_users=2)
     wire.publish(world)
     wire.tell(world.examples())
-    server = ServerProcess(factory, wire.kafka, tmp_path, ("the second swap fails",))
+    server = ServerProcess(factory, wire.kafka, tmp_path, (fault,))
     try:
         wait_until(lambda: server.process.status is not None or server.ready(), 60, "it to be up, or over")
         wire.publish(world, "delta")
         assert server.process.wait(60) == 1
     finally:
         server.close()
-    last = server.process.log().splitlines()[-1]
+    return server.process.log().splitlines()
+
+
+def test_a_server_whose_follower_has_died_ends_with_one_line(
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
+) -> None:
+    last = log_of_one_that_fails(wire, tmp_path, factory, "the second swap fails")[-1]
     assert "a thread that follows the topics has failed (RuntimeError: unexpected)" in last
     assert "start the server again" in last
+
+
+def test_a_server_whose_disk_is_full_says_that_and_shows_no_traceback(
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
+) -> None:
+    log = log_of_one_that_fails(wire, tmp_path, factory, "the disk is full at the second swap")
+    assert log[-1] == "headrace serve: /tables: no room for more tables (errno 28); correct it, then start again"
+    assert not any("Traceback" in line for line in log)
 
 
 def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:

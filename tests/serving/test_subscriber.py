@@ -218,3 +218,14 @@ def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog:
     told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
     assert len(told) == 11, "the first ten, and the thousandth"
     assert told[-1].endswith("(number 1000 so far)")
+
+
+def test_a_server_without_a_version_says_what_it_waits_for(wire: Wire) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        assert subscriber.started_following.wait(60)
+        assert subscriber.waits_for == f"a first version: {wire.topics.weights} has none yet; is a trainer running?"
+        subscriber.intake.counters.num_refused = 1
+        assert "1 in " in subscriber.waits_for
+        served(subscriber, wire.publish(world))
+        assert subscriber.waits_for == ""

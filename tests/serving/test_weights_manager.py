@@ -189,3 +189,15 @@ def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list
         assert np.array_equal(np.flatnonzero(server["items"].live.numpy()), rows)
         assert np.array_equal(server.copy({})["items"].lookup(every_key), trainer.lookup(every_key))
     assert isinstance(server["items"], RowTable)
+
+
+def test_a_server_has_no_room_for_what_only_a_trainer_keeps() -> None:
+    manager = WeightsManager()
+    world = World(num_users=3)
+    for version in versions(world, 2):
+        manager.stage(version)
+        manager.swap()
+        assert manager.current is not None
+        assert manager.current.tables.rates is not None
+        assert len(manager.current.tables.rates.kept) == 1
+    assert len(world.learner.rates.kept) > 1000, "as a trainer does"

@@ -1,13 +1,15 @@
 """A process to kill: applies a log to a store and relays it to files, as fast as it can.
 
-    python -m tests.state.victim FOLDER SEED NUM_RECORDS
+    python -m tests.state.victim FOLDER SEED NUM_RECORDS MOST
 
-Each file of the "topic" is complete or absent (a rename), as a broker's records are.
+Each file of the "topic" is complete or absent (a rename), as a broker's records are. From ``MOST`` files on it waits to
+be killed, so that whoever kills it may be late.
 """
 
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -24,13 +26,15 @@ SEQUENCE = SequenceConfig(join_window_s=0.2, max_context=5, segment_len=4)
 class Topic:
     """Records in files with increasing names."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, most: int = sys.maxsize) -> None:
+        self._folder, self._most = folder, most
         folder.mkdir(parents=True, exist_ok=True)
         self._next = len(self.values())
 
     def append(self, value: bytes) -> None:
-        """Write one record so that it survives a kill."""
+        """Write one record so that it survives a kill, or wait for the kill."""
+        while self._next >= self._most:
+            signal.pause()
         (self._folder / "writing").write_bytes(value)
         (self._folder / "writing").rename(self._folder / f"{self._next:08d}")
         self._next += 1
@@ -40,9 +44,9 @@ class Topic:
         return [path.read_bytes() for path in sorted(self._folder.iterdir()) if path.name != "writing"]
 
 
-def main(folder: Path, seed: int, num_records: int) -> None:
+def main(folder: Path, seed: int, num_records: int, most: int) -> None:
     log, rng = stream_of(seed, num_records), random.Random()
-    topic, dead = Topic(folder / "topic"), Topic(folder / "dead")
+    topic, dead = Topic(folder / "topic", most), Topic(folder / "dead")
     examples = ExampleLog(None, allow_gaps=True)
     for value in topic.values():
         examples.feed(decode_example(value))
@@ -70,4 +74,4 @@ def relay(store: PartitionStore, topic: Topic, dead: Topic) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -60,7 +60,7 @@ REFUSED_TRAINER = [
     ({"metrics_port": 65536}, r"trainer\.metrics_port: expected a whole number, 0 to 65535, got 65536; 0 switches"),
     (
         {"num_threads": -1},
-        r"trainer\.num_threads: expected a whole number, 0 or more, got -1; 0: half of the processors",
+        r"trainer\.num_threads: expected a whole number, 0 to 1024, got -1; 0: half of the processors",
     ),
     ({"checkpoint_every_steps": -1}, r"trainer\.checkpoint_every_steps: expected a whole number, 0 or more"),
     ({"checkpoint_dir": ""}, r"trainer\.checkpoint_dir: expected a string that is not empty, got ''"),

@@ -357,6 +357,29 @@ def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: i
     assert said["catch_up_s"] == expected
 
 
+@pytest.mark.parametrize("is_reported", [True, False], ids=["its first example is learned", "its worker reports"])
+def test_a_backlog_does_not_seem_to_arrive_when_its_partition_is_first_counted(is_reported: bool) -> None:
+    around, rates = ClusterState(), Throughput()
+    around.note(encode_status(worker(p0=PartitionStatus(relayed_number=999))))
+    if is_reported:
+        around.note(encode_status(worker(p1=PartitionStatus(relayed_number=999))))
+    positions = {} if is_reported else {1: Position(next_number=10)}
+    for second in range(3):
+        said = rates.sample(
+            Progress(positions={0: Position(next_number=100 * second + 1), **positions}), around, now_s=float(second)
+        )
+    assert said["arriving_examples_per_s"] == 0.0
+    around.note(encode_status(worker(p1=PartitionStatus(relayed_number=999))))
+    for second in range(3, 6):
+        positions = {1: Position(next_number=10 * second)}
+        said = rates.sample(
+            Progress(positions={0: Position(next_number=100 * second + 1), **positions}), around, now_s=float(second)
+        )
+    assert said["arriving_examples_per_s"] == 0.0
+    assert said["examples_per_s"] >= 100.0
+    assert said["catch_up_s"] is not None
+
+
 def test_with_nothing_waiting_the_trainer_has_caught_up() -> None:
     around, rates = ClusterState(), Throughput()
     around.note(encode_status(worker(p0=PartitionStatus(relayed_number=4))))

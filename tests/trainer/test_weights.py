@@ -59,7 +59,7 @@ def records(snapshot: Snapshot, number: int, kind: str, epoch: int = 1, chunk_by
     """A version as the topic's records."""
     blob = encode_blob(snapshot)
     chunks, key = list(blob_of(snapshot).chunks(chunk_bytes)), version_key(epoch, number)
-    out: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
+    out: list[Record] = [(key, chunk_headers(index), bytes(chunk)) for index, chunk in enumerate(chunks)]
     return [*out, (key, MANIFEST_HEADERS, encode_manifest(manifest(blob, len(chunks), number, kind, epoch)))]
 
 
@@ -213,6 +213,14 @@ def test_chunks_are_at_most_the_size_asked_for_and_add_up(size: int, chunk: int)
     assert b"".join(chunks) == b"".join(map(bytes, tensors.parts))
     assert len(chunks) >= 1
     assert max(map(len, chunks)) <= chunk
+
+
+def test_a_chunk_within_an_array_is_not_a_copy() -> None:
+    array = np.arange(100, dtype=np.uint8)
+    chunks = list(Tensors({"x": array}).chunks(30))
+    within = [chunk for chunk in chunks if isinstance(chunk, memoryview)]
+    assert len(within) >= 2
+    assert all(np.shares_memory(np.frombuffer(chunk, np.uint8), array) for chunk in within)
 
 
 def test_a_manifest_is_itself_again() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
@@ -12,7 +15,7 @@ from tests.brokers import Broker, wait_until
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import ensure_topics
-from wire.kafka.consumer import PROMPT, Span, connect, ends, follow, partitions_of, read, read_from, spans
+from wire.kafka.consumer import PATIENT, PROMPT, Span, connect, ends, follow, partitions_of, read, read_from, spans
 from wire.kafka.producer import make_producer
 from wire.topics import Topics
 
@@ -85,6 +88,40 @@ def test_a_follower_gets_the_last_records_and_then_each_new_one(config: KafkaCon
     producer.send(topic, value=b"new", partition=1).get(60)
     producer.close()
     assert next(records).value == b"new"
+
+
+def test_a_patient_consumer_hears_of_news_at_once_and_rarely_asks(config: KafkaConfig) -> None:
+    where = TopicPartition(Topics.under(config.prefix).actions, 0)
+    wait_s = PATIENT["fetch_max_wait_ms"] / 1000
+    consumer, producer, num_asked = connect(config, **PATIENT), make_producer(config), 0
+    began_s = time.monotonic()
+    assert ends(consumer, [where]) == {where: NUM}
+    assert list(read(consumer, where.topic, {0: Span(3, NUM)}))[-1].offset == NUM - 1
+    assert ends(consumer, [where]) == {where: NUM}
+    assert time.monotonic() - began_s < 2 * wait_s, "what is asked for waits for no news"
+    taken = consumer._fetcher._handle_fetch_response
+
+    def count(*arguments: Any) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        taken(*arguments)
+
+    consumer._fetcher._handle_fetch_response = count
+    consumer.seek(where, NUM)
+    until_s = time.monotonic() + 4 * wait_s
+    while time.monotonic() < until_s:
+        assert not consumer.poll(timeout_ms=100)
+    assert num_asked <= 6, "four and those around them"
+    waits_s = []
+    for _ in range(5):
+        threading.Timer(0.2, producer.send, (where.topic, b"new"), {"partition": 0}).start()
+        began_s = time.monotonic() + 0.2
+        while not consumer.poll(timeout_ms=100):
+            pass
+        waits_s.append(time.monotonic() - began_s)
+    assert sorted(waits_s)[2] < 0.5 * wait_s
+    producer.close()
+    consumer.close()
 
 
 def test_a_topic_that_is_not_there_is_named(consumer: KafkaConsumer) -> None:

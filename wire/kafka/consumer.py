@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ STALL_S = 20.0
 """How long the broker may send nothing while a range that it has is being read."""
 PROMPT = {"fetch_max_wait_ms": 10}
 """Options for a consumer that asks for news instead of waiting for it: if there is none, the broker answers at once."""
+PATIENT = {"fetch_max_wait_ms": 500}
+"""Options for a consumer that waits for news that come once a second or less. Kafka answers as soon as there are some
+(the embedded broker only looks for them a few times during the wait), and each answer that there are none costs
+a millisecond on both sides. Meanwhile the broker keeps the consumer's other requests waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,19 @@ def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
     return found if found.strip("0-") else ""
 
 
+@contextmanager
+def asking(consumer: KafkaConsumer) -> Iterator[None]:
+    """Until the block ends, the consumer has the options `PROMPT`, so that nothing waits for the end of a fetch that
+    brings nothing."""
+    options = consumer._fetcher.config  # noqa: SLF001
+    before = {name: options[name] for name in PROMPT}
+    options.update(PROMPT)
+    try:
+        yield
+    finally:
+        options.update(before)
+
+
 def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     """All partitions of a topic. Raises `TopicMissing` if there is no such topic."""
     numbers = consumer.partitions_for_topic(topic)
@@ -152,11 +169,13 @@ def ends(
     _place(consumer, near)
     deadline = time.monotonic() + answer_s
     returned = set[TopicPartition]()
-    while any(consumer.highwater(partition) is None for partition in wanted):
-        returned |= consumer.poll(timeout_ms=POLL_MS).keys()
-        if time.monotonic() > deadline:
-            topic = wanted[0].topic
-            raise KafkaTimeoutError(f"{topic}: the broker did not say within {answer_s:.0f} s where its partitions end")
+    with asking(consumer):
+        while any(consumer.highwater(partition) is None for partition in wanted):
+            returned |= consumer.poll(timeout_ms=POLL_MS).keys()
+            if time.monotonic() > deadline:
+                raise KafkaTimeoutError(
+                    f"{wanted[0].topic}: the broker did not say within {answer_s:.0f} s where its partitions end"
+                )
     return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
 
 
@@ -183,21 +202,24 @@ def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Ite
     waiting = {TopicPartition(topic, number): span for number, span in wanted.items() if span.end > span.first}
     _place(consumer, {partition: span.first for partition, span in waiting.items()})
     heard = time.monotonic()
-    while waiting:
-        batches = consumer.poll(timeout_ms=POLL_MS)
-        for partition, records in batches.items():
-            if partition in waiting:
-                yield from (record for record in records if record.offset < waiting[partition].end)
-        # Compaction may have removed the records before the end, so the position decides, not the last record's offset.
-        done = [partition for partition, span in waiting.items() if consumer.position(partition) >= span.end]
-        for partition in done:
-            del waiting[partition]
-            consumer.pause(partition)
-        if batches or done:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > STALL_S:
-            left = sorted(each.partition for each in waiting)
-            raise KafkaTimeoutError(f"{topic}: the broker sent nothing for {STALL_S:.0f} s; partitions left: {left}")
+    with asking(consumer):
+        while waiting:
+            batches = consumer.poll(timeout_ms=POLL_MS)
+            for partition, records in batches.items():
+                if partition in waiting:
+                    yield from (record for record in records if record.offset < waiting[partition].end)
+            # Compaction may have removed the records before the end, so the position decides, not the last offset.
+            done = [partition for partition, span in waiting.items() if consumer.position(partition) >= span.end]
+            for partition in done:
+                del waiting[partition]
+                consumer.pause(partition)
+            if batches or done:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > STALL_S:
+                left = sorted(each.partition for each in waiting)
+                raise KafkaTimeoutError(
+                    f"{topic}: the broker sent nothing for {STALL_S:.0f} s; partitions left: {left}"
+                )
 
 
 def read_from(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:

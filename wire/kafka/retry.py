@@ -12,7 +12,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable, TopicMissing
+from wire.errors import BrokerUnavailable, TopicMissing, brief
 from wire.kafka.consumer import accepts_connections, partitions_of
 from wire.kafka.refusal import refusal
 
@@ -52,8 +52,8 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
 
 def _described(error: Exception, kafka: KafkaConfig) -> str:
     if isinstance(error, KafkaTimeoutError) and accepts_connections(kafka):
-        return f"{error!r}; it accepts connections: is kafka.client.security_protocol that of its listener?"
-    return repr(error)
+        return f"{brief(error)}; it accepts connections: is kafka.client.security_protocol that of its listener?"
+    return brief(error)
 
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:

@@ -134,14 +134,14 @@ inline void add_mass(const RankCall& c, Scored& b, int64_t from, int64_t num) {
     for (int l = 0; l < W; ++l) c.number[COMPETING] += all[l];
 }
 
-// Scores the next `num` rows in order.
+// Scores the next `num` rows in order, in whole blocks: sums of other blocks would differ in the last bits.
 inline void score_next(const RankCall& c) {
     const MemoryCall m = as_it_was(c);
     Scratch s = {};
     Scored b;
     recall(c, s);
     s.padded = SCORED;
-    const int64_t end = min64(m.num_rows, c.number[NEXT_ROW] + c.num);
+    const int64_t end = min64(m.num_rows, round_up(c.number[NEXT_ROW] + c.num, SCORED));
     for (int64_t from = c.number[NEXT_ROW]; from < end; from += SCORED) {
         const int64_t num = min64(SCORED, end - from);
         s.standing = b.standing - from;

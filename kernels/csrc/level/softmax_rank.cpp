@@ -82,6 +82,23 @@ inline void score_block(const Catalogue& c, const Chunk& chunk, int64_t first, i
     }
 }
 
+// Scores the i-th chunk of rows; `use` gets it with each query and that query's scores.
+template <class Use>
+inline void score_chunk(const Catalogue& c, int64_t i, float* scratch, Use use) {
+    const RankCall& call = c.call;
+    const int64_t left = call.num_rows - i * CHUNK;
+    Chunk chunk = {i * CHUNK, left < CHUNK ? left : CHUNK, 0, scratch, nullptr, nullptr};
+    chunk.num_padded = padded(chunk.num, PANEL);
+    chunk.panels = chunk.unit + CHUNK * c.stride;
+    chunk.score = chunk.panels + CHUNK * call.width;
+    load_chunk(c, chunk);
+    for (int64_t first = 0; first < call.num_queries; first += BLOCK) {
+        const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
+        score_block(c, chunk, first, num);
+        for (int64_t r = 0; r < num; ++r) use(chunk, first + r, chunk.score + r * CHUNK);
+    }
+}
+
 // The same chain of multiply-adds as in a tile, so that an equal row has an equal score.
 inline float chain(const float* a, const float* b, int64_t width) {
     vf total = {};
@@ -159,20 +176,9 @@ inline int rank(const RankCall& call) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_chunks; ++i) {
             if (!scratch.p || !mine.p) continue;
-            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK,
-                           0,         scratch.p,
-                           nullptr,   nullptr};
-            chunk.num_padded = padded(chunk.num, PANEL);
-            chunk.panels = chunk.unit + CHUNK * stride;
-            chunk.score = chunk.panels + CHUNK * call.width;
-            load_chunk(c, chunk);
-            for (int64_t first = 0; first < call.num_queries; first += BLOCK) {
-                const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
-                score_block(c, chunk, first, num);
-                for (int64_t r = 0; r < num; ++r)
-                    count_scores(chunk.score + r * CHUNK, chunk.num_padded, target_score_R.p[first + r],
-                                 mine.p[first + r]);
-            }
+            score_chunk(c, i, scratch.p, [&](const Chunk& chunk, int64_t r, const float* score) {
+                count_scores(score, chunk.num_padded, target_score_R.p[r], mine.p[r]);
+            });
         }
         if (mine.p) {
 #pragma omp critical(headrace_rank)
@@ -238,19 +244,9 @@ inline int best(const RankCall& call) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_chunks; ++i) {
             if (!scratch.p || !mine.p) continue;
-            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK,
-                           0,         scratch.p,
-                           nullptr,   nullptr};
-            chunk.num_padded = padded(chunk.num, PANEL);
-            chunk.panels = chunk.unit + CHUNK * stride;
-            chunk.score = chunk.panels + CHUNK * call.width;
-            load_chunk(c, chunk);
-            for (int64_t first = 0; first < call.num_queries; first += BLOCK) {
-                const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
-                score_block(c, chunk, first, num);
-                for (int64_t r = 0; r < num; ++r)
-                    offer_scores(mine.p + (first + r) * k, k, chunk.score + r * CHUNK, chunk.num_padded, chunk.first);
-            }
+            score_chunk(c, i, scratch.p, [&](const Chunk& chunk, int64_t r, const float* score) {
+                offer_scores(mine.p + r * k, k, score, chunk.num_padded, chunk.first);
+            });
         }
         if (mine.p) {
 #pragma omp critical(headrace_best)
