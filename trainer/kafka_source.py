@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -13,10 +14,11 @@ from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
+from trainer.lessons import lessons_of
 from trainer.source import Position, PositionTracker
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing
-from wire.example import Lesson
+from wire.example import Lesson, num_features_of
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
@@ -63,6 +65,8 @@ class KafkaSource:
         self._topic_id = ""
         self._last_missed_s = self._missing_since_s = -math.inf
         self._decoder = ExampleReader(self._topic)
+        self._num_columns = 0
+        """Columns of an interaction in the last record that had any."""
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
         self.num_lost = self._num_gaps = self._num_told = 0
@@ -124,11 +128,10 @@ class KafkaSource:
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
         while reading and not self._stop.is_set():
             for where, records in self._consumer.poll(timeout_ms=200).items():
-                for record in records:
-                    if record.offset < behind[where]:
-                        example = self._read(where.partition, record)
-                        if example is not None and logs[where].feed(example) is Verdict.ACCEPT:
-                            histories.restore(example)
+                before = [record for record in records if record.offset < behind[where]]
+                for _, lesson in self._read(where.partition, before):
+                    if logs[where].feed(lesson) is Verdict.ACCEPT:
+                        histories.restore(lesson)
             done = [where for where in reading if self._consumer.position(where) >= behind[where]]
             self._consumer.pause(*done)
             reading = [where for where in reading if where not in done]
@@ -142,17 +145,16 @@ class KafkaSource:
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
-        examples = []
+        lessons = []
         for where, records in self._fetched(timeout_s).items():
-            for record in records:
-                example = self._accept(where.partition, record)
-                if example is not None:
-                    self._tracker.add(example, record.offset)
+            for record, lesson in self._read(where.partition, records):
+                if self._is_accepted(where.partition, record.offset, lesson):
+                    self._tracker.add(lesson, record.offset)
                     self._num_waiting[where.partition] += 1
-                    examples.append(example)
-        if not examples:
+                    lessons.append(lesson)
+        if not lessons:
             self._tell_lost()
-        return examples
+        return lessons
 
     def _fetched(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
         """Records by partition. Raises `SourceError` if the topic is gone."""
@@ -209,26 +211,25 @@ class KafkaSource:
             log.error("examples lost so far", num_examples=self.num_lost, num_gaps=self._num_gaps)
         self._num_told = self._num_gaps
 
-    def _read(self, partition: int, record: Any) -> Lesson | None:
-        """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
-        example = self._decoder.read(partition, record.offset, record.value)
-        if example is not None and example.is_fence and self._shape is not None:
-            otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
-            if otherwise:
-                raise SourceError(
-                    f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "
-                    "deployment the same configuration"
-                )
-        return example
+    def _read(self, partition: int, records: Sequence[Any]) -> Iterator[tuple[Any, Lesson]]:
+        """Decode records. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
+        for record, lesson in lessons_of(self._decoder, partition, records, self._num_columns):
+            if lesson.is_fence and self._shape is not None:
+                otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
+                if otherwise:
+                    raise SourceError(
+                        f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process "
+                        "of a deployment the same configuration"
+                    )
+            if len(lesson.rows):
+                self._num_columns = num_features_of(lesson.rows)
+            yield record, lesson
 
-    def _accept(self, partition: int, record: Any) -> Lesson | None:
-        example, offset = self._read(partition, record), record.offset
-        if example is None:
-            return None
-        verdict = self._logs[partition].feed(example)
+    def _is_accepted(self, partition: int, offset: int, lesson: Lesson) -> bool:
+        verdict = self._logs[partition].feed(lesson)
         if verdict is Verdict.GAP:
-            self._meet_gap(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
+            self._meet_gap(partition, offset, lesson)
+        return verdict in (Verdict.ACCEPT, Verdict.GAP)
 
     def _meet_gap(self, partition: int, offset: int, example: Lesson) -> None:
         gap = self._logs[partition].gap

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -48,8 +47,7 @@ class Source(Protocol):
         """Close files and connections."""
 
 
-@dataclass(frozen=True, slots=True)
-class Untrained:
+class Untrained(NamedTuple):
     """Where an example that is not trained yet is in its topic."""
 
     number: int

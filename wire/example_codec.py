@@ -150,7 +150,7 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
     row += 8 * bool(flags & DOMAINS) + 4 * bool(flags & VALUES) + 8 * bool(flags & SESSIONS) + bool(flags & IDS)
     row += 8 * header.num_features * bool(flags & FEATURES)
     expected = num * row + 8 * (header.num_ids + header.num_user_features)
-    expected += header.num_feedback * (4 + _index_width(header.segment_len))
+    expected += header.num_feedback * (4 + index_width(header.segment_len))
     if expected != num_bytes:
         raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
     if header.num_new > num or header.num_feedback > num - header.num_new or num + header.first > header.segment_len:
@@ -194,7 +194,7 @@ def encode_example(example: Example) -> bytes:
     columns += [
         _bytes_of(example.action_ids, np.int64),
         _bytes_of(example.user_feature_hash, np.int64),
-        _bytes_of(example.feedback_index, _UINTS[_index_width(example.segment_len)]),
+        _bytes_of(example.feedback_index, _UINTS[index_width(example.segment_len)]),
         _bytes_of(example.feedback_bits, np.uint32),
     ]
     header = Header(
@@ -240,7 +240,7 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
         column(DOMAINS, "domain"), column(VALUES, "value"), column(FEATURES, "features"),
     ))  # fmt: skip
     ids, user_features = take(np.int64, header.num_ids), take(np.int64, header.num_user_features)
-    index = take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
+    index = take(_UINTS[index_width(header.segment_len)], header.num_feedback).astype(np.int64)
     feedback = take(np.uint32, header.num_feedback)
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
@@ -296,7 +296,8 @@ def bits_width(most: int) -> int:
     return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
 
 
-def _index_width(segment_len: int) -> int:
+def index_width(segment_len: int) -> int:
+    """Bytes of a place in a segment."""
     return 1 if segment_len <= 256 else 2
 
 

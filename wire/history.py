@@ -77,6 +77,10 @@ class History:
         num = len(rows)
         if not num:
             return
+        if rows.itemsize != self._rows.itemsize:
+            raise ValueError(
+                f"example {lesson.number}: expected rows of {self._rows.itemsize} bytes, got {rows.itemsize}"
+            )
         first = lesson.first_index
         at, end = first - self.start, first + num
         if at >= 0 and first <= self.end and at + num <= len(self._rows):  # usual: no other rows are concerned

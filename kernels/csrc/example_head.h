@@ -22,6 +22,13 @@ enum Head {
     USER_FEATURES_AT,
     NUM_USER_FEATURES,
     PARTITION,
+    NUM_NEW,
+    NUM_FEEDBACK,
+    FEEDBACK_AT,
+    NAMES_AT,
+    NAMES_LEN,
+    RESUME_FROM,
+    RECORD_MS,
     NUM_HEADS
 };
 

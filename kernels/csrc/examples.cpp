@@ -1,6 +1,7 @@
 // Decodes records of the sequences topic into columns, a Kafka batch at a time (`wire.example_codec` decodes them one
 // by one).
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -125,24 +126,28 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     head[SEGMENT_LEN] = in.integer();
     const int64_t num_features = in.integer();
     const int64_t num_user_features = head[NUM_USER_FEATURES] = in.integer();
-    for (int i = 0; i < 3; ++i) in.integer();  // offsets applied, to replay from, counted
+    in.integer();  // the offset applied
+    head[RESUME_FROM] = in.integer();
+    in.integer();  // the offset counted
     if (in.array() != NUM_COUNTS) return false;
     for (int i = 0; i < NUM_COUNTS; ++i) in.integer();
     head[EVENT_MS] = in.integer();
-    in.integer();  // newest record
+    head[RECORD_MS] = in.integer();
     const int64_t base_ms = in.integer();
     in.integer(), in.integer();  // the user's last action
     head[NUMBER] = in.integer();
     head[SEGMENT] = in.integer();
     const int64_t first = head[FIRST] = in.integer();
     const int64_t num = head[NUM] = in.integer();
-    const int64_t num_new = in.integer(), num_feedback = in.integer(), num_ids = in.integer();
+    const int64_t num_new = head[NUM_NEW] = in.integer(), num_feedback = head[NUM_FEEDBACK] = in.integer();
+    const int64_t num_ids = in.integer();
     const int64_t flags = head[FLAGS] = in.integer();
     const int64_t width = in.integer();
     const int64_t user_len = head[USER_LEN] = in.text();
     const uint8_t* user = in.take(user_len);
-    if (!in.ok || in.at >= in.end) return false;  // names follow, which are not needed here
+    if (!in.ok || in.at >= in.end) return false;  // names follow, which the caller reads if it needs them
     head[USER_AT] = user - origin;
+    head[NAMES_AT] = in.at - origin, head[NAMES_LEN] = in.end - in.at;
     if (num_features != rows.num_features || flags & 32) return false;
     constexpr int64_t MOST = 1 << 20;
     for (const int64_t each : {first, num, num_new, num_feedback, num_ids, num_user_features, head[SEGMENT_LEN]})
@@ -172,6 +177,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
         if (sum != num_ids) return false;
     }
     head[USER_FEATURES_AT] = next + 8 * num_ids - origin;
+    head[FEEDBACK_AT] = head[USER_FEATURES_AT] + 8 * num_user_features;
     head[ROWS_AT] = rows.used;
     for (int64_t i = 0; i < num; ++i) {
         uint8_t* to = rows.at + (rows.used + i) * rows.width();
@@ -190,10 +196,17 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     return true;
 }
 
+void decode_value(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* head, Rows& rows) {
+    head[VALUE_AT] = value - origin;
+    head[VALUE_LEN] = size;
+    head[STATUS] = size < 0 ? TOMBSTONE : GOOD;
+    if (size >= 0 && !decode(value, size, origin, head, rows)) head[STATUS] = OTHER;
+}
+
 }  // namespace
 
 // Decodes consecutive batches of records (format 2, uncompressed), given (base offset, records) of each. Writes heads
-// (records, 18) and rows; returns the number of rows, or -1 if the bytes are not batches.
+// (records, NUM_HEADS) and rows; returns the number of rows, or -1 if the bytes are not batches.
 HEADRACE_API int64_t headrace_decode_examples(const uint8_t* data, int64_t size, int64_t num_batches,
                                               const int64_t* batches, int64_t num_features, int64_t* heads,
                                               uint8_t* rows_at, int64_t capacity) {
@@ -216,10 +229,19 @@ HEADRACE_API int64_t headrace_decode_examples(const uint8_t* data, int64_t size,
             const int64_t value_len = record.zigzag();
             const uint8_t* value = value_len > 0 ? record.take(value_len) : record.at;
             if (!record.ok) return -1;
-            head[VALUE_AT] = value - data;
-            head[VALUE_LEN] = value_len;
-            head[STATUS] = value_len < 0 ? TOMBSTONE : GOOD;
-            if (value_len >= 0 && !decode(value, value_len, data, head, rows)) head[STATUS] = OTHER;
+            decode_value(value, value_len, data, head, rows);
         }
     return in.at == in.end ? rows.used : -1;
+}
+
+// Decodes values that stand one after the other in `data`, each of the length given; -1 for a tombstone. Otherwise like
+// the above.
+HEADRACE_API int64_t headrace_decode_values(const uint8_t* data, int64_t num, const int64_t* lengths,
+                                            int64_t num_features, int64_t* heads, uint8_t* rows_at, int64_t capacity) {
+    Rows rows{rows_at, 0, capacity, num_features};
+    std::memset(heads, 0, sizeof(int64_t) * static_cast<size_t>(NUM_HEADS * num));
+    const uint8_t* value = data;
+    for (int64_t i = 0; i < num; value += std::max(lengths[i], int64_t{0}), ++i)
+        decode_value(value, lengths[i], data, heads + i * NUM_HEADS, rows);
+    return rows.used;
 }

@@ -1,4 +1,4 @@
-"""Decodes records of the sequences topic into columns, whole Kafka batches at a time, in C++.
+"""Decodes records of the sequences topic into columns, many at a time, in C++.
 
 The definition is `wire.example_codec`, which decodes single records; it is also used for what these columns cannot hold
 (fences, other layouts, damaged bytes).
@@ -21,7 +21,8 @@ HEAD = np.dtype([
     for name in (
         "status", "offset", "value_at", "value_len", "flags", "writer_epoch", "number", "segment", "segment_len",
         "first", "num", "rows_at", "user_at", "user_len", "newest_event_ms", "user_features_at", "num_user_features",
-        "partition",
+        "partition", "num_new", "num_feedback", "feedback_at", "names_at", "names_len", "resume_from_offset",
+        "newest_record_ms",
     )
 ])  # fmt: skip
 """What is known about a record. ``…_at``: offset in the batch's bytes; ``rows_at``: in the rows."""
@@ -63,4 +64,23 @@ def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type
     )  # fmt: skip
     if num_rows < 0:
         raise ValueError(f"records: expected {len(heads)} in Kafka's batches, got {len(data)} bytes that are not")
+    return Block(data, heads, rows[:num_rows])
+
+
+def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -> Block:
+    """Decode the values of records, None for a tombstone; otherwise as `decode_block`, but no record has an offset.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    data = b"".join([value for value in values if value is not None])
+    lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
+    heads, source = np.empty(len(values), HEAD), np.frombuffer(data, np.uint8)
+    rows = np.empty(len(data) // BYTES_OF_A_ROW + 1, row_type)
+    function = baseline("headrace_decode_values")
+    function.restype = ctypes.c_int64
+    num_rows = function(
+        ctypes.c_void_p(source.ctypes.data), ctypes.c_int64(len(values)), ctypes.c_void_p(lengths.ctypes.data),
+        ctypes.c_int64((row_type.itemsize - 32) // 8), ctypes.c_void_p(heads.ctypes.data),
+        ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
+    )  # fmt: skip
     return Block(data, heads, rows[:num_rows])
