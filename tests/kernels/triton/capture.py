@@ -1,8 +1,8 @@
-"""CUDA graphs of `tests.kernels.triton.elsewhere`: a capture notes what the device is given, and a replay does it again.
+"""CUDA graphs of `tests.kernels.triton.elsewhere`: a capture notes what the device is given, a replay does it again.
 
 What a graph bakes in is baked in here too: addresses, sizes, numbers that the host computed. What CUDA refuses in a
-capture is refused: waiting for the device, and copies from or to the host. All graphs of a pool share memory, so a replay
-spoils what graphs captured later have left there, and until its first replay a graph's results are spoiled.
+capture is refused: waiting for the device, and copies from or to the host. All graphs of a pool share memory, so a
+replay spoils what graphs captured later have left there; until its first replay, a graph's results are spoiled too.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Elsewhere(TorchDispatchMode):
             assert self.captures.now is None, f"{name} between host and GPU in a capture, at {_place()}"
             if not (at_once and all(hasattr(each, "is_pinned_here") for each in host)):
                 self._note(f"{name} {'from' if there else 'to'} the GPU")
-            elif not there or isinstance(args[0], There) and name == "copy_":
+            elif not there or (isinstance(args[0], There) and name == "copy_"):
                 with _disable_current_modes():
                     self._leaving += [(each, each.clone(), _place()) for each in host]
             return
@@ -179,9 +179,7 @@ class Elsewhere(TorchDispatchMode):
 def _place() -> str:
     """The innermost line of ours that is running."""
     ours = [each for each in traceback.extract_stack() if Path(each.filename).parent.parent == ROOT]
-    where = [
-        f"{Path(each.filename).name}:{each.lineno}" for each in ours if Path(each.filename).parent.name != "tests"
-    ]
+    where = [f"{Path(each.filename).name}:{each.lineno}" for each in ours if Path(each.filename).parent.name != "tests"]
     return where[-1] if where else "?"
 
 
@@ -191,7 +189,7 @@ def _here(value: Any) -> Any:
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Also where they are NaN."""
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return not a.numel() or torch.equal(*(each.reshape(-1).contiguous().view(torch.uint8) for each in (a, b)))
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -206,7 +204,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 
     def launch(executor: Any, *args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
-            work = partial(call, executor, *_all_here(args), **_all_here(kwargs))
+            work = partial(call, executor, *all_here(args), **all_here(kwargs))
             work()
         if mode.captures.now is not None:
             mode.captures.now.note(work)
@@ -227,15 +225,15 @@ def elsewhere() -> Iterator[Elsewhere]:
         mode.arrive()
 
 
-def _all_here(value: Any) -> Any:
+def all_here(value: Any) -> Any:
     """A launch's arguments, with tensors in tuples and descriptors too."""
     if isinstance(value, There):
         return value.here
     assert not isinstance(value, torch.Tensor), f"a kernel got a tensor of the host, {tuple(value.shape)}"
     if isinstance(value, dict):
-        return {key: _all_here(each) for key, each in value.items()}
+        return {key: all_here(each) for key, each in value.items()}
     if isinstance(value, tuple):
-        parts = [_all_here(each) for each in value]
+        parts = [all_here(each) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if hasattr(value, "base") and isinstance(value.base, There):
         value.base = value.base.here
