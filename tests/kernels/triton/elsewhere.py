@@ -101,9 +101,9 @@ class Elsewhere(TorchDispatchMode):
                 memory, values = self._coming.pop(0)
                 memory.copy_(values)
                 self._num_arrived += 1
-            for source, values, where in self._leaving:
+            leaving, self._leaving = self._leaving, []
+            for source, values, where in leaving:
                 assert _same_bytes(source, values), f"pinned memory changed before it was copied at {where}"
-        self._leaving.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})

@@ -37,15 +37,14 @@ MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, valu
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("LEAST_INTERACTIONS", 16), ("LEAST_USERS", 4), ("LEAST_ROWS", 80)):
+    for name, size in (("LEAST_INTERACTIONS", 24), ("LEAST_USERS", 4), ("LEAST_ROWS", 80)):
         monkeypatch.setattr(graph_step, name, size)
 
 
 def config_of(most: int = 100, **switches: Any) -> TrainerConfig:
     return TrainerConfig(
-        device="cpu", exclude_seen=False, full_softmax_max_items=most, num_negatives=8, max_items=20,
-        evict_every_steps=2, **switches,
-    )  # fmt: skip
+        device="cpu", exclude_seen=False, full_softmax_max_items=most, num_negatives=8, evict_every_steps=2, **switches
+    )
 
 
 def learner_on(device: str, group: int = 1, model: ModelConfig = MODEL, **switches: Any) -> Learner:
@@ -90,7 +89,7 @@ def test_a_step_on_a_gpu_waits_for_nothing_but_its_results(model: ModelConfig, w
 
 def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its tables and its memory get more room and lose items, with graphs captured before that."""
-    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 4)
     monkeypatch.setattr(graph_step, "LEAST_INTERACTIONS", 64)
     examples = list(synthetic_examples(4, 60, 8, 2, 12))
     steps = [examples[start : start + 3] for start in range(0, 15, 3)]
@@ -100,11 +99,14 @@ def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pyte
         return [(report.retrieval_loss, report.ranking_loss) for report in reports]
 
     def resumed(device: str, folder: Path, **way: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        way["max_items"] = 3
         learner = learner_on(device, **way)
         before = learned(learner, steps[:3])
-        assert learner.memory.arrays.capacity > 16
+        assert learner.memory.arrays.capacity > 4
         assert learner.items.num_dropped > 0
-        saver = Saver(CheckpointFolder(folder, print))
+        folder.mkdir()
+        checkpoints = CheckpointFolder(folder, print)
+        saver = Saver(checkpoints)
         saver.begin(learner)
         collection = Collection(learner, whole=True)
         meta = {"model": MODEL.as_dict(), "trainer": learner.config.learning_dict()}
@@ -115,7 +117,7 @@ def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pyte
         assert saver.wait() is None
         saver.close()
         after, other = learned(learner, steps[3:]), learner_on(device, **way)
-        found = CheckpointFolder(folder, print).load()
+        found = checkpoints.load()
         assert found is not None
         restore_learner(other, found)
         for each in examples[:9]:
