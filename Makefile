@@ -15,7 +15,9 @@ SETUP := $(PACKAGES) $(PROJECT) $(KERNELS)
 .DEFAULT_GOAL := help
 # A GPU machine may have its own Python with torch and Triton, and no .venv.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
+GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import os, xdist; print("-n", min(16, len(os.sched_getaffinity(0))), "--dist worksteal")' 2>/dev/null)
+# A machine with a GPU may be at hand for minutes: tests that take longer are interrupted, and say so.
+GPU_TEST_S ?= 165
 # Tests wait for brokers and processes more than they compute: several at a time, as many as there are processors.
 WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 RESULTS ?= bench/results
@@ -65,7 +67,8 @@ test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few
 # Warnings from a GPU machine's packages must not fail the run. Compiling takes most of the time, so tests run in parallel.
 test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
-	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=2 timeout -s INT -k 15 $(GPU_TEST_S) $(GPU_PYTHON) -m pytest tests/gpu -W default -v \
+		-o faulthandler_timeout=90 $(GPU_WORKERS) $(PYTEST_ARGS)
 
 soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each (KILLS=15, SEEDS="1 2"): a few minutes
 	$(BIN)/python -m tests.system.soak --seeds $(or $(SEEDS),1) --kills $(or $(KILLS),50)
@@ -73,9 +76,9 @@ soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each
 bench: $(SETUP) ## side-by-side measurements on this machine (BENCH=NAME; BENCH_ARGS=--quick)
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
 
-bench-gpu: ## every GPU measurement in one run of five minutes; writes $(RESULTS)/gpu.json as it goes
+bench-gpu: ## every GPU measurement in less than five minutes (BENCH_ARGS='--only "live step"'); writes $(RESULTS)/gpu.json as it goes
 	-$(GPU_PYTHON) -m kernels.build
-	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS)
+	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS) $(BENCH_ARGS)
 
 demo: $(SETUP) ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
 	$(BIN)/python -m headrace demo $(DEMO_ARGS)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu_report import Clock, Row, row
+from bench.gpu_report import Clock, Row, guarded, row
 from bench.gpu_step import described, shares
 from kernels.memory.reference import EVENTS_PER_GROUPED
 
@@ -27,6 +27,12 @@ GROUP = 128
 
 WAYS = ((2, GROUP), (2, 1), (1, GROUP), (0, 1))
 """How a trainer computes a step: the number of CUDA graphs (one for both passes, two, or none), the memory's group."""
+
+
+SMALLER_GROUP = (1, 32)
+"""What a single pass tries as well: its steps have hundreds of events."""
+Rates = dict[tuple[int, int], float]
+"""Events a second by way."""
 
 
 def config_of(device: str, graphs: int, group: int) -> Any:
@@ -48,6 +54,15 @@ def described_way(graphs: int, group: int) -> str:
     """A way in words, for a row's name."""
     there = f", memory on the GPU in groups of {group}" if group > 1 else ""
     return f"{('', ', one CUDA graph', ', CUDA graphs')[graphs]}{there}"
+
+
+def best_way(name: str, rates: Rates) -> Iterator[Row]:
+    """Which of the ways is the fastest, and what it is worth over launches with the memory on the host."""
+    if (0, 1) in rates:
+        best = max(rates, key=lambda way: rates[way])
+        said = {way: (described_way(*way) or ", launches")[2:] for way in rates}
+        note = f"{said[best]}; of " + "; ".join(f"{said[way]} {rate:,.0f}/s" for way, rate in rates.items())
+        yield row(f"  fastest way, {name}", rates[best] / rates[0, 1], "x", note=note)
 
 
 def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
@@ -108,7 +123,6 @@ def single_pass(clock: Clock) -> Iterator[Row]:
     """The trainer's own step over MovieLens-sized and over long synthetic users."""
     build_library()
     from model.config import ModelConfig
-    from trainer.step import Learner
 
     plans = {
         "MovieLens-sized (6,040 users, 3,706 items, 2 layers, d 64)": (
@@ -128,16 +142,24 @@ def single_pass(clock: Clock) -> Iterator[Row]:
         examples = synthetic_examples(*world)
         wanted = (2 if clock.compiles_only else most) + 6
         batches = [batch for _ in range(wanted) if (batch := list(islice(examples, size)))]
-        for graphs, group in WAYS:
-            config = config_of(clock.device, graphs, group)
+        rates = Rates()
+        for way in WAYS if clock.rehearsal else (*WAYS, SMALLER_GROUP):
             torch.set_float32_matmul_precision("high")  # as `trainer.device` does
-            how = f"{name}{described_way(graphs, group)}"
-            learner = Learner(model, config, clock.device)
+            how = f"{name}{described_way(*way)}"
             goals = (1e6, 30) if "MovieLens" in name else (None, 10)
-            yield from _pass(clock, how, learner, batches, goals)
+            for each in guarded(clock, f"single pass, {how}", _pass(clock, how, model, way, batches, goals)):
+                if each["unit"] == "events/s":
+                    rates[way] = each["value"]
+                yield each
+        yield from best_way(f"single pass, {name.partition(' (')[0]}", rates)
 
 
-def _pass(clock: Clock, name: str, learner: Any, batches: list[list[Any]], goals: tuple[Any, int]) -> Iterator[Row]:
+def _pass(
+    clock: Clock, name: str, model: Any, way: tuple[int, int], batches: list[list[Any]], goals: tuple[Any, int]
+) -> Iterator[Row]:
+    from trainer.step import Learner
+
+    learner = Learner(model, config_of(clock.device, *way), clock.device)
     warm = min(3, len(batches) - 1)
     for each in batches[:warm]:
         learner.step(each)
@@ -211,7 +233,6 @@ def live_steps(clock: Clock) -> Iterator[Row]:
     """Steps of live traffic: one target each of few users, predicted, counted and learned."""
     build_library()
     from model.config import ModelConfig
-    from trainer.step import Learner
 
     model, before = ModelConfig(), 200
     if clock.rehearsal:
@@ -221,25 +242,36 @@ def live_steps(clock: Clock) -> Iterator[Row]:
     few, num_items = clock.rehearsal or clock.compiles_only, 20 if clock.rehearsal else NUM_ITEMS
     for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
         earlier, batches = live_batches(users, num_items, before, 3 if few else 60)
-        for graphs, group in WAYS:
-            config = config_of(clock.device, graphs, group)
-            learner = Learner(model, config, clock.device)
-            prepare(learner, earlier, num_items)
-            for each in batches[: 1 if few else 15]:
-                learner.step(each)
-            seconds, _ = _timed(clock, learner, batches[1:2] if few else batches[15:50], 5.0)
-            ms = median(seconds) * 1e3
-            name = f"live step, {users} targets of {users} users, 200 before each, d 64, 2 layers"
-            most = 1.5 if users == 32 and graphs else None
-            yield row(
-                f"{name}{described_way(graphs, group)}",
-                ms,
-                "ms",
-                most,
-                f"{users / ms * 1e3:,.0f} interactions/s",
-                at_most=True,
-            )
-            if goal and graphs:
-                yield row("  interactions a second", users / ms * 1e3, "1/s", goal)
-            if graphs == 1 or clock.rehearsal:
-                yield host_profile(clock, learner, batches[-1:] if few else batches[50:])
+        name, rates = f"live step, {users} targets of {users} users, 200 before each, d 64, 2 layers", Rates()
+        for way in WAYS:
+            how = f"{name}{described_way(*way)}"
+            made = (model, config_of(clock.device, *way), earlier, num_items)
+            for each in guarded(clock, how, _live(clock, how, way, made, batches, few=few)):
+                if each["unit"] == "ms" and each["name"] == how:
+                    rates[way] = users / each["value"] * 1e3
+                    if goal and way[0]:
+                        yield row("  interactions a second", rates[way], "1/s", goal)
+                yield each
+        yield from best_way(f"live step of {users}", rates)
+
+
+def _live(
+    clock: Clock, name: str, way: tuple[int, int], made: tuple[Any, ...], batches: list[list[Any]], *, few: bool
+) -> Iterator[Row]:
+    from trainer.step import Learner
+
+    model, config, earlier, num_items = made
+    learner = Learner(model, config, clock.device)
+    prepare(learner, earlier, num_items)
+    for each in batches[: 1 if few else 15]:
+        learner.step(each)
+    seconds, _ = _timed(clock, learner, batches[1:2] if few else batches[15:50], 5.0)
+    ms, users = median(seconds) * 1e3, len(batches[0])
+    most = 1.5 if users == 32 and way[0] else None
+    yield row(name, ms, "ms", most, f"{users / ms * 1e3:,.0f} interactions/s", at_most=True)
+    last = batches[2 if few else 50]
+    by_kind, _, longest = shares(clock, lambda: learner.step(last))
+    kernels = "; ".join(f"{kernel} {took:.3f}" for kernel, took in longest[:5])
+    yield row("  of it the GPU is busy", sum(by_kind.values()), "ms", note=f"{described(by_kind)}; longest: {kernels}")
+    if way[0] == 1 or clock.rehearsal:
+        yield host_profile(clock, learner, batches[-1:] if few else batches[51:])

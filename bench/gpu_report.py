@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
+FAILED = "failed: "
+"""How the note of a row begins that stands for a measurement which failed."""
 
 
 @dataclass
@@ -80,6 +82,18 @@ def row(
     return {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
 
 
+def guarded(clock: Clock, name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of one of several measurements: if it fails, that is a row, and the others still run. Raises what it
+    raised if the GPU is lost."""
+    try:
+        yield from rows
+    except Exception as failure:
+        if not (clock.rehearsal or gpu_works()):
+            raise
+        print(traceback.format_exc(), flush=True)
+        yield row(name, None, "", note=f"{FAILED}{failure!r}"[:300])
+
+
 class Report:
     """Runs sections in order of importance and keeps their results, with those of earlier workers (``before``)."""
 
@@ -103,11 +117,13 @@ class Report:
         try:
             for each in measure(self.clock):
                 self.add(each)
+                if each["value"] is None and each["note"].startswith(FAILED):
+                    self.failures.append(f"{name}: {each['name'].strip()}: {each['note']}")
         except Exception as failure:  # noqa: BLE001
             # Runs on a GPU are rare: record what went wrong, and measure everything else.
             print(traceback.format_exc(), flush=True)
             self.failures.append(f"{name}: {failure!r}")
-            self.add(row(name, None, "", note=f"failed: {failure!r}"[:300]))
+            self.add(row(name, None, "", note=f"{FAILED}{failure!r}"[:300]))
             usable = self.clock.rehearsal or gpu_works()
         self.close(name, time.monotonic() - began)
         if usable and not self.clock.rehearsal:

@@ -136,8 +136,11 @@ def fuxi_delta_attention(
 
 def channel_biases(pos_bias_P: Tensor, time_bias_K: Tensor) -> tuple[Tensor, Tensor]:
     """(4, P) and (4, K): the tables of the four heads whose differences are the channels of position and of time."""
-    signs = pos_bias_P.new_tensor([[1.0], [-1.0], [0.0], [0.0]])
-    return signs * pos_bias_P, signs.flip(0) * -time_bias_K
+    nothing_P, nothing_K = torch.zeros_like(pos_bias_P), torch.zeros_like(time_bias_K)  # a copy of signs would wait
+    return (
+        torch.stack([pos_bias_P, -pos_bias_P, nothing_P, nothing_P]),
+        torch.stack([nothing_K, nothing_K, time_bias_K, -time_bias_K]),
+    )
 
 
 def _scoreless(v_THE: Tensor) -> tuple[Tensor, Tensor]:

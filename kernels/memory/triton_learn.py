@@ -106,6 +106,7 @@ def rescale(
         for start in range(0, num_rows.to(tl.int64) * num_bytes, BLOCK):
             at = start + tl.arange(0, BLOCK)
             tl.store(moved + at, tl.full([BLOCK], 255, tl.uint8), mask=at < num_rows.to(tl.int64) * num_bytes)
+        tl.debug_barrier()  # every thread has read the scale
         tl.store(clock_ptr + 1, scale * 0.0 + 1.0)
     for h in tl.static_range(NUM_HEAT):
         scale = tl.load(clock_ptr + 2 + h)
@@ -118,6 +119,7 @@ def rescale(
                 is_known = tl.load(first + row, mask=inside, other=-1) >= 0
                 tl.store(dirty + row, tl.full([BLOCK], MARK, tl.uint8), mask=inside & is_known & (value != 0))
                 tl.store(heat + h * stride + row, value * unit, mask=inside)
+            tl.debug_barrier()
             tl.store(clock_ptr + 2 + h, scale * 0.0 + 1.0)
     tl.debug_barrier()
 

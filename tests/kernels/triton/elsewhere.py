@@ -12,6 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +21,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 from triton.runtime import interpreter
+
+from tests.kernels.triton.capture import Captures, Graph, Stream, on_stream
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.device("cuda", 0)
@@ -58,13 +61,18 @@ class There(torch.Tensor):
 
 
 class Event:
-    """A `torch.cuda.Event` of a device that has always done its work already."""
+    """A `torch.cuda.Event`."""
+
+    def __init__(self, mode: Elsewhere, **_: Any) -> None:
+        self._mode, self._num = mode, 0
 
     def record(self) -> None:
-        """Nothing."""
+        """Note what the device has been given so far."""
+        self._num = self._mode.num_given
 
     def synchronize(self) -> None:
-        """Nothing."""
+        """Wait for it."""
+        self._mode.arrive(self._num)
 
 
 class Elsewhere(TorchDispatchMode):
@@ -76,6 +84,26 @@ class Elsewhere(TorchDispatchMode):
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # type: ignore[assignment]
         self.waits: list[str] = []
         self.moves: list[str] = []
+        self.captures = Captures()
+        self._coming: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._leaving: list[tuple[torch.Tensor, torch.Tensor, str]] = []
+        self._num_arrived = 0
+
+    @property
+    def num_given(self) -> int:
+        """How many copies to pinned memory the device has been given."""
+        return self._num_arrived + len(self._coming)
+
+    def arrive(self, num: int | None = None) -> None:
+        """The host has waited for the first ``num`` copies to pinned memory (None: for everything)."""
+        with _disable_current_modes():
+            while self._coming and (num is None or self._num_arrived < num):
+                memory, values = self._coming.pop(0)
+                memory.copy_(values)
+                self._num_arrived += 1
+            leaving, self._leaving = self._leaving, []
+            for source, values, where in leaving:
+                assert _same_bytes(source, values), f"pinned memory changed before it was copied at {where}"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
@@ -91,7 +119,12 @@ class Elsewhere(TorchDispatchMode):
         stays = torch.device(device).type != "cpu" if device is not None else bool(there)
         self._note_waits(name, args, kwargs, there, stays=stays)
         wrapped = {id(each.here): each for each in there}
-        result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        if name == "copy_" and there and not isinstance(args[0], There) and hasattr(args[0], "is_pinned_here"):
+            return self._come(args[0], args[1].here)
+        work = partial(func, *tree_map(_here, args), **tree_map(_here, kwargs))
+        result = work()
+        if self.captures.now is not None and stays:
+            self.captures.now.note(work, result, [each.here for each in there])
         if name == "copy_":
             return args[0]
         if is_pinned:
@@ -104,6 +137,12 @@ class Elsewhere(TorchDispatchMode):
 
         return tree_map(wrap, result) if stays else result
 
+    def _come(self, memory: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Copy to pinned memory, which has something else until the host has waited."""
+        with _disable_current_modes():
+            self._coming.append((memory, values.clone()))
+            return memory.fill_(float("nan") if memory.is_floating_point() else -1)
+
     def _note_waits(self, name: str, args: Any, kwargs: Any, there: list[There], *, stays: bool) -> None:
         host = [
             each for each in tree_flatten((args, kwargs))[0]
@@ -112,9 +151,15 @@ class Elsewhere(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             is_moved = bool(there) != stays if name == "_to_copy" else bool(there and host)
             at_once = bool(kwargs.get("non_blocking")) or (name == "copy_" and len(args) > 2 and bool(args[2]))
-            self.moves += [name] if is_moved else []
-            if is_moved and not (at_once and all(hasattr(each, "is_pinned_here") for each in host)):
+            if not is_moved:
+                return
+            self.moves.append(name)
+            assert self.captures.now is None, f"{name} between host and GPU in a capture, at {_place()}"
+            if not (at_once and all(hasattr(each, "is_pinned_here") for each in host)):
                 self._note(f"{name} {'from' if there else 'to'} the GPU")
+            elif not there or (isinstance(args[0], There) and name == "copy_"):
+                with _disable_current_modes():
+                    self._leaving += [(each, each.clone(), _place()) for each in host]
             return
         is_masked = name in ("index", "index_put_") and any(
             each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
@@ -126,16 +171,25 @@ class Elsewhere(TorchDispatchMode):
             self._note(f"{name} by an index on the host")
 
     def _note(self, what: str) -> None:
-        """With the line of ours that it is in."""
-        ours = [each for each in traceback.extract_stack() if Path(each.filename).parent.parent == ROOT]
-        where = [
-            f"{Path(each.filename).name}:{each.lineno}" for each in ours if Path(each.filename).parent.name != "tests"
-        ]
-        self.waits.append(f"{what} at {where[-1] if where else '?'}")
+        assert self.captures.now is None, f"{what} in a capture, at {_place()}"
+        self.waits.append(f"{what} at {_place()}")
+        self.arrive()
+
+
+def _place() -> str:
+    """The innermost line of ours that is running."""
+    ours = [each for each in traceback.extract_stack() if Path(each.filename).parent.parent == ROOT]
+    where = [f"{Path(each.filename).name}:{each.lineno}" for each in ours if Path(each.filename).parent.name != "tests"]
+    return where[-1] if where else "?"
 
 
 def _here(value: Any) -> Any:
     return value.here if isinstance(value, There) else value
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Also where they are NaN."""
+    return not a.numel() or torch.equal(*(each.reshape(-1).contiguous().view(torch.uint8) for each in (a, b)))
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -146,30 +200,40 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def elsewhere() -> Iterator[Elsewhere]:
     """Inside the block there is a GPU."""
-    call = interpreter.GridExecutor.__call__
+    call, mode = interpreter.GridExecutor.__call__, Elsewhere()
 
     def launch(executor: Any, *args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
-            return call(executor, *_all_here(args), **_all_here(kwargs))
+            work = partial(call, executor, *all_here(args), **all_here(kwargs))
+            work()
+        if mode.captures.now is not None:
+            mode.captures.now.note(work)
 
+    there: dict[str, Any] = {
+        "Event": partial(Event, mode), "Stream": Stream, "stream": on_stream, "current_stream": Stream,
+        "CUDAGraph": partial(Graph, mode.captures), "graph": mode.captures.capture, "graph_pool_handle": lambda: (0, 1),
+        "synchronize": mode.arrive, "current_device": lambda: 0,
+    }  # fmt: skip
     with (
         mock.patch.object(interpreter.GridExecutor, "__call__", launch),
-        mock.patch.multiple(torch.cuda, Event=Event, current_device=lambda: 0),
+        mock.patch.multiple(torch.cuda, **there),
         mock.patch("kernels.triton_shared._num_processors", return_value=2),
         mock.patch("kernels.triton_shared._architecture", return_value=90),
-        Elsewhere() as mode,
+        mode,
     ):
         yield mode
+        mode.arrive()
 
 
-def _all_here(value: Any) -> Any:
+def all_here(value: Any) -> Any:
     """A launch's arguments, with tensors in tuples and descriptors too."""
     if isinstance(value, There):
         return value.here
+    assert not isinstance(value, torch.Tensor), f"a kernel got a tensor of the host, {tuple(value.shape)}"
     if isinstance(value, dict):
-        return {key: _all_here(each) for key, each in value.items()}
+        return {key: all_here(each) for key, each in value.items()}
     if isinstance(value, tuple):
-        parts = [_all_here(each) for each in value]
+        parts = [all_here(each) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if hasattr(value, "base") and isinstance(value.base, There):
         value.base = value.base.here

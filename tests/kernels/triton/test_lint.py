@@ -1,5 +1,6 @@
 """Finds in our kernels' sources what Triton accepts but miscompiles: `and`/`or` of tensors, block pointers, loops whose
-condition is a call."""
+condition is a call. And what is a race between a program's threads: a number in memory that a branch depends on, and
+that the branch changes while other threads have yet to read it."""
 
 from __future__ import annotations
 
@@ -33,6 +34,29 @@ def faults(source: str) -> list[str]:
     return found
 
 
+def races(source: str) -> list[str]:
+    """Branches on a number loaded from an address, in which something is stored there without a barrier before it. The
+    interpreter has one thread, so it cannot show them."""
+    found = []
+    for kernel in filter(is_kernel, ast.walk(ast.parse(source))):
+        loaded = {
+            node.targets[0].id: ast.unparse(node.value.args[0])
+            for node in ast.walk(kernel)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "tl.load"
+        }  # fmt: skip
+        for branch in (node for node in ast.walk(kernel) if isinstance(node, ast.If)):
+            read = {loaded.get(node.id) for node in ast.walk(branch.test) if isinstance(node, ast.Name)}
+            is_safe = False
+            for line in branch.body:
+                calls = [node for node in ast.walk(line) if isinstance(node, ast.Call)]
+                is_safe |= any(ast.unparse(call.func) == "tl.debug_barrier" for call in calls)
+                stored = {ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "tl.store"}
+                if stored & read and not is_safe:
+                    found.append(f"line {line.lineno}: other threads may not have read {stored & read} yet")
+    return found
+
+
 def sources() -> list[Path]:
     return sorted(KERNELS.rglob("triton_*.py"))
 
@@ -40,6 +64,13 @@ def sources() -> list[Path]:
 def test_no_kernel_uses_what_triton_gets_wrong() -> None:
     assert len(sources()) > 10
     assert {str(path): faults(path.read_text()) for path in sources() if faults(path.read_text())} == {}
+
+
+def test_no_branch_changes_what_decides_it_before_all_threads_have_read_it() -> None:
+    assert {str(path): races(path.read_text()) for path in sources() if races(path.read_text())} == {}
+    template = "@triton.jit\ndef f(p):\n    x = tl.load(p + 1)\n    if x > 0:\n        {}tl.store(p + 1, 0)\n"
+    assert len(races(template.format(""))) == 1
+    assert races(template.format("tl.debug_barrier()\n        ")) == []
 
 
 def test_the_lint_sees_each_fault() -> None:

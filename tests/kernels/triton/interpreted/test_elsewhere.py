@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from itertools import count, islice
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,20 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
 from bench.gpu_pass import synthetic_examples
+from kernels.transfer import ToHost, on_its_way, to_device
 from model.config import ModelConfig
 from model.memory import Memory
-from tests.kernels.triton.elsewhere import Elsewhere, elsewhere
+from tests.kernels.triton.elsewhere import all_here, elsewhere
 from tests.kernels.triton.interpreted.test_padding import with_domains
-from trainer import graph, graph_step
+from trainer import graph_step
+from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint_reading import Checkpoint
+from trainer.collection import Collection
 from trainer.config import TrainerConfig
-from trainer.graph import Captures
-from trainer.graph_step import PaddedStep
-from trainer.snapshot import learner_arrays
+from trainer.saver import Saver
+from trainer.snapshot import learner_arrays, restore_learner, small_arrays
 from trainer.step import Learner
+from wire.example import Example
 
 MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                     num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8)  # fmt: skip
@@ -32,24 +37,18 @@ MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, valu
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("LEAST_INTERACTIONS", 16), ("LEAST_USERS", 4), ("LEAST_ROWS", 80)):
+    for name, size in (("LEAST_INTERACTIONS", 24), ("LEAST_USERS", 4), ("LEAST_ROWS", 80)):
         monkeypatch.setattr(graph_step, name, size)
 
 
-def learner_on(
-    device: str, group: int = 1, *, graphed: bool = False, one_graph: bool = False, most: int = 100
-) -> Learner:
-    config = TrainerConfig(
-        device="cpu", exclude_seen=False, memory_group=group, graph_gradients=one_graph, full_softmax_max_items=most,
-        num_negatives=8,
-    )  # fmt: skip
-    learner = Learner(MODEL, config, device)
-    if graphed:
-        learner.forward_pass.step_graphs = PaddedStep(
-            learner.model, Captures(wanted=False), feedback=config.late_feedback,
-            context_gradient=config.context_gradient, rank_weight=config.rank_weight,
-        )  # fmt: skip
-    return learner
+def config_of(most: int = 100, **switches: Any) -> TrainerConfig:
+    return TrainerConfig(
+        device="cpu", exclude_seen=False, full_softmax_max_items=most, num_negatives=8, evict_every_steps=2, **switches
+    )
+
+
+def learner_on(device: str, group: int = 1, model: ModelConfig = MODEL, **switches: Any) -> Learner:
+    return Learner(model, config_of(memory_group=group, **switches), device)
 
 
 def losses(learner: Learner, waits: list[str] | None = None) -> list[float]:
@@ -63,35 +62,77 @@ def losses(learner: Learner, waits: list[str] | None = None) -> list[float]:
     return found
 
 
-def without_moves(gpu: Elsewhere) -> Callable[..., Any]:
-    """`trainer.graph._gradients`, which is captured: nothing in it may come from the host, or go there."""
-    plain, calls = graph._gradients, count()
-
-    def checked(*arguments: Any) -> Any:
-        gpu.moves.clear()
-        found = plain(*arguments)
-        assert next(calls) == 0 or not gpu.moves, gpu.moves  # the first call is not captured
-        return found
-
-    return checked
+ONE_GRAPH, TWO_GRAPHS = {"cuda_graphs": True, "graph_gradients": True}, {"cuda_graphs": True}
 
 
 @pytest.mark.parametrize(
-    "way",
-    [{"graphed": True, "one_graph": True}, {"most": 5}],
-    ids=["one graph", "launches, sampled loss"],
-)
-def test_a_step_on_a_gpu_waits_for_nothing_but_its_results(
-    way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    expected = losses(learner_on("cpu", most=way.get("most", 100)))
+    ("model", "way"),
+    [
+        (MODEL, ONE_GRAPH), (MODEL, TWO_GRAPHS | {"row_precision": "bfloat16"}), (MODEL, {"most": 5}),
+        (replace(MODEL, block="fuxi", ffn_width=24, num_layers=1), TWO_GRAPHS),
+    ],
+    ids=["one graph", "two graphs, rows of 16 bits", "launches, sampled loss", "two graphs, FuXi"],
+)  # fmt: skip
+def test_a_step_on_a_gpu_waits_for_nothing_but_its_results(model: ModelConfig, way: dict[str, Any]) -> None:
+    """And gives what one on the CPU gives, where graphs are captured in the first step and replayed in the second."""
+    expected = losses(learner_on("cpu", model=model, **way))
     with elsewhere() as gpu:
-        monkeypatch.setattr(graph, "_gradients", without_moves(gpu))
-        learner = learner_on("cuda:0", 8, **way)
+        learner = learner_on("cuda:0", 8, model, **way)
         assert losses(learner, gpu.waits) == pytest.approx(expected, rel=1e-4)
         assert gpu.waits == []
         saved = learner_arrays(learner)
     assert (saved["memory.after"] > 0).any()
+    replays = [graph.num_replays for graph in gpu.captures.graphs]
+    assert sum(replays) == (2 if way is ONE_GRAPH else 4 if "cuda_graphs" in way else 0)
+    assert max(replays, default=2) == 2, "a graph is replayed in another step"
+
+
+def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its tables and its memory get more room and lose items, with graphs captured before that."""
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 4)
+    monkeypatch.setattr(graph_step, "LEAST_INTERACTIONS", 64)
+    examples = list(synthetic_examples(4, 60, 8, 2, 12))
+    steps = [examples[start : start + 3] for start in range(0, 15, 3)]
+
+    def learned(learner: Learner, steps: list[list[Example]]) -> list[tuple[float, float]]:
+        reports = [learner.step(step) for step in steps]
+        return [(report.retrieval_loss, report.ranking_loss) for report in reports]
+
+    def resumed(device: str, folder: Path, **way: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        way["max_items"] = 3
+        learner = learner_on(device, **way)
+        before = learned(learner, steps[:3])
+        assert learner.memory.arrays.capacity > 4
+        assert learner.items.num_dropped > 0
+        folder.mkdir()
+        checkpoints = CheckpointFolder(folder, print)
+        saver = Saver(checkpoints)
+        saver.begin(learner)
+        collection = Collection(learner, whole=True)
+        meta = {"model": MODEL.as_dict(), "trainer": learner.config.learning_dict()}
+        while not (saver.advance(1000) and collection.advance(1000)):
+            pass
+        assert collection.cut(learner)().num_bytes > 0
+        saver.cut(Checkpoint(learner.num_steps, small_arrays(learner), meta))
+        assert saver.wait() is None
+        saver.close()
+        after, other = learned(learner, steps[3:]), learner_on(device, **way)
+        found = checkpoints.load()
+        assert found is not None
+        restore_learner(other, found)
+        for each in examples[:9]:
+            other.histories.fold(each)
+        assert learned(other, steps[3:]) == after
+        ours, theirs = learner_arrays(learner), learner_arrays(other)
+        for name in ("items.weight", "items.state", "memory.after", "memory.weight", "optimiser.flat"):
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+        return before, after
+
+    expected = resumed("cpu", tmp_path / "cpu")
+    with elsewhere():
+        found = resumed("cuda:0", tmp_path / "gpu", group=8, **ONE_GRAPH)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
 def test_with_the_memory_on_the_host_a_step_waits_for_the_network_s_logits() -> None:
@@ -111,8 +152,32 @@ def test_a_build_that_fetches_the_memory_in_every_step_is_noticed(monkeypatch: p
 
     monkeypatch.setattr(Memory, "grow", fetches_first)
     with elsewhere() as gpu:
-        losses(learner_on("cuda:0", 8, graphed=True, one_graph=True), gpu.waits)
+        losses(learner_on("cuda:0", 8), gpu.waits)
         assert "nonzero at memory.py" in [each.split(":")[0] for each in gpu.waits]
+
+
+def test_what_a_capture_or_a_copy_cannot_do_is_noticed() -> None:
+    with elsewhere():
+        x, graph = torch.ones(4, device="cuda:0"), torch.cuda.CUDAGraph()
+        for refused in (x.cpu, lambda: float(x[0]), lambda: to_device(np.ones(4, np.float32), x.device)):
+            with pytest.raises(AssertionError, match="in a capture"), torch.cuda.graph(graph):
+                refused()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = x * 2.0
+        assert torch.isnan(y.here).all()  # type: ignore[attr-defined]
+        x += 1.0
+        graph.replay()
+        coming = ToHost(y)
+        assert np.isnan(coming._values[0].numpy()).all()  # it has not been waited for
+        assert coming.wait()[0].tolist() == [4.0] * 4
+        pinned = on_its_way(np.ones(4, np.float32), x.device)
+        x.copy_(pinned, non_blocking=True)
+        pinned += 1.0
+        with pytest.raises(AssertionError, match="pinned memory changed"):
+            x.cpu()
+        with pytest.raises(AssertionError, match="a kernel got a tensor of the host"):
+            all_here((x, torch.ones(4)))
 
 
 def test_what_would_wait_is_seen() -> None:
