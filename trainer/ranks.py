@@ -36,7 +36,7 @@ INLINE_BYTES, _LENGTH_BYTES = 32 << 10, 8
 class Ranks:
     """This process's place among ``size`` ranks. Anything that fails between them raises `RanksError`.
 
-    ``num_bytes``: what this rank has sent, by purpose.
+    ``num_bytes``: what has been sent, by purpose: messages and rows by this rank, sums by the one that sends most.
     """
 
     def __init__(self, rank: int, size: int, timeout_s: float) -> None:
@@ -95,7 +95,7 @@ class Ranks:
             return wait()
 
     def _from_one(self, flat: Tensor, giver: int) -> Callable[[], Tensor]:
-        self.num_bytes["sums"] += flat.nbytes * (self.size - 1) if giver == self.rank else 0
+        self.num_bytes["sums"] += flat.nbytes * (self.size - 1)
         work = dist.broadcast(flat, giver, async_op=True)
         return lambda: _waited(work, flat)
 
