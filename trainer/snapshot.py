@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernels.memory.ranking_state import MemoryRanking
 from model.embedding import EmbeddingTable
 from trainer.checkpoint import flatten, part_of
 from trainer.checkpoint_reading import Checkpoint
@@ -91,8 +92,11 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
     learner.histories.load_state_dict(part_of(arrays, "histories"))
-    learner.memory_pass.ranking.load_state_dict(part_of(arrays, "ranking"))
-    learner.evaluator.load_state_dict(part_of(arrays, "ranking"))
+    ranked = part_of(arrays, "ranking")
+    if not MemoryRanking.is_kept(ranked, learner.memory.arrays):  # of an earlier build: that choice gets no ranks
+        ranked = {}
+    learner.memory_pass.ranking.load_state_dict(ranked)
+    learner.evaluator.load_state_dict(ranked)
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])

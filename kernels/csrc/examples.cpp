@@ -152,7 +152,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     constexpr int64_t MOST = 1 << 20;
     for (const int64_t each : {first, num, num_new, num_feedback, num_ids, num_user_features, head[SEGMENT_LEN]})
         if (each < 0 || each > MOST) return false;
-    if (width != 1 && width != 2 && width != 4) return false;
+    if (head[SEGMENT_LEN] < 1 || (width != 1 && width != 2 && width != 4)) return false;
     if (num_new > num || num_feedback > num - num_new || num + first > head[SEGMENT_LEN] || head[SEGMENT] < 0)
         return false;
     const int64_t time_width = flags & LONG_TIMES ? 8 : 4, index_width = head[SEGMENT_LEN] <= 256 ? 1 : 2;

@@ -83,4 +83,4 @@ def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -
         ctypes.c_int64((row_type.itemsize - 32) // 8), ctypes.c_void_p(heads.ctypes.data),
         ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
     )  # fmt: skip
-    return Block(data, heads, rows[:num_rows])
+    return Block(data, heads, rows[:num_rows].copy())  # examples that wait keep it: not the room for as many as could be

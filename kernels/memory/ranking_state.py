@@ -22,8 +22,6 @@ included; ``touched…`` those with evidence, by what followed."""
 AMOUNTS = ("best", "mass", "lift_mass", "logit", "count", "pause", "weight")
 """Of a ranking: the best score, the sums of e^(score - best) and of the lifts weighted by that; of the target, the
 logit, what followed, and how much it counts; and the pause before it."""
-MOST_GAINS = 23
-"""One for each feature, as the C++ kernels hold them."""
 HALF = 0.5
 """A unit that is less than so much of what it has grown to is another one: they are replaced at 1e12."""
 
@@ -64,7 +62,7 @@ class MemoryRanking:
             lift_V=np.zeros(num_rows if memory.num_columns else 0, np.float32),
             logit_V=logit_V,
             query_D=query_D,
-            gain=np.zeros(MOST_GAINS, np.float32),
+            gain=np.zeros(len(FEATURES), np.float32),
             shortlist_weight=memory.shortlist_weight.copy(),
             shortlist_norm=memory.shortlist_norm.copy(),
             lift_G=np.zeros(num_groups, np.float32),
@@ -94,6 +92,18 @@ class MemoryRanking:
         units = slice(SEEN, HEAT + NUM_HEATS)
         share = memory.clock[units] / (before[units] * 2.0 ** (num_counted / half_lives))
         self.clock[units] *= np.where(share < HALF, share, 1.0)
+
+    @staticmethod
+    def is_kept(state: Mapping[str, NDArray[Any]], memory: MemoryArrays) -> bool:
+        """Whether a state is of a choice that this build can go on with: an earlier one had fewer features."""
+        shapes = {
+            "gain": (len(FEATURES),),
+            "listed_feature": (LISTED, len(FEATURES)),
+            "shortlist_weight": memory.shortlist_weight.shape,
+            "shortlist_norm": memory.shortlist_norm.shape,
+            "clock": memory.clock.shape,
+        }
+        return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""

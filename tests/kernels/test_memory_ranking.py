@@ -140,6 +140,21 @@ def test_how_rows_are_sliced_makes_no_difference_to_the_bit() -> None:
         np.testing.assert_array_equal(found, amounts[0])
 
 
+def test_nothing_beyond_what_is_kept_of_a_choice_is_read_or_written() -> None:
+    """Else what a checkpoint has of it would not be all."""
+    found = []
+    for beyond in (0.0, 100.0):
+        scene = Scene(4000, 3500, SLOWLY)
+        begun = scene.begin().state_dict()
+        roomy = {name: np.append(array.reshape(-1), np.full(64, beyond, array.dtype)) for name, array in begun.items()}
+        ranking = MemoryRanking(**{name: roomy[name][:-64].reshape(begun[name].shape) for name in begun})
+        found.append((scene.later(ranking), scene.memory.gain, scene.memory.shortlist_weight))
+        assert all((array[-64:] == beyond).all() for array in roomy.values())
+    assert found[0][0] == found[1][0]
+    for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("num_columns", [0, 2])
 @pytest.mark.parametrize(("num_rows", "known"), [(12, 0), (4000, 3500)])
 def test_a_choice_is_ranked_and_teaches_as_the_definition_does(num_rows: int, known: int, num_columns: int) -> None:

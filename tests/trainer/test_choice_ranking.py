@@ -108,6 +108,22 @@ def test_a_trainer_that_resumes_in_between_goes_on_to_the_bit() -> None:
     assert_same_arrays(learner_arrays(resumed), learner_arrays(learner))
 
 
+def test_a_choice_that_a_build_with_fewer_features_began_gets_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, world = taught(SAMPLED)
+    slowed(learner)
+    while not learner.memory_pass.ranking.is_begun or learner.memory_pass.ranking.is_scored:
+        learner.step(world.examples(3))
+    kept = learner.ranking_state()
+    for name, shape in (("gain", (23,)), ("listed_feature", (64, 23)), ("shortlist_norm", (3, 27))):
+        with monkeypatch.context() as patched:
+            patched.setattr(learner, "ranking_state", lambda: kept | {name: np.zeros(shape, np.float32)})  # noqa: B023
+            resumed = slow_twin(learner)
+        assert not resumed.memory_pass.ranking.is_begun
+        for _ in range(20):
+            resumed.step(world.examples(3))
+        assert resumed.memory_pass.ranking.is_begun
+
+
 def test_a_table_that_is_divided_while_a_choice_is_ranked_changes_nothing() -> None:
     """All rows that are left are scored then, but the ranks come, and are learned from, when they would have come."""
     learner, world = taught(SAMPLED)

@@ -82,6 +82,15 @@ def test_one_bad_record_is_told_of_as_ever_and_the_others_are_unaffected(seed: i
     assert num - 9 <= agree(values, 0, FEATURES) <= num
 
 
+def test_what_the_codec_refuses_to_write_is_not_read_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of segments without a place would divide by zero whenever the history is looked at."""
+    values = list[bytes | None](told(1)[:2])
+    with monkeypatch.context() as patched:
+        patched.setattr("wire.example_codec._check_sizes", lambda *_: None)
+        values.append(encode_example(replace(fence(0, 3, 9), is_fence=False, segment_len=0)))
+    assert agree(values, 0, FEATURES) == 2
+
+
 def test_another_layout_ends_the_reading_after_the_records_before_it() -> None:
     values = list[bytes | None](told(1)[:5])
     values[3] = b"HRE\x04" + (values[3] or b"")[4:]

@@ -133,7 +133,7 @@ def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
 @contextmanager
 def asking(consumer: KafkaConsumer) -> Iterator[None]:
     """Until the block ends, the consumer has the options `PROMPT`, so that nothing waits for the end of a fetch that
-    brings nothing."""
+    brings nothing, but of one that is under way."""
     options = consumer._fetcher.config  # noqa: SLF001
     before = {name: options[name] for name in PROMPT}
     options.update(PROMPT)
