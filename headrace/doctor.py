@@ -69,7 +69,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from processes(settings, line, *heard(settings, line, consumer))
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
-        yield problem("broker", f"it stopped answering: {brief(error)}", "see the broker's log")
+        told = error if isinstance(error, HeadraceError) else brief(error)
+        yield problem("broker", f"it stopped answering: {told}", "see the broker's log")
     finally:
         consumer.close()
 

@@ -19,7 +19,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.answer_bodies import Problem
-from wire.errors import HeadraceError
+from wire.errors import ConfigError, HeadraceError
+
+
+def says_what_to_do(error: BaseException | None) -> bool:
+    """Whether an error is the system's or the configuration's, such as a full disk, and its message is for the
+    operator. Connections that fail are not."""
+    return isinstance(error, ConfigError) or (
+        isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+    )
 
 
 class ServingError(HeadraceError):

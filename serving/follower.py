@@ -47,9 +47,10 @@ class HistoryFollower(TopicThread):
         by_batch(self.consumer)
         self._num_told = 0
         self._thread_of: dict[int, ThreadPoolExecutor] = {}
-        self._begins: dict[TopicPartition, int] = {}
         self._goals: dict[TopicPartition, int] = {}
-        self._at: dict[TopicPartition, int] = {}
+        self._left: tuple[int, dict[TopicPartition, int]] | None = None
+        """How many records there were at first, and how many of each partition were left lately. It is replaced as a
+        whole, since others read it."""
         self._told_s = time.monotonic()
         self._folding = [ThreadPoolExecutor(1, "histories") for _ in range(FOLDING_THREADS)]
         self._waiting = deque[Future[None]]()
@@ -123,18 +124,21 @@ class HistoryFollower(TopicThread):
                          partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
-        self._begins = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        begins = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
         self._goals = ends(self.consumer, partitions)
         for partition in partitions:
-            self.consumer.seek(partition, self._begins[partition])
-        self._at = self._begins
+            self.consumer.seek(partition, begins[partition])
+        left = {each: goal - begins[each] for each, goal in self._goals.items()}
+        self._left = (sum(left.values()), left)
         return True
 
     def _check_goals(self) -> None:
-        if self.caught_up.is_set():
+        if self.caught_up.is_set() or self._left is None:
             return
-        at = self._at = {each: self.consumer.position(each, ASK_TIMEOUT_MS) or 0 for each in self._goals}
-        if all(at[each] >= goal for each, goal in self._goals.items()):
+        at = {each: self.consumer.position(each, ASK_TIMEOUT_MS) or 0 for each in self._goals}
+        left = {each: max(0, goal - at[each]) for each, goal in self._goals.items()}
+        self._left = (self._left[0], left)
+        if not any(left.values()):
             self._wait_for_all_but(0)
             self.caught_up.set()
             part = "" if self.shard.is_whole else f", of partitions {as_ranges(self.shard.held) or 'none'}"
@@ -146,13 +150,12 @@ class HistoryFollower(TopicThread):
     @property
     def waits_for(self) -> str:
         """How much of the topic is still to be read, and of which partition most."""
-        at, goals, begins = self._at, self._goals, self._begins
         if self.caught_up.is_set():
             return ""
-        if not at:
+        if self._left is None:
             return super().waits_for or f"the broker to say where {self.topic} ends"
-        left = {each: max(0, goal - at[each]) for each, goal in goals.items()}
-        whole, most = sum(goals[each] - begins[each] for each in goals), max(left, key=lambda each: left[each])
+        whole, left = self._left
+        most = max(left, key=lambda each: left[each])
         return (
             f"histories: {whole - sum(left.values()):,} of {whole:,} records of {self.topic} are read; "
             f"most are left of partition {most.partition}: {left[most]:,}"

@@ -213,10 +213,11 @@ class ItemSearch:
         """An answer had ``num_hits`` of the exact answer's ``num_exact`` items."""
         if not num_exact:
             return
-        self._recalls.append((num_hits, num_exact))
-        self.num_compared += 1
-        recall, was_low = self.recall, self._is_low
-        self._is_low = recall is not None and len(self._recalls) >= ENOUGH and recall < self._least_recall
+        with self._lock:
+            self._recalls.append((num_hits, num_exact))
+            self.num_compared += 1
+            recall, was_low = self.recall, self._is_low
+            self._is_low = recall is not None and len(self._recalls) >= ENOUGH and recall < self._least_recall
         if self._is_low and not was_low:
             logger.warning(
                 "search: the last %d compared answers had %.3f of the exact ones' items, and serving.search_recall is "

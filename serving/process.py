@@ -21,7 +21,7 @@ from model.growing import keep_in
 from serving.access import Access
 from serving.addresses import address_of
 from serving.config import ServingConfig
-from serving.errors import StartError
+from serving.errors import StartError, says_what_to_do
 from serving.follower import HistoryFollower
 from serving.guard import Band, Guard
 from serving.heartbeat import Heartbeat
@@ -41,7 +41,7 @@ from serving.topic_follower import TopicFollower
 from serving.topic_thread import TopicThread
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, HeadraceError
+from wire.errors import HeadraceError
 from wire.kafka.consumer import PATIENT, connect
 from wire.topics import Topics
 
@@ -90,7 +90,7 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
-            if isinstance(service.failure, ConfigError | OSError):  # such as a full disk: its message says what to do
+            if service.failure is not None and says_what_to_do(service.failure):
                 raise service.failure
             if service.failure is not None:
                 failed = f"{type(service.failure).__name__}: {service.failure}"

@@ -96,11 +96,14 @@ class PinFollower(TopicFollower):
         (partition,) = partitions_of(consumer, self._topic)
         end = ends(consumer, [partition])[partition]
         consumer.seek_to_beginning(partition)
-        decided = _Decided()
+        decided, reached = _Decided(), 0
         while not self.stopping.is_set():
             for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
                 self._note(record, decided)
-            if (consumer.position(partition) or 0) >= end:
+            before, reached = reached, consumer.position(partition) or 0
+            if reached < before:  # another topic, without the earlier decisions
+                return
+            if reached >= end:
                 self._rollout.ordered, self._rollout.switched = decided.pin, decided.switch
                 self._rollout.known.set()
 

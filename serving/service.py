@@ -143,7 +143,7 @@ class Service:
         if self.is_ready:
             return ""
         if self.failure is not None:
-            return f"its end: a thread that follows the topics has failed ({self.failure})"
+            return f"its end: a thread that follows the topics has failed ({type(self.failure).__name__}; see its log)"
         told = [] if self.contact.is_up else [f"the broker, which has not answered for {self.contact.away_s:.0f} s"]
         told += [words for each in self.waits if (words := each())]
         told += [] if self.placing.is_ready else ["the status topic, to know other servers"]

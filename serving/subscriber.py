@@ -70,8 +70,13 @@ class WeightsSubscriber(TopicThread):
         if not self.started_following.is_set():
             place = f", at offset {self._at:,} of {self._end:,}" if self._at else ""
             return super().waits_for or f"a first version: looking for a base in {self.topic}{place}"
-        if num := self.intake.counters.num_refused:
+        counters, rollout = self.intake.counters, self.intake.rollout
+        if rollout.held is not None:
+            return f"version {name_of(rollout.held)}: {rollout.why}"
+        if num := counters.num_refused + counters.num_dropped:
             return f"a first version: {num} in {self.topic} could not be served, and the log says why"
+        if num := counters.num_unlinked:
+            return f"a base: the {num} versions in {self.topic} are changes to one that is not there"
         return f"a first version: {self.topic} has none yet; is a trainer running?"
 
     @property

@@ -58,7 +58,10 @@ class TopicFollower(threading.Thread):
                 told = str(error)
             except Exception:
                 logger.exception("%s; starting again", self.what)
-            self.failed()
+            try:
+                self.failed()
+            except Exception:
+                logger.exception("%s; starting again", self.what)
             self.stopping.wait(self.retry_s)
 
     def follow(self, consumer: KafkaConsumer) -> None:

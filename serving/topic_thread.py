@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from kafka import KafkaConsumer, TopicPartition
 
+from serving.errors import says_what_to_do
 from wire.errors import HeadraceError
 from wire.kafka.consumer import topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
@@ -50,7 +51,7 @@ class TopicThread(threading.Thread):
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            if isinstance(error, HeadraceError | OSError):
+            if isinstance(error, HeadraceError) or says_what_to_do(error):
                 logger.error("the %s ended: %s", self.label, error)
             else:
                 logger.exception("the %s ended", self.label)

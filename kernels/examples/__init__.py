@@ -83,4 +83,5 @@ def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -
         ctypes.c_int64((row_type.itemsize - 32) // 8), ctypes.c_void_p(heads.ctypes.data),
         ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
     )  # fmt: skip
-    return Block(data, heads, rows[:num_rows].copy())  # examples that wait keep it: not the room for as many as could be
+    # A copy, since examples that wait keep it, and would keep room for as many rows as the bytes could hold.
+    return Block(data, heads, rows[:num_rows].copy())

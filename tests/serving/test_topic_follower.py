@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
 import serving.topic_follower
@@ -17,6 +17,7 @@ from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire
 from wire.control import PIN_KEY, Pin, encode_decision
 from wire.errors import BrokerUnavailable
+from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, follow
 
 LOGGER = "serving.topic_follower"
@@ -131,13 +132,9 @@ class Watched(Rollout):
 def test_of_the_pins_that_a_topic_has_only_the_last_ever_counts(kafka: Broker, topic_prefix: str) -> None:
     """Read again after the broker was away, an earlier one would move the server for a moment."""
     wire, rollout = Wire(kafka, topic_prefix), Watched()
-    producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
-    for number in (1, 2, 3):
-        pin = encode_decision(Pin(epoch=1, number=number, made_ms=0))
-        producer.send(wire.topics.control, key=PIN_KEY, value=pin, partition=0).get(60)
-    producer.close(timeout=5)
+    pin(wire, 1, 2, 3)
     assert following(wire, rollout) == (1, 3)
-    assert [pin and pin.number for pin in rollout.__dict__["pins"]] == [None, 3]
+    assert [each and each.number for each in rollout.__dict__["pins"]] == [None, 3]
     wire.close()
 
 
@@ -148,6 +145,43 @@ def test_a_pin_that_the_topic_no_longer_has_is_forgotten_when_it_is_read_again(
     rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
     assert following(wire, rollout) is None
     wire.close()
+
+
+@pytest.mark.slow
+def test_pins_of_a_topic_that_is_created_again_while_it_is_followed_are_heard(kafka: Broker, topic_prefix: str) -> None:
+    wire, rollout = Wire(kafka, topic_prefix), Rollout()
+    pin(wire, 1, 2, 3)
+    follower = PinFollower(lambda: connect(wire.kafka, 20, metadata_max_age_ms=500), wire.topics.control, rollout)
+    follower.retry_s = 0.1  # type: ignore[misc]
+    follower.start()
+    try:
+        wait_until(lambda: rollout.wanted == (1, 3), 60, "the last pin")
+        again(wire)
+        wait_until(lambda: rollout.wanted is None, 60, "a topic without pins")
+        pin(wire, 4)
+        wait_until(lambda: rollout.wanted == (1, 4), 60, "a pin of the new topic")
+    finally:
+        follower.stop()
+        follower.join(60)
+        wire.close()
+
+
+def again(wire: Wire) -> None:
+    """Delete the control topic, and create it."""
+    admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
+    admin.delete_topics([wire.topics.control])
+    wait_until(lambda: wire.topics.control not in admin.list_topics(), 60, "the topic to be gone")
+    admin.close()
+    ensure_topics(wire.kafka)
+
+
+def pin(wire: Wire, *numbers: int) -> None:
+    """Decide for these versions, one after the other."""
+    producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
+    for number in numbers:
+        decision = encode_decision(Pin(epoch=1, number=number, made_ms=0))
+        producer.send(wire.topics.control, key=PIN_KEY, value=decision, partition=0).get(60)
+    producer.close(timeout=5)
 
 
 def following(wire: Wire, rollout: Rollout) -> tuple[int, int] | None:
