@@ -225,7 +225,12 @@ def test_a_server_without_a_version_says_what_it_waits_for(wire: Wire) -> None:
     with wire.subscriber() as subscriber:
         assert subscriber.started_following.wait(60)
         assert subscriber.waits_for == f"a first version: {wire.topics.weights} has none yet; is a trainer running?"
-        subscriber.intake.counters.num_refused = 1
+        counters, rollout = subscriber.intake.counters, subscriber.intake.rollout
+        counters.num_unlinked = 2
+        assert subscriber.waits_for.startswith("a base: the 2 versions in ")
+        counters.num_refused = 1
         assert "1 in " in subscriber.waits_for
+        rollout.hold((1, 7), "it is not in the topic")
+        assert subscriber.waits_for == "version 1/7: it is not in the topic"
         served(subscriber, wire.publish(world))
         assert subscriber.waits_for == ""
