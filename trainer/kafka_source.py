@@ -119,7 +119,7 @@ class KafkaSource:
 
         A record that was superseded after a position is still there before it, unless compaction has run in between: so
         the histories are those of the checkpoint as long as the trainer is less than ``kafka.min_compaction_lag_s``
-        behind, as it must be to miss no example. Takes 20 µs a record.
+        behind, as it must be to miss no example. Takes 10 to 20 µs a record.
         """
         behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
         logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
