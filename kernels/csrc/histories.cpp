@@ -170,8 +170,8 @@ HEADRACE_API int64_t headrace_histories_bytes(const void* histories) {
     return static_cast<const Histories*>(histories)->num_bytes();
 }
 
-// Folds `num` records, given as heads (num, NUM_HEADS), the bytes that they point into, and their rows. Returns how many
-// users were forgotten, or -1 if there was no memory.
+// Folds `num` records, given as heads (num, NUM_HEADS), the bytes that they point into, and their rows. Returns how
+// many users were forgotten, or -1 if there was no memory.
 HEADRACE_API int64_t headrace_histories_fold(void* to, const uint8_t* data, const int64_t* heads, int64_t num,
                                              const uint8_t* rows, int64_t max_bytes) try {
     auto& histories = *static_cast<Histories*>(to);
