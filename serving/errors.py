@@ -22,7 +22,7 @@ from serving.answer_bodies import Problem
 from wire.errors import ConfigError, HeadraceError
 
 
-def says_what_to_do(error: BaseException | None) -> bool:
+def says_what_to_do(error: BaseException) -> bool:
     """Whether an error is the system's or the configuration's, such as a full disk, and its message is for the
     operator. Connections that fail are not."""
     return isinstance(error, ConfigError) or (

@@ -90,14 +90,13 @@ def run_server(settings: Any) -> int:
 
             listen(app, listener, config, on_start=heed_failures, on_exit=service.stopping.set,
                    on_end=service.placing.close)  # fmt: skip
-            if service.failure is not None and says_what_to_do(service.failure):
-                raise service.failure
-            if service.failure is not None:
-                failed = f"{type(service.failure).__name__}: {service.failure}"
+            if (failure := service.failure) is not None:
+                if says_what_to_do(failure):
+                    raise failure
                 raise StartError(
-                    f"a thread that follows the topics has failed ({failed}), so answers would only get older: start "
-                    "the server again; the log lines before this one say where it happened"
-                ) from service.failure
+                    f"a thread that follows the topics has failed ({type(failure).__name__}: {failure}), so answers "
+                    "would only get older: start the server again; the log lines before this one say where it happened"
+                ) from failure
     return 0
 
 

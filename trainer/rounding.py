@@ -12,9 +12,9 @@ bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _MOST_UNITS = 1 << 24
 BLOCK_STEPS = 1 << 17
 """How many steps are laid out at a time, so that temporary arrays stay in the cache."""
 Int32 = NDArray[np.int32]
-Paced = Callable[[Iterable[Any]], Iterator[Any]]
+Block = TypeVar("Block")
 
 
 class Rounding:
@@ -47,13 +47,12 @@ class Rounding:
     def round(self, snapshot: Snapshot, *, is_base: bool) -> Snapshot:
         """A base or the next delta as it is published. Raises `UnsoundVersionError` for numbers beyond its range."""
         self.errors = {}
-        paced = resting if is_base else iter
-        tables = {name: self._table(name, rows, paced) for name, rows in snapshot.tables.items()}
-        return replace(snapshot, tables=tables, memory=self._memory(snapshot.memory, paced, is_base=is_base))
+        tables = {name: self._table(name, rows, is_base=is_base) for name, rows in snapshot.tables.items()}
+        return replace(snapshot, tables=tables, memory=self._memory(snapshot.memory, is_base=is_base))
 
-    def _table(self, name: str, table: TableRows, paced: Paced) -> TableRows:
+    def _table(self, name: str, table: TableRows, *, is_base: bool) -> TableRows:
         rows, error = np.empty(table.rows.shape, np.float16), 0.0
-        for first in paced(range(0, len(rows), BLOCK_ROWS)):
+        for first in paced(range(0, len(rows), BLOCK_ROWS), rests=is_base):
             block = slice(first, first + BLOCK_ROWS)
             exact, rows[block] = table.rows[block], halved(table.rows[block])
             back = rows[block].astype(np.float32)
@@ -64,12 +63,12 @@ class Rounding:
         self.errors[f"{name}.rows"] = error
         return replace(table, rows=rows)
 
-    def _memory(self, memory: Arrays, paced: Paced, *, is_base: bool) -> Arrays:
+    def _memory(self, memory: Arrays, *, is_base: bool) -> Arrays:
         _, capacity, width = memory["size"].tolist()
         self._resize(capacity, width, keep=not is_base)
         weights, rows = memory["weight"], memory["row_index"]
         held, steps, error = self._held_VN.reshape(-1), np.empty(len(weights), np.int32), 0.0
-        for part, places in paced(neighbour_places(rows, memory["num_neighbours"], width)):
+        for part, places in paced(neighbour_places(rows, memory["num_neighbours"], width), rests=is_base):
             units = on_grid(weights[part])
             steps[part] = units - held[places]
             held[places] = units
@@ -88,13 +87,14 @@ class Rounding:
             self._held_VN[: len(held)] = held
 
 
-def resting(blocks: Iterable[Any]) -> Iterator[Any]:
-    """The blocks, with a rest after each for as long as it took, in which the steps beside have the memory to
+def paced(blocks: Iterable[Block], *, rests: bool) -> Iterator[Block]:
+    """The blocks; with ``rests``, after each one as long as it took, in which the steps beside have the memory to
     themselves."""
     for block in blocks:
         began_s = time.perf_counter()
         yield block
-        time.sleep(time.perf_counter() - began_s)
+        if rests:
+            time.sleep(time.perf_counter() - began_s)
 
 
 def on_grid(weights: NDArray[np.float32]) -> Int32:

@@ -6,13 +6,13 @@
 
 namespace {
 
-// The beginning of a row of `wire.history.row_type`, which its features follow.
+// The beginning of a row of `wire.example.row_type`, which its features follow.
 struct Row {
     int64_t item, time, domain;
     uint32_t bits;
     float value;
 };
-static_assert(sizeof(Row) == 32, "expected the layout of wire.history.row_type");
+static_assert(sizeof(Row) == 32, "expected the layout of wire.example.row_type");
 
 }  // namespace
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,24 +47,13 @@ class Block:
 def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type: np.dtype[np.void]) -> Block:
     """Decode batches of records, each (base offset, number of records, uncompressed bytes).
 
-    ``row_type``: as `wire.history.row_type` makes it. Raises ValueError for bytes that are not a batch,
+    ``row_type``: as `wire.example.row_type` makes it. Raises ValueError for bytes that are not a batch,
     `KernelUnavailable` without compiled kernels.
     """
     data = b"".join([each[2] for each in batches])
     shapes = np.array([each[:2] for each in batches], np.int64)
-    heads = np.empty(int(shapes[:, 1].sum()), HEAD)
-    rows = np.empty(len(data) // BYTES_OF_A_ROW + 1, row_type)
-    source = np.frombuffer(data, np.uint8)
-    function = baseline("headrace_decode_examples")
-    function.restype = ctypes.c_int64
-    num_rows = function(
-        ctypes.c_void_p(source.ctypes.data), ctypes.c_int64(len(data)), ctypes.c_int64(len(batches)),
-        ctypes.c_void_p(shapes.ctypes.data), ctypes.c_int64((row_type.itemsize - 32) // 8),
-        ctypes.c_void_p(heads.ctypes.data), ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
-    )  # fmt: skip
-    if num_rows < 0:
-        raise ValueError(f"records: expected {len(heads)} in Kafka's batches, got {len(data)} bytes that are not")
-    return Block(data, heads, rows[:num_rows])
+    given = ctypes.c_int64(len(data)), ctypes.c_int64(len(batches)), ctypes.c_void_p(shapes.ctypes.data)
+    return _decoded("headrace_decode_examples", data, int(shapes[:, 1].sum()), row_type, *given)
 
 
 def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -> Block:
@@ -74,14 +63,24 @@ def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -
     """
     data = b"".join([value for value in values if value is not None])
     lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
-    heads, source = np.empty(len(values), HEAD), np.frombuffer(data, np.uint8)
+    given = ctypes.c_int64(len(values)), ctypes.c_void_p(lengths.ctypes.data)
+    block = _decoded("headrace_decode_values", data, len(values), row_type, *given)
+    # A copy, since examples that wait keep it, and would keep room for as many rows as the bytes could hold.
+    return replace(block, rows=block.rows.copy())
+
+
+def _decoded(
+    name: str, data: bytes, num: int, row_type: np.dtype[np.void], *given: ctypes.c_int64 | ctypes.c_void_p
+) -> Block:
+    """What a kernel makes of ``num`` records; ``given``: what it is told of the bytes besides."""
+    heads, source = np.empty(num, HEAD), np.frombuffer(data, np.uint8)
     rows = np.empty(len(data) // BYTES_OF_A_ROW + 1, row_type)
-    function = baseline("headrace_decode_values")
+    function = baseline(name)
     function.restype = ctypes.c_int64
     num_rows = function(
-        ctypes.c_void_p(source.ctypes.data), ctypes.c_int64(len(values)), ctypes.c_void_p(lengths.ctypes.data),
-        ctypes.c_int64((row_type.itemsize - 32) // 8), ctypes.c_void_p(heads.ctypes.data),
-        ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
+        ctypes.c_void_p(source.ctypes.data), *given, ctypes.c_int64((row_type.itemsize - 32) // 8),
+        ctypes.c_void_p(heads.ctypes.data), ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
     )  # fmt: skip
-    # A copy, since examples that wait keep it, and would keep room for as many rows as the bytes could hold.
-    return Block(data, heads, rows[:num_rows].copy())
+    if num_rows < 0:
+        raise ValueError(f"records: expected {num} in Kafka's batches, got {len(data)} bytes that are not")
+    return Block(data, heads, rows[:num_rows])

@@ -23,7 +23,7 @@ Int64 = NDArray[np.int64]
 class UserHistories:
     """User → the last interactions; the users who have been quiet longest are forgotten first.
 
-    ``row_type``: as `wire.history.row_type` makes it. ``max_context``: of each user, the segments that hold so many
+    ``row_type``: as `wire.example.row_type` makes it. ``max_context``: of each user, the segments that hold so many
     interactions are kept. One thread at a time; raises `KernelUnavailable` without compiled kernels.
     """
 

@@ -32,7 +32,7 @@ class Columns:
 
 
 def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
-    """The ``num_B`` rows (`wire.history.row_type`) from each address on, which the caller keeps alive.
+    """The ``num_B`` rows (`wire.example.row_type`) from each address on, which the caller keeps alive.
 
     Raises `KernelUnavailable` without compiled kernels.
     """
