@@ -82,6 +82,8 @@ def test_a_record_with_two_marks_or_with_interactions_is_refused() -> None:
     torn = replace(mark_of(Mark.USER, "u"), mark=Mark.USER | Mark.ITEM)
     with pytest.raises(CodecError, match="one mark and no interactions"):
         encode_example(torn)
+    with pytest.raises(CodecError, match="names its item"):
+        encode_example(replace(mark_of(Mark.ITEM, "", 7), names={}))
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
