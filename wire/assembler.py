@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from wire.errors import CodecError, VersionError
 from wire.weights import Manifest, Version, checksum, decode_blob, decode_claim, decode_manifest, record_kind
@@ -64,9 +65,10 @@ class VersionAssembler:
         if which <= self.last:
             raise VersionError(f"expected one above {self.last}")
         chunks = self._chunks.get(which, {})
-        missing = [index for index in range(manifest.num_chunks) if index not in chunks]
+        # No more than five are looked for: a manifest may state any number.
+        missing = list(islice((index for index in range(manifest.num_chunks) if index not in chunks), 5))
         if missing:
-            raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
+            raise VersionError(f"torn: chunks {missing} of {manifest.num_chunks} are missing")
         blob = bytearray().join(chunks[index] for index in range(manifest.num_chunks))
         if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
             raise VersionError(

@@ -34,12 +34,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from wire.errors import CodecError, VersionError
-from wire.json_value import decode_json
+from wire.json_value import Whole, decode_json
 from wire.tensors import Tensors, arrays_of
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
-PlanStep = list[tuple[int, int, int]]
+PlanStep = list[tuple[Whole, Whole, Whole]]
 """One training step: (partition, first number, last number) in the order in which they were batched."""
 
 
@@ -53,7 +53,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     if nothing was counted, or the stream is so new that its late kinds have not come. ``probe``: the weights'
     outputs for the fixed inputs of `model.probe`."""
 
-    num_targets: int = 0
+    num_targets: Whole = 0
     hr10: float | None = None
     popular_hr10: float | None = None
     """HR@10, over the same targets, of the most popular items: it moves with the world, whatever the model does."""
@@ -66,39 +66,39 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a version (see the module's docstring). Times are in ms since the epoch."""
 
     model_id: str
-    epoch: int
-    number: int
+    epoch: Whole
+    number: Whole
     kind: str
-    onto_number: int
-    base_number: int
-    base_offset: int
-    num_chunks: int
-    num_bytes: int
+    onto_number: Whole
+    base_number: Whole
+    base_offset: Whole
+    num_chunks: Whole
+    num_bytes: Whole
     checksum: str
-    covered: dict[int, int]
-    covered_offsets: dict[int, int]
+    covered: dict[Whole, Whole]
+    covered_offsets: dict[Whole, Whole]
     newest_event_ms: int
     newest_record_ms: int
-    num_interactions: int
+    num_interactions: Whole
     """New interactions in the steps of the whole lineage: learned, or with `trainer.feedback` "wait" at least taken."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
-    created_ms: int
+    created_ms: Whole
     metrics: dict[str, Any]
-    num_feedback: int = 0
+    num_feedback: Whole = 0
     """Pieces of feedback to earlier interactions in the steps of the whole lineage."""
     lineage: str = ""
-    first_step: int = 0
+    first_step: Whole = 0
     """Number of the first step in ``plan``; the steps of a lineage are numbered from 0 without gaps."""
     learning: dict[str, Any] = {}
     """The trainer's own settings that determine the weights; a replay must use the same."""
     source: dict[str, Any] = {}
     """Where the examples came from: a topic's identity. In another topic, the same numbers mean other examples."""
-    positions: dict[int, dict[str, int]] = {}
+    positions: dict[Whole, dict[str, Whole]] = {}
     """Where the trainer would continue reading, by partition (`trainer.source.Position`)."""
     parent: str = ""
     """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
-    set_aside: list[int] = []
+    set_aside: list[Whole] = []
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
     rounding: dict[str, float] = {}
@@ -128,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A trainer process takes an epoch, or (``released``) says that it has ended and gives it up."""
 
-    epoch: int
+    epoch: Whole
     claimant: str
     released: bool = False
 

@@ -172,6 +172,19 @@ def test_the_comparison_finds_a_delta_that_forgets(forget: Callable[[TableRows],
         assert_same_arrays(values_of(reader.weights, learner), truth_of(learner))
 
 
+@pytest.mark.parametrize("field", ["epoch", "number", "num_chunks", "num_bytes", "base_offset", "first_step"])
+@pytest.mark.parametrize("stated", [2**31, 2**53, 2**63 - 1, 2**64, 10**40, -(2**63)])
+def test_a_manifest_may_state_any_number_and_is_dropped_at_once(field: str, stated: int) -> None:
+    """No reader makes a list of so many chunks."""
+    base, next_one = records(small(), 0, "base"), records(small(2), 1, "delta")
+    key, headers, value = base[-1]
+    assert value is not None
+    said = re.sub(rb'"%b":-?[0-9]+' % field.encode(), b'"%b":%d' % (field.encode(), stated), value)
+    assert said != value
+    reader = Reader().read([*base[:-1], (key, headers, said), *base, *next_one])
+    assert (len(reader.drops), [each.manifest.number for each in reader.taken]) == (1, [0, 1]), reader.drops
+
+
 def test_a_blob_is_its_snapshot_again_and_always_the_same_bytes() -> None:
     snapshot = small(float("nan"))
     again = decode_blob(encode_blob(snapshot))
