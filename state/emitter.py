@@ -18,6 +18,7 @@ from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Mark
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header
+from wire.moment import MAX_TIMESTAMP_MS
 
 Draft = tuple[Header, bytes]
 """A numbered example before its bytes: `pack` makes the record, `view` the `Example` (`wire.example_codec`)."""
@@ -135,8 +136,8 @@ class Emitter:
         feedback = user.feedback
         header = Header(
             self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
-            -1, record_ms, 0 if flags & LONG_TIMES else first_ms, user.offset, user.index, self.next_number, index,
-            first, num, num_new, len(feedback), num_ids, flags, bits_width, user.name, names,
+            -1, _within(record_ms), 0 if flags & LONG_TIMES else first_ms, user.offset, user.index, self.next_number,
+            index, first, num, num_new, len(feedback), num_ids, flags, bits_width, user.name, names,
         )  # fmt: skip
         columns = [rows, user.user_features.tobytes()]
         if feedback:
@@ -154,7 +155,7 @@ class Emitter:
         """Emit a mark, an example without interactions. ``offset``: that of the request to forget."""
         header = Header(
             self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
-            -1, record_ms, 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,
+            -1, _within(record_ms), 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,
         )  # fmt: skip
         self._drafts.append((header, bytes(8 * self._num_user_features)))
         self.next_number += 1
@@ -177,3 +178,8 @@ class Emitter:
                 names[item] = name
                 self.names.add(item)
         return names
+
+
+def _within(record_ms: int) -> int:
+    """A record's own time if there is such a time, else the nearest: a record that is no action may state any."""
+    return min(max(record_ms, -1), MAX_TIMESTAMP_MS)

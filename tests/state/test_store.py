@@ -26,6 +26,7 @@ from wire.config import ActionConfig, SequenceConfig
 from wire.example import MARK_ITEM, MARK_USER, PIECE, Address, Mark
 from wire.example_codec import decode_example
 from wire.hashing import item_hash
+from wire.moment import MAX_TIMESTAMP_MS
 from wire.partitioner import partition_of
 
 ROOT = Path(__file__).parents[2]
@@ -538,6 +539,22 @@ def test_what_a_ghost_writes_of_a_forgotten_user_gets_a_tombstone_again(tmp_path
     assert store.refresh([address]) == 0
     (entry,) = store.outbox()
     assert (entry.key, entry.value, entry.is_example) == (b"u\0.0", None, True)
+    store.close()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "python"])
+def test_the_mark_of_a_request_whose_record_states_no_possible_time_states_one(backend: str, tmp_path: Path) -> None:
+    """Status and manifests repeat it, in numbers of 53 bits."""
+    store = PartitionStore.open(tmp_path / "db", 0, ACTION, store=StoreConfig(backend=backend))
+    store.apply(
+        [
+            (0, 1_700_000_000_000_000_000, None, b'{"forget":true,"user":"u"}'),
+            (1, 2**63 - 1, None, b'{"forget":true,"item":7}'),
+        ]
+    )
+    store.apply([(2, -(2**63), None, b'{"forget":true,"item":"i"}')])
+    marks = [decode_example(entry.value or b"") for entry in store.outbox(limit=99) if entry.is_example]
+    assert {each.newest_record_ms for each in marks} == {MAX_TIMESTAMP_MS, -1}
     store.close()
 
 
