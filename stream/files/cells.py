@@ -46,7 +46,7 @@ def read_key(cell: Any, field: str) -> str | int:
         raise _inexact(cell, field)
     if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)
-    if isinstance(cell, bool) or not isinstance(cell, int):
+    if type(cell) is not int:  # neither true or false nor a time (`stream.files.clock.Milliseconds`)
         raise BadCell(f"{field}: expected text or an integer, got {shown(cell)}; fill it, or drop the row")
     if not -MAX_INT - 1 <= cell <= MAX_INT:
         raise BadCell(f"{field}: expected a 64-bit integer, got {cell}; write it as text")
@@ -69,6 +69,8 @@ def _key_of_text(text: str, field: str) -> str | int:
     text = text.strip(" ")  # padding, as in aligned tables
     if is_nothing(text):
         raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
+    if field == "user" and text.startswith("\0"):
+        raise BadCell(f"user: expected an id that does not start with NUL, got {text[:40]!r}; rename the user")
     if len(text) > MAX_KEY_LEN:
         raise BadCell(f"{field}: expected at most {MAX_KEY_LEN} characters, got {len(text)}: {text[:40]!r}; shorten it")
     if _EXPONENT.fullmatch(text):
@@ -83,10 +85,21 @@ def _key_of_text(text: str, field: str) -> str | int:
     return int(digits)
 
 
+def float_of(text: str) -> float:
+    """The number that a text is in a file. Raises ValueError, also for 1_000, which is a number in Python alone."""
+    if "_" in text:
+        raise ValueError
+    return float(text)
+
+
 def read_number(cell: Any, field: str) -> float | None:
     """A finite number that fits into 32 bits; None for an empty cell. Raises `BadCell`."""
     try:
-        number = math.nan if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell) else float(cell)
+        if type(cell) is str:
+            number = float_of(cell)
+        else:
+            is_other = isinstance(cell, int) and type(cell) is not int  # true, false or a time
+            number = math.nan if is_other else float(cell)
     except (ValueError, TypeError, OverflowError):
         number = math.nan
     if -MAX_VALUE <= number <= MAX_VALUE:

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from stream.files.cells import BadCell, Rounded, shown
+from stream.files.cells import BadCell, Rounded, float_of, shown
 from wire.config import ActionConfig
 from wire.moment import MAX_TIMESTAMP_MS, RECENT_MS, UNITS, Unit, iso_of, unit_of
 
@@ -19,6 +19,9 @@ _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 class Milliseconds(int):
     """A time since 1970 whose unit is known."""
+
+    def __repr__(self) -> str:
+        return f"the time {int(self)} ms"
 
 
 class Clock:
@@ -37,7 +40,7 @@ class Clock:
         if type(cell) is str:
             low, high, in_ms = self._usual
             try:
-                number = float(cell)
+                number = float_of(cell)
             except ValueError:
                 pass
             else:
@@ -50,14 +53,14 @@ class Clock:
             since, until = iso_of(self._config.min_timestamp_ms), iso_of(self._latest_ms)
             raise BadCell(
                 f"timestamp: expected a time from {since} (action.min_timestamp_ms) to {until} (now, and "
-                f"action.max_future_s), got {cell!s:.40}, which would be {iso_of(timestamp_ms)}; fix or drop the row"
+                f"action.max_future_s), got {cell!s:.40}, which would be {iso_of(timestamp_ms)}; {_remedy(cell)}"
             )
         return timestamp_ms
 
     def _ms(self, cell: Any) -> int:
         if isinstance(cell, str):
             try:
-                number = float(cell)
+                number = float_of(cell)
             except ValueError:
                 return _ms_of(_iso(cell))
         elif isinstance(cell, Milliseconds):
@@ -93,6 +96,14 @@ class Clock:
     def _usual_of(self, unit: Unit) -> tuple[float, float, float]:
         low_ms, high_ms = max(self._config.min_timestamp_ms, RECENT_MS[0]), min(self._latest_ms, RECENT_MS[1] - 1)
         return low_ms / unit.in_ms, high_ms / unit.in_ms, unit.in_ms
+
+
+def _remedy(cell: Any) -> str:
+    """What to do about a time that is out of range: 20240506 is a day."""
+    try:
+        return f"write the day as {date.fromisoformat(str(cell))}"
+    except ValueError:
+        return "fix or drop the row"
 
 
 def _iso(text: str) -> datetime:

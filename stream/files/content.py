@@ -99,16 +99,20 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(kind):
             wanted = "a folder" if stat.S_ISDIR(kind) else "a device or a socket"
             raise FileError(f"{path}: expected a file, got {wanted}; name the file itself")
-        _check_size(path, path.stat().st_size, _most_bytes())
+        check_size(path, path.stat().st_size)
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileError(f"{path}: expected a file, but there is none; check the path") from None
+        remedy = "name standard input /dev/stdin" if str(path) == "-" else "check the path"
+        raise FileError(f"{path}: expected a file, but there is none; {remedy}") from None
     except OSError as error:
         raise FileError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
-def _check_size(path: Path, num_bytes: int, most_bytes: float) -> None:
-    """Refuse what memory cannot hold: the kernel would kill this process without a word, or a trainer beside it."""
+def check_size(path: Path, num_bytes: int, most_bytes: float | None = None) -> None:
+    """Refuse what memory cannot hold: the kernel would kill this process without a word, or a trainer beside it.
+
+    ``most_bytes``: what it can; None: as much as the system says. Raises `FileError`."""
+    most_bytes = _most_bytes() if most_bytes is None else most_bytes
     if num_bytes > most_bytes:
         raise FileError(
             f"{path}: expected a file that fits into memory, got {num_bytes / 1e9:.3g} GB or more, whose actions take "
@@ -179,7 +183,7 @@ def _all_members(path: Path, content: bytes, magic: bytes | tuple[bytes, ...], m
             found.append(member.decompress(piece, *most))
             at += len(piece)
             num_bytes += len(found[-1])
-            _check_size(path, num_bytes, most_bytes)
+            check_size(path, num_bytes, most_bytes)
         at -= len(member.unused_data)
         if content.startswith(b"\0", at):  # tapes and some tools pad with zeros
             at = len(content) - len(content[at:].lstrip(b"\0"))

@@ -10,11 +10,15 @@ from stream.errors import FileError
 from stream.files.cells import BadCell, Rounded
 from stream.files.clock import Milliseconds
 from stream.files.columns import Row, columns_named, used_of
+from stream.files.content import check_size
 from stream.files.table import read_rows
 from wire.config import ActionConfig
 
 _EXACT = {16: 2**11 - 1, 32: 2**24 - 1}
 """Bits of a float → the largest integer that no other integer is rounded to."""
+_ROW_BYTES = 32
+"""What a row counts for: its action takes at least 8 times as many bytes of memory (measured: 292), of which a file may
+hold none, if all rows are the same."""
 _PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 
 
@@ -26,6 +30,7 @@ def read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) 
         raise FileError(f"{path}: expected the package pyarrow for .parquet, which is missing; install it") from None
     try:
         file = parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        check_size(path, file.metadata.num_rows * _ROW_BYTES)
         names = file.schema_arrow.names
         table = file.read(columns=used_of(names, config))  # the others may be of types that Python does not have
         columns = columns_named(table.column_names, config)

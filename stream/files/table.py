@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.errors import FileError
-from stream.files.cells import BadCell
+from stream.files.cells import BadCell, float_of
 from stream.files.clock import Clock
 from stream.files.columns import POSITIONS, Columns, Row, columns_named
 from stream.files.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
@@ -85,7 +85,7 @@ def _is_recbole(first: str, separator: str) -> bool:
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        float_of(cell)
     except ValueError:
         return False
     return True

@@ -367,6 +367,8 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.csv", f"{CSV}u,i,4,\n".encode(), "a.csv:2: timestamp: expected seconds"),
         ("a.csv", f"{CSV}u,i,4,05/06/2020\n".encode(), "a.csv:2: timestamp: expected .* ISO 8601 such as"),
         ("a.csv", f"{CSV}u,i,4,1970\n".encode(), "a.csv:2: timestamp: .* from 1990-01-01 .*1970-01-01 00:32:50"),
+        ("a.csv", f"{CSV}u,i,4,20240506\n".encode(), "got 20240506, .*; write the day as 2024-05-06"),
+        ("a.csv", f"{CSV}u,i,4,978_300_760\n".encode(), "a.csv:2: timestamp: expected seconds, .* got '978_300_760'"),
         ("a.csv", f"{CSV}u,i,4,4102444799\n".encode(), r"a.csv:2: .*action.max_future_s\), got 4102444799"),
         ("a.csv", f"{CSV}{GOOD_ROW}u,i,4,978300760000\n".encode(), "a.csv:3: .* seconds as .* like milliseconds"),
         ("a.csv", b"user,item,action,timestamp\nu,i,,978300760\n", "a.csv:2: action: expected a kind, got an empty"),
@@ -443,7 +445,7 @@ GOOD_ROW = "u,i,4,978300760\n"
                 ({"more": "x" * 1_000_001}, "expected at most 1000000 bytes"),
             ]
         ),
-        ("missing.dat", None, "there is none"),
+        ("missing.dat", None, "there is none; check the path"),
         ("missing.parquet", None, "there is none"),
     ],
 )  # fmt: skip
@@ -504,11 +506,13 @@ def parquet_file(path: Path, **columns: object) -> Path:
     return path
 
 
+MOMENT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+
+
 def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
-    moment = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     path = parquet_file(
         tmp_path / "a", user=["u", "v"], item=[1.0, 2.0], action=[["see"], ["see", "click"]], session=["s", None],
-        timestamp=[moment, moment], value=[1.5, None],
+        timestamp=[MOMENT, MOMENT], value=[1.5, None],
     )  # fmt: skip
     assert list(read_actions(path, ActionConfig(kinds=("see", "click")))) == [
         {"user": "u", "item": 1, "action": ["see"], "timestamp": NOW, "value": 1.5, "session": "s"},
@@ -535,6 +539,9 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
             "row 1: timestamp: .*got 17.* of a 32-bit column",
         ),
         ({"user": [b"u", b"\xff"]}, r"row 2: user: expected text in UTF-8, got b'\\xff'"),
+        ({"user": ["u", "\0v"]}, "row 2: user: expected an id that does not start with NUL"),
+        ({"user": [MOMENT, MOMENT]}, "row 1: user: expected text or an integer, got the time 1700000000000 ms"),
+        ({"rating": [MOMENT, MOMENT]}, "row 1: rating: expected a finite number, got the time 1700000000000 ms"),
         ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
 )
@@ -620,6 +627,19 @@ def test_a_file_that_memory_cannot_hold_is_refused_before_the_kernel_kills_anybo
         read_actions(path)
     monkeypatch.setattr("stream.files.content.available_bytes", lambda: None)
     assert len(list(read_actions(path))) == 1000
+
+
+def test_parquet_of_more_rows_than_memory_holds_is_refused_before_it_takes_that_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million equal rows are a file of 15 kB."""
+    path = parquet_file(tmp_path / "a", user=["u"] * 10**6, item=[1] * 10**6, rating=[4] * 10**6, timestamp=[9] * 10**6)
+    monkeypatch.setattr("stream.files.content.available_bytes", lambda: 200_000_000)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(
+        FileError, match=r"whose actions take at least 0\.256 GB of 0\.2 GB available; split it by time"
+    ):
+        read_actions(path)
 
 
 @pytest.mark.parametrize(
