@@ -18,6 +18,7 @@ from serving.request_bodies import ExplainRequest, HistoryEntry, RankRequest, Re
 from serving.weights_manager import HeldVersion
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
+from wire.moment import RECENT_MS
 
 Int64 = NDArray[np.int64]
 
@@ -73,6 +74,8 @@ class RequestBuilder:
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context
+        if request.timestamp is not None:
+            _check_unit(np.array([request.timestamp]), "timestamp")
         user, features = None, np.zeros(0, np.int64)
         if request.user is not None:
             user = canonical(request.user)
@@ -110,6 +113,7 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
     if None in bits:
         raise _unknown_kind(history, bits.index(None), kinds)
     times = np.array([entry.timestamp for entry in history], np.int64)
+    _check_unit(times, "history.{}.timestamp")
     order = np.argsort(times, kind="stable")[-max_context:].tolist()
     chosen = [history[index] for index in order]
     return Interactions(
@@ -120,6 +124,15 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
         np.array([np.nan if entry.value is None else entry.value for entry in chosen], np.float32),
         np.zeros((len(chosen), 0), np.int64),
     )
+
+
+def _check_unit(times_ms: Int64, field: str) -> None:
+    """Raise `RequestError` for the first time that is one of today in seconds: as milliseconds it would be in 1970."""
+    strange = np.flatnonzero((times_ms >= RECENT_MS[0] // 1000) & (times_ms < RECENT_MS[1] // 1000))
+    if len(strange):
+        index = int(strange[0])
+        what, do = "milliseconds since the epoch", "multiply by 1000: it looks like seconds"
+        raise RequestError(field.format(index), what, int(times_ms[index]), do)
 
 
 def _bits(action: list[str], bit_of: Mapping[str, int]) -> int | None:
