@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, Text, Word, check_fields, expect
+from wire.checks import ABOVE_0, Limit, Names, Number, Switch, Text, Word, check_fields, expect
 from wire.client_options import check_client
 from wire.moment import MAX_TIMESTAMP_MS
 
@@ -58,9 +58,11 @@ ACTION_LIMITS: dict[str, Limit] = {
     "max_record_bytes": Number(1, 1 << 30, whole=True, advice="use the topic's max.message.bytes"),
     "max_actions_per_record": Number(1, whole=True, advice="1 refuses longer lists"),
 }
+MAX_CONTEXT = 1_000_000
+"""A request to forget a user sends a tombstone for each place that is kept."""
 SEQUENCE_LIMITS: dict[str, Limit] = {
     "join_window_s": Number(0, advice="0 joins nothing"),
-    "max_context": AT_LEAST_1,
+    "max_context": Number(1, MAX_CONTEXT, whole=True, advice="200 is usual"),
     "segment_len": Number(1, 4096, whole=True, advice="16 is usual"),
     "deduplicate": Switch(),
 }

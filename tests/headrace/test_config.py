@@ -252,6 +252,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
         ("[action]\nkinds = 5\n", "[action] kinds: expected a list, got 5"),
         ("[action]\nfeatures = true\n", "[action] features: expected a list, got True"),
         ("[sequence]\nmax_context = inf\n", "[sequence] max_context: expected a "),
+        ("[sequence]\nmax_context = 4294967296\n", "sequence.max_context: expected a whole number, 1 to 1000000"),
         ("[sequence]\nmax_context = [1]\n", "[sequence] max_context: expected a whole number, got [1]"),
         ("[kafka]\npartitions = true\n", "kafka.partitions: expected a number, got True"),
         ("[trainer]\ndense_lr = false\n", "trainer.dense_lr: expected a number, got False"),
