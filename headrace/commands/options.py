@@ -44,7 +44,7 @@ def read_settings(config: Path | None, bootstrap: str | None, **trainer: Any) ->
     from headrace.config import load_settings
 
     settings, changed = load_settings(config), dict[str, Any]()
-    if bootstrap:
+    if bootstrap is not None:  # an empty one, of a variable that is not set, is refused
         changed["kafka"] = dataclasses.replace(settings.kafka, bootstrap=bootstrap)
     if trainer:
         changed["trainer"] = dataclasses.replace(settings.trainer, **trainer)

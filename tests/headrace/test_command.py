@@ -116,6 +116,7 @@ def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
         (["dead-letters", "--from", "3"], "goes with --resend"),
         (["dead-letters", "--resend", "--reason", "future"], "leave it out with --resend"),
         (["broker", "70000"], "65535"),
+        (["audit", "--bootstrap", ""], "kafka.bootstrap: expected host:port"),
         (["trian"], "No such command"),
     ],
     ids=" ".join,
@@ -203,6 +204,10 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DatasetError, match=r"cannot fetch MovieLens-100K .* --dataset PATH"):
         open_dataset(None)
     assert list((tmp_path / "headrace").iterdir()) == [], "nothing half-written"
+
+
+def test_a_dash_is_told_the_name_of_standard_input(command_line: Command) -> None:
+    assert "name standard input /dev/stdin" in command_line("produce", "-").stderr
 
 
 @pytest.mark.parametrize(

@@ -30,3 +30,8 @@ def test_for_scripts_a_sentence_is_a_line(capsys: pytest.CaptureFixture[str]) ->
     say(LONG)
     say(LONG, is_error=True)
     assert capsys.readouterr() == (LONG + "\n", LONG + "\n")
+
+
+def test_an_error_is_one_line_without_control_codes_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\nb.csv: expected text, got \x1b[31mred\r; in café, 日本", is_error=True)
+    assert capsys.readouterr().err == "a\\nb.csv: expected text, got \\x1b[31mred\\r; in café, 日本\n"
