@@ -153,7 +153,7 @@ class HistoryFollower(TopicThread):
     @property
     def waits_for(self) -> str:
         """How much of the topic is still to be read, and of which partition most."""
-        if self.caught_up.is_set():
+        if self.caught_up.is_set() or not self.is_connected:  # that the broker is away is said once for all threads
             return ""
         if self._left is None:
             return super().waits_for or f"the broker to say where {self.topic} ends"

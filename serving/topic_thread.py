@@ -37,7 +37,7 @@ class TopicThread(threading.Thread):
         super().__init__(name=self.label, daemon=True)
         self.stopping = threading.Event()
         self._topic_id = ""
-        self._is_connected = self._is_found = False
+        self.is_connected = self._is_found = False
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -48,7 +48,7 @@ class TopicThread(threading.Thread):
         """Wait until a broker answers and the topic exists, then follow it until stopped."""
         try:
             with contextlib.closing(self.connect(self.stopping)) as self.consumer:
-                self._is_connected = True
+                self.is_connected = True
                 partitions = wait_for_partitions(self.consumer, self.topic, self.stopping)
                 self._is_found = True
                 self.follow(partitions)
@@ -69,9 +69,7 @@ class TopicThread(threading.Thread):
     @property
     def waits_for(self) -> str:
         """What it waits for before the server can answer, in a few words; empty: nothing."""
-        if self._is_found or not self._is_connected:  # that it waits for the broker is said once for all threads
-            return ""
-        return f"topic {self.topic} to exist (headrace topics --create)"
+        return "" if self._is_found else f"topic {self.topic} to exist (headrace topics --create)"
 
     def is_replaced(self) -> bool:
         """Whether the topic was deleted and created again since the last call."""
