@@ -25,7 +25,7 @@ from trainer.progress import Progress
 from trainer.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, HeadraceError, TopicMissing
+from wire.errors import HeadraceError, TopicMissing
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
@@ -67,7 +67,8 @@ class LagReporter(threading.Thread):
         return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
 
     def start(self) -> None:
-        """Start; serve the metrics too, if a port is configured. Raises `ConfigError` if it is taken."""
+        """Start; serve the metrics too, if a port is configured. Raises `HeadraceError` if that
+        fails: not `ConfigError`, since the port may be free at the next start."""
         if self._config.metrics_port:
             self._serve(self._config.metrics_port)
         super().start()
@@ -77,7 +78,7 @@ class LagReporter(threading.Thread):
             start_http_server(port, self._config.metrics_host, self.metrics.registry)
         except OSError as error:
             told = refused_address("trainer", "metrics_", self._config.metrics_host, port, error)
-            raise ConfigError(f"{told} (0: no metrics)") from error
+            raise HeadraceError(f"{told} (0: no metrics)") from error
 
     def run(self) -> None:
         """Report until `stop`."""
