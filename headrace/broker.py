@@ -195,7 +195,8 @@ class EmbeddedBroker:
 
 def run_broker(port: int) -> int:
     """Run it in the foreground until Ctrl-C or SIGTERM; returns the exit status. Raises `BrokerError`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
             say(f"embedded broker on {broker.bootstrap}, for trying only: it keeps all records in memory, with the "

@@ -15,6 +15,7 @@ from headrace.commands.processes import broker, demo, replay, serve, train, work
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
+from headrace.interrupts import INTERRUPTED, heed_interrupts, status_of_interrupt
 from headrace.sentences import say
 from headrace.system_limits import raise_file_limit, system_error
 
@@ -34,6 +35,8 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     With a single name, that command is the program itself. An error that a person can resolve is one line on stderr and
     status 1, not a traceback.
     """
+    if arguments is None:
+        heed_interrupts()
     app = typer.Typer(
         help="Live user actions in, fresh recommendations out, by way of Kafka.\n\nTry it with nothing else "
         "installed: headrace demo. In production a worker, a trainer (train) and a server (serve) run side by side.",
@@ -55,9 +58,10 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     try:
         app(args=words, prog_name=prog)
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return status_of_interrupt() if status == INTERRUPTED else status
     except KeyboardInterrupt:
-        return 130
+        return status_of_interrupt()
     except BrokenPipeError:
         # The reader of our pipe has gone (`headrace lag --json | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,8 +91,3 @@ def _is_user_facing(error: Exception) -> bool:
 def _is(error: Exception, *kinds: tuple[str, str]) -> bool:
     """Whether an error is of one of these kinds (a module and a class): if it is, the module is loaded."""
     return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in kinds)
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run("headrace"))

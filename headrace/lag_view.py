@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from headrace.config import Settings
 from wire.cluster import ClusterState
 from wire.errors import BrokerUnavailable, TopicMissing
-from wire.kafka.consumer import connect, follow
+from wire.kafka.consumer import follow, reconnect
 from wire.lag import decode_lag, measure
 from wire.topics import Topics
 
@@ -136,7 +136,7 @@ class Follower(threading.Thread):
         topics = Topics.under(self._settings.kafka.prefix, self._settings.kafka.line)
         while not self._stopped.is_set():
             try:
-                consumer = connect(self._settings.kafka)
+                consumer = reconnect(self._settings.kafka)
                 try:
                     for record in follow(consumer, topics.lag, topics.status):
                         if self._stopped.is_set():

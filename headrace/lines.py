@@ -14,7 +14,7 @@ from headrace.versions import manifests
 from serving.rollout import PinFollower, Rollout
 from wire.control import LINE_KEY, decode_switch
 from wire.errors import TopicMissing, VersionError
-from wire.kafka.consumer import connect, read, spans
+from wire.kafka.consumer import connect, read, reconnect, spans
 from wire.topics import Topics
 from wire.weights import Manifest, Quality
 
@@ -57,7 +57,7 @@ def followed(settings: Settings, line: str | None) -> Iterator[Callable[[], str]
         yield lambda: line
         return
     rollout = Rollout(own_line=settings.kafka.line)
-    follower = PinFollower(lambda: connect(settings.kafka), Topics.under(settings.kafka.prefix).control, rollout)
+    follower = PinFollower(lambda: reconnect(settings.kafka), Topics.under(settings.kafka.prefix).control, rollout)
     follower.start()
     rollout.known.wait(CONTROL_S)
     try:

@@ -20,7 +20,7 @@ from serving.pulse import Point, Pulse, Served
 from serving.pulse_follower import PulseFollower
 from wire.cluster import SILENT_MS
 from wire.errors import HeadraceError
-from wire.kafka.consumer import connect
+from wire.kafka.consumer import connect, reconnect
 from wire.topics import Topics
 
 REFRESH_S = 0.5
@@ -159,7 +159,7 @@ def watch(settings: Settings, line: str | None = None) -> int:
     pulse = Pulse(settings.serving.freshness_objective_s)
     with followed(settings, line) as which:
         follower = PulseFollower(
-            lambda: connect(settings.kafka), lambda: Topics.under(settings.kafka.prefix, which()), pulse,
+            lambda: reconnect(settings.kafka), lambda: Topics.under(settings.kafka.prefix, which()), pulse,
             lambda: served_of(pulse, which()),
         )  # fmt: skip
         follower.start()

@@ -53,7 +53,7 @@ def _table(listed: list[Manifest], title: str) -> Table:
     table = Table(title=title)
     for name in ("version", "kind", "onto"):
         table.add_column(name)
-    for name in ("size", "interactions", "steps", "age", "freshness"):
+    for name in ("size", "learned", "steps", "age", "fresh"):
         table.add_column(name, justify="right")
     now_ms = time.time() * 1000
     for each in listed:

@@ -48,7 +48,6 @@ SERVING_LIMITS: dict[str, Limit] = {
     "warm_s": Number(0, advice="0 turns it off"),
     "history_bytes": AT_LEAST_1,
     "tables_folder": Text(),
-    "connect_timeout_s": ABOVE_0,
     "swap_wait_s": Number(0, advice="1 is usual"),
     "drain_timeout_s": ABOVE_0,
     "status_every_s": ABOVE_0,
@@ -146,8 +145,6 @@ class ServingConfig:
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
     tables_folder: str = ""
     """Where tables and memory are kept in files, beyond what fits in memory (`model.growing`); empty: in memory."""
-    connect_timeout_s: float = 20.0
-    """How long to try to reach the broker at startup before giving up."""
     swap_wait_s: float = 1.0
     """How long a new version waits for requests that still use the version before the last; then it copies the tables
     instead."""

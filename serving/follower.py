@@ -32,7 +32,8 @@ MOST_WAITING = 8
 
 @dataclass(eq=False)
 class HistoryFollower(TopicThread):
-    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started.
+    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started,
+    or when the topic was created again.
 
     Until then other threads decode and fold what this one has fetched and decompressed. ``shard``: learns how many
     partitions there are, and says whose users are kept.
@@ -44,7 +45,6 @@ class HistoryFollower(TopicThread):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        by_batch(self.consumer)
         self._num_told = 0
         self._thread_of: dict[int, ThreadPoolExecutor] = {}
         self._goals: dict[TopicPartition, int] = {}
@@ -57,11 +57,12 @@ class HistoryFollower(TopicThread):
 
     @property
     def caught_up(self) -> threading.Event:
-        """Set when what the topic held at the start is read."""
+        """Set when what the topic held at first is read."""
         return self.shard.caught_up
 
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Read until stopped. Raises `ConfigError` if partitions shall be held that the topic does not have."""
+        by_batch(self.consumer)
         try:
             self._follow(partitions)
         finally:
@@ -78,6 +79,8 @@ class HistoryFollower(TopicThread):
                     partitions = partitions_of(self.consumer, self.topic)
                     self._wait_for_all_but(0)
                     self.histories.begin_anew()
+                    self.caught_up.clear()  # until the new one is read, histories are as incomplete as after a start
+                    self._left = None
                     self._hold(len(partitions))
                     is_placed = False
                 self._look_at_partitions(len(partitions))
@@ -150,7 +153,7 @@ class HistoryFollower(TopicThread):
     @property
     def waits_for(self) -> str:
         """How much of the topic is still to be read, and of which partition most."""
-        if self.caught_up.is_set():
+        if self.caught_up.is_set() or not self.is_connected:  # that the broker is away is said once for all threads
             return ""
         if self._left is None:
             return super().waits_for or f"the broker to say where {self.topic} ends"

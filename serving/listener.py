@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import logging
 import signal
@@ -23,6 +22,7 @@ from serving.config import ServingConfig
 from serving.error_handlers import refusal
 from serving.errors import StartError
 from serving.open_files import FileWatch
+from wire.listening import refused_address
 from wire.thinned_log import is_told
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,7 @@ def bind(config: ServingConfig) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            key, advice = "port", "stop the process that uses it, or set another serving.port (0: any free one)"
-        else:
-            key, advice = "host", "it is an address of this machine, or 0.0.0.0 for all of them"
-        raise StartError(
-            f"serving.{key}: expected to listen on {config.host}:{config.port}, got: {error.strerror}; {advice}"
-        ) from error
+        raise StartError(refused_address("serving", "", config.host, config.port, error)) from error
     listener.setblocking(False)
     return listener
 

@@ -21,6 +21,7 @@ from model.growing import keep_in
 from serving.access import Access
 from serving.addresses import address_of
 from serving.config import ServingConfig
+from serving.contact import Connector
 from serving.errors import StartError, says_what_to_do
 from serving.follower import HistoryFollower
 from serving.guard import Band, Guard
@@ -41,8 +42,7 @@ from serving.topic_follower import TopicFollower
 from serving.topic_thread import TopicThread
 from serving.weights_manager import WeightsManager
 from wire.config import KafkaConfig
-from wire.errors import HeadraceError
-from wire.kafka.consumer import PATIENT, connect
+from wire.kafka.consumer import PATIENT, reconnect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -102,23 +102,17 @@ def run_server(settings: Any) -> int:
 
 @contextlib.contextmanager
 def connected(settings: Any, device: torch.device, name: str, address: str) -> Iterator[Service]:
-    """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
+    """A service that follows its topics until the block ends, as soon as a broker answers."""
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
-    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING, **PATIENT)
-    try:
-        sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
-    except HeadraceError:
-        weights.close()
-        raise
     manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, Topics.under(kafka.prefix).sequences,
         len(settings.action.features),
     )  # fmt: skip
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
-                      prefix=kafka.prefix)  # fmt: skip
-    threads = [*_readers(service, kafka, weights, sequences), *_others(service, kafka, address)]
+                      earliest_ms=settings.action.min_timestamp_ms, prefix=kafka.prefix)  # fmt: skip
+    threads = [*_readers(service, kafka), *_others(service, kafka, address)]
     service.sender = ActionSender(kafka, settings.action) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()
@@ -134,18 +128,18 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
             thread.join(10)
 
 
-def _readers(
-    service: Service, kafka: KafkaConfig, weights: KafkaConsumer, sequences: KafkaConsumer
-) -> list[TopicThread | TopicFollower]:
+def _readers(service: Service, kafka: KafkaConfig) -> list[TopicThread | TopicFollower]:
     """The threads that read what answers are made from, and which version answers."""
+    connector = Connector(kafka, service.contact)
     topics = Topics.under(kafka.prefix, kafka.line)
     guard = Guard(Band.of(service.config))
+    intake = VersionIntake(service.manager, service.rollout, guard, service.counters)
     subscriber = WeightsSubscriber(
-        weights, topics.weights, VersionIntake(service.manager, service.rollout, guard, service.counters),
+        connector.of(**FOLLOWING, **PATIENT), topics.weights, intake,
         contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
         histories_ready=service.histories_ready,
     )  # fmt: skip
-    follower = HistoryFollower(sequences, topics.sequences, service.histories, service.shard)
+    follower = HistoryFollower(connector.of(**FOLLOWING), topics.sequences, service.histories, service.shard)
     subscriber.on_failure = follower.on_failure = service.fail
     service.waits += [lambda: subscriber.waits_for, lambda: follower.waits_for]
     return [PinFollower(_connecting(kafka), topics.control, service.rollout), subscriber, follower]
@@ -171,4 +165,4 @@ def _others(
 
 
 def _connecting(kafka: KafkaConfig) -> Callable[[], KafkaConsumer]:
-    return partial(connect, kafka, FOLLOWER_CONNECT_S, **PATIENT)
+    return partial(reconnect, kafka, FOLLOWER_CONNECT_S, **PATIENT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,10 @@ from serving.histories import Histories
 from serving.request import Request
 from serving.request_bodies import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
 from serving.weights_manager import HeldVersion
+from wire.config import ActionConfig
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
-from wire.moment import RECENT_MS
+from wire.moment import iso_of, unit_of
 
 Int64 = NDArray[np.int64]
 
@@ -31,6 +32,8 @@ class RequestBuilder:
     histories: Histories
     features: tuple[str, ...] = ()
     """The names of the items' features, by column."""
+    earliest_ms: int = ActionConfig.min_timestamp_ms
+    """Requests that name an earlier time are refused, as actions are (``action.min_timestamp_ms``)."""
 
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Request:
         """A request for ``k`` items. Raises `RequestError`."""
@@ -74,8 +77,6 @@ class RequestBuilder:
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context
-        if request.timestamp is not None:
-            _check_unit(np.array([request.timestamp]), "timestamp")
         user, features = None, np.zeros(0, np.int64)
         if request.user is not None:
             user = canonical(request.user)
@@ -85,10 +86,22 @@ class RequestBuilder:
             )
         else:
             past = past_of(request.history or [], version.network.config.kinds, max_context)
+        self._check_times(request)
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
         return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
+
+    def _check_times(self, request: RecommendRequest | RankRequest | ExplainRequest) -> None:
+        """Refuse times that are too early, such as seconds taken for milliseconds."""
+        for name, at_ms in _times_of(request):
+            if at_ms < self.earliest_ms:
+                unit = unit_of(at_ms)
+                looks = f", which looks like {unit.name}" if unit else ""
+                raise RequestError(
+                    name, f"milliseconds since 1970, {iso_of(self.earliest_ms)} (action.min_timestamp_ms) or later",
+                    f"{at_ms} ({iso_of(at_ms)}){looks}", unit.remedy if unit else "check the clock and its unit",
+                )  # fmt: skip
 
     def now_ms(self, version: HeldVersion) -> int:
         """What "now" means for a request without a timestamp: see `ServingConfig.clock`."""
@@ -98,6 +111,14 @@ class RequestBuilder:
             return wall_ms
         is_historical = wall_ms - event_ms > self.config.historical_after_s * 1000
         return event_ms if self.config.clock == "event" or is_historical else wall_ms
+
+
+def _times_of(request: RecommendRequest | RankRequest | ExplainRequest) -> Iterator[tuple[str, int]]:
+    """The times that a request gives, by the names of their fields."""
+    if request.timestamp is not None:
+        yield "timestamp", request.timestamp
+    for index, entry in enumerate(request.history or ()):
+        yield f"history.{index}.timestamp", entry.timestamp
 
 
 def hashes(items: list[Key]) -> Int64:
@@ -113,7 +134,6 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
     if None in bits:
         raise _unknown_kind(history, bits.index(None), kinds)
     times = np.array([entry.timestamp for entry in history], np.int64)
-    _check_unit(times, "history.{}.timestamp")
     order = np.argsort(times, kind="stable")[-max_context:].tolist()
     chosen = [history[index] for index in order]
     return Interactions(
@@ -124,15 +144,6 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
         np.array([np.nan if entry.value is None else entry.value for entry in chosen], np.float32),
         np.zeros((len(chosen), 0), np.int64),
     )
-
-
-def _check_unit(times_ms: Int64, field: str) -> None:
-    """Raise `RequestError` for the first time that is one of today in seconds: as milliseconds it would be in 1970."""
-    strange = np.flatnonzero((times_ms >= RECENT_MS[0] // 1000) & (times_ms < RECENT_MS[1] // 1000))
-    if len(strange):
-        index = int(strange[0])
-        what, do = "milliseconds since the epoch", "multiply by 1000: it looks like seconds"
-        raise RequestError(field.format(index), what, int(times_ms[index]), do)
 
 
 def _bits(action: list[str], bit_of: Mapping[str, int]) -> int | None:

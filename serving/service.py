@@ -44,6 +44,7 @@ from serving.sender import ActionSender
 from serving.shard import Shard
 from serving.titles import Titles
 from serving.weights_manager import HeldVersion, WeightsManager
+from wire.config import ActionConfig
 
 NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]
@@ -61,6 +62,8 @@ class Service:
     """The line of training to follow unless an operator has switched to another."""
     features: tuple[str, ...] = ()
     """The names of the items' features (``action.features``)."""
+    earliest_ms: int = ActionConfig.min_timestamp_ms
+    """``action.min_timestamp_ms``."""
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
@@ -93,7 +96,7 @@ class Service:
         self.shard = Shard(c.partitions, caught_up=self.histories_ready)
         self.placing = Placing(self.shard, Peers(self.name, c.peers), self.prefix, lambda: self.rollout.line,
                                c.peer_timeout_s, c.max_waiting)  # fmt: skip
-        self._builder = RequestBuilder(c, self.histories, self.features)
+        self._builder = RequestBuilder(c, self.histories, self.features, self.earliest_ms)
 
     def _note(self, version: HeldVersion) -> Callable[[], None]:
         """Tell the search what a version changes before it comes into service."""
@@ -112,9 +115,11 @@ class Service:
         return put
 
     def fail(self, error: BaseException) -> None:
-        """Note that a follower has failed: the server is no longer alive, nor ready."""
-        self.failure = error
-        self.on_failure()
+        """Note that a follower has failed: the server is no longer alive, nor ready. Only the first failure counts: by
+        the second one the server may have given up its signal handlers, as it ends."""
+        if self.failure is None:
+            self.failure = error
+            self.on_failure()
 
     def close(self) -> None:
         """Answer the requests that are waiting, and stop."""

@@ -28,6 +28,7 @@ from wire.control import Which
 from wire.errors import TopicMissing
 from wire.kafka.consumer import POLL_MS, partitions_of
 from wire.kafka.refusal import refusal
+from wire.kafka.retry import SAY_AGAIN_S
 from wire.weights import Manifest, Version
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,14 @@ class WeightsSubscriber(TopicThread):
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or is not available."""
         self.started_following = threading.Event()
+        self._told_s = 0.0
         self._at = self._end = 0
         """The offset after the last record, and the end that is read up to at first."""
 
     @property
     def waits_for(self) -> str:
         """Why there is no version yet."""
-        if self.manager.current is not None:
+        if self.manager.current is not None or not self.is_connected:
             return ""
         if not self.started_following.is_set():
             place = f", at offset {self._at:,} of {self._end:,}" if self._at else ""
@@ -112,7 +114,8 @@ class WeightsSubscriber(TopicThread):
             except KafkaError as error:
                 if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
-                if self.contact.is_up:
+                if self.contact.is_up or time.monotonic() - self._told_s > SAY_AGAIN_S:
+                    self._told_s = time.monotonic()
                     logger.warning("%s (%s); answering from the last version", self._absence(), error)
                 self.contact.missed()
                 self.stopping.wait(POLL_MS / 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -20,12 +21,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class TopicThread(threading.Thread):
-    """Follows ``topic`` with ``consumer``, which it closes at its end. Subclasses say how, in `follow`."""
+    """Follows ``topic`` with a consumer of its own. Subclasses say how, in `follow`."""
 
     label: ClassVar[str]
     """What the log calls it."""
-    consumer: KafkaConsumer
+    connect: Callable[[threading.Event], KafkaConsumer]
+    """Makes the consumer, once a broker answers; raises `StoppedError` when the event is set."""
     topic: str
+    consumer: KafkaConsumer = field(init=False)
+    """There as soon as `follow` is called."""
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None, kw_only=True)
     """Called when the thread fails."""
 
@@ -33,7 +37,7 @@ class TopicThread(threading.Thread):
         super().__init__(name=self.label, daemon=True)
         self.stopping = threading.Event()
         self._topic_id = ""
-        self._is_found = False
+        self.is_connected = self._is_found = False
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -41,11 +45,13 @@ class TopicThread(threading.Thread):
         self.stopping.set()
 
     def run(self) -> None:
-        """Wait until the topic exists, then follow it until stopped."""
+        """Wait until a broker answers and the topic exists, then follow it until stopped."""
         try:
-            partitions = wait_for_partitions(self.consumer, self.topic, self.stopping)
-            self._is_found = True
-            self.follow(partitions)
+            with contextlib.closing(self.connect(self.stopping)) as self.consumer:
+                self.is_connected = True
+                partitions = wait_for_partitions(self.consumer, self.topic, self.stopping)
+                self._is_found = True
+                self.follow(partitions)
         except StoppedError:
             pass
         except BaseException as error:
@@ -55,8 +61,6 @@ class TopicThread(threading.Thread):
                 logger.error("the %s ended: %s", self.label, error)
             else:
                 logger.exception("the %s ended", self.label)
-        finally:
-            self.consumer.close()
 
     def follow(self, partitions: list[TopicPartition]) -> None:
         """Follow the topic's partitions until `stopping` is set."""

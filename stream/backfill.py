@@ -119,7 +119,7 @@ def run(settings: Settings, path: Path) -> int:
     """Backfill a file and print where live traffic begins; returns the exit status. Raises `BackfillError` and
     `stream.errors.FileError`."""
     actions = list(read_actions(path, settings.action))
-    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    ensure_topics(settings.kafka)
     done = backfill(actions, settings.kafka, BatchConfig.within(settings.action))
     topic = Topics.under(settings.kafka.prefix).actions
     print(f"history: {done.num_actions:,} actions of {path.name}, {done.num_sent:,} of them sent now")

@@ -23,8 +23,6 @@ STREAM_LIMITS: dict[str, Limit] = {
     "session_timeout_s": _SECONDS,
     "heartbeat_s": _SECONDS,
     "rebalance_timeout_s": _SECONDS,
-    "start_timeout_s": _SECONDS,
-    "recover_timeout_s": _SECONDS,
     "stop_timeout_s": _SECONDS,
     "metrics_host": Text(r".+", "a host name or an address", "0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 turns metrics off"),
@@ -52,10 +50,6 @@ class StreamConfig:
     """A worker not heard from for this long loses its partitions."""
     heartbeat_s: float = 2.0
     rebalance_timeout_s: float = 10.0
-    start_timeout_s: float = 30.0
-    """If the broker does not answer for this long at startup, the worker ends."""
-    recover_timeout_s: float = 600.0
-    """How long to wait for a broker that goes away later."""
     stop_timeout_s: float = 15.0
     """An orderly stop that takes longer is cut short (nothing is lost)."""
     metrics_host: str = "127.0.0.1"

@@ -4,7 +4,7 @@
 
     FileError           an action file cannot be read
     ProducerError       records were not acknowledged
-    MetricsPortTaken    the metrics port is in use
+    MetricsPortTaken    metrics cannot listen at their address
     BackfillError       the actions topic does not begin with the expected history
     NameTaken           another live worker has this one's name
     MigrationUnfinished  users are still being migrated to this deployment
@@ -24,7 +24,7 @@ class ProducerError(HeadraceError):
 
 
 class MetricsPortTaken(HeadraceError, OSError):
-    """The metrics port is in use."""
+    """Metrics cannot listen at their address."""
 
 
 class BackfillError(HeadraceError):

@@ -12,13 +12,12 @@ from stream.claim import check_reached
 from stream.config import Settings
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
-from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition
-from wire.errors import BrokerUnavailable, brief
 from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
+from wire.kafka.retry import Absence
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics
 
@@ -44,7 +43,7 @@ class Heartbeat:
     async def run(self) -> None:
         """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
         kafka, topic = self.settings.kafka, self._topics.actions
-        away_since_s: float | None = None
+        absence = Absence("reporting", kafka)
         held_back = HeldBack(topic, self.metrics)
         while True:
             try:
@@ -58,27 +57,18 @@ class Heartbeat:
                             held_back.note(ends, await end_offsets(everything, topic, numbers))
                             self._look_after(ends)
                             await self._report()
-                        if away_since_s is not None:
+                        if not absence.is_over:
                             await self._check_reached()
-                            log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
-                            away_since_s = None
+                            absence.end()
             except BROKER_ERRORS as error:
                 if refused := refusal(error, kafka.bootstrap, "asking for the end offsets"):
                     self.fail(refused)
-                if away_since_s is None:
-                    away_since_s = time.monotonic()
-                    log.warning("the broker is away", error=brief(error))
+                absence.note(error)
                 await asyncio.sleep(BEAT_S)
-                self._give_up_after(away_since_s)
 
     @property
     def _topics(self) -> Topics:
         return Topics.under(self.settings.kafka.prefix)
-
-    def _give_up_after(self, away_since_s: float) -> None:
-        patience_s = self.settings.stream.recover_timeout_s
-        if time.monotonic() - away_since_s > patience_s:
-            self.fail(BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} was away for {patience_s:g} s"))
 
     async def _check_reached(self) -> None:
         """After the broker was away: whether it still has what was applied. Raises `TopicReplaced`."""

@@ -27,7 +27,7 @@ def simulate(
     """
     known = tuple(kind for kind in settings.action.kinds if kind in KINDS)
     world = WorldConfig(seed=seed, kinds=known, actions_per_s=rate or WorldConfig.actions_per_s)
-    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    ensure_topics(settings.kafka)
     actions: Iterable[dict[str, Any]] = World(world).actions()
     if rate is not None:
         actions = moved_to_now(actions, world.start_ms)

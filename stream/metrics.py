@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from stream.errors import MetricsPortTaken
 from wire.disk_metrics import DiskMetrics
 from wire.example import Counts
+from wire.listening import refused_address
 from wire.status import PartitionStatus
 
 
@@ -85,7 +86,5 @@ class WorkerMetrics:
         try:
             start_http_server(port, host, self.registry)
         except OSError as error:
-            raise MetricsPortTaken(
-                f"metrics cannot listen on {host}:{port} ({error.strerror}); "
-                "choose another stream.metrics_port (HEADRACE_STREAM__METRICS_PORT), or 0 for none"
-            ) from error
+            told = refused_address("stream", "metrics_", host, port, error)
+            raise MetricsPortTaken(f"{told} (0: no metrics)") from error

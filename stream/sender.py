@@ -85,7 +85,7 @@ def produce(settings: Settings, path: Path, *, rate: float | None = None, limit:
     If the worker would refuse any line, nothing is sent: raises `stream.errors.FileError`.
     """
     actions = read_actions(path, settings.action)
-    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    ensure_topics(settings.kafka)
     report = send_actions(
         actions, settings.kafka, rate=rate, limit=limit, batch=BatchConfig.within(settings.action),
         progress=show_progress if sys.stderr.isatty() else None,

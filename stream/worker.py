@@ -37,7 +37,7 @@ from wire.errors import HeadraceError, TopicMissing, brief
 from wire.kafka.admin import ensure_topics
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import patiently, wait_for_broker
+from wire.kafka.retry import StoppedError, connect_patiently, patiently
 from wire.topics import Topics
 
 CREATE_TIME = 0
@@ -60,14 +60,25 @@ class Worker:
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
+        self._stopping = threading.Event()
+        """As `_stop`, for threads that wait for the broker."""
         self._assigning = asyncio.Lock()
         self._has_joined = False
         """Whether the running Faust app has been assigned its partitions, which may be none."""
 
     async def run(self) -> None:
         """Work until `stop`; raises errors that a person must fix."""
-        settings = self.settings
-        await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
+        with suppress(StoppedError):
+            await self._run()
+        if self.failure is not None:
+            raise self.failure
+        log.info("worker stopped", component=self.component)
+
+    async def _run(self) -> None:
+        settings, stream = self.settings, self.settings.stream
+        self.metrics.serve(stream.metrics_host, stream.metrics_port)
+        await asyncio.to_thread(self._wait_for_broker)
+        await asyncio.to_thread(ensure_topics, settings.kafka)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
         await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
@@ -76,21 +87,24 @@ class Worker:
                 await asyncio.to_thread(self._refuse_namesake)
             await self._work(watch)
 
+    def _wait_for_broker(self) -> None:
+        connect_patiently(self.settings.kafka, self._stopping).close()
+
     def _refuse_unfinished(self) -> None:
         kafka = self.settings.kafka
-        patiently(lambda: refuse_unfinished(kafka), "looking for a migration", kafka, threading.Event())
+        patiently(lambda: refuse_unfinished(kafka), "looking for a migration", kafka, self._stopping)
 
     def _refuse_namesake(self) -> None:
         kafka, name = self.settings.kafka, self.component
         look = partial(refuse_namesake, kafka, name, self._disk)
-        patiently(look, "looking for another worker of this name", kafka, threading.Event())
+        patiently(look, "looking for another worker of this name", kafka, self._stopping)
 
     def _find_topics(self) -> TopicWatch:
         """The identities of the topics as this worker starts. Raises `TopicMissing`."""
         kafka, topics = self.settings.kafka, self.topics
         positioned, others = (topics.actions, topics.sequences), (topics.dead_letters, topics.status)
         names = (*positioned, *others)
-        found = patiently(lambda: identities(kafka, names), "finding the topics", kafka, threading.Event())
+        found = patiently(lambda: identities(kafka, names), "finding the topics", kafka, self._stopping)
         for name in names:
             if name not in found:
                 raise TopicMissing(f"topic {name}: expected on the broker, it is missing; is someone deleting topics?")
@@ -101,8 +115,6 @@ class Worker:
         return TopicWatch(kafka, found, remedies(self.settings) | again)
 
     async def _work(self, watch: TopicWatch) -> None:
-        stream = self.settings.stream
-        self.metrics.serve(stream.metrics_host, stream.metrics_port)
         log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -116,7 +128,7 @@ class Worker:
                 await self._run_faust()
                 if not self._stop.is_set():
                     self.metrics.restarts.inc()
-                    await asyncio.to_thread(wait_for_broker, self.settings.kafka, stream.recover_timeout_s)
+                    await asyncio.to_thread(self._wait_for_broker)
         finally:
             for task in tasks:
                 task.cancel()
@@ -124,9 +136,6 @@ class Worker:
             watch.close()
             await self.assign(set())
             await self.producer.stop()
-        if self.failure is not None:
-            raise self.failure
-        log.info("worker stopped", component=self.component)
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """End the worker if a task ends by itself: its reports or checks would silently stop."""
@@ -139,12 +148,13 @@ class Worker:
     def stop(self) -> None:
         """Request an orderly stop."""
         self._stop.set()
+        self._stopping.set()
 
     def fail(self, error: BaseException) -> None:
         """Stop because of an error that cannot be handled here."""
         if self.failure is None:
             self.failure = error
-        self._stop.set()
+        self.stop()
 
     async def _run_faust(self) -> None:
         """Run one Faust app until a stop is requested, or until it crashes or is stuck."""

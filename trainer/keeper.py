@@ -17,7 +17,7 @@ from wire.config import KafkaConfig
 from wire.control import PIN_KEY, Pin, Which, decode_pin
 from wire.errors import HeadraceError, VersionError, brief
 from wire.kafka.admin import make_admin
-from wire.kafka.consumer import connect, read, spans
+from wire.kafka.consumer import read, reconnect, spans
 from wire.topics import Topics
 from wire.weights import Manifest
 
@@ -75,7 +75,7 @@ class VersionKeeper:
 
     def _pinned(self) -> Pin | None:
         """What is pinned, by the control topic. A deployment without that topic has no pins."""
-        pin, consumer = None, connect(self._kafka)
+        pin, consumer = None, reconnect(self._kafka)
         try:
             if self._topics.control not in consumer.topics():
                 return None

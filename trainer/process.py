@@ -27,7 +27,7 @@ from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.control import Which
-from wire.kafka.retry import StoppedError
+from wire.kafka.retry import StoppedError, connect_patiently
 from wire.shape import shape_of
 
 log = structlog.get_logger("trainer")
@@ -105,6 +105,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
     reporter.start()
     tune_interpreter()
     try:
+        connect_patiently(kafka, stop).close()
         trainer.run()
     except StoppedError:
         if reporter.failure is None:

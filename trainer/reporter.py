@@ -25,10 +25,12 @@ from trainer.progress import Progress
 from trainer.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, HeadraceError, TopicMissing, brief
+from wire.errors import HeadraceError, TopicMissing
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
+from wire.kafka.retry import Absence
+from wire.listening import refused_address
 from wire.status import TrainerStatus, encode_status
 from wire.topics import LAG_KEY, Topics
 
@@ -54,6 +56,7 @@ class LagReporter(threading.Thread):
         self._own = f"/{kafka.line}" if kafka.line else ""
         self._stopped = threading.Event()
         self._refused: HeadraceError | None = None
+        self._absence = Absence("reporting the lag", kafka)
         self._around = ClusterState(line=kafka.line)
         self._sampler = Throughput()
         self._throughput = self._sampler.sample(Progress(), self._around)
@@ -64,7 +67,8 @@ class LagReporter(threading.Thread):
         return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
 
     def start(self) -> None:
-        """Start; serve the metrics too, if a port is configured. Raises `ConfigError` if it is taken."""
+        """Start; serve the metrics too, if a port is configured. Raises `HeadraceError` if that
+        fails: not `ConfigError`, since the port may be free at the next start."""
         if self._config.metrics_port:
             self._serve(self._config.metrics_port)
         super().start()
@@ -73,10 +77,8 @@ class LagReporter(threading.Thread):
         try:
             start_http_server(port, self._config.metrics_host, self.metrics.registry)
         except OSError as error:
-            raise ConfigError(
-                f"trainer.metrics_port: expected a free port, got {port} ({error.strerror}); stop what listens there, "
-                "or choose another (0 switches metrics off)"
-            ) from error
+            told = refused_address("trainer", "metrics_", self._config.metrics_host, port, error)
+            raise HeadraceError(f"{told} (0: no metrics)") from error
 
     def run(self) -> None:
         """Report until `stop`."""
@@ -97,7 +99,7 @@ class LagReporter(threading.Thread):
         except (KafkaError, OSError, TopicMissing) as error:
             if refused := refusal(error, self._kafka.bootstrap, "reading"):
                 raise refused from error
-            log.warning("lag cannot be reported now, trying again", error=brief(error))
+            self._absence.note(error)
             self._stopped.wait(self._config.lag_every_s)
         finally:
             for connection in connections:
@@ -117,6 +119,7 @@ class LagReporter(threading.Thread):
             deadline_s = time.monotonic() + self._config.lag_every_s
             self._beat(writer)
             self._look(reader, ends(asker, actions), note)
+            self._absence.end()
             note = self._hear
             self._throughput = self._sampler.sample(self._progress(), self._around)
             if self._progress().epoch >= 0:  # a standby only sends heartbeats

@@ -47,15 +47,17 @@ class Throughput:
             samples.popleft()
         first, seconds = samples[0], max(newest.at_s - samples[0].at_s, 1e-9)
         is_known = len(samples) > 1
-        learning = _gain(first.learned, newest.learned) / seconds
-        arriving = _gain(first.arrived, newest.arrived) / seconds
+        learning = sum(_rates([(each.at_s, each.learned) for each in samples]).values())
+        rates = _rates([(each.at_s, each.arrived) for each in samples])
+        arriving = sum(rates.values())
         num_waiting = sum(num - newest.learned[partition] for partition, num in newest.arrived.items())
+        is_complete = newest.arrived.keys() <= rates.keys()
         return {
             "interactions_per_s": _rate(newest.num_interactions - first.num_interactions, seconds, is_known),
             "steps_per_s": _rate(newest.num_steps - first.num_steps, seconds, is_known),
             "examples_per_s": round(learning, 2),
             "arriving_examples_per_s": round(arriving, 2),
-            "catch_up_s": catch_up_s(num_waiting, learning, arriving),
+            "catch_up_s": catch_up_s(num_waiting, learning, arriving if is_complete else float("inf")),
         }
 
 
@@ -70,13 +72,29 @@ def num_examples(progress: Progress, around: ClusterState) -> tuple[dict[int, in
     return learned, arrived
 
 
+def _rates(counts: list[tuple[float, dict[int, int]]]) -> dict[int, float]:
+    """Partition → how many more there are per second, since the first of these moments that has it: a worker that first
+    reports late would otherwise seem to deliver nothing until the window begins after that. Partitions that only the
+    last moment has are left out, since their rate is not known."""
+    (last_s, newest), firsts = counts[-1], dict[int, tuple[float, int]]()
+    for at_s, nums in counts[:-1]:
+        for partition, num in nums.items():
+            firsts.setdefault(partition, (at_s, num))
+    return {
+        partition: (num - firsts[partition][1]) / max(last_s - firsts[partition][0], 1e-9)
+        for partition, num in newest.items()
+        if partition in firsts
+    }
+
+
 def _gain(before: dict[int, int], after: dict[int, int]) -> int:
     """How many more there are, in the partitions that were counted before: others would seem to begin just now."""
     return sum(num - before[partition] for partition, num in after.items() if partition in before)
 
 
 def catch_up_s(num_waiting: int, learning_per_s: float, arriving_per_s: float) -> float | None:
-    """Seconds until nothing waits, at these rates; None if the trainer falls behind or stands still."""
+    """Seconds until nothing waits, at these rates; None if the trainer falls behind or stands still, or if the rate at
+    which examples arrive is not known (infinite)."""
     if num_waiting == 0:
         return 0.0
     gain = learning_per_s - arriving_per_s

@@ -57,7 +57,14 @@ def switch(
         bool, typer.Option("--when-as-good", help="Wait until its newest version is as good as the one followed now.")
     ] = False,
     worse: Annotated[
-        float, typer.Option("--worse", metavar="FRACTION", help="By how much HR@10 and NE may be worse all the same.")
+        float,
+        typer.Option(
+            "--worse",
+            metavar="FRACTION",
+            min=0.0,
+            max=1.0,
+            help="By how much HR@10 and NE may be worse all the same: 0.02 is 2%.",
+        ),
     ] = 0.02,
     reason: Reason = "",
     config: ConfigPath = None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Event
 
 import numpy as np
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer
 
 from serving.follower import HistoryFollower
 from serving.histories import Histories
@@ -32,13 +33,43 @@ def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
 def histories(wire: Wire) -> Iterator[Histories]:
     """Histories kept by a thread that refreshes its metadata every half second."""
     kept = Histories(10**8, topic=wire.topics.sequences)
-    consumer = connect(wire.kafka, 20, metadata_max_age_ms=500, auto_offset_reset="none")
-    thread = HistoryFollower(consumer, wire.topics.sequences, kept)
+    options = {"metadata_max_age_ms": 500, "auto_offset_reset": "none"}
+    thread = HistoryFollower(lambda _: connect(wire.kafka, 20, **options), wire.topics.sequences, kept)
     thread.start()
     yield kept
     thread.stop()
     thread.join(60)
     assert thread.failure is None
+
+
+def test_a_follower_has_not_caught_up_with_a_topic_that_was_made_again(wire: Wire) -> None:
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0)])
+    options = {"metadata_max_age_ms": 500, "auto_offset_reset": "none"}
+    thread = HistoryFollower(
+        lambda _: connect(wire.kafka, 20, **options), wire.topics.sequences,
+        Histories(10**8, topic=wire.topics.sequences),
+    )  # fmt: skip
+    place, had_caught_up = thread._place, list[bool]()
+    thread._place = lambda where: had_caught_up.append(thread.caught_up.is_set()) or place(where)  # type: ignore[method-assign,func-returns-value]
+    thread.start()
+    try:
+        assert thread.caught_up.wait(60)
+        recreate_sequences(wire)
+        wait_until(lambda: len(had_caught_up) == 2, 60, "the new topic to be found")
+        assert not any(had_caught_up)
+        wait_until(thread.caught_up.is_set, 60, "the new topic to be read")
+    finally:
+        thread.stop()
+        thread.join(60)
+
+
+def recreate_sequences(wire: Wire) -> None:
+    """Delete the topic, and create it again."""
+    admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
+    admin.delete_topics([wire.topics.sequences])
+    wait_until(lambda: wire.topics.sequences not in admin.list_topics(), 60, "the topic to be gone")
+    ensure_topics(wire.kafka)
+    admin.close()
 
 
 def length_of(histories: Histories, user: str) -> int:
@@ -50,11 +81,7 @@ def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, his
     late = example("a", slice_of(ROWS, 0, 4), number=0, segment=15, segment_len=4)
     wire.tell([late, example("b", slice_of(ROWS, 0, 3), number=1, segment_len=4)])
     wait_until(lambda: length_of(histories, "b") == 3, 60, "the first topic to be read")
-    admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
-    admin.delete_topics([wire.topics.sequences])
-    wait_until(lambda: wire.topics.sequences not in admin.list_topics(), 60, "the topic to be gone")
-    ensure_topics(wire.kafka)
-    admin.close()
+    recreate_sequences(wire)
     wire.tell([example("a", slice_of(ROWS, 10, 12), number=0, segment_len=4)])
     wait_until(lambda: length_of(histories, "a") == 2, 60, "the second topic to be read, and that one alone")
     assert histories.get("b") is None
@@ -76,12 +103,18 @@ def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, ca
 def test_a_follower_that_has_not_read_everything_says_what_is_left(wire: Wire) -> None:
     wire.tell([example("a", slice_of(ROWS, number, number + 1), number=number) for number in range(3)])
     wire.tell([example("b", slice_of(ROWS, 0, 1), number=0, partition=1)])
-    consumer = connect(wire.kafka, 20, auto_offset_reset="none")
-    thread = HistoryFollower(consumer, wire.topics.sequences, Histories(10**8, topic=wire.topics.sequences))
-    assert thread.waits_for == f"topic {wire.topics.sequences} to exist (headrace topics --create)"
+    connecting = Event()
+
+    def connected(_: Event) -> KafkaConsumer:
+        connecting.wait(60)
+        return connect(wire.kafka, 20, auto_offset_reset="none")
+
+    thread = HistoryFollower(connected, wire.topics.sequences, Histories(10**8, topic=wire.topics.sequences))
+    assert thread.waits_for == "", "the server says that the broker is away"
     told: list[str] = []
     thread._fold = lambda *_: told.append(thread.waits_for)  # type: ignore[method-assign]
     thread.start()
+    connecting.set()
     assert thread.caught_up.wait(60)
     assert thread.waits_for == ""
     read = f"histories: 0 of 4 records of {wire.topics.sequences} are read; most are left of partition 0: 3"

@@ -225,6 +225,12 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         Titles.read(str(file))
 
 
+def test_seconds_taken_for_milliseconds_are_recognised(client: Client) -> None:
+    [problem] = client.post("/recommend", json={"user": "u0", "timestamp": START_MS // 1000}).json()["detail"]
+    assert problem["got"].endswith("), which looks like seconds")
+    assert problem["do"] == "multiply by 1000"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field", "expected"),
     [
@@ -234,14 +240,17 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         ("/recommend", {"user": "u0", "exclude_sen": True}, "exclude_sen", "no such field"),
         ("/recommend", {}, "body", "either user or history"),
         ("/recommend", {"user": "u0", "history": []}, "body", "either user or history"),
+        ("/recommend", {"user": "u0", "timestamp": START_MS // 1000}, "timestamp", "milliseconds since 1970, 1990-01-"),
+        ("/rank", {"user": "u0", "items": [1], "timestamp": 0}, "timestamp", "milliseconds since 1970, 1990-01-01"),
+        ("/recommend", {"history": [{"item": 1, "action": "view", "timestamp": START_MS // 1000}]},
+         "history.0.timestamp", "milliseconds since 1970, 1990-01-01"),
         ("/recommend", {"user": "u0", "max_age_s": 1e11}, "max_age_s", "seconds, 0 to 1e10"),
         ("/recommend", {"user": True}, "user", "an integer, or a string"),
         ("/recommend", {"history": [{"item": 1, "action": "view"}]}, "history.0.timestamp", "a value"),
         ("/recommend", {"history": [{"item": 1, "action": "veiw", "timestamp": 1}]}, "history.0.action", "among view"),
         ("/recommend", {"history": [{"item": 1, "action": "view", "timestamp": 1}] * 31}, "history", "at most 30"),
-        ("/recommend", {"user": "u0", "timestamp": 1_700_000_000}, "timestamp", "milliseconds since the epoch"),
-        ("/rank", {"history": [{"item": 1, "action": "view", "timestamp": time_ms} for time_ms in (5, 978_300_760)],
-                   "items": [1]}, "history.1.timestamp", "milliseconds since the epoch"),
+        ("/rank", {"history": [{"item": 1, "action": "view", "timestamp": ms} for ms in (START_MS, 978_300_760)],
+                   "items": [1]}, "history.1.timestamp", "milliseconds since 1970, 1990-01-01"),
         ("/rank", {"user": "u0", "items": []}, "items", "at least 1"),
         ("/rank", {"user": "u0", "items": list(range(21))}, "items", "at most 20"),
         ("/rank", {"user": "u0"}, "items", "a value"),

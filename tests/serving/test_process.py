@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from serving.histories import Histories
 from serving.listener import bind
 from serving.request import Request
 from serving.weights_manager import WeightsManager
-from tests.brokers import REPOSITORY, Broker, free_port, wait_until
+from tests.brokers import REPOSITORY, Broker, crowding, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
 from tests.serving.world import START_MS, World
@@ -310,12 +312,23 @@ def test_a_server_whose_disk_is_full_says_that_and_shows_no_traceback(
     assert not any("Traceback" in line for line in log)
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
+def test_a_server_waits_for_a_broker_that_is_not_there_and_says_so(tmp_path: Path, factory: ProcessFactory) -> None:
     nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    lines = ended(ServerProcess(factory, nowhere, tmp_path, connect_timeout_s=1.0))
-    assert len(lines) == 1, lines
-    assert "no Kafka broker answers at" in lines[0]
-    assert "kafka.bootstrap" in lines[0]
+    server = ServerProcess(factory, nowhere, tmp_path)
+    try:
+        server.process.wait_for("broker away, trying again")
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 503
+        assert re.fullmatch(r"the broker, which has not answered for \d+ s", ready.json()["waits_for"])
+        assert server.client.get("/healthz").status_code == 200
+        assert server.process.log().count("broker away, trying again") == 1, "one line, not one of each thread"
+        assert "kafka.bootstrap" in server.process.log()
+        began_s = time.monotonic()
+        assert server.process.stop() == 0
+        assert time.monotonic() - began_s < 3.0 * crowding(), "it ends without the broker"
+        assert server.process.log().count("broker away, trying again") == 1
+    finally:
+        server.close()
 
 
 def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Wire:
     def subscriber(self, rollout: Rollout | None = None, guard: Guard | None = None) -> Iterator[WeightsSubscriber]:
         """A subscriber in this process that follows the weights topic."""
         thread = WeightsSubscriber(
-            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights,
+            lambda _: connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights,
             VersionIntake(WeightsManager(), rollout or Rollout(), guard or Guard(None)),
             topic_of=lambda line: Topics.under(self.kafka.prefix, line).weights,
         )  # fmt: skip

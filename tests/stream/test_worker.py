@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,13 +17,18 @@ from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient
 from kafka.errors import MessageSizeTooLargeError
 
+from headrace.config import Settings
+from state.config import StoreConfig
 from stream.app import group_of
+from stream.config import StreamConfig
 from stream.producer import BatchConfig
 from stream.sender import send_actions
+from stream.worker import Worker
 from tests.brokers import free_port, wait_until
 from tests.stream.audit import check, is_idle, last_statuses, world, written
 from tests.stream.workers import Deployment, WorkerProcess
-from wire.config import COMPRESSIONS
+from wire.config import COMPRESSIONS, KafkaConfig
+from wire.errors import HeadraceError
 from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
@@ -199,15 +206,34 @@ def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Dep
     assert "restore that (kinds may only be appended), or use a new kafka.prefix" in line
 
 
-def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+def test_a_worker_waits_for_a_broker_that_is_not_there_and_says_so(deployment: Deployment, worker: Make) -> None:
+    import httpx
+
     deployment.environment["HEADRACE_KAFKA__BOOTSTRAP"] = f"127.0.0.1:{free_port()}"
-    deployment.environment["HEADRACE_STREAM__START_TIMEOUT_S"] = "0.5"
+    deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port := free_port())
     process = worker().start()
-    assert process.process.wait(60) == 1
+    process.wait_for("broker away, trying again")
     [line] = process.log().splitlines()
-    assert line.startswith("headrace stream: no Kafka broker answered at 127.0.0.1:")
+    assert "nothing accepts connections there" in line
     assert "kafka.bootstrap" in line
+    assert "headrace_worker_broker_silence_seconds" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    process.process.send_signal(signal.SIGINT)
+    assert process.process.wait(10) == 0, "it ends without the broker"
     assert not process.store_path.exists()
+
+
+def test_an_error_that_is_found_while_the_broker_is_away_ends_the_worker(tmp_path: Path) -> None:
+    kafka = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
+    worker = Worker(Settings(kafka=kafka, stream=StreamConfig(metrics_port=0), store=StoreConfig(path=tmp_path)))
+
+    async def run() -> None:
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.5)
+        worker.fail(HeadraceError("the topic has been replaced"))
+        await running
+
+    with pytest.raises(HeadraceError, match="the topic has been replaced"):
+        asyncio.run(run())
 
 
 def test_topics_of_another_shape_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -223,7 +249,11 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     deployment.environment["HEADRACE_STREAM__METRICS_HOST"] = "127.0.0.1"
     process = worker().start()
     assert process.process.wait(60) == 1
-    assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
+    assert (
+        process.log()
+        .splitlines()[-1]
+        .startswith(f"headrace stream: stream.metrics_port: expected to listen on 127.0.0.1:{port}, got: ")
+    )
 
 
 def test_refusals_are_counted_by_reason_and_warned_about_once(deployment: Deployment, worker: Make) -> None:

@@ -48,7 +48,7 @@ class Deployment:
         self.store = StoreConfig(path=self.folder / "state")
         self.stream = StreamConfig(
             session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3,
-            metrics_port=0, max_batch=50, start_timeout_s=60.0,
+            metrics_port=0, max_batch=50,
         )  # fmt: skip
         self.topics = Topics.under(self.prefix)
         self.folder.mkdir(parents=True, exist_ok=True)

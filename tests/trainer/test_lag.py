@@ -380,6 +380,17 @@ def test_a_backlog_does_not_seem_to_arrive_when_its_partition_is_first_counted(i
     assert said["catch_up_s"] is not None
 
 
+def test_a_worker_that_first_reports_late_does_not_make_the_backlog_seem_to_vanish() -> None:
+    """Examples arrive as fast as they are learned; only the reports of that begin after nine seconds."""
+    around, rates, said = ClusterState(), Throughput(), list[dict[str, Any]]()
+    for second in range(12):
+        if second >= 9:
+            around.note(encode_status(worker(p0=PartitionStatus(relayed_number=1000 + 100 * second - 1))))
+        said.append(rates.sample(Progress(positions={0: Position(next_number=100 * second)}), around, float(second)))
+    assert [each["catch_up_s"] for each in said[9:]] == [None, None, None]
+    assert [each["arriving_examples_per_s"] for each in said[9:]] == [0.0, 100.0, 100.0]
+
+
 def test_with_nothing_waiting_the_trainer_has_caught_up() -> None:
     around, rates = ClusterState(), Throughput()
     around.note(encode_status(worker(p0=PartitionStatus(relayed_number=4))))

@@ -12,7 +12,7 @@ from trainer.config import TrainerConfig
 from trainer.progress import Progress
 from trainer.reporter import LagReporter
 from wire.config import KafkaConfig
-from wire.errors import ConfigError
+from wire.errors import ConfigError, HeadraceError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +29,18 @@ def test_a_trainer_that_waits_for_its_broker_ends_when_it_is_told_to(tmp_path: P
 def test_a_metrics_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"trainer\.metrics_port: expected a free port, got {port}"):
+        with pytest.raises(
+            HeadraceError, match=rf"trainer\.metrics_port: expected to listen on 127\.0\.0\.1:{port}, got: "
+        ) as refused:
             LagReporter(KafkaConfig(), TrainerConfig(metrics_port=port), Progress).start()
+    assert not isinstance(refused.value, ConfigError), "whose exit status would keep a supervisor from trying again"
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_not_said_to_be_a_port_in_use(host: str) -> None:
+    told = rf"trainer\.metrics_host: expected to listen on {host}:29555, got: .*0\.0\.0\.0 for all"
+    with pytest.raises(HeadraceError, match=told):
+        LagReporter(KafkaConfig(), TrainerConfig(metrics_host=host, metrics_port=29555), Progress).start()
 
 
 DETERMINISTIC = """

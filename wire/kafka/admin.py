@@ -12,6 +12,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.consumer import announced
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
@@ -33,7 +34,8 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
     partition count disagrees or a topic's ``cleanup.policy`` removes what is needed.
     """
     deadline = time.monotonic() + timeout_s
-    wait_for_broker(config, timeout_s)
+    with announced(config, timeout_s):
+        wait_for_broker(config, timeout_s)
     while True:
         try:
             return _ensure(config, deadline)

@@ -7,7 +7,9 @@ lies between belongs to an open transaction and cannot be read yet.
 
 from __future__ import annotations
 
+import logging
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +24,10 @@ from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.options import ISOLATION, sync_options
 from wire.kafka.refusal import refusal
 
+logger = logging.getLogger(__name__)
 POLL_MS = 200
+ANNOUNCE_S = 1.0
+"""How soon a person is told what a command waits for."""
 ANSWER_S = 10.0
 """How long a broker may take to say where its partitions end."""
 STALL_S = 20.0
@@ -82,21 +87,62 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
 
 
 def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:
-    """`make_consumer` that raises `BrokerUnavailable` when no broker answers within ``timeout_s``."""
+    """`make_consumer` that raises `BrokerUnavailable` when no broker answers within ``timeout_s``, and says meanwhile
+    what it waits for."""
+    with announced(kafka, timeout_s):
+        return _connected(kafka, timeout_s, **options)
+
+
+def reconnect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:
+    """`connect` for whoever tries again: it says nothing, and does not wait where nothing accepts connections, since
+    nothing could cut that short."""
+    if not accepts_connections(kafka):
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {kafka.bootstrap}: nothing accepts connections there; {remedy_for(kafka)}"
+        )
+    return _connected(kafka, timeout_s, **options)
+
+
+def _connected(kafka: KafkaConfig, timeout_s: float, **options: Any) -> KafkaConsumer:
     try:
         return make_consumer(kafka, **{"bootstrap_timeout_ms": max(1, int(timeout_s * 1000)), **options})
     except (KafkaError, OSError) as error:
         if refused := refusal(error, kafka.bootstrap):
             raise refused from error
-        if accepts_connections(kafka):
-            remedy = "it accepts connections: check that kafka.client.security_protocol is that of its listener"
-            remedy += ", and see its log"
-        else:
-            remedy = f"this machine knows no host {unknown}: correct" if (unknown := unknown_host(kafka)) else "start"
-            remedy += " it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
         raise BrokerUnavailable(
-            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); {remedy}"
+            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
+            f"{remedy_for(kafka)}"
         ) from error
+
+
+@contextmanager
+def announced(kafka: KafkaConfig, timeout_s: float) -> Iterator[None]:
+    """Say once, after `ANNOUNCE_S`, that a broker is waited for, unless the block has ended or something accepts
+    connections there. Commands, which configure no log, have the line on stderr as it is."""
+    waiting = threading.Timer(ANNOUNCE_S, _announce, (kafka, timeout_s))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
+
+
+def _announce(kafka: KafkaConfig, timeout_s: float) -> None:
+    if not accepts_connections(kafka):
+        logger.warning("nothing accepts connections at %s: waiting up to %g s for a Kafka broker", kafka.bootstrap,
+                       timeout_s)  # fmt: skip
+
+
+def remedy_for(kafka: KafkaConfig) -> str:
+    """What to do about a broker that does not answer."""
+    if accepts_connections(kafka):
+        return (
+            "it accepts connections: check that kafka.client.security_protocol is that of its listener, and that it is "
+            "a Kafka broker, and see its log"
+        )
+    begin = f"this machine knows no host {unknown}: correct" if (unknown := unknown_host(kafka)) else "start"
+    return f"{begin} it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
 
 
 def accepts_connections(kafka: KafkaConfig) -> bool:

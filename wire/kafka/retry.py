@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
@@ -13,10 +13,12 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing, brief
-from wire.kafka.consumer import accepts_connections, partitions_of
+from wire.kafka.consumer import accepts_connections, partitions_of, reconnect, remedy_for
 from wire.kafka.refusal import refusal
 
 RETRY_S = 1.0
+SAY_AGAIN_S = 30.0
+"""While the broker is away, the log says so this often."""
 log = structlog.get_logger("wire")
 Result = TypeVar("Result")
 
@@ -25,35 +27,65 @@ class StoppedError(Exception):
     """The process was asked to end while it waited for the broker."""
 
 
+class Absence:
+    """What the log says while the broker is away: that it is, again every `SAY_AGAIN_S`, and when it is back."""
+
+    def __init__(self, what: str, kafka: KafkaConfig) -> None:
+        self._what, self._kafka = what, kafka
+        self._since_s = self._told_s = 0.0
+        self.is_over = True
+
+    def note(self, error: BaseException) -> None:
+        """Note that the broker did not answer."""
+        now_s = time.monotonic()
+        if self.is_over:
+            self.is_over, self._since_s, self._told_s = False, now_s, float("-inf")
+        if now_s - self._told_s < SAY_AGAIN_S:
+            return
+        self._told_s = now_s
+        log.warning(
+            "broker away, trying again", what=self._what, broker=self._kafka.bootstrap,
+            away_s=round(now_s - self._since_s, 1), error=_described(error, self._kafka),
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Note that it answers."""
+        if not self.is_over:
+            away_s = round(time.monotonic() - self._since_s, 1)
+            log.info("broker is back", what=self._what, broker=self._kafka.bootstrap, away_s=away_s)
+        self.is_over = True
+
+
 def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop: threading.Event) -> Result:
     """Call ``action``, again every second while the broker is away.
 
     Raises `StoppedError` once ``stop`` is set, and `ClientRefused` if no retry would help.
     """
-    is_away = False
+    absence = Absence(what, kafka)
     while True:
         try:
             result = action()
         except (KafkaError, OSError) as error:
             if refused := refusal(error, kafka.bootstrap, what):
                 raise refused from error
-            if not is_away:
-                log.warning(
-                    "broker away, trying again", what=what, broker=kafka.bootstrap, error=_described(error, kafka)
-                )
-            is_away = True
+            absence.note(error)
             if stop.wait(RETRY_S):
                 raise StoppedError(what) from error
             continue
-        if is_away:
-            log.info("broker is back", what=what, broker=kafka.bootstrap)
+        absence.end()
         return result
 
 
-def _described(error: Exception, kafka: KafkaConfig) -> str:
-    if isinstance(error, KafkaTimeoutError) and accepts_connections(kafka):
-        return f"{brief(error)}; it accepts connections: is kafka.client.security_protocol that of its listener?"
-    return brief(error)
+def _described(error: BaseException, kafka: KafkaConfig) -> str:
+    return f"{brief(error)}; {remedy_for(kafka)}" if isinstance(error, KafkaTimeoutError) else brief(error)
+
+
+def connect_patiently(kafka: KafkaConfig, stop: threading.Event, **options: Any) -> KafkaConsumer:
+    """A consumer, once a broker answers, however long that takes: how every long-running process starts.
+
+    Raises `StoppedError` once ``stop`` is set, and `ClientRefused` if no retry would help.
+    """
+    return patiently(lambda: reconnect(kafka, **options), "connecting", kafka, stop)
 
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
@@ -62,8 +94,7 @@ def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
     while not accepts_connections(config):
         if time.monotonic() >= deadline:
             raise BrokerUnavailable(
-                f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; "
-                "start it, or name another one by kafka.bootstrap (HEADRACE_KAFKA__BOOTSTRAP)"
+                f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; {remedy_for(config)}"
             )
         time.sleep(0.2)
 

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM, from the first moment of a process.
+
+Importing takes seconds. A KeyboardInterrupt raised meanwhile is a traceback where nothing catches it yet, and is lost
+where a library's compiled code does: the process then goes on, with half of a module. So a process that is interrupted
+while it imports ends there; nothing is written by then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+INTERRUPTED = 130
+"""The exit status of a command that ended by itself after Ctrl-C, as `headrace.command.run` gets it."""
+_IMPORTING = "<frozen importlib._bootstrap>"
+_received: list[int] = []
+
+
+def heed_interrupts() -> None:
+    """Make SIGTERM end a command as Ctrl-C does. The processes that run for long have handlers of their own, later. A
+    signal that this process was started to ignore (as under ``nohup``) stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
+
+
+def status_of_interrupt() -> int:
+    """The exit status after a KeyboardInterrupt: 128 and the signal's number, as shells have it."""
+    return 128 + (_received[-1] if _received else signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,0 +1,86 @@
+"""Waiting for a broker: what is said, how often, and what ends the wait."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.brokers import free_port
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
+from wire.kafka.consumer import announced, connect
+from wire.kafka.retry import Absence, StoppedError, connect_patiently, patiently
+
+
+def nowhere() -> KafkaConfig:
+    return KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
+
+
+def test_an_absence_is_told_at_once_then_every_so_often_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("wire.kafka.retry.time.monotonic", lambda: now_s[0])
+    absence, told = Absence("reading", nowhere()), list[tuple[str, float]]()
+    for _ in range(2):
+        with capture_logs() as lines:
+            for _ in range(65):
+                absence.note(OSError("away"))
+                now_s[0] += 1.0
+            absence.end()
+            absence.end()
+        told += [(line["event"], line["away_s"]) for line in lines]
+    once = [("broker away, trying again", float(each)) for each in (0, 30, 60)] + [("broker is back", 65.0)]
+    assert told == once * 2
+
+
+def test_what_waits_for_a_broker_ends_at_once_when_it_is_told_to() -> None:
+    stop, took_s = threading.Event(), time.monotonic()
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(StoppedError):
+        connect_patiently(nowhere(), stop)
+    assert time.monotonic() - took_s < 3.0
+
+
+def test_a_port_that_something_else_answers_is_named_as_such() -> None:
+    """A web server: it takes the connection, and closes it when it sees no request."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as other, capture_logs() as lines:
+        port = other.getsockname()[1]
+        threading.Thread(target=_closes_everything, args=(other,), daemon=True).start()
+        threading.Timer(7.0, stop.set).start()
+        with pytest.raises(StoppedError):
+            connect_patiently(KafkaConfig(bootstrap=f"127.0.0.1:{port}"), stop)
+    assert "and that it is a Kafka broker" in lines[0]["error"]
+
+
+def _closes_everything(listener: socket.socket) -> None:
+    try:
+        while True:
+            accepted, _ = listener.accept()
+            accepted.close()
+    except OSError:
+        return
+
+
+def test_a_command_says_what_it_waits_for_before_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnavailable):
+        connect(nowhere(), 3.0)
+    assert "waiting up to 3 s for a Kafka broker" in caplog.text
+
+
+def test_nothing_is_said_of_a_broker_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as there,
+        announced(KafkaConfig(bootstrap=f"127.0.0.1:{there.getsockname()[1]}"), 5.0),
+    ):
+        time.sleep(1.5)
+    assert caplog.text == ""
+
+
+def test_an_action_that_fails_for_another_reason_is_not_tried_again() -> None:
+    with pytest.raises(ValueError, match="no"):
+        patiently(lambda: int("no"), "counting", nowhere(), threading.Event())
