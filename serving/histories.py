@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from kernels.histories import UserHistories
 from serving.catalogue import Catalogue
-from wire.example import Example, Int64, Interactions, Mark, interactions_of, row_type
+from wire.example import Example, Int64, Interactions, Mark, interactions_of, num_features_of, row_type
 from wire.example_codec import MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
@@ -109,6 +109,8 @@ class Histories:
         block = decode_block(batches, self._kept.row_type)
         heads = block.heads
         is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["partition"] == partition)
+        if self._decoder.columns is not None:
+            is_plain &= heads["num_user_features"] == self._decoder.columns[1]
         edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
@@ -143,6 +145,7 @@ class Histories:
         with self._lock:
             if self._kept is None:
                 self._kept = UserHistories(rows.dtype, self._max_context)
+                self._decoder.columns = num_features_of(rows), len(example.user_feature_hash)
             if self._holds(example.partition):
                 self.num_forgotten += self._kept.put(
                     example.user, example.segment_len, example.first_index, rows, example.user_feature_hash,
@@ -160,7 +163,7 @@ class Histories:
         self.forget_partitions()
         self.removed = set()
         with self._lock:
-            self._kept = None
+            self._kept = self._decoder.columns = None
 
     def get(self, user: str) -> Past | None:
         """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a

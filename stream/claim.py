@@ -210,7 +210,7 @@ class _Reader:
         self._closing = closing
         self._actions_id = self._otherwise = ""
         self._shape = shape_of(settings.action, settings.sequence)
-        self._decoder = ExampleReader(self._key.topic)
+        self._decoder = ExampleReader(self._key.topic, self._shape.columns)
 
     def examples(self) -> Iterator[Example]:
         """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is just after our fence."""

@@ -64,9 +64,9 @@ class KafkaSource:
         self._stop = stop
         self._topic_id = ""
         self._last_missed_s = self._missing_since_s = -math.inf
-        self._decoder = ExampleReader(self._topic)
-        self._num_columns = 0
-        """Columns of an interaction in the last record that had any."""
+        self._decoder = ExampleReader(self._topic, None if shape is None else shape.columns)
+        self._num_columns = 0 if shape is None else shape.columns[0]
+        """Columns of an interaction: those that are configured, or those of the last record that had any."""
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
         self.num_lost = self._num_gaps = self._num_told = 0

@@ -31,17 +31,17 @@ def lessons_of(
     as the features of nearly all. Raises what `ExampleReader.read` raises, once the records before are taken."""
     block = decode_values([record.value for record in records], row_type(num_columns))
     for record, head in zip(records, block.heads.tolist(), strict=True):
-        lesson = _lesson(block, partition, head) or reader.read(partition, record.offset, record.value)
+        lesson = _lesson(block, partition, head, reader.columns) or reader.read(partition, record.offset, record.value)
         if lesson is not None:
             yield record, lesson
 
 
-def _lesson(block: Block, partition: int, head: tuple[int, ...]) -> Lesson | None:
+def _lesson(block: Block, partition: int, head: tuple[int, ...], columns: tuple[int, int] | None) -> Lesson | None:
     """What a head of `kernels.examples.HEAD` stands for; None if that is for the reader to say."""
     (status, _, _, _, flags, epoch, number, segment, segment_len, first, num, rows_at, user_at, user_len, _,
      features_at, num_features, own_partition, num_new, num_feedback, feedback_at, names_at, names_len, resume_from,
      record_ms) = head  # fmt: skip
-    if status != GOOD or flags & MARKS or own_partition != partition:
+    if status != GOOD or flags & MARKS or own_partition != partition or (columns and columns[1] != num_features):
         return None
     data, names = block.data, dict[int, str | int]()
     try:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import struct
 import sys
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -58,6 +58,14 @@ ALWAYS = 1 << 30
 """Stands for a flag where a column is in every record."""
 MARKS = Mark.USER | Mark.ITEM | Mark.ITEM_BACK
 """A record with one of these flags has no interactions."""
+MAX_COUNT, MAX_SEGMENT, MAX_NUMBER = 1 << 20, 1 << 40, 1 << 60
+"""The most that a record may state: of interactions, columns, ids or feedback; its segment; its number and its writer's
+epoch. What is computed from them fits into 64 bits."""
+_MAX_INT = (1 << 63) - 1
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+_Segment = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEGMENT)]
+_Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_NUMBER)]
+_Signed = Annotated[int, msgspec.Meta(ge=-_MAX_INT - 1, le=_MAX_INT)]
 _PREFIX = struct.Struct("<3sBIH")
 _BODY_START = 8
 Number = TypeVar("Number", bound=np.generic)
@@ -71,31 +79,31 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """All of an example except its columns. Field order is the layout: what the records of a batch have in common is
     adjacent, so that compression finds it as one piece."""
 
-    partition: int
-    writer_epoch: int
-    segment_len: int
-    num_features: int
-    num_user_features: int
-    applied_offset: int
-    resume_from_offset: int
-    counted_offset: int
+    partition: _Signed
+    writer_epoch: _Number
+    segment_len: _Count
+    num_features: _Count
+    num_user_features: _Count
+    applied_offset: _Signed
+    resume_from_offset: _Signed
+    counted_offset: _Signed
     counts: Counts
-    newest_event_ms: int
-    newest_record_ms: int
-    base_ms: int
-    user_offset: int
-    user_index: int
-    number: int
-    segment: int
-    first: int
-    num_interactions: int
-    num_new: int
-    num_feedback: int
-    num_ids: int
-    flags: int
-    bits_width: int
+    newest_event_ms: _Signed
+    newest_record_ms: _Signed
+    base_ms: _Signed
+    user_offset: _Signed
+    user_index: _Signed
+    number: _Number
+    segment: _Segment
+    first: _Count
+    num_interactions: _Count
+    num_new: _Count
+    num_feedback: _Count
+    num_ids: _Count
+    flags: _Signed
+    bits_width: _Signed
     user: str
-    names: dict[int, str | int]
+    names: dict[_Signed, str | _Signed]
 
     @property
     def address(self) -> Address:
@@ -142,9 +150,9 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
     num, flags = header.num_interactions, header.flags
     sizes = (
         header.first, num, header.num_new, header.num_feedback, header.num_ids, header.num_features,
-        header.num_user_features,
+        header.num_user_features, header.segment, header.segment_len - 1,
     )  # fmt: skip
-    if min(sizes) < 0 or header.bits_width not in _UINTS or header.segment_len < 1 or header.segment < 0:
+    if min(sizes) < 0 or max(header.counts) > _MAX_INT or header.bits_width not in _UINTS:
         raise CodecError("example: expected counts of 0 or more and widths of 1, 2 or 4; its writer is wrong")
     row = 8 + (8 if flags & LONG_TIMES else 4) + header.bits_width
     row += 8 * bool(flags & DOMAINS) + 4 * bool(flags & VALUES) + 8 * bool(flags & SESSIONS) + bool(flags & IDS)
@@ -155,6 +163,8 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
         raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
     if header.num_new > num or header.num_feedback > num - header.num_new or num + header.first > header.segment_len:
         raise CodecError("example: expected no more new interactions and feedback than there are; its writer is wrong")
+    if flags & (Mark.ITEM | Mark.ITEM_BACK) and len(header.names) != 1:
+        raise CodecError("example: expected a mark that names its item; its writer is wrong")
     if flags & MARKS and (num or flags & MARKS not in tuple(Mark)):
         raise CodecError("example: expected one mark and no interactions, or no mark; its writer is wrong")
     if bool(header.num_ids) != bool(flags & IDS):
@@ -242,6 +252,8 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
     ids, user_features = take(np.int64, header.num_ids), take(np.int64, header.num_user_features)
     index = take(_UINTS[index_width(header.segment_len)], header.num_feedback).astype(np.int64)
     feedback = take(np.uint32, header.num_feedback)
+    if header.num_feedback and int(index.max()) >= num - header.num_new:
+        raise CodecError("example: expected feedback to interactions that are not new; its writer is wrong")
     return Example(
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
         header.num_new, index, feedback, user_features, header.resume_from_offset, header.newest_record_ms,

@@ -1,8 +1,9 @@
 """Decodes records of the sequences topic. What is not an example of its partition is skipped, counted and logged.
 
-Anyone may write to a topic. A record that does not start like an example, is damaged, or names another partition is no
-reason to stop: if it was one of ours, its number is missing, and readers that need all of them notice. A record with
-another layout is different: all the others would have it too, so `CodecError` is raised.
+Anyone may write to a topic. A record that does not start like an example, is damaged, names another partition, or has
+another number of features than all others is no reason to stop: if it was one of ours, its number is missing, and
+readers that need all of them notice. A record with another layout is different: all the others would have it too, so
+`CodecError` is raised.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import structlog
 
 from wire.errors import CodecError
-from wire.example import Example
+from wire.example import Example, num_features_of
 from wire.example_codec import LAYOUT, MAGIC, decode_example
 from wire.thinned_log import is_told
 
@@ -18,10 +19,11 @@ log = structlog.get_logger("wire")
 
 
 class ExampleReader:
-    """Decodes the records of one topic."""
+    """Decodes the records of one topic. ``columns``: how many features every interaction and every user has; None if
+    that is not known (yet)."""
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
+    def __init__(self, topic: str, columns: tuple[int, int] | None = None) -> None:
+        self.topic, self.columns = topic, columns
         self.num_foreign = 0
 
     def read(self, partition: int, offset: int, value: bytes | None) -> Example | None:
@@ -37,6 +39,10 @@ class ExampleReader:
             return None
         if example.partition != partition:
             self._skip(partition, offset, f"an example of partition {example.partition}")
+            return None
+        columns = num_features_of(example.rows), len(example.user_feature_hash)
+        if len(example.rows) and self.columns not in (None, columns):
+            self._skip(partition, offset, f"expected {self.columns} features of items and users, got {columns}")
             return None
         return example
 

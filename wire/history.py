@@ -17,6 +17,9 @@ import numpy as np
 
 from wire.example import Int64, Lesson, Rows, num_features_of, row_type
 
+FARTHEST_BACK = 1 << 20
+"""How far before a user's first kept row another may lie. No worker keeps so much of a user: what lies farther back
+stands beside a record whose segment was wrong, and the history starts anew from it, without room for all between."""
 OVERHEAD_BYTES = 400
 """Memory that a user takes besides the rows: objects and a place in a dictionary."""
 
@@ -93,7 +96,8 @@ class History:
 
     def _reach(self, first: int, num: int) -> Rows:
         """A view of the bytes of ``num`` places, which may be new."""
-        if self.start == self.end or first - self.end > self._max_context + self._segment_len:
+        is_apart = first - self.end > self._max_context + self._segment_len or self.start - first > FARTHEST_BACK
+        if self.start == self.end or is_apart:
             self._place(self._rows[:0])
             self.start = self.end = first
         self._span(min(self.start, first), max(self.end, first + num))

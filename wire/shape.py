@@ -28,6 +28,13 @@ class Shape(msgspec.Struct, frozen=True):
     rules: dict[str, float] = {}
     extra_columns: tuple[str, ...] = ()
 
+    @property
+    def columns(self) -> tuple[int, int]:
+        """How many columns each interaction has (`ActionConfig.num_columns`), and each user."""
+        num_of_users = len(self.user_features)
+        num_beside = {"propensity": 1, "user_features": num_of_users}
+        return len(self.features) + sum(num_beside[each] for each in self.extra_columns), num_of_users
+
     def changed(self, now: Shape) -> dict[str, tuple[float, float]]:
         """Rules that have changed: what they were, what they are."""
         return {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "keys.h"
+#include "utf8.h"
 
 namespace headrace {
 
@@ -121,10 +122,10 @@ private:
             if (!entry(field, made)) return false;
         } while (space(), take(','));
         if (!take('}') || (seen & REQUIRED) != REQUIRED) return false;
+        if (std::max(made.timestamp_ms, record_ms_) > rules_.max_timestamp_ms) return false;
         const int64_t latest_ms = record_ms_ + rules_.max_future_ms;
         if (made.timestamp_ms < rules_.min_timestamp_ms || made.timestamp_ms > latest_ms) return false;
-        if (std::max(made.timestamp_ms, record_ms_) > rules_.max_timestamp_ms || !rules_.is_ours(made.user))
-            return false;
+        if (!rules_.is_ours(made.user)) return false;
         actions_.push_back(made);
         return true;
     }
@@ -300,24 +301,11 @@ private:
                 return true;
             }
             if (c < 0x20 || c == '\\') return false;
-            if (c < 0x80) ++at_;
-            else if (!sound(c)) return false;
+            const int num = utf8_char(reinterpret_cast<const uint8_t*>(at_), end_ - at_);
+            if (num == 0) return false;
+            at_ += num;
         }
         return false;
-    }
-
-    // Skips a character of two to four bytes; false if it is not valid.
-    bool sound(unsigned char c) {
-        const int num = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
-        if (c < 0xc2 || c > 0xf4 || end_ - at_ < num) return false;
-        const auto second = static_cast<unsigned char>(at_[1]);
-        const unsigned least = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;
-        const unsigned most = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
-        if (second < least || second > most) return false;
-        for (int i = 2; i < num; ++i)
-            if ((static_cast<unsigned char>(at_[i]) & 0xc0) != 0x80) return false;
-        at_ += num;
-        return true;
     }
 
     bool colon() {

@@ -10,6 +10,7 @@
 #include "crc32.h"
 #include "example_head.h"
 #include "export.h"
+#include "utf8.h"
 
 namespace {
 
@@ -18,6 +19,7 @@ using namespace headrace::head;
 
 constexpr int LONG_TIMES = 1, DOMAINS = 2, VALUES = 4, FEATURES = 8, SESSIONS = 16, IDS = 64;
 constexpr int64_t HEADER_FIELDS = 25, NUM_COUNTS = 4;
+constexpr int64_t MAX_COUNT = 1 << 20, MAX_SEGMENT = int64_t{1} << 40, MAX_NUMBER = int64_t{1} << 60;
 
 enum Status { GOOD, TOMBSTONE, OTHER };
 
@@ -146,15 +148,17 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     const int64_t user_len = head[USER_LEN] = in.text();
     const uint8_t* user = in.take(user_len);
     if (!in.ok || in.at >= in.end) return false;  // names follow, which the caller reads if it needs them
+    if (!headrace::is_utf8(user, user_len)) return false;
     head[USER_AT] = user - origin;
     head[NAMES_AT] = in.at - origin, head[NAMES_LEN] = in.end - in.at;
     if (num_features != rows.num_features || flags & 32) return false;
-    constexpr int64_t MOST = 1 << 20;
     for (const int64_t each : {first, num, num_new, num_feedback, num_ids, num_user_features, head[SEGMENT_LEN]})
-        if (each < 0 || each > MOST) return false;
+        if (each < 0 || each > MAX_COUNT) return false;
+    for (const int64_t each : {head[EPOCH], head[NUMBER]})
+        if (each < -1 || each > MAX_NUMBER) return false;
     if (head[SEGMENT_LEN] < 1 || (width != 1 && width != 2 && width != 4)) return false;
-    if (num_new > num || num_feedback > num - num_new || num + first > head[SEGMENT_LEN] || head[SEGMENT] < 0)
-        return false;
+    if (num_new > num || num_feedback > num - num_new || num + first > head[SEGMENT_LEN]) return false;
+    if (head[SEGMENT] < 0 || head[SEGMENT] > MAX_SEGMENT) return false;
     const int64_t time_width = flags & LONG_TIMES ? 8 : 4, index_width = head[SEGMENT_LEN] <= 256 ? 1 : 2;
     const int64_t row = 8 + time_width + width + (flags & DOMAINS ? 8 : 0) + (flags & VALUES ? 4 : 0) +
                         (flags & FEATURES ? 8 * num_features : 0) + (flags & SESSIONS ? 8 : 0) + (flags & IDS ? 1 : 0);
@@ -178,12 +182,15 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
     }
     head[USER_FEATURES_AT] = next + 8 * num_ids - origin;
     head[FEEDBACK_AT] = head[USER_FEATURES_AT] + 8 * num_user_features;
+    const uint8_t* places = origin + head[FEEDBACK_AT];
+    for (int64_t i = 0; i < num_feedback; ++i)
+        if ((index_width == 1 ? places[i] : load<uint16_t>(places + 2 * i)) >= num - num_new) return false;
     head[ROWS_AT] = rows.used;
     for (int64_t i = 0; i < num; ++i) {
         uint8_t* to = rows.at + (rows.used + i) * rows.width();
         store(to, load<int64_t>(item + 8 * i));
-        store(to + 8,
-              flags & LONG_TIMES ? load<int64_t>(time + 8 * i) + base_ms : base_ms + load<uint32_t>(time + 4 * i));
+        store(to + 8, static_cast<uint64_t>(base_ms) +
+                          (flags & LONG_TIMES ? load<uint64_t>(time + 8 * i) : load<uint32_t>(time + 4 * i)));
         store(to + 16, domain ? load<int64_t>(domain + 8 * i) : int64_t{0});
         store(to + 24, width == 1   ? uint32_t{bits[i]}
                        : width == 2 ? uint32_t{load<uint16_t>(bits + 2 * i)}

@@ -19,7 +19,8 @@ namespace {
 
 using namespace headrace::head;
 
-constexpr int64_t OVERHEAD = 250;  // bytes per user besides rows and name, with the place in the table
+constexpr int64_t FARTHEST_BACK = 1 << 20;  // interactions, as in `wire.history`
+constexpr int64_t OVERHEAD = 250;           // bytes per user besides rows and name, with the place in the table
 
 struct User {
     std::string name;
@@ -51,9 +52,10 @@ public:
         User& user = reach(name, segment_len);
         touch(user);
         if (num == 0) return;
-        if (user.start == user.end || first - user.end > max_context_ + user.segment_len) {
+        const bool is_apart = first - user.end > max_context_ + user.segment_len || user.start - first > FARTHEST_BACK;
+        if (user.start == user.end || is_apart) {
             user.start = user.end = first;
-            std::memset(user.rows, 0, static_cast<size_t>(user.capacity * width_));
+            if (user.capacity) std::memset(user.rows, 0, static_cast<size_t>(user.capacity * width_));
         }
         span(user, std::min(user.start, first), std::max(user.end, first + num));
         std::memcpy(user.rows + (first - user.start) * width_, rows, static_cast<size_t>(num * width_));

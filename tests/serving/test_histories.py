@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.histories import Histories
+from tests.serving.test_blocks import batched
 from tests.serving.world import example, interactions, slice_of
 from wire.example import fence
 from wire.example_codec import decode_example, encode_example
@@ -94,6 +95,18 @@ def test_repeats_and_holes_and_tombstones_and_damage_are_passed_over() -> None:
         histories.feed(0, value)
     assert length_of(histories, "a") == 9
     assert histories.num_foreign == 2
+
+
+def test_an_example_with_other_columns_is_passed_over() -> None:
+    """Its interactions would not fit among the others'."""
+    histories = Histories(10**9)
+    other = replace(ROWS, feature_hash=np.zeros((50, 7), np.int64))
+    histories.feed(0, record("a", 3, 0))
+    histories.feed(0, encode_example(example("a", other, number=1)))
+    stranger = replace(decode_example(record("c", 3, 1)), user_feature_hash=np.zeros(7, np.int64))
+    strange = [encode_example(example("b", other, number=1)), encode_example(stranger)]
+    histories.feed_batches(0, batched([*strange, record("a", 4, 1)]))
+    assert (len(histories), length_of(histories, "a"), histories.num_foreign) == (1, 4, 3)
 
 
 def test_memory_is_bounded_and_the_quietest_user_goes_first() -> None:

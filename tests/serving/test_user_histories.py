@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kernels.examples import decode_block
 from kernels.histories import UserHistories
 from tests.serving.test_blocks import FEATURES, batched, told
 from wire.example import row_type
-from wire.example_codec import decode_example
+from wire.example_codec import decode_example, encode_example
 from wire.history import Histories
 
 PLENTY = 1 << 30
@@ -55,6 +56,20 @@ def test_the_comparison_finds_a_record_that_is_missing() -> None:
         definition.fold(decode_example(value))
     with pytest.raises(AssertionError):
         same_as(kept, definition)
+
+
+@pytest.mark.parametrize("segment", [300_000, 1 << 40])
+def test_a_record_of_a_segment_that_is_wrong_takes_no_room_for_all_between(segment: int) -> None:
+    """The user's own records follow, far before it: the history starts anew, twice."""
+    values = told(3)[1:]
+    values.insert(len(values) // 2, encode_example(replace(decode_example(values[0]), segment=segment)))
+    kept, definition = UserHistories(row_type(FEATURES), 40), Histories(40)
+    block = decode_block(batched(values), row_type(FEATURES))
+    for at, value in enumerate(values):
+        kept.fold(block, at, at + 1, PLENTY)
+        definition.fold(decode_example(value))
+        same_as(kept, definition)
+    assert kept.num_bytes < 1 << 20
 
 
 def test_one_record_put_is_one_record_folded() -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.test_blocks import FEATURES, told
-from tests.wire.test_example_codec import examples, same
+from tests.state.world import ACTION
+from tests.wire.test_example_codec import examples, restated, same
 from trainer.lessons import lessons_of
 from wire.errors import CodecError
-from wire.example import Example, Lesson, Mark, fence
-from wire.example_codec import encode_example
+from wire.example import Example, Lesson, Mark, fence, row_type
+from wire.example_codec import decode_example, encode_example
 from wire.example_reader import ExampleReader
+from wire.history import Histories
+
+cached = cache(told)
 
 
 class Record(NamedTuple):
@@ -80,6 +88,37 @@ def test_one_bad_record_is_told_of_as_ever_and_the_others_are_unaffected(seed: i
                 content += b"\0"
         values[at] = bytes(content)
     assert num - 9 <= agree(values, 0, FEATURES) <= num
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(0, 2))
+def test_headers_that_state_anything_are_read_alike_and_folded_without_an_error(data: st.DataObject, seed: int) -> None:
+    values = cached(seed, data.draw(st.sampled_from((4, 300))))
+    several = [restated(data, value) for value in data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=5))]
+    agree(list(several), 0, FEATURES)
+    histories, reader = Histories(9), ExampleReader("t", (FEATURES, len(ACTION.user_features)))
+    for _, lesson in lessons_of(reader, 0, list(map(Record, itertools.count(), [*several, *values])), FEATURES):
+        if lesson.mark is None:
+            histories.fold(lesson)
+    assert max((len(each.buffer) for each in histories.users.values()), default=0) < 1 << 22
+
+
+def test_an_example_with_other_features_is_passed_over_and_told_of() -> None:
+    values = told(1)[1:4]
+    given = decode_example(values[1])
+    of_user = replace(given, user_feature_hash=np.zeros(7, np.int64))
+    of_items = replace(given, rows=np.zeros(len(given.rows), row_type(7)))
+    for strange in (of_user, of_items):
+        reader = ExampleReader("t", (FEATURES, len(ACTION.user_features)))
+        records = list(map(Record, range(3), [values[0], encode_example(strange), values[2]]))
+        assert [record.offset for record, _ in lessons_of(reader, 0, records, FEATURES)] == [0, 2]
+        assert reader.num_foreign == 1
+
+
+def test_a_user_whose_name_is_not_text_is_not_read() -> None:
+    sound = encode_example(replace(decode_example(told(1)[1]), user="some-name"))
+    body = sound[8:].replace(b"some-name", b"some-\xffame")
+    assert agree([sound, sound[:4] + crc32(body).to_bytes(4, "little") + body], 0, FEATURES) == 1
 
 
 def test_what_the_codec_refuses_to_write_is_not_read_either(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from wire.errors import CodecError, HeadraceError
 from wire.example import Counts, Example, Interactions, fence, interactions_of, rows_of
-from wire.example_codec import decode_example, encode_example, restamp
+from wire.example_codec import MAX_NUMBER, MAX_SEGMENT, Header, decode_example, encode_example, pack, restamp, unpack
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 INT64 = st.integers(-(2**63), 2**63 - 1)
+ANY_NUMBER = st.builds(lambda bits, more: min(1 << bits, 2**64 - 2) + more, st.integers(0, 64), st.integers(-1, 1))
+"""Of those that MessagePack can hold, the ones at the edges of some type, and the small ones."""
 
 
 def longs(length: int) -> st.SearchStrategy[NDArray[np.int64]]:
@@ -49,8 +51,8 @@ def examples(draw: st.DrawFn) -> Example:
     ids = draw(st.lists(st.integers(0, 4), min_size=length, max_size=length))
     places = draw(st.sets(st.integers(0, length - num_new - 1))) if num_new < length else set()
     return Example(
-        user=draw(TEXT), partition=draw(st.integers(0, 9)), writer_epoch=draw(st.integers(0, 2**40)),
-        number=draw(INT64), segment=draw(st.integers(0, 2**40)), segment_len=segment_len,
+        user=draw(TEXT), partition=draw(st.integers(0, 9)), writer_epoch=draw(st.integers(0, MAX_NUMBER)),
+        number=draw(st.integers(-1, MAX_NUMBER)), segment=draw(st.integers(0, MAX_SEGMENT)), segment_len=segment_len,
         rows=rows_of(draw(interactions(length, num_features))), num_new=num_new,
         feedback_index=np.array(sorted(places), np.int64), feedback_bits=draw(arrays(np.uint32, len(places))),
         session_hash=column(draw, length), action_ids=draw(longs(sum(ids))),
@@ -161,6 +163,33 @@ def test_a_right_checksum_over_nonsense_does_not_help(body: bytes, header_len: i
     body = header_len.to_bytes(2, "little") + body
     with pytest.raises(CodecError):
         decode_example(b"HRE\x03" + crc32(body).to_bytes(4, "little") + body)
+
+
+NUMBERS = [name for name, kind in Header.__annotations__.items() if "str" not in str(kind) and name != "counts"]
+
+
+def restated(data: st.DataObject, value: bytes) -> bytes:
+    """The same record, some of whose header says something else, under a right checksum."""
+    header, start = unpack(value)
+    for name in data.draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=2)):
+        setattr(header, name, data.draw(ANY_NUMBER | INT64))
+    if data.draw(st.booleans()):
+        header.counts = Counts(*(data.draw(ANY_NUMBER) for _ in header.counts))
+    if data.draw(st.booleans()):
+        header.names = {data.draw(ANY_NUMBER | INT64): data.draw(ANY_NUMBER | TEXT)}
+    return pack(header, value[start:])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_a_header_that_states_anything_is_read_or_refused_with_the_same_error(data: st.DataObject) -> None:
+    """A right checksum says that the bytes arrived, not that their writer made sense."""
+    try:
+        example = decode_example(restated(data, bytes.fromhex(GOLDEN)))
+    except CodecError:
+        return
+    assert 0 <= example.first_index < 2**62
+    assert encode_example(example)
 
 
 @pytest.mark.parametrize("layout", [1, 2, 9])
