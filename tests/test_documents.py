@@ -37,6 +37,26 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert not missing
 
 
+def sections_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_section_leads_to_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text())
+    assert [(name, part) for name, part in links if part not in sections_of(page.parent / name if name else page)] == []
+
+
+def test_the_contents_of_the_notes_have_every_heading() -> None:
+    notes = ROOT / "bench" / "NOTES.md"
+    linked = set(re.findall(r"\]\(#([^)]+)\)", notes.read_text()))
+    assert sections_of(notes) - linked == {"notes-on-measurements", "contents"}
+
+
 NAMED = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 
 
