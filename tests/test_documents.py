@@ -109,6 +109,18 @@ def test_every_kind_of_fault_names_tests_that_are_there() -> None:
     assert {name for row in rows for name in row} <= defined
 
 
+def test_every_name_that_a_docstring_gives_as_code_is_one() -> None:
+    """In single backquotes stand names of this code; a name that was changed would leave a docstring that lies."""
+    paths = [path for kind in ("py", "h", "cpp") for path in ROOT.glob(f"[a-z]*/**/*.{kind}")]
+    sources = [path.read_text() for path in paths]
+    known = {path.stem for path in paths}
+    for text in sources:
+        known.update(re.findall(r"\w+", re.sub(r"`[^`\n]*`", "", text)))
+    named = {each for text in sources for each in re.findall(r"(?<!`)`([A-Za-z_]\w*)`(?!`)", text)}
+    assert len(named) > 300
+    assert named - known == set()
+
+
 def test_every_decision_is_in_the_list() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = (folder / "README.md").read_text()
