@@ -1,16 +1,10 @@
-"""Requests that would bring down a careless server, and clients that send them one after another."""
+"""Requests that would bring down a careless server."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 
-
-def post(path: str, body: bytes, declared: int | None = None) -> bytes:
-    """A complete request. ``declared``: its Content-Length, if it should not be the true one."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-    return head.encode() + b"%d\r\n\r\n" % (len(body) if declared is None else declared) + body
+from bench.clients import post
 
 
 def bad_requests() -> dict[str, bytes]:
@@ -29,18 +23,3 @@ def bad_requests() -> dict[str, bytes]:
         "recommend by a history of 1,000": post("/recommend", json.dumps({"history": history}).encode()),
         "64 × recommend 1,000": post("/recommend/batch", json.dumps({"requests": many}).encode()),
     }
-
-
-async def keep_sending(port: int, request: bytes, until: asyncio.Event, num_clients: int = 2) -> None:
-    """Clients that send a request over and over, each time on a new connection, until stopped."""
-
-    async def client() -> None:
-        while not until.is_set():
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(request)
-                async with asyncio.timeout(0.5):
-                    await reader.readuntil(b"\r\n\r\n")
-                writer.close()
-
-    await asyncio.gather(*(client() for _ in range(num_clients)))

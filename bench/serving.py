@@ -12,7 +12,6 @@ import itertools
 import multiprocessing
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 import uvicorn
 
-from bench.bad_requests import bad_requests, keep_sending, post
+from bench.bad_requests import bad_requests
+from bench.clients import load, post
 from bench.served import NOW_MS, NUM_DIRTY, NUM_USERS, START_MS, histories, versions
 from bench.timing import Row, row, take_turns
 from serving.config import ServingConfig
@@ -40,7 +40,6 @@ from trainer.config import TrainerConfig
 from wire.hashing import item_hash
 from wire.weights import TableRows, Version, decode_blob, encode_blob
 
-CONCURRENCY = 8
 encode = msgspec.json.encode
 SWAPS_PER_S = 2.0
 USUAL_SWAPS_PER_S = round(1 / TrainerConfig().publish_every_s, 2)
@@ -162,9 +161,9 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
                 post("/" + case.what.split()[0], encode({**bodies[case.what](f"u{user}"), "timestamp": NOW_MS}))
                 for user in range(NUM_USERS)
             ]
-            asyncio.run(_load(ports[case.server], requests, min(seconds, 0.3)))
+            asyncio.run(load([(ports[case.server], requests)], min(seconds, 0.3)))
             bad = bad_requests()[case.beside] if case.beside else None
-            taken, wrong, wall_s = asyncio.run(_load(ports[case.server], requests, seconds, bad))
+            taken, wrong, wall_s = asyncio.run(load([(ports[case.server], requests)], seconds, bad))
             failures += wrong
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
             found[case].append((len(taken) / wall_s, float(p50), float(p99)))
@@ -183,39 +182,6 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
         if case.what == "recommend" and case.server == "cached" and case.swaps_per_s:
             rows.append(row(f"HTTP: p99 of {case}, over that without", p99 / still, "times", 1.15, most=True))
     return [*rows, row("HTTP: requests dropped or refused", float(failures), "requests", 0.0, most=True)]
-
-
-async def _load(
-    port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
-) -> tuple[list[float], int, float]:
-    """`CONCURRENCY` clients, each sending its next request as soon as it has an answer: seconds per answer, failures,
-    wall seconds. ``bad``: the request that two more clients keep sending.
-    """
-    taken: list[float] = []
-    wrong, over = 0, asyncio.Event()
-    disturbing = asyncio.create_task(keep_sending(port, bad, over)) if bad is not None else None
-    began = time.perf_counter()
-
-    async def client(index: int) -> None:
-        nonlocal wrong
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() - began < seconds:
-            asked = time.perf_counter()
-            writer.write(requests[index % len(requests)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
-            taken.append(time.perf_counter() - asked)
-            wrong += b" 200 " not in head[:20]
-            index += CONCURRENCY
-        writer.close()
-
-    await asyncio.gather(*(client(index) for index in range(CONCURRENCY)))
-    wall_s = time.perf_counter() - began
-    over.set()
-    if disturbing is not None:
-        await disturbing
-    return taken, wrong, wall_s
 
 
 def _as_published(num_items: int) -> tuple[Version, Iterator[Version]]:

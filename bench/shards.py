@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import uvicorn
 
-from bench.bad_requests import post
+from bench.clients import Asked, load, post
 from bench.served import NOW_MS, NUM_USERS, examples, versions
 from bench.timing import Row, row
 from serving.config import ServingConfig
@@ -40,7 +40,7 @@ from wire.example_codec import encode_example
 from wire.partitioner import partition_of
 from wire.status import ServerStatus, encode_status
 
-CONCURRENCY, NUM_PARTITIONS, NUM_ITEMS = 8, 4, 10_000
+NUM_PARTITIONS, NUM_ITEMS = 4, 10_000
 PROCESSES: dict[str, dict[str, dict[str, Any]]] = {
     "whole": {"one": {}, "two threads": {"num_workers": 2}},
     "first": {"first": {"partitions": "1/2"}},
@@ -50,8 +50,6 @@ PROCESSES: dict[str, dict[str, dict[str, Any]]] = {
 CACHES: dict[str, dict[str, Any]] = {"cached": {"cache_versions": 0}, "uncached": {"cache_bytes": 0}}
 Ports = dict[tuple[str, str], int]
 """By server and kind of cache."""
-Asked = list[tuple[int, list[bytes]]]
-"""Ports, and the requests that each gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +150,6 @@ def cases(ports: Ports, cache: str) -> dict[str, Asked]:
         "the first of two processes, asked for its own users": [(first, even)],
         "the second of two processes, asked for the first's users": [(second, even)],
     }
-
-
-async def load(asked: Asked, seconds: float) -> tuple[list[float], int, float]:
-    """`CONCURRENCY` clients, divided among the ports: seconds per answer, failures, wall seconds."""
-    taken: list[float] = []
-    wrong, began = 0, time.perf_counter()
-
-    async def client(port: int, requests: list[bytes], at: int) -> None:
-        nonlocal wrong
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() - began < seconds:
-            sent = time.perf_counter()
-            writer.write(requests[at % len(requests)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-            taken.append(time.perf_counter() - sent)
-            wrong += b" 200 " not in head[:20]
-            at += CONCURRENCY
-        writer.close()
-
-    await asyncio.gather(*(client(*asked[index % len(asked)], index) for index in range(CONCURRENCY)))
-    return taken, wrong, time.perf_counter() - began
 
 
 def measure(ports: Ports, pids: list[int], cache: str, seconds: float, rounds: int) -> tuple[dict[str, Found], int]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
-from kernels.odds.arrays import LEAST_RATE, NUM_PAUSES, by_table
+from kernels.odds.arrays import LEAST_RATE, by_table
 from kernels.windows import count_kinds
 from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.kept import KeptInputs
-from model.tokens import DOMAINS, FEATURES
 from model.upgrade import upgraded_rates
 from wire.errors import VersionError
 
@@ -39,13 +38,6 @@ NUM_PRIORS = 2
 TABLES = ("item", "domain", "feature", "pair")
 _WEIGHTS = ("pause_VC", "total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
 _HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
-
-
-class Rows(Protocol):
-    """A table of keys."""
-
-    def lookup(self, keys_N: Int64, /) -> Int64:
-        """(N,) rows, 0 for keys without one."""
 
 
 class Rates:
@@ -259,36 +251,6 @@ def _arrivals_of(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     num_1 = state["kept_count"][:1]
     oldest_first = np.roll(state.get("kept_key", np.zeros(0, np.int64)), -int(num_1[0]))
     return {"num": num_1, "lags": state["kept_lags"], "key": oldest_first}
-
-
-def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:
-    """(n, L) keys that other items may share: the domain, and each feature of the item."""
-    return np.concatenate([domain_n[:, None], feature_nF], axis=1) if config.use_domain else feature_nF
-
-
-def attributes_of(
-    tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, pause_R: Int64, config: ModelConfig
-) -> NDArray[np.int32]:
-    """(R, A) rows of the interactions' attributes: the domain, the item's features, the user's features, the pause."""
-    rows = [feature_RF[:, :0]]
-    if config.use_domain:
-        rows.append(_rows_of(tables, DOMAINS, domain_R[:, None]))
-    if feature_RF.shape[1]:
-        rows.append(_rows_of(tables, FEATURES, feature_RF))
-    rows.append(pause_R[:, None])
-    return np.concatenate(rows, axis=1).astype(np.int32)
-
-
-def pauses(time_ms_R: Int64, last_ms_R: Int64, has_last_R: NDArray[np.bool_] | bool) -> Int64:
-    """(R,) rows of the pauses between interactions and the last ones before them."""
-    seconds_R = np.maximum(time_ms_R - last_ms_R, 0) // 1000
-    return np.where(has_last_R, np.minimum(np.frexp(seconds_R + 1)[1], NUM_PAUSES - 1), 0).astype(np.int64)
-
-
-def _rows_of(tables: Mapping[str, Rows], name: str, key_RA: Int64) -> Int64:
-    if name not in tables:
-        return np.zeros_like(key_RA)
-    return tables[name].lookup(np.ascontiguousarray(key_RA.reshape(-1))).reshape(key_RA.shape)
 
 
 def probability(logit_RK: Float32) -> Float64:

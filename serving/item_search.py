@@ -27,8 +27,9 @@ from serving.item_lists import ItemLists
 from serving.weights_manager import HeldVersion
 
 SEARCH_HELP = {
-    "headrace_search_recall": "Share of the exact answers' items that the search by lists finds, of the last compared.",
-    "headrace_search_recall_low": "1 while the recall is below serving.search_recall, over at least 50 comparisons.",
+    "headrace_search_recall": "Share of the exact answers' items that the search by lists finds, of the last compared;"
+    " absent if none was in the last ten minutes.",
+    "headrace_search_recall_low": "1 while the recall, of at least 50 comparisons, is below serving.search_recall.",
     "headrace_search_compared_total": "Answers that were compared with the exact ones.",
     "headrace_search_answers_total": "Answers that were looked for by lists.",
     "headrace_search_lists": "Lists in use; 0 while every answer is exact.",
@@ -42,6 +43,8 @@ BEST_STANDING = 2048
 """How many rows are always looked at for each length of history, because of their standing."""
 COMPARED, ENOUGH = 200, 50
 """How many of the last comparisons make the recall, and how many it takes for a warning."""
+QUIET_S = 600.0
+"""After so long without a comparison the recall is unknown: the lists have been renewed several times since."""
 OUT = np.float32(-1e29)
 NO_ROWS = np.zeros(0, np.int32)
 Asked = tuple[tuple[int, int], Callable[[HeldVersion], tuple[int, int]]]
@@ -83,7 +86,7 @@ class ItemSearch:
         self.is_asked = threading.Event()
         self._asked: Asked | None = None
         self._recalls: deque[tuple[int, int]] = deque(maxlen=COMPARED)
-        self._is_low, self._compare_at = False, 0.0
+        self._is_low, self._compare_at, self._compared_at = False, 0.0, 0.0
         self.num_compared = self.num_builds = self.num_failures = self.num_answers = 0
 
     @property
@@ -103,8 +106,8 @@ class ItemSearch:
 
     @property
     def recall(self) -> float | None:
-        """The share of the exact answers' items that were found, lately; None before anything was compared."""
-        compared = list(self._recalls)
+        """The share of the exact answers' items that were found, lately; None if nothing was compared lately."""
+        compared = [] if self._is_quiet else list(self._recalls)
         return sum(hit for hit, _ in compared) / sum(num for _, num in compared) if compared else None
 
     def readings(self) -> dict[str, float]:
@@ -121,8 +124,16 @@ class ItemSearch:
 
     @property
     def is_low(self) -> bool:
-        """Whether the recall is below what is asked for."""
-        return self._is_low
+        """Whether the recall is below what is asked for; False if nothing was compared lately."""
+        return self._is_low and not self._is_quiet
+
+    @property
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self._compared_at > max(QUIET_S, 2 * self._compare_s)
+
+    def _forget_compared(self) -> None:
+        self._recalls.clear()
+        self._is_low = False
 
     def note(self, version: HeldVersion) -> None:
         """A version is about to come into service: look at what it changes. Called for each, in order."""
@@ -130,8 +141,7 @@ class ItemSearch:
             changed, last, self._last = self._changed_by(version), self._last, version
             if changed is None or last is None:
                 self._found, self._changed_meanwhile, self.line_since = None, None, version.born.swap
-                self._recalls.clear()
-                self._is_low = False
+                self._forget_compared()
                 return
             if self._changed_meanwhile is not None:
                 self._changed_meanwhile = np.union1d(self._changed_meanwhile, changed).astype(np.int32)
@@ -214,6 +224,9 @@ class ItemSearch:
         if not num_exact:
             return
         with self._lock:
+            if self._is_quiet:
+                self._forget_compared()
+            self._compared_at = time.monotonic()
             self._recalls.append((num_hits, num_exact))
             self.num_compared += 1
             recall, was_low = self.recall, self._is_low

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.odds import OddsEvents
+from model.attributes import alike_of, attributes_of, pauses
 from model.config import ModelConfig
 from model.hstu import from_log_value
-from model.rates import alike_of, attributes_of, pauses, probability
+from model.rates import probability
 from model.tokens import ITEMS
 from serving.columns import Columns, user_feature_rows
 from serving.histories import Histories

@@ -37,6 +37,26 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert not missing
 
 
+def sections_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_section_leads_to_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text())
+    assert [(name, part) for name, part in links if part not in sections_of(page.parent / name if name else page)] == []
+
+
+def test_the_contents_of_the_notes_have_every_heading() -> None:
+    notes = ROOT / "bench" / "NOTES.md"
+    linked = set(re.findall(r"\]\(#([^)]+)\)", notes.read_text()))
+    assert sections_of(notes) - linked == {"notes-on-measurements", "contents"}
+
+
 NAMED = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 
 
@@ -87,6 +107,18 @@ def test_every_kind_of_fault_names_tests_that_are_there() -> None:
     assert len(rows) > 20
     assert all(rows)
     assert {name for row in rows for name in row} <= defined
+
+
+def test_every_name_that_a_docstring_gives_as_code_is_one() -> None:
+    """In single backquotes stand names of this code; a name that was changed would leave a docstring that lies."""
+    paths = [path for kind in ("py", "h", "cpp") for path in ROOT.glob(f"[a-z]*/**/*.{kind}")]
+    sources = [path.read_text() for path in paths]
+    known = {path.stem for path in paths}
+    for text in sources:
+        known.update(re.findall(r"\w+", re.sub(r"`[^`\n]*`", "", text)))
+    named = {each for text in sources for each in re.findall(r"(?<!`)`([A-Za-z_]\w*)`(?!`)", text)}
+    assert len(named) > 300
+    assert named - known == set()
 
 
 def test_every_decision_is_in_the_list() -> None:

@@ -143,4 +143,5 @@ def replay_topics(settings: Settings, version: Which | None = None) -> int:
     of ``version``, or the newest."""
     from trainer.replay import replay
 
-    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals(), version)
+    shape = shape_of(settings.action, settings.sequence)
+    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals(), version, shape=shape)

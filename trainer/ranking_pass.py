@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from kernels.odds import OddsEvents
 from kernels.transfer import ToHost
+from model.attributes import alike_of, attributes_of, pauses
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.rates import Rates, alike_of, attributes_of, pauses, probability
+from model.rates import Rates, probability
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, Ranked
 

@@ -27,6 +27,7 @@ from wire.config import KafkaConfig
 from wire.control import Which
 from wire.kafka.consumer import make_consumer, partitions_of, read_from
 from wire.kafka.retry import patiently
+from wire.shape import Shape
 from wire.topics import Topics
 from wire.weights import Manifest
 
@@ -89,9 +90,13 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
 
 
 def replay(
-    model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event, wanted: Which | None = None
-) -> int:
-    """Repeat the training up to a published version (None: the newest); exit status 0 if its weights are bit-equal."""
+    model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event, wanted: Which | None = None,
+    *, shape: Shape | None = None,
+) -> int:  # fmt: skip
+    """Repeat the training up to a published version (None: the newest); exit status 0 if its weights are bit-equal.
+
+    ``shape``: of the examples, as the trainer expected them.
+    """
     reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
     partitions_of(reader, where.topic)
@@ -102,7 +107,9 @@ def replay(
     _check_settings(model, config, published)
     plan = plan_of(weights, manifests)
     learner = Learner(model, config, choose_device(config))
-    source = KafkaSource.open(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
+    source = KafkaSource.open(
+        kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop, shape=shape
+    )
     try:
         _follow(learner, source, plan, published.next_step, stop)
     finally:

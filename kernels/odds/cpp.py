@@ -24,7 +24,7 @@ _EVENTS = (
 
 
 class _Call(ctypes.Structure):
-    """``OddsCall`` of csrc/level/odds.cpp."""
+    """``OddsCall`` of csrc/odds_inputs.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("num_events", "num_kinds", "num_domains", "num_attributes", "num_alike")),

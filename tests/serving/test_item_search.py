@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import search_keeper
+from serving import item_lists, item_search, search_keeper
 from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.histories import Histories
-from serving.item_lists import ItemLists, num_lists_for
-from serving.item_search import ItemSearch, best_standing, search_of
+from serving.item_lists import ItemLists, find_centres, num_lists_for
+from serving.item_search import ItemSearch, best_standing, directions, search_of
 from serving.readings import readings_of
 from serving.request import Request, Result
 from serving.search_keeper import SearchKeeper
@@ -470,6 +470,18 @@ def test_a_low_recall_is_no_longer_told_once_there_is_another_table(server: Serv
     assert server.search.readings()["headrace_search_recall_low"] == 0
 
 
+def test_a_recall_is_unknown_once_nothing_is_compared(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(50):
+        server.search.compared(5, 10)
+    assert server.search.is_low
+    later_s = time.monotonic() + 601
+    monkeypatch.setattr(item_search.time, "monotonic", lambda: later_s)
+    readings = server.search.readings()
+    assert (readings.get("headrace_search_recall"), readings["headrace_search_recall_low"]) == (None, 0)
+    server.search.compared(10, 10)
+    assert (server.search.recall, server.search.is_low) == (1.0, False), "of the present lists alone"
+
+
 def test_readings_say_what_is_searched_and_how_well() -> None:
     server = Server(num_probes=2)
     assert server.search.readings()["headrace_search_lists"] == 0
@@ -569,3 +581,54 @@ def test_lists_hold_each_row_that_competes_once(server: Server) -> None:
         assert set(again.rows_of(np.array([each], np.int32)).tolist()) == set(
             np.flatnonzero(lists.list_V == each).tolist()
         )
+
+
+def test_lists_of_more_rows_than_a_base_has_are_not_used_and_made_anew(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that goes on from an older checkpoint has not met the newest items."""
+    older = Server().world.learner
+    server.learn_new_item()
+    server.swap()
+    monkeypatch.setattr(search_keeper, "MOST_CHANGED", 0)
+    assert server.keeper.renew()
+    lists, server.world.learner = server.search.lists, older
+    monkeypatch.setattr(search_keeper, "MOST_CHANGED", ALL)
+    server.swap("base")
+    current = server.manager.current
+    assert server.search.lists is lists
+    assert current.memory.num_rows == len(lists.list_V) - 1
+    query_RD = current.network.model.retrieval_query(current.network.model.start_M[None])
+    assert server.search.candidates(current, query_RD) is None
+    assert_same(*server.both())
+    assert server.keeper.renew(), "however recently they were made"
+    assert len(server.search.lists.list_V) == current.memory.num_rows
+    assert server.search.candidates(current, query_RD) is not None
+
+
+def test_what_is_compared_is_how_many_of_the_exact_items_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = Server(num_probes=1), list[object]()
+    assert server.keeper.renew()
+    monkeypatch.setattr(server.search, "ask", asked.append)
+    nums = []
+    with server.manager.hold() as version:
+        for request in server.requests():
+            (found,), (exact,) = (engine.answer(version, [request]) for engine in (server.engine, server.exact))
+            hits, num = asked.pop()[1](version)
+            assert (hits, num) == (np.isin(exact.items, found.items).sum(), len(exact.items))
+            nums.append(hits)
+    assert min(nums) < num, "some are missed"
+
+
+def test_centres_are_moved_to_the_middle_of_their_rows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = server.manager.current
+    rows, _ = best_standing(version.standing)
+    direction_ND = directions(version, rows)
+
+    def closeness() -> float:
+        centre_LD = find_centres(rows, lambda some: directions(version, some))
+        return float((direction_ND @ centre_LD.T).max(dim=1).values.mean())
+
+    moved = closeness()
+    monkeypatch.setattr(item_lists, "ROUNDS", 0)
+    assert moved > closeness() + 0.02

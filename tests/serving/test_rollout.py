@@ -24,7 +24,7 @@ from wire.errors import VersionError
 from wire.kafka.consumer import connect
 from wire.weights import Manifest, Quality, decode_manifest, encode_manifest
 
-GOOD, RUINED = Quality(num_targets=5000, hr10=0.2, ne=0.9, calibration=1.0), {"hr10": 0.05}
+GOOD = Quality(num_targets=5000, hr10=0.2, ne=0.9, calibration=1.0)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +32,6 @@ TIMEOUT_S = 0.5
 """What another server has to answer in; a request asks two of them at most."""
 TOKEN = "a token of sixteen or more"
 HISTORY = [{"item": 3, "action": "click", "timestamp": START_MS}]
-Start = Callable[..., ServerProcess]
 
 
 def partition(user: str) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.process_factory import Child
@@ -13,6 +15,7 @@ from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_conf
 from trainer.errors import JournalError, SourceError
 from trainer.replay import plan_of
 from trainer.replay import replay as repeat
+from wire.example import interactions_of, rows_of
 
 Make = Callable[..., Stage]
 DELTAS = {"base_every": 1000}
@@ -64,6 +67,22 @@ def test_a_replay_after_kills_gives_the_published_bits(stage: Make, changes: dic
     assert lines(child) == (
         f"version {last.epoch}/{last.number}, {last.next_step} steps, {last.num_interactions} interactions: bit-equal"
     )
+
+
+def test_an_example_with_other_columns_of_features_is_foreign_to_a_trainer_and_a_replay(stage: Make) -> None:
+    made = stage()
+    examples = made.make(60)
+    ours = next(each for each in examples if each.partition == 0)
+    rows = replace(interactions_of(ours.rows), feature_hash=np.ones((len(ours.rows), 3), np.int64))
+    made.send([replace(ours, rows=rows_of(rows))], counted=False)
+    made.send(examples)
+    run_once(made)
+    told = [line for line in made.children[-1].log().splitlines() if "skipped a foreign record" in line]
+    assert len(told) == 1
+    assert "expected (1, 1) features of items and users, got (3, 1)" in told[0]
+    child = replay(made)
+    assert child.wait() == 0, child.log()
+    assert lines(child).endswith("bit-equal")
 
 
 def test_any_version_that_the_topic_has_can_be_repeated(stage: Make, capsys: pytest.CaptureFixture[str]) -> None:
