@@ -64,7 +64,7 @@ format: $(SETUP) ## let ruff and clang-format put the code in order
 test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: about two minutes
+test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: eight minutes of processor time
 	$(BIN)/python -m pytest -m "not slow and not kafka" $(WORKERS) $(PYTEST_ARGS)
 
 # Warnings from a GPU machine's packages must not fail the run. Compiling takes most of the time, so tests run in parallel.
