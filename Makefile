@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Tests and commands start hundreds of processes: what Python has compiled is kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A stamp's name carries a checksum of what it stands for, so a changed file is noticed whatever its date says.
 sum_of = $(shell cat $(1) 2>/dev/null | cksum | tr -d ' ')
 PACKAGES := $(VENV)/.packages-$(call sum_of,constraints.txt)
@@ -18,8 +21,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import os, xdist; print("-n", min(16, len(os.sched_getaffinity(0))), "--dist worksteal")' 2>/dev/null)
 # A machine with a GPU may be at hand for minutes: tests that take longer are interrupted, and say so.
 GPU_TEST_S ?= 165
-# Tests wait for brokers and processes more than they compute: several at a time, as many as there are processors.
-WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
+# Tests wait for brokers and processes a third of their time: one more at a time than there are processors.
+WORKERS ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
 RESULTS ?= bench/results
 .PHONY: help setup lint format test test-quick test-gpu soak demo bench bench-gpu lock clean
 
@@ -61,7 +64,7 @@ format: $(SETUP) ## let ruff and clang-format put the code in order
 test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: about two minutes
+test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: eight minutes of processor time
 	$(BIN)/python -m pytest -m "not slow and not kafka" $(WORKERS) $(PYTEST_ARGS)
 
 # Warnings from a GPU machine's packages must not fail the run. Compiling takes most of the time, so tests run in parallel.

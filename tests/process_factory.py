@@ -122,19 +122,20 @@ class ProcessFactory:
 
     def start(
         self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "",
-        environment: Mapping[str, str] | None = None, log: Path | None = None,
+        environment: Mapping[str, str] | None = None, log: Path | None = None, errors: Path | None = None,
     ) -> Child:  # fmt: skip
         """Start a child with this command line. ``broken``, ``point``: see `tests.trainer.process_factory`.
 
-        ``environment`` is added to the factory's own; the child appends to ``log``.
+        ``environment`` is added to the factory's own; the child appends to ``log``, and to ``errors`` what it writes to
+        stderr.
         """
         with self._lock:
             self._num += 1
-            return self._start(arguments, broken, point, environment, log)
+            return self._start(arguments, broken, point, environment, log, errors)
 
     def _start(
         self, arguments: Sequence[str], broken: Sequence[str], point: str, environment: Mapping[str, str] | None,
-        log: Path | None,
+        log: Path | None, errors: Path | None,
     ) -> Child:  # fmt: skip
         log, ended = log or self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
         order = {
@@ -143,6 +144,7 @@ class ProcessFactory:
             "point": point,
             "environment": dict(environment or {}),
             "log": str(log),
+            "errors": str(errors or log),
             "exit": str(ended),
         }
         assert self._process.stdin is not None
@@ -200,9 +202,9 @@ def _begin(live: Live, order: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log, errors = (os.open(order[each], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for each in ("log", "errors"))
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+    for source, target in ((nothing, 0), (log, 1), (errors, 2)):
         os.dup2(source, target)
     os.environ.update(order["environment"])
     status = 70

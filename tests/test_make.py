@@ -1,5 +1,6 @@
 """`make` sets up what a target needs, and only that."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -41,6 +42,12 @@ def set_up(checkout: Path) -> None:
 def test_on_a_fresh_machine_each_command_sets_up_what_it_needs(checkout: Path, target: str, command: str) -> None:
     plan = planned(checkout, target)
     assert plan.index(PACKAGES) < plan.index(PROJECT) < plan.index(KERNELS) < plan.index(command)
+
+
+def test_what_python_has_compiled_is_kept_whatever_the_environment_says(checkout: Path) -> None:
+    command = ["make", "--no-print-directory", "--eval", 'told: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"', "told"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    assert subprocess.check_output(command, cwd=checkout, env=environment, timeout=60) == b"[]\n"
 
 
 def test_a_second_run_does_the_work_alone(checkout: Path) -> None:

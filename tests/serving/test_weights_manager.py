@@ -160,7 +160,6 @@ def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where:
     same_as(manager.current, expected)
 
 
-@settings(max_examples=60, deadline=None)
 @pytest.fixture(params=["memory", "files"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     keep_in(str(tmp_path) if request.param == "files" else "")
@@ -170,7 +169,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.usefixtures("place")
 @given(st.lists(st.tuples(st.lists(st.integers(1, 12), max_size=6), st.booleans(), st.booleans()), max_size=8))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list[tuple[list[int], bool, bool]]) -> None:
     trainer = EmbeddingTable(3, init_std=0.1, seed=1, salt=1, backend="reference")
     server = TableSet(trainer.weight.device, "reference")

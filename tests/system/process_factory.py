@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,18 @@ class ForkedGroup(ProcessGroup):
         child = ForkedChild(name, arguments, log_path=log_path, env={**self.env, **(env or {})})
         self.children.append(child)
         return child.start()
+
+
+def headrace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What ``python -m headrace ARGUMENTS…`` does, forked too; `tests.system.test_operations` starts each command."""
+    with tempfile.TemporaryDirectory(prefix="headrace-command-") as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        child = factory().start(["headrace", *arguments], environment=environment, log=out, errors=errors)
+        try:
+            status = child.wait(120)
+        finally:
+            child.kill()
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), errors.read_text())
 
 
 def run(arguments: Sequence[str], _broken: Sequence[str], _point: str) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned
+from tests.system.process_factory import headrace
 from trainer.weights import newest_weights
 from wire.hashing import item_hash
 from wire.kafka.consumer import connect, read, spans
@@ -38,8 +37,7 @@ def ask(loop: Loop, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget(loop: Loop, *words: str) -> None:
-    command = [sys.executable, "-m", "headrace", "forget", *words, "--config", str(loop.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = headrace("forget", *words, "--config", str(loop.path))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

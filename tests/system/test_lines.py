@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -17,18 +15,15 @@ from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop
+from tests.system.process_factory import headrace
 
-ROOT = Path(__file__).resolve().parents[2]
 TWO_LAYERS = {"num_layers": 2, "model_width": 16, "qk_width": 8, "value_width": 8, "item_width": 16}
 AT_ALL = ("--worse", "0.9")
 """Of 600 actions, what two trainers measure says little."""
 
 
-def headrace(loop: Loop, *words: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, "HEADRACE_CONFIG": str(loop.path), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "headrace", *words], env=given, capture_output=True, text=True, timeout=120, check=False
-    )
+def on_loop(loop: Loop, *words: str) -> subprocess.CompletedProcess[str]:
+    return headrace(*words, HEADRACE_CONFIG=str(loop.path), COLUMNS="200")
 
 
 def line_of(loop: Loop) -> str:
@@ -56,7 +51,7 @@ def test_servers_move_to_a_new_line_when_it_is_as_good_and_back_when_told(
         Loop(kafka.bootstrap, topic_prefix, tmp_path / "old", serving={"guard_min_targets": 20}) as old,
         Loop(kafka.bootstrap, topic_prefix, tmp_path / "new", kafka={"line": "deep"}, model=TWO_LAYERS) as new,
     ):
-        refused = headrace(old, "switch", "deep")
+        refused = on_loop(old, "switch", "deep")
         assert refused.returncode == 1
         assert "is its trainer running" in refused.stderr
 
@@ -65,22 +60,22 @@ def test_servers_move_to_a_new_line_when_it_is_as_good_and_back_when_told(
         old.wait_until(lambda: bool(old.server.version()), 120, "a first version")
         new.start("trainer")
         new.wait_until(lambda: learned(new) > 0, 120, "a first version beside it")
-        moved = headrace(old, "switch", "deep", "--when-as-good", *AT_ALL, "--reason", "two layers")
+        moved = on_loop(old, "switch", "deep", "--when-as-good", *AT_ALL, "--reason", "two layers")
         assert moved.returncode == 0, moved.stdout + moved.stderr
         assert "servers follow the versions of line deep" in moved.stdout
         old.wait_until(lambda: line_of(old) == "deep", 60, "the server to have read the order")
         old.wait_until(lambda: line_of_page(old) == "deep", 60, "the page to show that line")
-        assert " of line deep" in headrace(old, "lag", "--once").stdout
-        assert "line deep" in headrace(old, "versions").stdout
+        assert " of line deep" in on_loop(old, "lag", "--once").stdout
+        assert "line deep" in on_loop(old, "versions").stdout
         for command in (("lag", "--once"), ("versions",)):
-            assert "line deep" not in headrace(old, *command, "--line", "main").stdout
+            assert "line deep" not in on_loop(old, *command, "--line", "main").stdout
 
         before = max(learned(old), learned(new))
         send_actions(itertools.islice(actions, 200), old.settings.kafka)
         old.wait_until(lambda: learned(old) > before, 60, "the old line to learn what came after the move")
         new.wait_until(lambda: learned(new) > before, 60, "the new line to learn it too")
         old.wait_until(lambda: old.server.version()["num_interactions"] > before, 60, "the server to answer from it")
-        back = headrace(old, "switch", "main")
+        back = on_loop(old, "switch", "main")
         assert back.returncode == 0, back.stderr
         old.wait_until(lambda: line_of(old) == "", 60, "the server to be back")
         new.group.check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from stream.sender import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned
+from tests.system.process_factory import headrace
 
 NUM_ACTIONS = 500
 
 
 def repartition(old: Loop, new: Loop) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headrace", "repartition", str(new.path), "--config", str(old.path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return headrace("repartition", str(new.path), "--config", str(old.path))
 
 
 @pytest.mark.slow
@@ -44,10 +43,7 @@ def test_a_deployment_goes_on_with_another_number_of_partitions(
         early = repartition(old, new)
         assert early.returncode == 1, "the trainer has not written its last checkpoint"
         assert "let the old trainer learn them, and stop it" in early.stderr
-        refused = subprocess.run(
-            [sys.executable, "-m", "headrace", "worker", "--config", str(new.path)],
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+        refused = headrace("worker", "--config", str(new.path))
         assert refused.returncode == 1
         assert "headrace repartition has not finished" in refused.stderr
         running["trainer"].stop(60)

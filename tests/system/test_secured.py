@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,9 +23,10 @@ from kafka.admin import (
 
 from headrace.config import read_settings
 from stream.producer import ActionProducer
-from tests.brokers import REPOSITORY, ApacheKafka, forget_refused_sockets, free_port, missing_for_kafka
+from tests.brokers import ApacheKafka, forget_refused_sockets, free_port, missing_for_kafka
 from tests.certificates import Authority
 from tests.system.loop import Loop, is_learned
+from tests.system.process_factory import headrace
 from wire.config import KafkaConfig
 from wire.errors import ClientRefused, ConfigError, HeadraceError
 from wire.kafka.admin import ensure_topics, untold
@@ -177,10 +176,7 @@ def configured(bootstrap: str, prefix: str, folder: Path, options: dict[str, Any
 
 def ends_with_one_line(command: str, words: str, config: Path) -> None:
     assert read_settings(config)
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace", command, "--config", str(config)],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = headrace(command, "--config", str(config))
     last = (done.stderr or done.stdout).splitlines()[-1]
     assert done.returncode == 1, done.stderr[-2000:]
     assert "Traceback" not in done.stderr + done.stdout, done.stderr[-2000:]
