@@ -1,6 +1,7 @@
 """Parts of users' histories, one after the other, as the columns of a batch, and sums over them, in C++.
 
-The definition is `wire.history`: `History.window` of each user, concatenated, field by field.
+The definition is `wire.history`: `History.window` of each user, concatenated, field by field. That of `list_rows` is
+``defined`` in ``tests/model/test_memory_events.py``.
 """
 
 from __future__ import annotations
