@@ -16,9 +16,20 @@ from typing import Any
 
 import torch
 
-from kernels.compiled import LIBRARY_PATH, KernelUnavailable, baseline, load, open_library
+from kernels.compiled import LIBRARY_PATH, KernelUnavailable, baseline, load, open_library, pointer, pointers
 
-__all__ = ["LIBRARY_PATH", "address", "baseline", "function", "level", "load", "num_threads", "open_library"]
+__all__ = [
+    "LIBRARY_PATH",
+    "address",
+    "baseline",
+    "function",
+    "level",
+    "load",
+    "num_threads",
+    "open_library",
+    "pointer",
+    "pointers",
+]
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 """In ascending order: every level includes those before it."""

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryEvents
+from kernels.windows import list_rows
 from model.config import ModelConfig
-from model.kinds import chosen
+from model.kinds import negative_bits, positive_bits
 
 Int64 = NDArray[np.int64]
 
@@ -32,28 +33,24 @@ def events_of(
     chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, it is still to come. ``now_ms_R``: its time;
     ``weight_R`` and ``group_RC``: see `MemoryEvents`.
     """
-    is_chosen_n = chosen(bits_n, config)
-    is_known_n = rows_n > 0
-    first_R = starts_B1[owner_R]
-    past_n, met_n, shown_n = map(np.flatnonzero, (is_chosen_n & is_known_n, is_known_n, ~is_chosen_n & is_known_n))
-    past, met, shown = (
-        (np.searchsorted(each, first_R), np.searchsorted(each, asked_R)) for each in (past_n, met_n, shown_n)
-    )
-    rows = rows_n.astype(np.int32)
+    kinds = positive_bits(config), negative_bits(config)
+    lists = list_rows(rows_n, bits_n, time_ms_n, kinds, starts_B1[owner_R], asked_R)
+    past_begin_R, past_end_R, met_begin_R, met_end_R, shown_begin_R, shown_end_R = lists.bounds_6R
+    is_told = is_chosen_R is not None
     return MemoryEvents(
-        target_R=rows[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int32),
+        target_R=rows_n[asked_R].astype(np.int32) if is_told else np.zeros(len(asked_R), np.int32),
         chosen_R=is_chosen_R.astype(np.uint8) if is_chosen_R is not None else np.zeros(len(asked_R), np.uint8),
-        past_rows=rows[past_n],
-        past_begin_R=past[0],
-        past_end_R=past[1],
-        met_rows=rows[met_n],
-        met_begin_R=met[0],
-        met_end_R=met[1],
-        past_ms=time_ms_n[past_n],
+        past_rows=lists.chosen,
+        past_begin_R=past_begin_R,
+        past_end_R=past_end_R,
+        met_rows=lists.known,
+        met_begin_R=met_begin_R,
+        met_end_R=met_end_R,
+        past_ms=lists.chosen_ms,
         now_ms_R=now_ms_R,
-        shown_rows=rows[shown_n],
-        shown_begin_R=shown[0],
-        shown_end_R=shown[1],
+        shown_rows=lists.other,
+        shown_begin_R=shown_begin_R,
+        shown_end_R=shown_end_R,
         weight_R=weight_R,
         group_RC=group_RC,
     )

@@ -37,7 +37,7 @@ def states(column_nC: Int64, config: ModelConfig) -> Int64:
 def propensities(column_nC: Int64, config: ModelConfig) -> NDArray[np.float64]:
     """(n,) the propensity in each interaction's columns; NaN where it is not known."""
     if not config.propensity:
-        return np.full(len(column_nC), np.nan)
+        return np.broadcast_to(np.float64(np.nan), len(column_nC))  # not memory for each
     found_n = np.ascontiguousarray(column_nC[:, config.num_features]).view(np.float64)
     return np.where(found_n > 0, found_n, np.nan)
 

@@ -26,7 +26,7 @@ from wire.history import Histories, History
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
-_COLUMNS = ("item_n", "bits_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
+_COLUMNS = ("item_n", "bits_n", "time_ms_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
@@ -40,8 +40,7 @@ class JaggedBatch:
     sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
     earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
     it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
-    predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
-    own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
+    predicts. ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
     user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
     (after `trainer.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
     ``propensity_n``: the probability with which the item was shown, NaN if unknown.
@@ -58,7 +57,6 @@ class JaggedBatch:
     state_nU: Int64
     propensity_n: NDArray[np.float64]
     owner_n: Int64
-    query_time_n: Int64
     target_R: Int64
     previous_R: Int64
     age_R: Int64
@@ -74,6 +72,11 @@ class JaggedBatch:
     def key_R(self) -> Int64:  # noqa: N802  (shape suffix)
         """(R,) identifies each target's interaction, in every step that has a piece of it."""
         return self.user_key_B[self.owner_n[self.target_R]] * _SPREAD + self.age_R
+
+    @property
+    def query_time_n(self) -> Int64:
+        """(n,) when the next item was asked for: the next interaction's time; for the last one, its own."""
+        return query_times(self.time_ms_n, self.starts_B1)
 
     @property
     def num_targets(self) -> int:
@@ -109,7 +112,8 @@ def build_batch(
     taught = choose(examples, touched, histories)
     batch = _lay_out(pieces_of(taught), config) if taught else None
     for history in touched:
-        histories.settle(history)
+        if history.end > history.full_at:
+            histories.settle(history)
     return batch if batch is not None else nothing_learned(config)
 
 
@@ -139,7 +143,6 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
         state_nU=states(columns.feature_nC, config),
         propensity_n=propensities(columns.feature_nC, config),
         owner_n=columns.owner_n,
-        query_time_n=query_times(columns.time_ms_n, starts_B1),
         target_R=target_R,
         previous_R=np.where(target_R > starts_B1[owner_R], target_R - 1, -1),
         age_R=place_R,
@@ -187,7 +190,6 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         state_nU=np.zeros((0, config.num_user_features * config.user_tokens), np.int64),
         propensity_n=np.zeros(0),
         owner_n=none,
-        query_time_n=none,
         target_R=none,
         previous_R=none,
         age_R=none,
@@ -203,19 +205,14 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
 
 def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     """The batch with only the interactions at ``kept`` (ascending, every target among them)."""
-    new_index_n = np.full(len(batch.item_n), -1, np.int64)
-    new_index_n[kept] = np.arange(len(kept))
     owner = batch.owner_n[kept]
     starts_B1 = np.searchsorted(owner, np.arange(len(batch.starts_B1)))
-    target_R = new_index_n[batch.target_R]
-    time_ms = batch.time_ms_n[kept]
+    target_R = np.searchsorted(kept, batch.target_R, side="right") - 1
     columns = {name: getattr(batch, name)[kept] for name in _COLUMNS}
     return replace(
         batch,
         starts_B1=starts_B1,
-        time_ms_n=time_ms,
         owner_n=owner,
-        query_time_n=query_times(time_ms, starts_B1),
         target_R=target_R,
         previous_R=np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1),
         **columns,

@@ -153,8 +153,10 @@ class MemoryPass:
     def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""
         self._memory.grow(self._items.num_rows)
-        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
-        rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
+        rows_n, unseen = seen_rows_n, np.flatnonzero(seen_rows_n == 0)
+        if len(unseen):
+            rows_n = seen_rows_n.copy()
+            rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
         return events_of(
             rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
@@ -183,7 +185,7 @@ class MemoryPass:
             part = slice(start, start + size)
             asked = to_device(query_R[part][events.chosen_R[part] == 1], forward.query_SD.device)
             done.append(self._memory.learn_together(events[part], logits_of(asked)))
-        return Launched(batch, done)
+        return Launched(_order(batch, told), done)
 
     def _are_ranked(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
         """Which of these events are compared with all rows."""
@@ -228,7 +230,7 @@ class MemoryPass:
             outcome.put(place, ranks)
         if self.ranking.is_begun and self._place is not None:
             outcome.rank_R[self._place] = COMING
-        return outcome.ordered(_order(batch))
+        return outcome.ordered(_order(batch, _told(batch)))
 
     def take_earlier(self) -> Ranks | None:
         """The ranks of a choice of an earlier batch, if they came with the last one."""
@@ -261,17 +263,17 @@ class MemoryPass:
 class Launched:
     """A batch's outcomes on their way from a GPU."""
 
-    batch: JaggedBatch
+    order_S: Int64
+    """The choices' places among the events, in the order of the targets."""
     parts: list[DeviceOutcome]
 
     def wait(self) -> MemoryOutcome:
         """The outcomes of the choices, in the order of the targets."""
-        return MemoryOutcome.join([part.wait() for part in self.parts]).ordered(_order(self.batch))
+        return MemoryOutcome.join([part.wait() for part in self.parts]).ordered(self.order_S)
 
 
-def _order(batch: JaggedBatch) -> Int64:
-    """Places of the choices among the events, in the order of the targets."""
-    told = _told(batch)
+def _order(batch: JaggedBatch, told: Int64) -> Int64:
+    """Places of the choices among the events (`_told`), in the order of the targets."""
     wanted = batch.is_wanted_R[told]
     return np.flatnonzero(wanted)[np.argsort(told[wanted])]
 

@@ -55,9 +55,10 @@ def seed_of(partition: int, number: int) -> int:
 
 
 def _taught_by(example: Lesson, history: History) -> Taught:
-    first, num_new, held = example.first_index, example.num_new, example.rows["bits"]
-    num = len(held)
-    places, bits = list(range(first + num - num_new, first + num)), held[num - num_new :].tolist()
+    num_new, held = example.num_new, example.rows["bits"]
+    first, num = example.first_index, len(held)
+    places = [first + num - 1] if num_new == 1 else list(range(first + num - num_new, first + num))
+    bits = held[num - num_new :].tolist()
     is_new = [True] * num_new
     if num_feedback := example.num_feedback:
         places = (first + example.feedback_index).tolist() + places

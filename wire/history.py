@@ -10,7 +10,6 @@ One row per interaction (`wire.example.row_type`); item 0 marks a row that has n
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,33 +23,37 @@ OVERHEAD_BYTES = 400
 """Memory that a user takes besides the rows: objects and a place in a dictionary."""
 
 
-@cache
-def _raw_type(row_bytes: int) -> np.dtype[np.void]:
-    """Rows as bytes."""
-    return np.dtype((np.void, row_bytes))
-
-
 class History:
     """One user's last interactions: places ``start`` to ``end - 1`` of the user's lifetime."""
 
-    __slots__ = ("_max_context", "_raw", "_rows", "_segment_len", "address", "end", "start", "user_features")
+    __slots__ = (
+        "_bytes", "_max_context", "_rows", "_segment_len", "address", "end", "full_at", "start", "user_features",
+    )  # fmt: skip
 
     def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
         self._max_context, self._segment_len = max_context, segment_len
-        self._place(np.zeros(0, row_type(num_features)))
+        self._place(bytearray(), row_type(num_features))
         self.start = self.end = 0
+        self._begin(0)
         self.user_features: Int64 = np.zeros(0, np.int64)
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        return None, {name: getattr(self, name) for name in self.__slots__ if name not in ("_bytes", "address")}
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """A copy's rows are elsewhere."""
         for name, value in state[1].items():
             setattr(self, name, value)
-        self._place(self._rows)
+        self._place(bytearray(self._rows.tobytes()), self._rows.dtype)
 
-    def _place(self, rows: Rows) -> None:
-        self._rows = rows
-        self._raw = rows.view(_raw_type(rows.dtype.itemsize))
-        self.address: int = rows.ctypes.data  # of the first row in memory
+    def _place(self, rows: bytearray, layout: np.dtype[np.void]) -> None:
+        self._bytes, self._rows = rows, np.ndarray(len(rows) // layout.itemsize, layout, rows)
+        self.address: int = self._rows.ctypes.data  # of the first row in memory
+
+    def _begin(self, start: int) -> None:
+        """Let ``start`` be the first place. Up to ``full_at``, no end leaves segments that are not kept."""
+        self.start = start
+        self.full_at = (start // self._segment_len + self._num_slots) * self._segment_len
 
     @property
     def num_bytes(self) -> int:
@@ -74,45 +77,49 @@ class History:
         present = chosen["item"] != 0
         return chosen if present.all() else chosen[present]
 
-    def fold(self, lesson: Lesson) -> None:
-        """Put a record's interactions in place. Nothing is dropped until `forget`."""
+    def fold(self, lesson: Lesson) -> bool:
+        """Put a record's interactions in place; whether other rows stayed where they are. Nothing is dropped until
+        `forget`."""
         rows = lesson.rows
         num = len(rows)
         if not num:
-            return
+            return True
         if rows.itemsize != self._rows.itemsize:
             raise ValueError(
                 f"example {lesson.number}: expected rows of {self._rows.itemsize} bytes, got {rows.itemsize}"
             )
         first = lesson.first_index
         at, end = first - self.start, first + num
-        if at >= 0 and first <= self.end and at + num <= len(self._rows):  # usual: no other rows are concerned
-            self.end = max(self.end, end)
-            place = self._raw[at : at + num]
+        is_usual = at >= 0 and first <= self.end and at + num <= len(self._rows)
+        if is_usual:
+            if end > self.end:
+                self.end = end
         else:
-            place = self._reach(first, num)
-        place[:] = rows.view(self._raw.dtype)  # field by field would take five times as long
+            at = self._reach(first, num)
+        # As bytes: between structured arrays NumPy copies field by field, and a view costs more than copying.
+        self._bytes[at * rows.itemsize : (at + num) * rows.itemsize] = rows.tobytes()
         self.user_features = lesson.user_feature_hash
+        return is_usual
 
-    def _reach(self, first: int, num: int) -> Rows:
-        """A view of the bytes of ``num`` places, which may be new."""
+    def _reach(self, first: int, num: int) -> int:
+        """Make room for ``num`` places, which may be new; where the first is now."""
         is_apart = first - self.end > self._max_context + self._segment_len or self.start - first > FARTHEST_BACK
         if self.start == self.end or is_apart:
-            self._place(self._rows[:0])
-            self.start = self.end = first
+            self._place(bytearray(), self._rows.dtype)
+            self.end = first
+            self._begin(first)
         self._span(min(self.start, first), max(self.end, first + num))
-        return self._raw[first - self.start : first - self.start + num]
+        return first - self.start
 
     @property
-    def kept_from(self) -> int:
-        """The first place that is kept: segments enough for ``max_context`` interactions, however full the last is."""
-        num_slots = -(-self._max_context // self._segment_len) + 1
-        return max(0, (self.end - 1) // self._segment_len - num_slots + 1) * self._segment_len
+    def _num_slots(self) -> int:
+        """How many segments are kept: enough for ``max_context`` interactions, however full the last is."""
+        return -(-self._max_context // self._segment_len) + 1
 
     def forget(self) -> None:
         """Drop rows older than the kept segments."""
-        if self.start < self.kept_from:
-            self._span(self.kept_from, self.end)
+        if self.end > self.full_at:
+            self._span(((self.end - 1) // self._segment_len - self._num_slots + 1) * self._segment_len, self.end)
 
     def _span(self, start: int, end: int) -> None:
         """Make room for ``start`` to ``end - 1``, keeping the present rows."""
@@ -121,12 +128,15 @@ class History:
             return
         wanted = end - start
         most = self._max_context + 2 * self._segment_len
-        rows = np.zeros(max(wanted, min(2 * wanted, most)), self._rows.dtype)
+        size = self._rows.itemsize
+        rows = bytearray(max(wanted, min(2 * wanted, most)) * size)
         first, last = max(start, self.start), min(end, self.end)
         if last > first:
-            rows[first - start : last - start] = self._rows[first - self.start : last - self.start]
-        self._place(rows)
-        self.start, self.end = start, end
+            kept = self._bytes[(first - self.start) * size : (last - self.start) * size]
+            rows[(first - start) * size : (last - start) * size] = kept
+        self._place(rows, self._rows.dtype)
+        self.end = end
+        self._begin(start)
 
 
 class Histories:
@@ -153,14 +163,16 @@ class Histories:
             num_features = num_features_of(lesson.rows)
             history = self.users[lesson.user] = History(num_features, self._max_context, lesson.segment_len)
             self.num_bytes += history.num_bytes
-        before, num_before = history.buffer, history.end - history.start
-        history.fold(lesson)
-        self._count(history, before, num_before)
+        before, start, end = history.buffer, history.start, history.end
+        if history.fold(lesson):
+            self.num_rows += history.end - end
+        else:
+            self._count(history, before, end - start)
         return history
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
-        if history.start >= history.kept_from:
+        if history.end <= history.full_at:
             return
         before, num_before = history.buffer, history.end - history.start
         history.forget()

@@ -31,6 +31,34 @@ HEADRACE_API void headrace_count_kinds(const uint32_t* bits, const int64_t* firs
     }
 }
 
+// Lists the rows above 0 of `num` interactions: those of choices (a bit of `positive`, none of `negative`) with their
+// times, all, and those of the others. `bounds` (6, targets): the places in the three lists of the first interaction
+// from `first` on, and of the first from `target` on, list by list. `before` (num + 1, 2): room to work with. Writes
+// the lengths of the first two lists.
+HEADRACE_API void headrace_list_rows(const int64_t* row, const uint32_t* bits, const int64_t* time, int64_t num,
+                                     uint32_t positive, uint32_t negative, const int64_t* first, const int64_t* target,
+                                     int64_t num_targets, int32_t* chosen, int64_t* chosen_time, int32_t* known,
+                                     int32_t* other, int32_t* before, int64_t* bounds, int64_t* lengths) {
+    int32_t num_chosen = 0, num_known = 0;
+    for (int64_t i = 0; i < num; ++i) {
+        before[2 * i] = num_chosen, before[2 * i + 1] = num_known;
+        const bool is_known = row[i] > 0,
+                   is_chosen = is_known && (bits[i] & positive) != 0 && (bits[i] & negative) == 0;
+        // Each is written at the end of its list, and stays there if it belongs to it.
+        chosen[num_chosen] = known[num_known] = other[num_known - num_chosen] = static_cast<int32_t>(row[i]);
+        chosen_time[num_chosen] = time[i];
+        num_chosen += is_chosen, num_known += is_known;
+    }
+    before[2 * num] = num_chosen, before[2 * num + 1] = num_known;
+    for (int64_t r = 0; r < num_targets; ++r)
+        for (int64_t end = 0; end < 2; ++end) {
+            const int32_t* at = before + 2 * (end ? target[r] : first[r]);
+            int64_t* to = bounds + end * num_targets + r;
+            to[0] = at[0], to[2 * num_targets] = at[1], to[4 * num_targets] = at[1] - at[0];
+        }
+    lengths[0] = num_chosen, lengths[1] = num_known;
+}
+
 // `windows` (users, 2): each the address of the first row, and how many there are. Returns how many have no item.
 HEADRACE_API int64_t headrace_join_windows(const int64_t* windows, int64_t num_users, int64_t num_features,
                                            int64_t* item, int64_t* time, int64_t* domain, uint32_t* bits, float* value,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.library import baseline
+from kernels.library import baseline, pointer
 
 GOOD, TOMBSTONE, OTHER = 0, 1, 2
 HEAD = np.dtype([
@@ -52,7 +52,7 @@ def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type
     """
     data = b"".join([each[2] for each in batches])
     shapes = np.array([each[:2] for each in batches], np.int64)
-    given = ctypes.c_int64(len(data)), ctypes.c_int64(len(batches)), ctypes.c_void_p(shapes.ctypes.data)
+    given = ctypes.c_int64(len(data)), ctypes.c_int64(len(batches)), ctypes.c_void_p(pointer(shapes))
     return _decoded("headrace_decode_examples", data, int(shapes[:, 1].sum()), row_type, *given)
 
 
@@ -63,7 +63,7 @@ def decode_values(values: Sequence[bytes | None], row_type: np.dtype[np.void]) -
     """
     data = b"".join([value for value in values if value is not None])
     lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
-    given = ctypes.c_int64(len(values)), ctypes.c_void_p(lengths.ctypes.data)
+    given = ctypes.c_int64(len(values)), ctypes.c_void_p(pointer(lengths))
     block = _decoded("headrace_decode_values", data, len(values), row_type, *given)
     # A copy, since examples that wait keep it, and would keep room for as many rows as the bytes could hold.
     return replace(block, rows=block.rows.copy())
@@ -78,8 +78,8 @@ def _decoded(
     function = baseline(name)
     function.restype = ctypes.c_int64
     num_rows = function(
-        ctypes.c_void_p(source.ctypes.data), *given, ctypes.c_int64((row_type.itemsize - 32) // 8),
-        ctypes.c_void_p(heads.ctypes.data), ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(rows)),
+        ctypes.c_void_p(pointer(source)), *given, ctypes.c_int64((row_type.itemsize - 32) // 8),
+        ctypes.c_void_p(pointer(heads)), ctypes.c_void_p(pointer(rows)), ctypes.c_int64(len(rows)),
     )  # fmt: skip
     if num_rows < 0:
         raise ValueError(f"records: expected {num} in Kafka's batches, got {len(data)} bytes that are not")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.examples import Block
-from kernels.library import baseline
+from kernels.library import baseline, pointer
 
 Rows = NDArray[np.void]
 Int64 = NDArray[np.int64]
@@ -106,4 +106,4 @@ def _checked(answer: int) -> int:
 
 
 def _address(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+    return ctypes.c_void_p(pointer(array))

@@ -9,12 +9,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.library import load
+from kernels.library import load, pointer, pointers
 
 Ids = NDArray[np.int64]
 Columns = tuple[Ids, Ids, Ids]
-
-_POINTER = np.ctypeslib.ndpointer(np.int64, flags="C_CONTIGUOUS")
 
 
 @cache
@@ -23,16 +21,16 @@ def _library() -> CDLL:
     signatures = {
         "new": (c_void_p, [c_int64, c_int64]),
         "delete": (None, [c_void_p]),
-        "sizes": (None, [c_void_p, _POINTER]),
-        "lookup": (None, [c_void_p, _POINTER, c_int64, _POINTER]),
-        "insert": (c_int64, [c_void_p, _POINTER, c_int64, c_int64, _POINTER]),
-        "evict": (c_int64, [c_void_p, c_int64, _POINTER, _POINTER]),
-        "live": (None, [c_void_p, _POINTER, _POINTER, _POINTER]),
-        "pending": (c_int64, [c_void_p, _POINTER, _POINTER, _POINTER]),
-        "ids": (None, [c_void_p, _POINTER]),
-        "rows": (None, [c_void_p, _POINTER, c_int64, _POINTER, _POINTER]),
-        "load_live": (c_int64, [c_void_p, c_int64, c_int64, _POINTER, _POINTER, _POINTER]),
-        "load_pending": (c_int64, [c_void_p, c_int64, _POINTER, _POINTER, _POINTER]),
+        "sizes": (None, [c_void_p, c_void_p]),
+        "lookup": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
+        "insert": (c_int64, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
+        "evict": (c_int64, [c_void_p, c_int64, c_void_p, c_void_p]),
+        "live": (None, [c_void_p, c_void_p, c_void_p, c_void_p]),
+        "pending": (c_int64, [c_void_p, c_void_p, c_void_p, c_void_p]),
+        "ids": (None, [c_void_p, c_void_p]),
+        "rows": (None, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+        "load_live": (c_int64, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p]),
+        "load_pending": (c_int64, [c_void_p, c_int64, c_void_p, c_void_p, c_void_p]),
     }
     for name, (result, arguments) in signatures.items():
         entry = getattr(library, f"id_map_{name}")
@@ -63,7 +61,7 @@ class CppTable:
     def _sizes(self) -> list[int]:
         if self._known_sizes is None:
             sizes = np.empty(3, dtype=np.int64)
-            self._c.id_map_sizes(self._map, sizes)
+            self._c.id_map_sizes(self._map, pointer(sizes))
             self._known_sizes = sizes.tolist()
         return self._known_sizes
 
@@ -83,13 +81,13 @@ class CppTable:
     def lookup(self, ids_N: Ids) -> Ids:
         """Rows, -1 for unknown ids."""
         rows_N = np.empty_like(ids_N)
-        self._c.id_map_lookup(self._map, ids_N, len(ids_N), rows_N)
+        self._c.id_map_lookup(self._map, pointer(ids_N), len(ids_N), pointer(rows_N))
         return rows_N
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
         """Rows after seeing the ids in order."""
         rows_N = np.empty_like(ids_N)
-        status = self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N)
+        status = self._c.id_map_insert(self._map, pointer(ids_N), len(ids_N), now_ms, pointer(rows_N))
         self._known_sizes = None  # afterwards: another thread may have asked meanwhile
         _checked(status)
         return rows_N
@@ -97,7 +95,7 @@ class CppTable:
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
         """The ids and rows dropped, by row."""
         ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
-        status = self._c.id_map_evict(self._map, before_ms, ids, rows)
+        status = self._c.id_map_evict(self._map, before_ms, pointer(ids), pointer(rows))
         self._known_sizes = None
         count = _checked(status)
         return ids[:count].copy(), rows[:count].copy()
@@ -105,34 +103,34 @@ class CppTable:
     def live(self) -> Columns:
         """Rows in use, ascending, with their ids and when each was last seen."""
         rows, ids, last_seen = (np.empty(len(self), dtype=np.int64) for _ in range(3))
-        self._c.id_map_live(self._map, rows, ids, last_seen)
+        self._c.id_map_live(self._map, *pointers(rows, ids, last_seen))
         return rows, ids, last_seen
 
     def pending(self) -> Columns:
         """Ids without a row, ascending, with their sightings and when each was last seen."""
         ids, counts, last_seen = (np.empty(self.num_pending, dtype=np.int64) for _ in range(3))
-        _checked(self._c.id_map_pending(self._map, ids, counts, last_seen))
+        _checked(self._c.id_map_pending(self._map, *pointers(ids, counts, last_seen)))
         return ids, counts, last_seen
 
     def ids(self) -> Ids:
         """The id of every row ever assigned, 0 for a free one."""
         ids = np.empty(self.num_rows, dtype=np.int64)
-        self._c.id_map_ids(self._map, ids)
+        self._c.id_map_ids(self._map, pointer(ids))
         return ids
 
     def rows(self, rows_N: Ids) -> tuple[Ids, Ids]:
         """Ids of rows and when each was last seen; zeros for a free one."""
         ids, last_seen = np.empty_like(rows_N), np.empty_like(rows_N)
-        self._c.id_map_rows(self._map, rows_N, len(rows_N), ids, last_seen)
+        self._c.id_map_rows(self._map, pointer(rows_N), len(rows_N), pointer(ids), pointer(last_seen))
         return ids, last_seen
 
     def load(self, live: Columns, pending: Columns, num_rows: int) -> None:
         """Fill an empty table."""
         rows, ids, last_seen = live
-        status = self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen)
+        status = self._c.id_map_load_live(self._map, num_rows, len(rows), *pointers(rows, ids, last_seen))
         self._known_sizes = None
         _checked(status)
         ids, counts, last_seen = pending
-        status = self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen)
+        status = self._c.id_map_load_pending(self._map, len(ids), *pointers(ids, counts, last_seen))
         self._known_sizes = None
         _checked(status)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.library import baseline, function, num_threads
+from kernels.library import baseline, function, num_threads, pointer
 from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
     AmongCall,
@@ -65,7 +65,7 @@ def fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Fl
         shown_begin=shown_begin,
         shown_end=shown_end,
         group_of=None if group_RC is None else pointer(group_RC),
-        logit=logit_AV.ctypes.data,
+        logit=pointer(logit_AV),
     )
     return call, kept
 
@@ -78,12 +78,6 @@ def memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
         "num_columns": memory.num_columns, "num_groups": memory.num_groups,
     }  # fmt: skip
     return {**sizes, "num_rows": num_rows, **arrays}
-
-
-def pointer(array: NDArray[Any]) -> int:
-    """The address of a contiguous array."""
-    assert array.flags.c_contiguous
-    return array.ctypes.data
 
 
 def run(call: ctypes.Structure, num_rows: int, name: str = "memory_events") -> None:

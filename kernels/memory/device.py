@@ -8,6 +8,7 @@ any of them.
 
 from __future__ import annotations
 
+from ctypes import Structure, byref, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.compiled import baseline, pointers
 from kernels.memory.arrays import CHANGED, MemoryArrays
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
@@ -39,6 +41,19 @@ BLOCK = 64 if INTERPRETED else 2048
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
+_TOLD = (
+    "target_R", "chosen_R", "past_begin_R", "past_end_R", "met_begin_R", "met_end_R", "shown_begin_R", "shown_end_R",
+    "past_ms", "now_ms_R",
+)  # fmt: skip
+
+
+class _SendCall(Structure):
+    """``SentEvents`` of csrc/memory_send.cpp."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("num", "stride", "num_buckets", "visit_ms", "outcome_stride")),
+        *((name, c_void_p) for name in (*_TOLD, "event", "outcome")),
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -96,21 +111,7 @@ class DeviceMemory:
 
     def _send(self, events: MemoryEvents) -> Sent:
         """The events in one copy."""
-        num = len(events)
-        event = np.zeros((num, EVENT.value), np.int32)
-        num_past = events.past_end_R - events.past_begin_R
-        buckets = 1 + np.minimum(self._num_parts - 2, np.log2(1.0 + num_past) + 0.5).astype(np.int64)
-        asked = np.cumsum(events.chosen_R == 1) - 1
-        columns = (
-            events.target_R, events.chosen_R, events.past_begin_R, events.past_end_R, events.met_begin_R,
-            events.met_end_R, buckets, np.maximum(asked, 0), visits_of(events),
-            events.shown_begin_R, events.shown_end_R,
-        )  # fmt: skip
-        for column, values in enumerate(columns):
-            event[:, column] = values
-        outcome_4R = np.empty((4, _padded(num)), np.int32)
-        outcome_4R[:3, :num] = np.where(events.chosen_R == 1, 0, -1)
-        outcome_4R[3] = np.float32(np.nan).view(np.int32)
+        event, outcome_4R = told_of(events, self._num_parts - 1)
         parts: tuple[NDArray[Any], ...] = (
             event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
             events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
@@ -222,16 +223,17 @@ def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, copy=True)
 
 
-def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
-    """(R,) how many of the last choices belong to the current visit: see `kernels.memory.past`."""
-    begin_R, end_R, ms = events.past_begin_R, events.past_end_R, events.past_ms
-    if not len(ms):
-        return np.zeros(len(events), np.int64)
-    ends = np.where(np.diff(ms) >= VISIT_MS, np.arange(1, len(ms)), 0)
-    newest_end = np.maximum.accumulate(np.append(0, ends))  # where the visit of each choice begins
-    last_R = np.maximum(end_R - 1, 0)
-    is_on_R = (end_R > begin_R) & (events.now_ms_R - ms[last_R] < VISIT_MS)
-    return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
+def told_of(events: MemoryEvents, num_buckets: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(R, `EVENT`) what kernels read of each event, and `Sent.outcome_4R`. ``num_buckets``: of lengths of history."""
+    num = len(events)
+    event = np.empty((num, EVENT.value), np.int32)
+    outcome_4R = np.full((4, _padded(num)), np.float32(np.nan).view(np.int32))
+    given = [np.ascontiguousarray(getattr(events, name)) for name in _TOLD]
+    call = _SendCall(
+        num, EVENT.value, num_buckets, VISIT_MS, outcome_4R.shape[1], *pointers(*given, event, outcome_4R)
+    )  # fmt: skip
+    baseline("headrace_memory_send", c_void_p)(byref(call))
+    return event, outcome_4R
 
 
 def _padded(num: int) -> int:

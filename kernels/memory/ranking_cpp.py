@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from kernels.library import pointer
 from kernels.memory.arrays import Int32, MemoryArrays
 from kernels.memory.calls import MemoryCall
-from kernels.memory.cpp import fill, memory_fields, pointer, run, with_rules
+from kernels.memory.cpp import fill, memory_fields, run, with_rules
 from kernels.memory.events import MemoryEvents, MemoryRules
 from kernels.memory.ranking_state import MemoryRanking
 from kernels.row_types import ARRAY_TYPES, Rows

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
 
-from kernels.library import function
+from kernels.library import function, pointer
 from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsKept, OddsRules, check_ranges
 
 OUT_OF_RANGE = 2
@@ -52,12 +52,11 @@ def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: Odd
     given = [np.ascontiguousarray(getattr(events, name)) for name in _EVENTS]
     arrays = [getattr(odds, name) for name in _ARRAYS]
     ring = [None] * len(_KEPT) if kept is None else [getattr(kept, name) for name in _KEPT]
-    assert all(array.flags.c_contiguous for array in (*arrays, *ring) if array is not None)
     call = _Call(
         len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
         len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(odds.pair_VC),
         len(events.past_item_n), 0 if kept is None else len(kept.bits_P),
-        *(None if array is None else array.ctypes.data for array in (*arrays, *ring, *given, logit_RK)),
+        *(None if array is None else pointer(array) for array in (*arrays, *ring, *given, logit_RK)),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
     status = function("odds_events")(ctypes.byref(call))

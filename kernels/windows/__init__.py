@@ -1,19 +1,21 @@
 """Parts of users' histories, one after the other, as the columns of a batch, and sums over them, in C++.
 
-The definition is `wire.history`: `History.window` of each user, concatenated, field by field.
+The definition is `wire.history`: `History.window` of each user, concatenated, field by field. That of `list_rows` is
+``defined`` in ``tests/model/test_memory_events.py``.
 """
 
 from __future__ import annotations
 
-import ctypes
+from ctypes import c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.compiled import baseline
+from kernels.compiled import baseline, pointer, pointers
 
 Int64 = NDArray[np.int64]
+_LIST_ROWS = (*[c_void_p] * 3, c_int64, c_uint32, c_uint32, c_void_p, c_void_p, c_int64, *[c_void_p] * 7)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,14 +42,10 @@ def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
     item_n, time_ms_n, domain_n, owner_n = (np.empty(num, np.int64) for _ in range(4))
     bits_n, value_n = np.empty(num, np.uint32), np.empty(num, np.float32)
     feature_nC = np.empty((num, num_features), np.int64)
-    join = baseline("headrace_join_windows")
-    join.restype = ctypes.c_int64
+    join = baseline("headrace_join_windows", c_void_p, c_int64, c_int64, *[c_void_p] * 7, result=c_int64)
     num_absent = join(
-        ctypes.c_void_p(windows_B2.ctypes.data), ctypes.c_int64(len(num_B)), ctypes.c_int64(num_features),
-        *(
-            ctypes.c_void_p(each.ctypes.data)
-            for each in (item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n)
-        ),
+        pointer(windows_B2), len(num_B), num_features,
+        *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n),
     )  # fmt: skip
     return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n, num_absent)
 
@@ -58,8 +56,40 @@ def count_kinds(bits_n: NDArray[np.uint32], first_R: Int64, target_R: Int64, num
     Raises `KernelUnavailable` without compiled kernels.
     """
     done_RK = np.empty((len(target_R), num_kinds))
-    baseline("headrace_count_kinds")(
-        *(ctypes.c_void_p(each.ctypes.data) for each in (bits_n, first_R, target_R)),
-        ctypes.c_int64(len(target_R)), ctypes.c_int64(num_kinds), ctypes.c_void_p(done_RK.ctypes.data),
-    )  # fmt: skip
+    count = baseline("headrace_count_kinds", *[c_void_p] * 3, c_int64, c_int64, c_void_p)
+    count(*pointers(bits_n, first_R, target_R), len(target_R), num_kinds, pointer(done_RK))
     return done_RK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLists:
+    """Rows above 0 of users' interactions in three lists: of choices, with their times, of all, and of the others.
+    ``bounds_6R``: where each list begins and ends for each target, list by list."""
+
+    chosen: NDArray[np.int32]
+    chosen_ms: Int64
+    known: NDArray[np.int32]
+    other: NDArray[np.int32]
+    bounds_6R: Int64
+
+
+def list_rows(
+    rows_n: Int64, bits_n: NDArray[np.uint32], time_ms_n: Int64, kinds: tuple[int, int], first_R: Int64, target_R: Int64
+) -> RowLists:
+    """The lists for the interactions ``first_R[r]:target_R[r]`` of each target. ``kinds``: the bits of positive and of
+    negative kinds, of which a choice has one, and none.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    num, rows_3n, chosen_ms = len(rows_n), np.empty((3, len(rows_n)), np.int32), np.empty(len(rows_n), np.int64)
+    before_n2, bounds_6R = np.empty((num + 1, 2), np.int32), np.empty((6, len(target_R)), np.int64)
+    chosen, known, other = rows_3n
+    lengths, given = np.empty(2, np.int64), [*map(np.ascontiguousarray, (rows_n, bits_n, time_ms_n, first_R, target_R))]
+    assert [each.dtype for each in given] == [np.int64, np.uint32, *[np.int64] * 3], [each.dtype for each in given]
+    made = pointers(chosen, chosen_ms, known, other, before_n2, bounds_6R, lengths)
+    fill = baseline("headrace_list_rows", *_LIST_ROWS)
+    fill(*pointers(*given[:3]), num, *kinds, *pointers(*given[3:]), len(target_R), *made)
+    num_chosen, num_known = lengths.tolist()
+    return RowLists(
+        chosen[:num_chosen], chosen_ms[:num_chosen], known[:num_known], other[: num_known - num_chosen], bounds_6R
+    )

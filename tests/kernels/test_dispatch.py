@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ctypes import c_int, c_int64
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import kernels
-from kernels import KernelUnavailable, library
+from kernels import KernelUnavailable, compiled, library
 from kernels.dispatch import load
 
 
@@ -80,3 +83,26 @@ def test_triton_refuses_cpu_tensors() -> None:
     q = torch.zeros(2, 1, 16)
     with pytest.raises((KernelUnavailable, ValueError)):
         kernels.hstu_attention(q, q, q, torch.tensor([0, 2]), norm_len=1.0, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f4", "<i8", np.dtype([("item", "<i8"), ("features", "<i8", (2,))])])
+def test_the_address_of_an_array_is_that_of_its_data(dtype: Any) -> None:
+    whole = np.zeros((6, 4), dtype)
+    for array in (whole, whole[2:5], whole[1], whole[6:], np.zeros(0, dtype), whole.reshape(-1)[3:].view()):
+        assert library.pointer(array) == array.ctypes.data
+
+
+def test_an_array_that_is_not_contiguous_has_no_address() -> None:
+    with pytest.raises(AssertionError, match="expected a contiguous array"):
+        library.pointer(np.zeros((4, 2))[:, 0])
+
+
+def test_an_interpreter_whose_arrays_are_laid_out_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "pointer", lambda array: array.ctypes.data + 8)
+    with pytest.raises(KernelUnavailable, match="expected CPython"):
+        compiled._check_pointer()
+
+
+def test_functions_that_are_declared_differently_do_not_share_their_types() -> None:
+    plain, declared = (compiled.baseline("headrace_cpu_level", result=each) for each in (c_int, c_int64))
+    assert (plain.restype, declared.restype) == (c_int, c_int64)
