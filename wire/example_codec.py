@@ -163,8 +163,6 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
         raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
     if header.num_new > num or header.num_feedback > num - header.num_new or num + header.first > header.segment_len:
         raise CodecError("example: expected no more new interactions and feedback than there are; its writer is wrong")
-    if flags & (Mark.ITEM | Mark.ITEM_BACK) and len(header.names) != 1:
-        raise CodecError("example: expected a mark that names its item; its writer is wrong")
     if flags & MARKS and (num or flags & MARKS not in tuple(Mark)):
         raise CodecError("example: expected one mark and no interactions, or no mark; its writer is wrong")
     if flags & (Mark.ITEM | Mark.ITEM_BACK) and len(header.names) != 1:
