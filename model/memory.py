@@ -63,8 +63,8 @@ MOST_LOGITS = 1 << 24
 class Memory:
     """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
-    Where it is on the host, the features of items are its groups. ``group``: how many events `learn_together` predicts
-    from one state, on a GPU (``device``). ``rules`` and ``backend``: as `kernels.memory` takes them.
+    The features of items are its groups. ``group``: how many events `learn_together` predicts from one state, on a GPU
+    (``device``). ``rules`` and ``backend``: as `kernels.memory` takes them.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Memory:
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
-        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features if group == 1 else 0)
+        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -114,8 +114,10 @@ class Memory:
         """(R, C) groups of items with these features (hashes; 0 for none): see `model.memory_groups`."""
         numbers = self._numbers or GroupNumbers(self._here)
         group_RC = numbers.number(key_RC)
+        if numbers.num_groups > self._here.num_groups:
+            self.arrays = numbers.with_room(self.arrays)
         if numbers.has_new:
-            self.arrays = numbers.written(self._here)
+            numbers.write(self._here.group_key)  # which only the host has
         self._numbers = numbers
         return group_RC
 
@@ -277,7 +279,9 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():  # earlier builds had no groups
+        if _num_columns(state) < self._here.num_columns:  # of an earlier build: groups are counted from here on
+            state = {name: value for name, value in state.items() if name not in ("group", *GROUPS)}
+        for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist

@@ -28,7 +28,7 @@ class GroupNumbers:
 
     @property
     def has_new(self) -> bool:
-        """Whether there are numbers that are not `written`."""
+        """Whether there are numbers whose keys were not written."""
         return self._num > self._num_written
 
     def number(self, key_RC: Int64) -> NDArray[np.int32]:
@@ -37,18 +37,23 @@ class GroupNumbers:
         groups = [[_number(group_of, key) for key in key_R] for group_of, key_R in columns]
         return np.array(groups, np.int32).reshape(len(self._group_of), len(key_RC)).T.copy()
 
-    def written(self, memory: MemoryArrays) -> MemoryArrays:
-        """The memory with room for all groups, and their keys."""
-        most = 1 + max(map(len, self._group_of), default=0)
+    @property
+    def num_groups(self) -> int:
+        """The fewest that a memory needs room for, with the one that stands for none."""
+        return 1 + max(map(len, self._group_of), default=0)
+
+    def with_room(self, memory: MemoryArrays) -> MemoryArrays:
+        """The memory with room for all groups."""
         num_groups = memory.num_groups
-        while num_groups < most:
+        while num_groups < self.num_groups:
             num_groups *= 2
-        if num_groups > memory.num_groups:
-            memory = _with_groups(memory, num_groups)
-        for key_G, group_of in zip(memory.group_key, self._group_of, strict=True):
+        return _with_groups(memory, num_groups)
+
+    def write(self, key_CG: Int64) -> None:
+        """Write the keys of all groups."""
+        for key_G, group_of in zip(key_CG, self._group_of, strict=True):
             key_G[1 : 1 + len(group_of)] = list(group_of)
         self._num_written = self._num
-        return memory
 
 
 def _number(group_of: dict[int, int], key: int) -> int:

@@ -23,6 +23,7 @@ from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
 from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS, SLOPES
+from kernels.memory.triton_groups import NOTES, Groups
 from kernels.memory.triton_learn import learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
@@ -41,6 +42,8 @@ BLOCK = 64 if INTERPRETED else 2048
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
+_COUNTED = ("group_seen", "group_next", "group_count", "group_total", "group_share")
+"""What is counted of groups."""
 _TOLD = (
     "target_R", "chosen_R", "past_begin_R", "past_end_R", "met_begin_R", "met_end_R", "shown_begin_R", "shown_end_R",
     "past_ms", "now_ms_R",
@@ -58,12 +61,14 @@ class _SendCall(Structure):
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """Events on the device: (R, `EVENT`) and the rows of pasts, of what was met, and of what was only shown."""
+    """Events on the device: (R, `EVENT`), the rows of pasts, of what was met, and of what was only shown, and items'
+    groups."""
 
     event: Tensor
     past: Tensor
     met: Tensor
     shown: Tensor
+    group: Tensor
     past_ms: Tensor
     now_ms: Tensor
     outcome_4R: Tensor
@@ -71,16 +76,20 @@ class Sent:
 
 
 class DeviceMemory:
-    """A copy of ``memory`` on ``device``. At most ``group`` events are predicted from the same state."""
+    """A copy of ``memory`` on ``device``, without the keys of groups. At most ``group`` events are predicted from the
+    same state."""
 
     def __init__(self, memory: MemoryArrays, rules: MemoryRules, device: torch.device, group: int) -> None:
         if not 1 <= group <= MOST_GROUP:
             raise ValueError(f"group: expected 1 to {MOST_GROUP} events, got {group}")
         self._device, self._group = device, group
-        self._arrays = {each.name: _copy(getattr(memory, each.name), device) for each in fields(memory)}
+        self._arrays = {
+            each.name: _copy(getattr(memory, each.name), device) for each in fields(memory) if each.name != "group_key"
+        }
         self._arrays["dirty"].zero_()  # from here on: changed on the device
         self._arrays["moved"].zero_()
         self._capacity, self._width, self._num_parts = memory.capacity, memory.width, memory.num_buckets + 1
+        self._num_columns, self._num_groups = memory.num_columns, memory.num_groups
         self._num_events = int(memory.clock[0])
         self._exclude = _EXCLUDE[rules.exclude]
         self._weight_rate = rules.weight_rate
@@ -112,18 +121,19 @@ class DeviceMemory:
     def _send(self, events: MemoryEvents) -> Sent:
         """The events in one copy."""
         event, outcome_4R = told_of(events, self._num_parts - 1)
+        group_RC = np.zeros((len(events), self._num_columns), np.int32) if events.group_RC is None else events.group_RC
         parts: tuple[NDArray[Any], ...] = (
-            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, events.past_ms.view(np.int32),
-            events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
+            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, group_RC.reshape(-1),
+            events.past_ms.view(np.int32), events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
         padded = [_padded(len(each)) for each in parts]
         joined, begin = np.empty(sum(padded), np.int32), 0
         for part, length in zip(parts, padded, strict=True):
             joined[begin : begin + len(part)] = part
             begin += length
-        sent, past, met, shown, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        sent, past, met, shown, group, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
         times = past_ms.view(torch.int64), now_ms.view(torch.int64)
-        return Sent(sent, past, met, shown, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
+        return Sent(sent, past, met, shown, group, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -131,7 +141,8 @@ class DeviceMemory:
         a, s = self._arrays, self._buffers()
         width, stride = self._width, self._capacity
         most = next_power(width)
-        together = max(1, min(size, SCRATCH_BYTES // (4 * SCRATCH_COLUMNS * stride)))
+        groups, num_columns, num_groups = self._groups(sent), self._num_columns, self._num_groups
+        together = self._together(size)
         for place in range(0, size, together):
             predict_events_kernel[(min(together, size - place),)](
                 sent.event, sent.past, sent.met, sent.shown, sent.past_ms, sent.now_ms, logit_AV,
@@ -139,8 +150,8 @@ class DeviceMemory:
                 a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
                 s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
                 s["moment"], s["told"], s["rate"], s["learning"], s["counting"], rank_3R, loss_R,
-                start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
-                EXCLUDE=self._exclude, WIDTH=most, BLOCK=BLOCK, num_warps=8,
+                groups, start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
+                num_columns, num_groups, EXCLUDE=self._exclude, GROUP=MOST_GROUP, WIDTH=most, BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
         padded = FEW if size <= FEW else MOST_GROUP
         table = ENTRIES.value * padded
@@ -148,24 +159,44 @@ class DeviceMemory:
             s["learning"], s["rate"], s["push"], a["neighbour_row"], a["num_neighbours"], a["weight"], a["dirty"],
             self._weight_rate, size, width, stride, WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
-        learn_events_kernel[(1,)](
-            sent.event[EVENT.value * start :], s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
+        learn_events_kernel[(1 + num_columns,)](
+            sent.event, sent.past, s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
             a["after"], a["before"], a["direct"], a["seen"], a["heat"], a["first"], a["last"],
             a["gain"], a["gain_square"], a["shortlist_weight"], a["shortlist_square"], a["shortlist_norm"], a["clock"],
-            a["dirty"], a["moved"], a["recent"], self._rules, size, num_rows, width, stride, self._num_parts,
-            PARTS=next_power(self._num_parts), GROUP=padded, BLOCK=1024, num_warps=8,
+            a["dirty"], a["moved"], a["recent"], self._rules, groups, start, size, num_rows, width, stride,
+            self._num_parts, num_columns, num_groups, PARTS=next_power(self._num_parts), GROUP=padded, BLOCK=1024,
+            num_warps=8,
         )  # fmt: skip
-        count_events_kernel[(size * ENTRIES.value,)](
+        count_events_kernel[(size * (ENTRIES.value + num_columns),)](
             sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
-            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], size, width,
-            WIDTH=most, TABLE=table, num_warps=8,
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], groups, size, width,
+            num_groups, WIDTH=most, TABLE=table, num_warps=8,
+        )  # fmt: skip
+
+    @property
+    def _num_lifts(self) -> int:
+        """Numbers of scratch memory for an event's lifts of rows and groups."""
+        return self._capacity + self._num_columns * self._num_groups if self._num_columns else 0
+
+    def _together(self, size: int) -> int:
+        """Of how many events of a group there is scratch memory."""
+        per_event: int = SCRATCH_COLUMNS * self._capacity + self._num_lifts
+        return max(1, min(size, SCRATCH_BYTES // (4 * per_event)))
+
+    def _groups(self, sent: Sent) -> Groups | None:
+        if not self._num_columns:
+            return None
+        a, s = self._arrays, self._buffers()
+        seen, following, count, total, share = (a[name] for name in _COUNTED)
+        return Groups(
+            a["group"], seen, following, count, total, share, sent.group, s["lift"], s["part"], s["pair"]
         )  # fmt: skip
 
     def _buffers(self) -> dict[str, Tensor]:
         """Scratch memory, made once."""
         if not self._scratch:
             group, stride = self._group, self._capacity
-            together = max(1, min(group, SCRATCH_BYTES // (4 * SCRATCH_COLUMNS * stride)))
+            together = self._together(group)
             sizes: dict[str, tuple[int, torch.dtype]] = {
                 "evidence": (together * GATHERED.value * stride, torch.float32),
                 "own": (together * OWN_COLUMNS.value * stride, torch.int32),
@@ -180,6 +211,9 @@ class DeviceMemory:
                 "unit": (group, torch.float32),
                 "learning": (group * ENTRIES.value, torch.int32),
                 "counting": (group * ENTRIES.value, torch.int32),
+                "lift": (together * self._num_lifts, torch.float32),
+                "part": (group * self._num_columns * NOTES.value, torch.float32),
+                "pair": (MOST_GROUP * self._num_columns * 2, torch.int32),
             }
             self._scratch = {
                 name: torch.zeros(n, dtype=dtype, device=self._device) for name, (n, dtype) in sizes.items()
@@ -198,7 +232,9 @@ class DeviceMemory:
             getattr(memory, name)[index] = self._arrays[name][rows].cpu().numpy()
         memory.moved[index] |= moved
         memory.heat[:, index] = self._arrays["heat"][:, rows].cpu().numpy()
-        for name in _WHOLE:
+        if self._num_columns:
+            memory.group[index] = self._arrays["group"][rows].cpu().numpy()
+        for name in (*_WHOLE, *(_COUNTED if self._num_columns else ())):
             getattr(memory, name)[...] = self._arrays[name].cpu().numpy()
         memory.dirty[index] = CHANGED
         dirty.zero_()

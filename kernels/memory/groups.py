@@ -43,13 +43,21 @@ def groups_of(memory: MemoryArrays, events: MemoryEvents, r: int) -> Int32:
     return np.asarray(np.where(events.group_RC[r] > 0, events.group_RC[r], known_C), np.int32)
 
 
-def learn_groups(memory: MemoryArrays, group_C: Int32, past: MemoryPast, weight: float) -> None:
-    """Count which part of each column's mixture predicted these groups."""
+def parts_of(memory: MemoryArrays, group_C: Int32, past: MemoryPast) -> Float64:
+    """(C, 3) by which share each part of a column's mixture predicted its group; zeros where nothing was predicted."""
+    part_C3 = np.zeros((memory.num_columns, 3))
     for column, group in enumerate(group_C.tolist()):
         if group and memory.group[past.row_P[-LAGS:], column].any():
             part_3 = _share(memory, column) * _parts(memory, column, past)[:, group]
-            share_3 = memory.group_share[column]
-            share_3[:] = share_3 * SHARE_DECAY + weight * part_3 / part_3.sum()
+            part_C3[column] = part_3 / part_3.sum()
+    return part_C3
+
+
+def learn_groups(memory: MemoryArrays, part_C3: Float64, weight: float) -> None:
+    """Count which part of each column's mixture was right (`parts_of`)."""
+    for column in np.flatnonzero(part_C3.any(axis=1)).tolist():
+        share_3 = memory.group_share[column]
+        share_3[:] = share_3 * SHARE_DECAY + weight * part_C3[column]
 
 
 def count_groups(memory: MemoryArrays, target: int, past: MemoryPast, unit: float) -> None:

@@ -18,7 +18,7 @@ from kernels.memory.events import (
     MemoryStanding,
 )
 from kernels.memory.features import EVENTS, LEARNED, WIDE, leaves_out, mix, standing_of
-from kernels.memory.groups import groups_of, learn_groups
+from kernels.memory.groups import groups_of, learn_groups, parts_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
@@ -45,7 +45,7 @@ def memory_learn(
             found = predict(memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules)
             rank_3R[:, r], loss_R[r] = found.ranks, found.loss
             learn(memory, found, rules, events.weight(r))
-            learn_groups(memory, group_C, past, events.weight(r))
+            learn_groups(memory, parts_of(memory, group_C, past), events.weight(r))
         meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
         fresh = standing_of(memory, slice(num_rows))
         if int(memory.clock[EVENTS]) % REFRESH_EVENTS == 0:
@@ -60,8 +60,7 @@ def memory_learn_grouped(
     """`memory_learn`, with up to ``group`` events predicted from the same state.
 
     All events of a group are predicted first; then their updates of gains, shortlist and learned weights are applied,
-    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). Groups of items
-    are not counted.
+    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`).
     """
     num = len(events)
     asked_R = events.chosen_R == 1
@@ -71,19 +70,22 @@ def memory_learn_grouped(
     while (start := stop) < num:
         stop = min(start + group_size(int(memory.clock[EVENTS]), group), num)
         together = [r for r in range(start, stop) if events.target_R[r] > 0]
-        standing_FV, found = standing_of(memory, slice(num_rows)), []
-        for r in together:
+        standing_FV, found = standing_of(memory, slice(num_rows)), list[tuple[Found, Float64]]()
+        for number, r in enumerate(together):
             target = int(events.target_R[r])
             if asked_R[r] and memory.first[target] >= 0:
-                logit = logit_AV[logit_of_R[r]]
-                found.append(predict(memory, num_rows, standing_FV, target, *before(events, r), logit, rules))
-                rank_3R[:, r], loss_R[r] = found[-1].ranks, found[-1].loss
-        for each in found:
+                (past, met), logit = before(events, r), logit_AV[logit_of_R[r]]
+                each = predict(memory, num_rows, standing_FV, target, past, met, logit, rules)
+                found.append((each, parts_of(memory, groups_of(memory, events, r), past)))
+                rank_3R[:, r], loss_R[r] = each.ranks, each.loss
+            if memory.first[target] < 0:
+                memory.first[target] = int(memory.clock[EVENTS]) + number
+        for each, part_C3 in found:
             learn(memory, each, rules)
+            learn_groups(memory, part_C3, 1.0)
         for r in together:
-            past, _ = before(events, r)
-            target, none_C = int(events.target_R[r]), memory.group[0]
-            meet(memory, target, none_C, past if events.chosen_R[r] else None, num_rows, rules)
+            (past, _), group_C = before(events, r), groups_of(memory, events, r)
+            meet(memory, int(events.target_R[r]), group_C, past if events.chosen_R[r] else None, num_rows, rules)
     return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
 
 

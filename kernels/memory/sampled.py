@@ -16,7 +16,7 @@ from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, Int64, MemoryA
 from kernels.memory.counting import count_choice, meet
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
-from kernels.memory.groups import groups_of, learn_groups
+from kernels.memory.groups import groups_of, learn_groups, parts_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
@@ -107,7 +107,7 @@ def _learn_all(
         group_C = groups_of(memory, events, r)
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
             loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
-            learn_groups(memory, group_C, past, events.weight(r))
+            learn_groups(memory, parts_of(memory, group_C, past), events.weight(r))
         meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)

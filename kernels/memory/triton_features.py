@@ -55,8 +55,9 @@ LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)
 SLOPES = tl.constexpr(1 << (NUM_WEIGHTS.value - 1).bit_length())
 """Of the shortlist's network: its weights, and places for an event's slopes."""
-MET = tl.constexpr(1 << 20)
-"""The bit in a row's count of own choices that marks it as left out."""
+MET, MET_LATELY = tl.constexpr(1 << 20), tl.constexpr(1 << 21)
+"""The bits in a row's count of own choices that mark it as left out, and as met since the state that is predicted from.
+"""
 ENTRIES = tl.constexpr(64)
 """Places for an event in the list of rows that learn (its past choices), and in that of rows that count (pairs)."""
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT,
@@ -168,7 +169,7 @@ def note_hours(past_ptr, history, count_ptr, WIDTH: tl.constexpr):
 
 @triton.jit
 def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
-    """The features of rows given the user's history; and which rows are left out."""
+    """The features of rows given the user's history; and the count of own choices with its marks."""
     own = tl.load(own_ptr + row, mask=inside, other=0)
     newest = tl.load(own_ptr + stride + row, mask=inside, other=0)
     shown = tl.load(own_ptr + 2 * stride + row, mask=inside, other=0)
@@ -193,22 +194,25 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
         logarithm(direct, SCALE_OF_FOLLOWS), logarithm(threads, SCALE_OF_FOLLOWS),
         logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since,
         logarithm(shown.to(tl.float32), 1.0), shown_recency, logarithm(coming, 1.0),
-        logarithm(minutes, PER_MINUTE), own >= MET,
+        logarithm(minutes, PER_MINUTE), own,
     )  # fmt: skip
 
 
 @triton.jit
-def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride):
-    """All features of rows, in order; which rows are known, and which are left out."""
+def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride):
+    """All features of rows, in order; which rows are known, and which are left out. ``lift_ptr``: of rows, or None."""
     s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
-    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15, is_out = evidence_of(
+    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15, own = evidence_of(
         row, inside, evidence_ptr, own_ptr, history, stride
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
     standing = (s0, s1, s2, s3, s4, s5, s6)
     evidence = (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15)
-    lift = tl.zeros_like(logit)  # groups are not counted here
-    return standing + evidence + (logit, lift), first >= 0, is_out
+    lift = tl.zeros_like(logit)
+    if lift_ptr is not None:
+        lift = tl.load(lift_ptr + row, mask=inside, other=0.0)
+    is_known = (first >= 0) | (own >= MET_LATELY)
+    return standing + evidence + (logit, lift), is_known, (own & MET) > 0
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from kernels.memory.triton_features import (
     TARGET,
     only_if,
 )
+from kernels.memory.triton_groups import learn_column, rescale_groups
 
 MARK = tl.constexpr(CHANGED)
 NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
@@ -86,8 +87,8 @@ def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, nor
 
 @triton.jit
 def rescale(
-    after, before, direct, seen, heat, first, dirty, moved, clock_ptr, num_rows, width, stride,
-    num_bytes, BLOCK: tl.constexpr,
+    after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
+    num_bytes, num_columns, num_groups, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rescale counts before their unit outgrows a float; see `kernels.memory.counting`."""
     scale = tl.load(clock_ptr + 1)
@@ -106,6 +107,8 @@ def rescale(
         for start in range(0, num_rows.to(tl.int64) * num_bytes, BLOCK):
             at = start + tl.arange(0, BLOCK)
             tl.store(moved + at, tl.full([BLOCK], 255, tl.uint8), mask=at < num_rows.to(tl.int64) * num_bytes)
+        if groups is not None:
+            rescale_groups(groups, unit, num_columns, num_groups, BLOCK)
         tl.debug_barrier()  # every thread has read the scale
         tl.store(clock_ptr + 1, scale * 0.0 + 1.0)
     for h in tl.static_range(NUM_HEAT):
@@ -194,15 +197,15 @@ def _heated(same, steps, clock_ptr, h, fade):
     return tl.sum(tl.where(same, unit[None, :], 0.0), 1)
 
 
-@triton.jit(do_not_specialize=["num", "num_rows", "width", "stride", "num_parts"])
-def learn_events_kernel(
+@triton.jit
+def learn_for_all(
     event_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
     after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
-    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr,
-    num, num_rows, width, stride, num_parts,
+    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
+    num, num_rows, width, stride, num_parts, num_columns, num_groups,
     PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: everything but neighbours. ``rule_ptr``: float64, see `kernels.memory.device`."""
+    """Everything but neighbours and groups."""
     gain_rate, gain_decay = tl.load(rule_ptr).to(tl.float32), tl.load(rule_ptr + 1).to(tl.float32)
     learn_gains(event_ptr, slope_ptr, told_ptr, gain_ptr, gain_square, num, num_parts, gain_rate, gain_decay, PARTS)
     rate, decay = tl.load(rule_ptr + 2).to(tl.float32), tl.load(rule_ptr + 3).to(tl.float32)
@@ -210,11 +213,39 @@ def learn_events_kernel(
         shortlist_slope_ptr, moment_ptr, told_ptr, shortlist_weight, shortlist_square, shortlist_norm, num, rate, decay
     )
     rescale(
-        after, before, direct, seen, heat, first, dirty, moved, clock_ptr, num_rows, width, stride, (width + 7) // 8,
-        BLOCK,
+        after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
+        (width + 7) // 8, num_columns, num_groups, BLOCK,
     )  # fmt: skip
     meet(
         event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
         tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6), tl.load(rule_ptr + 7),
         tl.load(rule_ptr + 8), GROUP,
     )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "first_event", "num", "num_rows", "width", "stride", "num_parts", "num_columns", "num_groups",
+    ]
+)  # fmt: skip
+def learn_events_kernel(
+    event_ptr, past_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
+    after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
+    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
+    first_event, num, num_rows, width, stride, num_parts, num_columns, num_groups,
+    PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first program: everything but neighbours and groups; the others: a column of groups each. ``rule_ptr``:
+    float64, see `kernels.memory.device`."""
+    event_ptr += first_event * EVENT
+    if tl.program_id(0) == 0:
+        learn_for_all(
+            event_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
+            after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
+            shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
+            num, num_rows, width, stride, num_parts, num_columns, num_groups, PARTS, GROUP, BLOCK,
+        )  # fmt: skip
+    elif groups is not None:
+        learn_column(
+            groups, tl.program_id(0) - 1, event_ptr, told_ptr, past_ptr, first_event, num, num_columns, GROUP
+        )  # fmt: skip

@@ -22,6 +22,7 @@ from kernels.memory.triton_features import (
     across_visits,
     only_if,
 )
+from kernels.memory.triton_groups import count_column
 from kernels.memory.triton_learn import MARK
 
 COUNT_FADE, DIRECT_COUNT_FADE = (
@@ -69,16 +70,21 @@ def learn_weights_kernel(
             tl.store(dirty + row, MARK)
 
 
-@triton.jit(do_not_specialize=["num", "width"])
+@triton.jit(do_not_specialize=["num", "width", "num_groups"])
 def count_events_kernel(
     event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
-    dirty, moved, clock_ptr, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
+    dirty, moved, clock_ptr, groups, num, width, num_groups, WIDTH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """Count sightings of rows' neighbours, one row per program; see `kernels.memory.counting`.
 
-    The list has pairs: a past choice, then what was chosen after it. Each is counted as a neighbour of the other.
+    The list has pairs: a past choice, then what was chosen after it. Each is counted as a neighbour of the other. The
+    programs after the list's count groups.
     """
-    row = tl.load(counting_ptr + tl.program_id(0))
+    if groups is not None:
+        task = tl.program_id(0) - num * ENTRIES
+        if task >= 0:
+            count_column(groups, task, unit_ptr, num, num_groups, TABLE // ENTRIES)
+    row = tl.load(counting_ptr + tl.program_id(0), mask=tl.program_id(0) < num * ENTRIES, other=-1)
     if row >= 0:
         table, place = places_of(row, counting_ptr, num, TABLE)
         if place == tl.program_id(0):

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from kernels.memory.arrays import FEW_REPEATS, PRIOR_CHOICES
-from kernels.memory.reference import OUT as SCORE_OUT
 from kernels.memory.shortlist import FURTHEST, LAST_LEAD, LEAK, LEAST_VARIANCE, LENGTH_SCALE
 from kernels.memory.triton_features import (
     BUCKET,
@@ -26,6 +25,7 @@ from kernels.memory.triton_features import (
     MET,
     MET_BEGIN,
     MET_END,
+    MET_LATELY,
     NUM_FEATURES,
     NUM_SEEN,
     OWN_COLUMNS,
@@ -47,54 +47,13 @@ from kernels.memory.triton_features import (
     only_if,
     since_of,
 )
+from kernels.memory.triton_groups import lift_rows
+from kernels.memory.triton_pick import OUT, pick
 
-FEW, PRIOR, OUT = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES), tl.constexpr(SCORE_OUT)
+FEW, PRIOR = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES)
 LEAKY, BOUND, LEAST, LOWEST_LEAD, PER_LENGTH = map(
     tl.constexpr, (LEAK, FURTHEST, LEAST_VARIANCE, LAST_LEAD, LENGTH_SCALE)
 )
-
-
-@triton.jit
-def ordered(score):
-    """Scores as integers that sort in the same order."""
-    bits = score.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def num_at_least(score_ptr, bound, num_rows, BLOCK: tl.constexpr):
-    """How many scores, of rows that compete, are at least ``bound``, by `ordered`."""
-    count = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, num_rows, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        score = tl.load(score_ptr + row, mask=row < num_rows, other=OUT)
-        count += ((score > 0.5 * OUT) & (ordered(score).to(tl.int64) >= bound)).to(tl.int32)
-    return tl.sum(count, 0)
-
-
-@triton.jit
-def pick(score_ptr, list_ptr, num_rows, BLOCK: tl.constexpr):
-    """Write the best rows into the list, of equal ones the first; returns how many."""
-    lowest = tl.zeros([], tl.int64) - 2147483648
-    num = tl.minimum(num_at_least(score_ptr, lowest, num_rows, BLOCK), LIST)
-    low, high = lowest, tl.zeros([], tl.int64) + 2147483648
-    for _ in range(32):  # the largest bound that leaves enough
-        middle = (low + high) >> 1
-        enough = num_at_least(score_ptr, middle, num_rows, BLOCK) >= num
-        low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
-    num_equal = num - num_at_least(score_ptr, low + 1, num_rows, BLOCK)
-    listed, equal = tl.zeros([], tl.int32), tl.zeros([], tl.int32)
-    for start in range(0, num_rows, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        score = tl.load(score_ptr + row, mask=row < num_rows, other=OUT)
-        key = ordered(score).to(tl.int64)
-        is_equal = ((score > 0.5 * OUT) & (key == low)).to(tl.int32)
-        taken = (score > 0.5 * OUT) & ((key > low) | ((is_equal > 0) & (equal + tl.cumsum(is_equal, 0) <= num_equal)))
-        place = listed + tl.cumsum(taken.to(tl.int32), 0) - 1
-        tl.store(list_ptr + place, row, mask=taken)
-        listed += tl.sum(taken.to(tl.int32), 0)
-        equal += tl.sum(is_equal, 0)
-    return num
 
 
 @triton.jit
@@ -104,7 +63,17 @@ def num_better(value, own, runs):
 
 
 @triton.jit(
-    do_not_specialize=["first_event", "first_place", "num_rows", "width", "stride", "logit_stride", "num_events"]
+    do_not_specialize=[
+        "first_event",
+        "first_place",
+        "num_rows",
+        "width",
+        "stride",
+        "logit_stride",
+        "num_events",
+        "num_columns",
+        "num_groups",
+    ]
 )
 def predict_events_kernel(
     event_ptr, past_ptr, met_ptr, shown_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
@@ -112,12 +81,16 @@ def predict_events_kernel(
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
     rate_ptr, learning_ptr, counting_ptr, rank_ptr, loss_ptr,
-    first_event, first_place, num_rows, width, stride, logit_stride, num_events,
-    EXCLUDE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    groups, first_event, first_place, num_rows, width, stride, logit_stride, num_events, num_columns, num_groups,
+    EXCLUDE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Event ``first_event`` + program, at place ``first_place`` + program of its group; scratch by program."""
+    """Event ``first_event`` + program, at place ``first_place`` + program of its group; scratch by program.
+    ``groups``: `kernels.memory.triton_groups.Groups`, None if items have none."""
     event = first_event + tl.program_id(0)
     place = first_place + tl.program_id(0)
+    index = tl.arange(0, GROUP)
+    earlier_ptr = event_ptr + (event - place + index) * EVENT + TARGET
+    earlier = tl.load(earlier_ptr, mask=index < place, other=0)  # rows that earlier events of the group have met
     event_ptr += event * EVENT
     target, chosen = tl.load(event_ptr + TARGET), tl.load(event_ptr + CHOSEN)
     past_begin, past_end = tl.load(event_ptr + PAST_BEGIN), tl.load(event_ptr + PAST_END)
@@ -131,7 +104,7 @@ def predict_events_kernel(
     tl.store(counting_ptr + 1, tl.where(counts, target, -1), mask=2 * lag < ENTRIES)
     is_predicted = (target > 0) & (chosen == 1)
     if is_predicted:
-        is_predicted = tl.load(first + target) >= 0
+        is_predicted = (tl.load(first + target) >= 0) | (tl.max((earlier == target).to(tl.int32), 0) > 0)
     tl.store(learning_ptr + place * ENTRIES + lag, tl.where(only_if(is_predicted, lag < LEARNED_LAGS), other, -1))
     told_ptr += place * 4
     tl.store(told_ptr, is_predicted.to(tl.int32))
@@ -151,6 +124,7 @@ def predict_events_kernel(
             for f in tl.static_range(OWN_COLUMNS):
                 tl.store(own_ptr + f * stride + row, tl.zeros([BLOCK], tl.int32), mask=row < num_rows)
         tl.debug_barrier()
+        tl.atomic_or(own_ptr + earlier, MET_LATELY, mask=earlier > 0)
         note_rows(past_ptr, num_past, own_ptr, own_ptr + stride, WIDTH)
         shown_begin, shown_end = tl.load(event_ptr + SHOWN_BEGIN), tl.load(event_ptr + SHOWN_END)
         note_rows(shown_ptr + shown_begin, shown_end - shown_begin, own_ptr + 2 * stride, own_ptr + 3 * stride, WIDTH)
@@ -170,6 +144,13 @@ def predict_events_kernel(
             tl.atomic_or(own_ptr + row, MET, mask=only_if(excludes, place_M < met_end))
         neighbours = neighbour_row, num_neighbours, after, before, direct, weight
         gather(past_ptr, num_past, num_visit, neighbours, seen, clock_ptr, evidence_ptr, width, stride, WIDTH)
+        lift_ptr = None
+        if groups is not None:
+            lift_ptr = groups.lift + tl.program_id(0).to(tl.int64) * (stride + num_columns * num_groups)
+            lift_rows(
+                groups, event, place, target, past_ptr, num_past, clock_ptr, lift_ptr, num_rows, stride, num_columns,
+                num_groups, BLOCK,
+            )  # fmt: skip
         tl.debug_barrier()
         column = tl.arange(0, 32)
         gain = tl.load(gain_ptr + column, mask=column < NUM_FEATURES, other=0.0)
@@ -182,7 +163,7 @@ def predict_events_kernel(
             row = start + tl.arange(0, BLOCK)
             inside = row < num_rows
             features, is_known, is_out = features_of(
-                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
+                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
             )
             score = tl.zeros([BLOCK], tl.float32)
             for f in tl.static_range(NUM_FEATURES):
@@ -207,7 +188,7 @@ def predict_events_kernel(
             push -= tl.where(row == target, 1.0, 0.0)
             tl.store(push_ptr + row, push, mask=inside)
             features, _, _ = features_of(
-                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
+                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
             )
             for f in tl.static_range(NUM_FEATURES):
                 slope += tl.where(column == f, tl.sum(features[f] * push, 0), 0.0)
@@ -222,7 +203,7 @@ def predict_events_kernel(
         listed = tl.load(list_ptr + item, mask=is_listed, other=0)
         score = tl.load(score_ptr + listed, mask=is_listed, other=OUT)
         features, _, _ = features_of(
-            listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
+            listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
         )
         raw = tl.zeros([LIST, 32], tl.float32)
         for f in tl.static_range(NUM_FEATURES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from bench.gpu_pass import synthetic_examples
 from kernels import build
+from wire.example import Example, rows_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +83,7 @@ def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
     from trainer.step import Learner
 
     config = TrainerConfig(device="cuda", memory_group=8)
-    learner = Learner(ModelConfig(memory_neighbours=24), config, "cuda")
+    learner = Learner(ModelConfig(memory_neighbours=24, num_features=2), config, "cuda")
     memory, there = learner.memory, learner.memory.learn_together
     rules = MemoryRules(seen_half_life=config.memory_half_life, exclude=str(config.exclude_seen))
     definition, compared = memory.arrays.copy(), list[tuple[MemoryOutcome, MemoryOutcome]]()
@@ -93,8 +95,13 @@ def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
         compared.append((found.wait(), expected))
         return found
 
+    def with_features(example: Example) -> Example:
+        rows = example.interactions
+        feature = 1 + np.stack([rows.item_hash % 3, rows.item_hash % 50], axis=1)
+        return replace(example, rows=rows_of(replace(rows, feature_hash=feature)))
+
     memory.learn_together = both  # type: ignore[method-assign]
-    examples = synthetic_examples(30, 200, 40, 8, 60)
+    examples = map(with_features, synthetic_examples(30, 200, 40, 8, 60))
     while batch := list(islice(examples, 16)):
         learner.step(batch)
     assert sum(len(ours.rank_R) for ours, _ in compared) > 500
@@ -104,7 +111,8 @@ def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
         np.testing.assert_allclose(ours.loss_R, theirs.loss_R, rtol=5e-3, atol=5e-3)
     fetched = memory.arrays
     np.testing.assert_array_equal(fetched.last, definition.last)
-    np.testing.assert_array_equal(fetched.num_neighbours, definition.num_neighbours)
-    for name in ("seen", "gain", "shortlist_weight", "clock"):
+    for name in ("num_neighbours", "group"):
+        np.testing.assert_array_equal(getattr(fetched, name), getattr(definition, name), err_msg=name)
+    for name in ("seen", "gain", "shortlist_weight", "clock", "group_seen", "group_share"):
         fetched_values, values = getattr(fetched, name), getattr(definition, name)
         np.testing.assert_allclose(fetched_values, values, rtol=1e-2, atol=1e-3, err_msg=name)

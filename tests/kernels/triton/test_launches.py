@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,11 @@ def tables() -> None:
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
-def memory(num_events: int = 128) -> None:
+def memory(num_events: int = 128, num_columns: int = 0) -> None:
     from kernels.memory.device import DeviceMemory
 
-    stream = Stream(num_rows=4000, num_users=4, num_events=num_events)
-    arrays = MemoryArrays.empty(4096, 256, 8)
+    stream = Stream(num_rows=4000, num_users=4, num_events=num_events, num_columns=num_columns)
+    arrays = MemoryArrays.empty(4096, 256, 8, num_columns, 64 * 2**num_columns)
     arrays.clock[0] = 1e6
     DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
         4000, stream.events(), torch.zeros(len(stream.events()), 4000)
@@ -119,7 +120,11 @@ def new_versions(seen: dict[str, dict[str, Any]], first: dict[str, set[str]]) ->
     return {name: len(set(versions) - first[name]) for name, versions in seen.items() if set(versions) != first[name]}
 
 
-OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables, memory]
+def memory_of_groups() -> None:
+    memory(num_columns=2)
+
+
+OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables, memory, memory_of_groups]
 
 
 def batches(lengths: list[int]) -> None:
@@ -218,10 +223,11 @@ def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() 
     assert new_versions(seen, first) == {}
 
 
-def test_groups_of_any_size_need_two_versions_of_the_memory_s_kernels() -> None:
+@pytest.mark.parametrize("columns", [(0,), (1, 2, 4)], ids=["without groups", "with groups"])
+def test_groups_of_any_size_need_two_versions_of_the_memory_s_kernels(columns: tuple[int, ...]) -> None:
     with compiling_launches(90, compiles=False) as seen:
-        for num_events in (1, 20, 32, 33, 100, 128):
-            memory(num_events)
+        for num_events, num_columns in product((1, 20, 32, 33, 100, 128), columns):
+            memory(num_events, num_columns)
     versions = {name: len(each) for name, each in seen.items()}
     assert versions == {
         "predict_events_kernel": 1, "learn_weights_kernel": 2, "learn_events_kernel": 2, "count_events_kernel": 2,

@@ -29,7 +29,7 @@ from trainer.config import TrainerConfig
 from trainer.saver import Saver
 from trainer.snapshot import learner_arrays, restore_learner, small_arrays
 from trainer.step import Learner
-from wire.example import Example
+from wire.example import Example, rows_of
 
 MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                     num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8)  # fmt: skip
@@ -51,9 +51,19 @@ def learner_on(device: str, group: int = 1, model: ModelConfig = MODEL, **switch
     return Learner(model, config_of(memory_group=group, **switches), device)
 
 
+def with_values(example: Example) -> Example:
+    """The example with a value of each interaction but some."""
+    rows = example.interactions
+    value = np.where(rows.item_hash % 4 > 0, rows.item_hash % 7, np.nan).astype(np.float32)
+    return replace(example, rows=rows_of(replace(rows, value=value)))
+
+
 def losses(learner: Learner, waits: list[str] | None = None) -> list[float]:
-    """The losses of two steps with domains. ``waits``: cleared after the first, which sends what is sent once."""
+    """The losses of two steps with domains, and with values if the model predicts them. ``waits``: cleared after the
+    first, which sends what is sent once."""
     found, examples = list[float](), map(with_domains, synthetic_examples(5, 30, 8, 3, 12))
+    if learner.model_config.predict_value:
+        examples = map(with_values, examples)
     for step in range(2):
         report = learner.step(list(islice(examples, 4)))
         found += [report.retrieval_loss, report.ranking_loss]
@@ -85,6 +95,19 @@ def test_a_step_on_a_gpu_waits_for_nothing_but_its_results(model: ModelConfig, w
     replays = [graph.num_replays for graph in gpu.captures.graphs]
     assert sum(replays) == (2 if way is ONE_GRAPH else 4 if "cuda_graphs" in way else 0)
     assert max(replays, default=2) == 2, "a graph is replayed in another step"
+
+
+def test_values_are_learned_the_same_with_one_graph_and_with_two() -> None:
+    """A step that predicts values captures its layers alone, whether one graph is asked for or two."""
+    model = replace(MODEL, predict_value=True)
+    expected = losses(learner_on("cpu", model=model))
+    with elsewhere() as gpu:
+        for way in (ONE_GRAPH, TWO_GRAPHS):
+            learner = learner_on("cuda:0", 8, model, **way)
+            assert losses(learner) == pytest.approx(expected, rel=1e-4)
+            assert learner.forward_pass.step_graphs is None
+            assert learner.metrics.values.mean != 0
+        assert gpu.captures.graphs
 
 
 def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
 from bench.gpu_pass import synthetic_examples
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
+from kernels.memory import FEATURES, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
 from kernels.memory.arrays import CHANGED, CLOCK
 from kernels.memory.device import DeviceMemory
 from model.config import ModelConfig
-from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory
+from model.memory import Memory
+from tests.kernels.test_memory import NUM_BUCKETS, NUM_GROUPS, RULES, Stream, assert_same_memory, events_at_once
 from trainer.config import TrainerConfig
 from trainer.step import Learner
+from wire.example import Example, rows_of
 
 CPU = torch.device("cpu")
 GROUP = 8
@@ -29,7 +31,7 @@ STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, seed=4)
 
 def started(stream: Stream = STREAM, *, width: int = 16, events: int = 64 * GROUP) -> MemoryArrays:
     """A memory that has met some of the rows, at an age at which events are grouped."""
-    memory = MemoryArrays.empty(96, width, NUM_BUCKETS)
+    memory = MemoryArrays.empty(96, width, NUM_BUCKETS, stream.num_columns, NUM_GROUPS)
     known = replace(stream, seed=99, num_events=40)
     reference.memory_learn(memory, stream.num_rows, known.events(), known.logits(), RULES)
     memory.clock[0] = events
@@ -63,6 +65,16 @@ def test_groups_are_learned_as_the_definition_does(exclude: str) -> None:
     definition, ours = both(started(), rules=replace(RULES, exclude=exclude))
     assert_same(ours, definition)
     assert (definition[1].rank_R > 0).any()
+
+
+@pytest.mark.parametrize("num_columns", [1, 3])
+@pytest.mark.parametrize("events", [0, 64 * GROUP])
+def test_groups_of_items_are_learned_as_the_definition_does(num_columns: int, events: int) -> None:
+    stream = replace(STREAM, num_columns=num_columns)
+    memory = started(stream, events=64 * GROUP)
+    definition, ours = both(memory if events else stream.memory(16), stream)
+    assert_same(ours, definition)
+    assert (definition[0].group_share != memory.group_share).any()
 
 
 def test_rows_without_room_keep_the_neighbours_that_the_definition_keeps() -> None:
@@ -117,16 +129,82 @@ def test_a_build_that_leaves_something_out_is_noticed(left_out: str, monkeypatch
         assert_same(ours, definition)
 
 
-def tiny_learner() -> Learner:
+def test_a_group_that_is_new_within_the_events_is_known_to_those_that_follow() -> None:
+    """One user chooses three new items, of which the first two tell their groups, and the first one twice."""
+    rows, told = [1, 2, 1, 3], np.array([[1], [2], [3], [0]], np.int32)
+    past = [rows[:each] for each in range(4)]
+    events = replace(events_at_once(rows, np.ones(4), past, past), group_RC=told)
+    memory = MemoryArrays.empty(8, 8, NUM_BUCKETS, 1, 64)
+    memory.clock[0] = 64 * GROUP
+    expected, ours = memory.copy(), DeviceMemory(memory, RULES, CPU, GROUP)
+    definition = reference.memory_learn_grouped(expected, 8, events, np.zeros((4, 8), np.float32), RULES, GROUP)
+    got = ours.learn(8, events, torch.zeros(4, 8)).wait()
+    ours.fetch(memory)
+    assert_same((memory, got), (expected, definition))
+    assert expected.group[:4, 0].tolist() == [0, 3, 2, 0]
+    assert expected.group_next[0, 1:3, 0].tolist() == [2, 3]
+    assert expected.group_seen[0, 1:4].tolist() == pytest.approx([1.0, 2 ** (1 / 50), 2 ** (2 / 50)])
+    assert got.rank_R.tolist()[:2] == [0, 0]
+    assert got.rank_R[2] > 0  # met earlier in the same group
+    assert got.rank_R[3] == 0
+
+
+def test_a_group_that_takes_several_launches_is_learned_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = replace(STREAM, num_columns=1, num_events=GROUP)
+    _, (whole, _) = both(started(stream), stream)
+    monkeypatch.setattr(device, "SCRATCH_BYTES", 1)
+    _, (one_by_one, _) = both(started(stream), stream)
+    for each in fields(whole):
+        np.testing.assert_array_equal(getattr(one_by_one, each.name), getattr(whole, each.name), err_msg=each.name)
+
+
+def test_full_lists_of_groups_that_followed_lose_what_the_definition_loses() -> None:
+    stream = replace(STREAM, num_columns=2, num_users=1)
+    memory = started(stream)
+    memory.group_next[:, 1:] = np.arange(1, 17) * 2 % 29
+    memory.group_count[:, 1:] = np.linspace(0.5, 3.0, 16, dtype=np.float32)
+    definition, ours = both(memory, stream)
+    assert_same(ours, definition)
+    assert (definition[0].group_count != memory.group_count).any()
+
+
+def tiny_learner(num_features: int = 0) -> Learner:
     model = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
-                        num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8)  # fmt: skip
+                        num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8,
+                        num_features=num_features)  # fmt: skip
     return Learner(model, TrainerConfig(device="cpu", memory_group=GROUP), "cpu")
 
 
+def with_features(example: Example) -> Example:
+    """The example with two features of its items, of which the second has many values."""
+    rows = example.interactions
+    feature = 1 + np.stack([rows.item_hash % 3, rows.item_hash % 97], axis=1)
+    return replace(example, rows=rows_of(replace(rows, feature_hash=feature)))
+
+
+def test_a_server_scores_as_the_trainer_whose_memory_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a base, a delta with new groups for which there was no room, and what the trainer learned in between."""
+    monkeypatch.setattr("model.memory_room.FIRST_GROUPS", 2)
+    examples = map(with_features, synthetic_examples(4, 30, 12, 3, 12))
+    learner, reader = tiny_learner(2), Memory(ModelConfig(memory_neighbours=8, num_features=2))
+    for step in range(3):
+        learner.step(list(islice(examples, 4)))
+        reader.apply(learner.memory.changes(everything=step == 0), is_base=step == 0)
+        learner.memory.mark_published()
+    asked = events_at_once([0], [0], [[1, 2, 3]], [[]])
+    there, here = np.zeros((2, 1, learner.memory.num_rows), np.float32)
+    learner.memory.score(asked, there)
+    reader.score(asked, here)
+    np.testing.assert_array_equal(here, there)
+    assert len(np.unique(learner.memory.arrays.group[:, 1])) > 4
+    assert learner.memory.arrays.group_count.any(axis=(1, 2)).all()
+    assert (learner.memory.arrays.gain[:, FEATURES.index("lift")] != MemoryArrays.empty(1, 1, 8).gain[:, -1]).any()
+
+
 def test_a_trainer_resumed_from_what_the_host_got_learns_on_to_the_same_bits() -> None:
-    examples = synthetic_examples(4, 30, 12, 3, 12)
+    examples = map(with_features, synthetic_examples(4, 30, 12, 3, 12))
     batches = [list(islice(examples, 4)) for _ in range(3)]
-    whole, resumed = tiny_learner(), tiny_learner()
+    whole, resumed = tiny_learner(2), tiny_learner(2)
     for batch in batches[:2]:
         whole.step(batch)
         resumed.step(batch)
