@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS, PAIRED
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
-ADDED = (("own_next", "own_hour"), ("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (
+    PAIRED,
+    ("own_next", "own_hour"),
+    ("lift",),
+    ("shown_count", "shown_recency"),
+    ("threads", "own_visit", "own_since"),
+)
 """The features that each build added, the newest build first."""
 
 _WIDENED = (

@@ -208,7 +208,8 @@ def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history
     standing = (s0, s1, s2, s3, s4, s5, s6)
     evidence = (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15)
     lift = tl.zeros_like(logit)  # groups are not counted here
-    return standing + evidence + (logit, lift), first >= 0, is_out
+    pair = tl.zeros_like(logit)  # nor are pairs of items
+    return standing + evidence + (logit, lift, pair, pair), first >= 0, is_out
 
 
 @triton.jit
