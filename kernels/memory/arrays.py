@@ -61,6 +61,9 @@ FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_
 
 FIRST_GAIN_SQUARE, FIRST_SQUARE = 1e-3, 1e-2
 """Initial Adagrad states: of the gains, and of the shortlist's network."""
+SLOW_GAIN_SQUARE, SLOW_SQUARE = 1e3, 1e2
+"""The same where the feature is one of `PAIRED`: those are learned slowly, or where they say nothing their noise would
+cost hits."""
 
 LEAST_ACROSS, PRIOR_VISITS = 0.2, 20.0
 """The least weight of the first choice after a pause as the very next one; and the choices, half of them after a pause,
@@ -164,9 +167,9 @@ class MemoryArrays:
             first=np.full(capacity, -1, np.int64),
             last=np.full(capacity, -1, np.int64),
             gain=gain,
-            gain_square=np.full_like(gain, FIRST_GAIN_SQUARE),
+            gain_square=np.tile(first_gain_squares(), (len(gain), 1)),
             shortlist_weight=first_weights(),
-            shortlist_square=np.full_like(first_weights(), FIRST_SQUARE),
+            shortlist_square=first_squares(),
             shortlist_norm=np.repeat(np.array([0, 1, 0], np.float32)[:, None], len(SEEN_AGAIN), axis=1),
             clock=clock,
             dirty=rows(np.uint8),
@@ -233,6 +236,17 @@ class MemoryArrays:
     def copy(self) -> MemoryArrays:
         """A copy that shares nothing."""
         return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+def first_gain_squares() -> Float32:
+    """(features,) the initial Adagrad state of the gains."""
+    return np.where(np.isin(FEATURES, PAIRED), SLOW_GAIN_SQUARE, FIRST_GAIN_SQUARE).astype(np.float32)
+
+
+def first_squares() -> Float32:
+    """(P,) the initial Adagrad state of `first_weights`."""
+    square_F = np.where(np.isin(SEEN_AGAIN, PAIRED), SLOW_SQUARE, FIRST_SQUARE)
+    return np.concatenate([np.tile(square_F, 1 + HIDDEN), np.full(2 * HIDDEN, FIRST_SQUARE)]).astype(np.float32)
 
 
 def first_weights() -> Float32:
