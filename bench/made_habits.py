@@ -1,7 +1,8 @@
-"""Made streams of habits: what a user does next is known from what this user did before, or from two items together.
+"""Made streams of habits: what a user does next is known from what this user did before, or from the last two items.
 
 ``routine``: four habits of an hour of the day each. ``loops``: own lists, played again and again in their order.
-``pairs``: what follows depends on the last two items together, which nothing here counts.
+``pairs``: what follows depends on the last two items together. ``turns``: two interests in turn, so that the last item
+but one decides.
 """
 
 from __future__ import annotations
@@ -78,5 +79,23 @@ def pairs(num: int = 12_000, num_users: int = 300, num_items: int = 150, seed: i
                     following[two] = [draw(rng, popular) for _ in range(3)]
                 item = following[two][min(3, int(rng.geometric(0.6))) - 1]
             last[user] = (*two[-1:], item)
+            yield act(user, item, "play", now)
+            done, now = done + 1, now + 0.02
+
+
+def turns(num: int = 12_000, num_users: int = 300, num_items: int = 150, seed: int = 0) -> Iterator[Action]:
+    """Each item has three that may follow it after the next one, the same for all users; a fifth are noise."""
+    rng = np.random.default_rng(seed)
+    popular, activity = rng.dirichlet(np.full(num_items, 0.5)), rng.lognormal(0, 0.8, num_users)
+    following = [[draw(rng, popular) for _ in range(3)] for _ in range(num_items)]
+    last, hour, done = defaultdict[int, tuple[int, ...]](tuple), 0.0, 0
+    while done < num:
+        hour += rng.exponential(1 / 60)
+        user, now = draw(rng, activity), hour
+        for _ in range(rng.geometric(0.15)):
+            item = draw(rng, popular)
+            if len(last[user]) == 2 and rng.random() < 0.8:
+                item = following[last[user][0]][min(3, int(rng.geometric(0.6))) - 1]
+            last[user] = (*last[user][-1:], item)
             yield act(user, item, "play", now)
             done, now = done + 1, now + 0.02

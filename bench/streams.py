@@ -269,6 +269,7 @@ STREAMS: dict[str, Stream] = {
             made_habits.routine,
             made_habits.loops,
             made_habits.pairs,
+            made_habits.turns,
         )
     },
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),

@@ -36,6 +36,7 @@ from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.memory_groups import GroupNumbers
+from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, with_pairs_as
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
@@ -43,12 +44,14 @@ from model.memory_room import (
     NEIGHBOURS,
     NUM_BUCKETS,
     capacity_for,
+    clear_changed,
+    clear_rows,
     copied,
     empty_memory,
     neighbours_at,
     reshaped,
 )
-from model.memory_version import GROUPS, LEARNED, ROWS, published_memory, take_over
+from model.memory_version import GROUPS, LEARNED, ROWS, num_columns_of, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -81,7 +84,7 @@ class Memory:
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
-        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features)
+        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features, pairs=group == 1)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -186,7 +189,7 @@ class Memory:
         arrays = self._take_back()
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
-        _clear_rows(arrays, rows_N)
+        clear_rows(arrays, rows_N)
         memory_forget(arrays, self.num_rows, gone_V, backend=self.backend)
         arrays.dirty[rows_N] = CHANGED
 
@@ -206,12 +209,15 @@ class Memory:
         size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: getattr(arrays, name).copy() for name in LEARNED}
         columns["heat"] = arrays.heat[:, rows].T
-        return published_memory(rows, columns, size, learned, everything=everything)
+        pairs = changed_pairs(arrays, everything=everything)
+        return published_memory(rows, columns, size, learned, everything=everything) | pairs
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""
         clear(self.arrays.dirty, UNPUBLISHED)
+        clear(self.arrays.pair_dirty, UNPUBLISHED)
         self.arrays.moved[:] = 0
+        self.arrays.pair_moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """Apply what a version carries, which may be nothing; a base replaces everything."""
@@ -220,7 +226,7 @@ class Memory:
         changes = upgraded(changes)
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
-            self._resize(capacity, width, _num_columns(changes), keep=not is_base)
+            self._resize(capacity, width, num_columns_of(changes), keep=not is_base)
         take_over(self._take_back(), changes)
         self.num_rows = num_rows
 
@@ -238,20 +244,21 @@ class Memory:
 
     def adopt(self, published: Memory) -> None:
         """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
-        earlier builds have no groups; they are counted from here on."""
+        earlier builds have no groups and no pairs; they are counted from here on."""
         num_columns, arrays = self._here.num_columns, published.arrays
         if num_columns and not arrays.num_columns:
-            empty = empty_memory(arrays.capacity, self._most, num_columns)
+            empty = empty_memory(arrays.capacity, self._most, num_columns, pairs=False)
             arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
+        arrays = with_pairs_as(self._here, arrays)
         self.arrays, self.num_rows = copied(arrays, self._columns), published.num_rows
-        _clear_changed(self.arrays)
+        clear_changed(self.arrays)
 
     @property
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
         learned = (getattr(arrays, name) for name in (*LEARNED, *CHECKPOINTED))
-        numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
+        numbers = (*learned, arrays.seen, arrays.heat, arrays.weight, arrays.pair_count)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
     def copy(self) -> Memory:
@@ -272,33 +279,19 @@ class Memory:
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
         cut = {name: state[name][:num] for name in (*ROWS, *NEIGHBOURS, *CHANGES)}
-        return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
+        unpublished = {name: {**state, **cut}[name] & UNPUBLISHED for name in ("dirty", "pair_dirty")}
+        return {**state, **cut, "heat": arrays.heat[:, :num], **unpublished}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the memory that ``state`` was taken from."""
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        if _num_columns(state) < self._here.num_columns:  # of an earlier build: groups are counted from here on
+        if num_columns_of(state) < self._here.num_columns:  # of an earlier build: groups are counted from here on
             state = {name: value for name, value in state.items() if name not in ("group", *GROUPS)}
         for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*LEARNED, *CHECKPOINTED} & state.keys():  # what was `upgraded` has no shortlist
+        whole = {*LEARNED, *CHECKPOINTED} | ({*PAIRS, *PAIR_CHANGES} if self._here.num_pairs else set())
+        for name in whole & state.keys():  # what was `upgraded` has no shortlist, earlier builds had no pairs
             setattr(self.arrays, name, state[name].copy())
-
-
-def _num_columns(changes: Mapping[str, NDArray[Any]]) -> int:
-    return len(changes.get("group_total", ()))  # earlier builds had no groups
-
-
-def _clear_changed(arrays: MemoryArrays) -> None:
-    arrays.dirty[:] = arrays.moved[:] = 0
-
-
-def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
-    arrays.num_neighbours[rows_N] = 0
-    arrays.seen[rows_N] = 0.0
-    arrays.group[rows_N] = 0
-    arrays.heat[:, rows_N] = 0.0
-    arrays.first[rows_N] = arrays.last[rows_N] = -1

@@ -6,11 +6,13 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
 from model.dirty import CHANGED
 from model.growing import GrowingColumns
 from model.memory_groups import FIRST_GROUPS
+from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs
 from model.memory_version import COUNTS, LEARNED, ROWS
 
 NUM_BUCKETS = 8
@@ -44,15 +46,17 @@ def neighbours_at(capacity: int, most: int) -> int:
     return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
-def empty_memory(capacity: int, most: int, num_columns: int) -> MemoryArrays:
+def empty_memory(capacity: int, most: int, num_columns: int, *, pairs: bool) -> MemoryArrays:
     """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours and ``num_columns``
-    groups."""
-    return MemoryArrays.empty(capacity, neighbours_at(capacity, most), NUM_BUCKETS, num_columns, FIRST_GROUPS)
+    groups; with ``pairs``, what follows two choices in a row is counted."""
+    width, num_pairs = neighbours_at(capacity, most), pairs_at(capacity) if pairs else 0
+    return MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns, FIRST_GROUPS, num_pairs)
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
     """The memory with room for ``capacity`` rows of ``width`` neighbours, of which the strongest are kept. It is in
     ``columns``, which lengthens it in place as long as the width stays."""
+    old = with_pairs(old, pairs_at(capacity) if old.num_pairs else 0)
     if width == old.width:
         return _lengthened(old, capacity, columns)
     new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS, old.num_columns), capacity, columns)
@@ -65,7 +69,7 @@ def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColum
     for name in NEIGHBOURS:
         getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
     new.heat[:, :num] = old.heat
-    for name in (*LEARNED, *CHECKPOINTED):
+    for name in (*LEARNED, *CHECKPOINTED, *PAIRS, *PAIR_CHANGES):
         setattr(new, name, getattr(old, name))
     return new
 
@@ -102,3 +106,18 @@ def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
             column[rows, :width] = column[rows][is_kept].reshape(len(rows), width)
     arrays.num_neighbours[full] = width
     arrays.dirty[arrays.first >= 0] = CHANGED
+
+
+def clear_changed(arrays: MemoryArrays) -> None:
+    """Nothing has changed for any reader."""
+    arrays.dirty[:] = arrays.moved[:] = 0
+    arrays.pair_dirty[:] = arrays.pair_moved[:] = 0
+
+
+def clear_rows(arrays: MemoryArrays, rows_N: NDArray[np.int64]) -> None:
+    """Forget what is counted of these rows themselves."""
+    arrays.num_neighbours[rows_N] = 0
+    arrays.seen[rows_N] = 0.0
+    arrays.group[rows_N] = 0
+    arrays.heat[:, rows_N] = 0.0
+    arrays.first[rows_N] = arrays.last[rows_N] = -1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
+from model.memory_pairs import take_over_pairs
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -75,6 +76,12 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
         _write_counts(arrays, changes, moved, slice(None))
     for name in set(LEARNED) & changes.keys():  # what was `upgraded` has no shortlist
         setattr(arrays, name, changes[name].copy())
+    take_over_pairs(arrays, changes)
+
+
+def num_columns_of(changes: Mapping[str, NDArray[Any]]) -> int:
+    """How many columns of groups a version has; earlier builds had none."""
+    return len(changes.get("group_total", ()))
 
 
 def neighbour_places(rows_U: Int64, num_U: NDArray[np.int32], width: int) -> Iterator[tuple[slice, Int64]]:

@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import CLOCK, FIRST_GAIN_SQUARE, FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAINS, PAIRED, first_gain_squares
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
-ADDED = (("own_next", "own_hour"), ("lift",), ("shown_count", "shown_recency"), ("threads", "own_visit", "own_since"))
+ADDED = (
+    PAIRED,
+    ("own_next", "own_hour"),
+    ("lift",),
+    ("shown_count", "shown_recency"),
+    ("threads", "own_visit", "own_since"),
+)
 """The features that each build added, the newest build first."""
 
 _WIDENED = (
@@ -35,10 +41,11 @@ def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     missing = _missing(len(FEATURES) - gain.shape[1]) if gain is not None else ()
     if not missing:
         return state
-    had, widened = [name not in missing for name in FEATURES], {"gain": 0.0, "gain_square": FIRST_GAIN_SQUARE}
+    had = [name not in missing for name in FEATURES]
+    widened = {"gain": np.zeros(len(FEATURES), np.float32), "gain_square": first_gain_squares()}
     kept = {name: array for name, array in state.items() if not name.startswith("shortlist_")}
     for name in widened.keys() & kept.keys():
-        old, kept[name] = kept[name], np.full((len(kept[name]), len(FEATURES)), widened[name], np.float32)
+        old, kept[name] = kept[name], np.tile(widened[name], (len(kept[name]), 1))
         kept[name][:, had] = old
     for name in missing:
         kept["gain"][0, FEATURES.index(name)] = FIRST_GAINS.get(name, 0.0)

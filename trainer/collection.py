@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.dirty import UNPUBLISHED
 from model.distinct import distinct
+from model.memory_pairs import published_pairs
 from model.memory_version import published_memory
 from trainer.errors import UnsoundVersionError
 from trainer.regions import COUNTS, names_of, regions_of
@@ -37,6 +38,7 @@ class Collection:
     def __init__(self, learner: Learner, *, whole: bool) -> None:
         self.is_whole = whole
         self._pieces: list[Piece] = []
+        self._num_pairs = 0
         self._regions = regions_of(learner, for_version=True)
         entries = [names_of(learner, for_version=True)]
         self._sweep = Sweep(self._regions, entries, UNPUBLISHED, self._pieces.append, whole=whole)
@@ -61,7 +63,7 @@ class Collection:
             table.tombstones = []
         memory, arrays = learner.memory, learner.memory.arrays
         size = np.array([memory.num_rows, arrays.capacity, arrays.width], np.int64)
-        learned = {name: array.copy() for name, array in memory.learned().items()}
+        learned, self._num_pairs = {name: array.copy() for name, array in memory.learned().items()}, arrays.num_pairs
         return partial(self._blob, dense, tombstones, size, learned, learner.rates.weights(), rounding)
 
     # The publishing thread
@@ -96,7 +98,12 @@ class Collection:
     def _memory(self, size: Int64, learned: Arrays) -> Arrays:
         is_met = (lambda first_U: first_U >= 0) if self.is_whole else None
         rows, columns = merged(self._of("memory"), "first", is_met)
-        return published_memory(rows, columns, size, learned, everything=self.is_whole)
+        return published_memory(rows, columns, size, learned, everything=self.is_whole) | self._pairs()
+
+    def _pairs(self) -> Arrays:
+        is_used = (lambda row_U2: row_U2[:, 0] > 0) if self.is_whole else None
+        slots, columns = merged(self._of("memory_pairs"), "pair_row", is_used)
+        return published_pairs(slots, columns, self._num_pairs, everything=self.is_whole)
 
     def _rates(self, weights: Arrays) -> Arrays:
         found, is_met = dict(weights), (lambda count_UC: count_UC.any(axis=1)) if self.is_whole else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 from model.dirty import DirtyBits
 from model.embedding import EmbeddingTable
 from model.kept import KeptInputs
-from model.memory import Memory
-from model.memory_room import NEIGHBOURS
-from model.memory_version import ROWS
-from trainer.rows import Arrays
+from trainer.memory_regions import MemoryRegion, PairsRegion
+from trainer.rows import Arrays, copied
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
-MEMORY_ROWS = (*ROWS, *NEIGHBOURS)
 
 
 class Region(Protocol):
@@ -49,6 +46,14 @@ class Region(Protocol):
 
     def take(self, rows_U: Int64) -> Arrays:
         """Copies of these rows' columns, (U, …)."""
+
+
+@runtime_checkable
+class SparseRegion(Region, Protocol):
+    """A region of which few rows may be in use, anywhere."""
+
+    def mark_used(self, bit: int) -> None:
+        """Mark the rows in use as dirty for a reader that copies all of them."""
 
 
 class TableRegion:
@@ -79,43 +84,6 @@ class TableRegion:
             "live": copied(table.live, rows_U),
             "ids": keys_U,
             "last_seen_ms": seen_U,
-        }
-
-
-class MemoryRegion:
-    """The memory's rows."""
-
-    name = "memory"
-
-    def __init__(self, memory: Memory, *, for_version: bool) -> None:
-        self._memory, self._for_version = memory, for_version
-
-    @property
-    def num_rows(self) -> int:
-        """See `Region`."""
-        return self._memory.num_rows
-
-    @property
-    def dirty(self) -> DirtyBits:
-        """See `Region`."""
-        return self._memory.arrays.dirty
-
-    @property
-    def row_bytes(self) -> int:
-        """See `Region`."""
-        return 20 * self._memory.arrays.width + 37
-
-    def take(self, rows_U: Int64) -> Arrays:
-        """See `Region`; ``heat`` is (U, 3). For a version, also which neighbours' counts have changed."""
-        arrays = self._memory.arrays
-        moved: Arrays = {}
-        if self._for_version:
-            moved["moved"] = arrays.moved[rows_U]
-            arrays.moved[rows_U] = 0
-        return {
-            **moved,
-            **{name: copied(getattr(arrays, name), rows_U) for name in MEMORY_ROWS},
-            "heat": np.stack([copied(heat_V, rows_U) for heat_V in arrays.heat], axis=1),
         }
 
 
@@ -193,14 +161,6 @@ def count_columns(learner: Learner) -> dict[str, Arrays]:
     return {**rates, "counts": {**of_items, **rates["counts"]}}
 
 
-def copied(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
-    """A copy of ascending rows; faster if they are consecutive."""
-    num = len(rows_U)
-    if num and rows_U[-1] - rows_U[0] == num - 1:
-        return column[rows_U[0] : rows_U[0] + num].copy()
-    return np.asarray(column[rows_U])
-
-
 def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
     if not len(rows_U) or rows_U.max() < len(column):
         return copied(column, rows_U)
@@ -257,7 +217,8 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
     counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
     kept = [] if for_version else [KeptRegion(learner.rates.kept)]
-    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts, *kept]
+    memory = [each(learner.memory, for_version=for_version) for each in (MemoryRegion, PairsRegion)]
+    return [*tables, *memory, *counts, *kept]
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
+from model.memory_pairs import empty_pairs
 from wire.tensors import Buffer, Tensors
 
 Arrays = dict[str, NDArray[Any]]
@@ -52,6 +53,14 @@ def decode_pieces(file: IO[bytes]) -> Iterator[Piece]:
         region = next(iter(tensors)).partition(".")[0]
         columns = {name[len(region) + 1 :]: array for name, array in tensors.items()}
         yield Piece(region, columns.pop("rows", NO_ROWS), columns)
+
+
+def copied(column: NDArray[Any], rows_U: NDArray[np.int64]) -> NDArray[Any]:
+    """A copy of ascending rows; faster if they are consecutive."""
+    num = len(rows_U)
+    if num and rows_U[-1] - rows_U[0] == num - 1:
+        return column[rows_U[0] : rows_U[0] + num].copy()
+    return np.asarray(column[rows_U])
 
 
 class Columns:
@@ -116,6 +125,8 @@ def assembled(small: Arrays, pieces: Iterable[Piece], *, entries: bool = True) -
     for name, size in sizes.items():
         if name == "memory":
             out |= _memory(regions[name], size[0])
+        elif name == "memory_pairs":
+            out |= _pairs(regions.get(name, Columns()), size[0])
         elif name.endswith("counts"):
             out |= _counts(regions[name], size)
         elif name == "kept":
@@ -157,6 +168,13 @@ def _memory(columns: Columns, num_rows: int) -> Arrays:
         "memory.moved": np.packbits(used, axis=1, bitorder="little"),
     }
     return {**out, **changed, "memory.heat": heat}
+
+
+def _pairs(columns: Columns, num_pairs: int) -> Arrays:
+    found = empty_pairs(num_pairs) | {name: columns.of_length(name, num_pairs) for name in columns.names}
+    is_used = (found["pair_row"][:, 0] > 0).astype(np.uint8)
+    changed = {"pair_dirty": is_used, "pair_moved": 255 * is_used}
+    return {f"memory.{name}": column for name, column in {**found, **changed}.items()}
 
 
 def _counts(columns: Columns, sizes: list[int]) -> Arrays:

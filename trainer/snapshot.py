@@ -58,6 +58,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "ranking": learner.ranking_state(),
         "size": {
             "memory": np.array([memory.num_rows]),
+            "memory_pairs": np.array([memory.arrays.num_pairs]),
             "kept": np.array([learner.rates.kept.rows.num_used]),
             **{
                 region: np.array([len(columns[name]) for name in sorted(columns)]) for region, columns in counts.items()

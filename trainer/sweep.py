@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dirty import clear, is_dirty
-from trainer.regions import Entries, Region
+from trainer.regions import Entries, Region, SparseRegion
 from trainer.rows import NO_ROWS, Arrays, Piece
 
 Int64 = NDArray[np.int64]
@@ -41,7 +41,11 @@ class Sweep:
         whole: bool,
     ) -> None:
         self._regions, self._entries, self._bit, self._give = regions, entries, bit, give
-        self._cursors = deque[list[int]]([index, 0] for index in range(len(regions) if whole else 0))
+        dense = [index for index, region in enumerate(regions) if not isinstance(region, SparseRegion)]
+        self._cursors = deque[list[int]]([index, 0] for index in (dense if whole else []))
+        for region in regions:
+            if whole and isinstance(region, SparseRegion):
+                region.mark_used(bit)
         self._keys = deque[tuple[Entries, list[Any]]]((each, each.start_whole()) for each in entries if whole)
         self._first_key = 0
         self._left_bytes: int | None = None

@@ -120,6 +120,7 @@ inline float rescore_ranked(BestPass& p, int64_t q, int64_t num) {
         for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit;
         list.raw[LIFT][c] = used * lift_of(m, p.s, row);
+        for (int f = 0; f < NUM_PAIRED; ++f) list.raw[PAIR + f][c] = used * p.s.paired[row * NUM_PAIRED + f];
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * length;

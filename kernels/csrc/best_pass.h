@@ -58,7 +58,8 @@ inline int64_t most_extras(const BestCall& call, int64_t first, int64_t num) {
     for (int64_t r = first; r < first + num; ++r) {
         const int64_t past = call.memory.past_end_R[r] - call.memory.past_begin_R[r];
         const int64_t shown = call.memory.shown_end_R[r] - call.memory.shown_begin_R[r];
-        total += min64(call.memory.num_rows, min64(past, WIDE_LAGS) * call.memory.width + past + shown);
+        total += min64(call.memory.num_rows,
+                       min64(past, WIDE_LAGS) * call.memory.width + past + shown + NUM_PAIRED * NEXT_OF_PAIR);
         total += call.memory.met_end_R[r] - call.memory.met_begin_R[r];
     }
     return total;
@@ -114,6 +115,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
     clear_all_groups(m, p.s);
     p.s.evidence = blank.evidence;
     p.s.own = blank.own;
+    p.s.paired = blank.paired;
     p.s.marked = blank.bytes;
     p.barred = blank.bytes + blank.num_rows;
     p.s.inverse_root = const_cast<float*>(call.root_V);

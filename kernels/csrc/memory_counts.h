@@ -74,6 +74,7 @@ inline bool rescale(const MemoryCall& m) {
             m.dirty_V[i] = CHANGED;
         }
         rescale_groups(m, unit);
+        rescale_pairs(m, unit);
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
         m.clock[SEEN_SCALE] = 1;
     }
@@ -105,6 +106,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
         add(m, target, row, 0.0f, decay, 0.0f);
     }
     count_groups(m, r, unit);
+    count_pairs(m, r, unit);
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {

@@ -1,7 +1,7 @@
 // What the memory knows of a row: features that do not depend on the query, and evidence from a user's history.
 #pragma once
 
-#include "memory_groups.h"
+#include "memory_pairs.h"
 
 HEADRACE_BEGIN
 
@@ -195,6 +195,14 @@ inline void collect_next(const MemoryCall& m, Scratch& s, int64_t r) {
     }
 }
 
+// Collects what followed the last two choices, and the last but one.
+inline void collect_pairs(const MemoryCall& m, Scratch& s, int64_t r) {
+    followers(m, r, [&](int place, int32_t row, float share) {
+        touch(s, row);
+        s.paired[place_of(s, row) * NUM_PAIRED + place] = log1p_one(PAIR_SCALE * share);
+    });
+}
+
 inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], visit = visit_of(m, r);
     s.num_touched = 0;
@@ -208,6 +216,7 @@ inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
     }
     collect_own(m, s, r, visit);
     collect_next(m, s, r);
+    collect_pairs(m, s, r);
     const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     const v8 own_scale = {1, 0, 0, 0, 1, 0, 1, 1.0f / AROUND_MINUTES};
@@ -226,6 +235,7 @@ inline void clear(Scratch& s) {
         else s.marked[place] = 0;
         store8(s.evidence + place * NUM_GATHERED, v8{});
         store8(s.own + place * OWN_STRIDE, v8{});
+        for (int f = 0; f < NUM_PAIRED; ++f) s.paired[place * NUM_PAIRED + f] = 0.0f;
     }
     clear_groups(s);
 }

@@ -1,5 +1,5 @@
-// Takes rows that were evicted out of the lists of neighbours of all others (kernels/memory/reference.py is the
-// definition).
+// Takes rows that were evicted out of the lists of neighbours of all others, and out of what is counted of pairs of
+// rows (kernels/memory/reference.py is the definition).
 #include <stdint.h>
 
 #include <vector>
@@ -8,16 +8,21 @@
 
 // The argument, laid out as in kernels/memory/calls.py.
 struct ForgetCall {
-    int64_t num_rows, width, moved_stride;  // `moved_stride`: bytes of a row's bits
+    int64_t num_rows, width, moved_stride, num_pairs;  // `moved_stride`: bytes of a row's bits
     int32_t *neighbour_row, *num_neighbours;
     float *after, *before, *direct, *weight;
     uint8_t *dirty_V, *moved_VB;
+    int32_t *pair_row, *pair_next;
+    float* pair_count;
+    uint8_t *pair_dirty, *pair_moved;
     const uint8_t* gone_V;
     int64_t capacity;  // of gone_V: neighbours are below it
     int64_t num_threads;
 };
 
 namespace {
+
+constexpr int NEXT_OF_PAIR = 8;  // as in memory_state.h
 
 // A bit for each row: eight times as many fit into the cache as bytes.
 std::vector<uint64_t> bits_of(const uint8_t* gone, int64_t num) {
@@ -49,6 +54,22 @@ void compact(const ForgetCall& c, const std::vector<uint64_t>& bits, int64_t row
     for (int64_t b = 0; b < c.moved_stride; ++b) c.moved_VB[row * c.moved_stride + b] = 0xFF;
 }
 
+// Empties the slot of a pair if one of its rows is gone, else only takes such rows out of what followed it.
+void forget_pair(const ForgetCall& c, const std::vector<uint64_t>& bits, int64_t slot) {
+    int32_t *pair = c.pair_row + 2 * slot, *next = c.pair_next + slot * NEXT_OF_PAIR;
+    if (pair[0] == 0) return;
+    const auto is_lost = [&](int32_t row) { return row != 0 && is_gone(bits, row); };
+    const bool is_whole = is_lost(pair[0]) || is_lost(pair[1]);
+    bool is_changed = is_whole;
+    if (is_whole) pair[0] = pair[1] = 0;
+    for (int j = 0; j < NEXT_OF_PAIR; ++j) {
+        if (!is_whole && !is_lost(next[j])) continue;
+        next[j] = 0, c.pair_count[slot * NEXT_OF_PAIR + j] = 0.0f;
+        is_changed = true;
+    }
+    if (is_changed) c.pair_dirty[slot] = c.pair_moved[slot] = 0xFF;
+}
+
 }  // namespace
 
 // Returns 1 if out of memory.
@@ -59,6 +80,8 @@ HEADRACE_API int memory_forget(const ForgetCall* call) {
 #pragma omp parallel for num_threads(c.num_threads) schedule(static)
         for (int64_t row = 0; row < c.num_rows; ++row)
             if (loses_any(bits, c.neighbour_row + row * c.width, c.num_neighbours[row])) compact(c, bits, row);
+#pragma omp parallel for num_threads(c.num_threads) schedule(static)
+        for (int64_t slot = 0; slot < c.num_pairs; ++slot) forget_pair(c, bits, slot);
     } catch (...) {
         return 1;
     }

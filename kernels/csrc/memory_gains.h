@@ -9,7 +9,8 @@ HEADRACE_BEGIN
 HEADRACE_INLINE float weighed(const Scratch& s, int64_t place, const float* gain) {
     const v8 gathered = load8(s.evidence + place * NUM_GATHERED) * load8(gain + NUM_STANDING);
     const v8 own = load8(s.own + place * OWN_STRIDE) * load8(gain + NUM_STANDING + NUM_GATHERED);
-    return sum8(gathered) + sum8(own);
+    const float *paired = s.paired + place * NUM_PAIRED, pairs = paired[0] * gain[PAIR] + paired[1] * gain[PAIR + 1];
+    return sum8(gathered) + sum8(own) + pairs;
 }
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
@@ -40,6 +41,7 @@ inline float look_again(const MemoryCall& m, const Scratch& s, const float* stan
         for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit[at];
         list.raw[LIFT][c] = lift ? used * lift[at] : 0.0f;
+        for (int f = 0; f < NUM_PAIRED; ++f) list.raw[PAIR + f][c] = used * s.paired[place * NUM_PAIRED + f];
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;

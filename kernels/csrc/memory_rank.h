@@ -59,7 +59,7 @@ inline MemoryCall as_it_was(const RankCall& c) {
 }
 
 inline void list_row(const RankCall& c, int64_t row, float score, const Scored& b, int64_t i, const float* evidence,
-                     const float* own) {
+                     const float* own, const float* paired) {
     int64_t at = c.number[NUM_LISTED];
     if (at < LISTED) {
         c.number[NUM_LISTED] += 1;
@@ -73,22 +73,23 @@ inline void list_row(const RankCall& c, int64_t row, float score, const Scored& 
     for (int f = 0; f < NUM_GATHERED; ++f) to[NUM_STANDING + f] = evidence ? evidence[f] : 0.0f;
     for (int f = 0; f < NUM_OWN; ++f) to[NUM_STANDING + NUM_GATHERED + f] = own ? own[f] : 0.0f;
     to[MODEL] = b.logit[i], to[LIFT] = b.lift[i];
+    for (int f = 0; f < NUM_PAIRED; ++f) to[PAIR + f] = paired ? paired[f] : 0.0f;
     int64_t least = 0;
     for (int64_t k = 1; k < c.number[NUM_LISTED]; ++k)
         if (key_of(c.listed_score[k], c.listed_row[k]) < key_of(c.listed_score[least], c.listed_row[least])) least = k;
     c.number[LEAST_LISTED] = least;
 }
 
-// Keeps the score of the block's i-th row.
-inline void keep_score(const RankCall& c, int64_t row, const Scored& b, int64_t i, const float* evidence,
-                       const float* own) {
+// Keeps the score of the block's i-th row, which has evidence or not.
+inline void keep_score(const RankCall& c, int64_t row, const Scored& b, int64_t i, const float* evidence = nullptr,
+                       const float* own = nullptr, const float* paired = nullptr) {
     const float score = b.score[i];
     c.score_V[row] = score;
     if (c.memory.num_columns) c.lift_V[row] = b.lift[i];
     if (!(score > OUT / 2)) return;
     const float own_logit = (float)c.amount[RANKED_LOGIT];
     c.number[MORE_LOGIT] += b.logit[i] > own_logit, c.number[SAME_LOGIT] += b.logit[i] == own_logit;
-    list_row(c, row, score, b, i, evidence, own);
+    list_row(c, row, score, b, i, evidence, own, paired);
 }
 
 // Scores of a block of `num` rows from their standing features, logits and groups, as memory.cpp mixes them.

@@ -31,6 +31,11 @@ struct MemoryCall {
     int64_t num_columns, num_groups;
     int32_t *group_VC, *group_next;  // NEXT_GROUPS of each group
     float *group_count, *group_seen, *group_total, *group_share;
+    // What followed two rows: `num_pairs` slots, a power of two or none, of NEXT_OF_PAIR rows.
+    int64_t num_pairs;
+    int32_t *pair_row, *pair_next;
+    float* pair_count;
+    uint8_t *pair_dirty, *pair_moved;
     // The events.
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
@@ -54,7 +59,8 @@ struct MemoryCall {
 HEADRACE_BEGIN
 
 constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 8, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
-constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, LIFT = MODEL + 1, NUM_FEATURES = LIFT + 1;
+constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, LIFT = MODEL + 1, PAIR = LIFT + 1, NUM_PAIRED = 2,
+              NUM_FEATURES = PAIR + NUM_PAIRED;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
 constexpr int OWN_STRIDE = NUM_OWN;  // a whole vector
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
@@ -71,7 +77,8 @@ constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HE
 constexpr int RECENT = 512, MOST_MATCHED = 3;
 constexpr float MATCHED = 4.f;
 enum GroupPart { USUAL, NEXT, OWN, GROUP_PARTS };
-constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20;
+constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20, NEXT_OF_PAIR = 8;
+constexpr float PAIR_SCALE = 100.f;
 constexpr float OWN_GROUP_DECAY = .9f, GROUP_SHARE_DECAY = .998f;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
@@ -94,7 +101,7 @@ HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v);
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *own, *score, *push, *inverse_root, *closed, *lift;
+    float *standing, *evidence, *own, *paired, *score, *push, *inverse_root, *closed, *lift;
     int32_t* touched;
     uint8_t* marked;
     int32_t* slot = nullptr;  // one above where a touched row has its evidence; null: at the row's own number
@@ -109,15 +116,16 @@ struct Scratch {
 
 // A thread's per-row scratch memory: all zero between calls.
 struct Blank {
-    float *evidence = nullptr, *own = nullptr;
+    float *evidence = nullptr, *own = nullptr, *paired = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
         free(own);
+        free(paired);
         free(bytes);
-        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = paired = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
@@ -125,8 +133,9 @@ struct Blank {
         rows += rows / 4;  // so that a catalogue that grows does not get new pages with each item
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
         own = static_cast<float*>(calloc(rows * OWN_STRIDE, sizeof(float)));
+        paired = static_cast<float*>(calloc(rows * NUM_PAIRED, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !own || !bytes) return clear(), false;
+        if (!evidence || !own || !paired || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }

@@ -19,13 +19,16 @@ OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "sho
 """Features of the few items that the user has chosen, or was shown and left alone."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "threads", *OWN)
 """Features of an item given the user's history."""
-FEATURES = (*STANDING, *EVIDENCE, "model", "lift")
+PAIRED = ("pair", "skip")
+"""Features of the few items that followed the user's last two choices, or the last but one, before
+(`kernels.memory.pairs`)."""
+FEATURES = (*STANDING, *EVIDENCE, "model", "lift", *PAIRED)
 """The features of which a score is the weighted sum; the last two are the network's logit, and how much likelier than
 usual the item's groups are (`kernels.memory.groups`)."""
 SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length", "pause")
 """The shortlist network's inputs for each row: the features, how far its score is below the best, whether the user
 chose it before, the length of the user's history, and the time since the user's last choice."""
-SILENT = ("own_next", "own_hour", "lift")
+SILENT = ("own_next", "own_hour", "lift", *PAIRED)
 """Inputs of the shortlist's network whose hidden weights start at zero: a stream in which they are always zero is
 learned as without them."""
 LISTED, HIDDEN = 64, 16
@@ -35,6 +38,8 @@ RECENT, DRAWN = 512, 512
 """When an event is learned from a sample: how many of the latest choices compete, and how many rows are drawn."""
 NEXT_GROUPS = 16
 """How many groups are counted that follow a group."""
+NEXT_OF_PAIR = 8
+"""How many rows are counted that follow two others."""
 FIRST_SHARES = (10.0, 2.0, 2.0)
 """Initially, how often each part of the prediction of a group counts as having been right."""
 CHANGED = 0xFF
@@ -56,6 +61,9 @@ FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_
 
 FIRST_GAIN_SQUARE, FIRST_SQUARE = 1e-3, 1e-2
 """Initial Adagrad states: of the gains, and of the shortlist's network."""
+SLOW_GAIN_SQUARE, SLOW_SQUARE = 1e3, 1e2
+"""The same where the feature is one of `PAIRED`: those are learned slowly, or where they say nothing their noise would
+cost hits."""
 
 LEAST_ACROSS, PRIOR_VISITS = 0.2, 20.0
 """The least weight of the first choice after a pause as the very next one; and the choices, half of them after a pause,
@@ -88,6 +96,11 @@ class MemoryArrays:
     decayed counts of how often; ``group_total`` (C,): choices of any group. ``group_share`` (C, 3): how often each part
     of a column's prediction was right (`kernels.memory.groups`).
 
+    What follows two choices is counted in S slots, a power of two (`kernels.memory.pairs`): ``pair_row`` (S, 2) int32,
+    the pair that a slot has, 0 for none, and as the second for any; ``pair_next`` (S, `NEXT_OF_PAIR`) int32 and
+    ``pair_count`` (same): the rows that followed it, and decayed counts of how often; ``pair_dirty`` (S,) and
+    ``pair_moved`` (S,) uint8: as for rows.
+
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
 
@@ -117,10 +130,20 @@ class MemoryArrays:
     group_count: Float32
     group_total: Float32
     group_share: Float32
+    pair_row: Int32
+    pair_next: Int32
+    pair_count: Float32
+    pair_dirty: NDArray[np.uint8]
+    pair_moved: NDArray[np.uint8]
 
     @staticmethod
     def empty(
-        capacity: int, num_neighbours: int, num_buckets: int, num_columns: int = 0, num_groups: int = 1
+        capacity: int,
+        num_neighbours: int,
+        num_buckets: int,
+        num_columns: int = 0,
+        num_groups: int = 1,
+        num_pairs: int = 0,
     ) -> MemoryArrays:
         """An empty memory."""
 
@@ -144,9 +167,9 @@ class MemoryArrays:
             first=np.full(capacity, -1, np.int64),
             last=np.full(capacity, -1, np.int64),
             gain=gain,
-            gain_square=np.full_like(gain, FIRST_GAIN_SQUARE),
+            gain_square=np.tile(first_gain_squares(), (len(gain), 1)),
             shortlist_weight=first_weights(),
-            shortlist_square=np.full_like(first_weights(), FIRST_SQUARE),
+            shortlist_square=first_squares(),
             shortlist_norm=np.repeat(np.array([0, 1, 0], np.float32)[:, None], len(SEEN_AGAIN), axis=1),
             clock=clock,
             dirty=rows(np.uint8),
@@ -159,6 +182,11 @@ class MemoryArrays:
             group_count=np.zeros((num_columns, num_groups, NEXT_GROUPS), np.float32),
             group_total=np.zeros(num_columns, np.float32),
             group_share=np.tile(np.array(FIRST_SHARES, np.float32), (num_columns, 1)),
+            pair_row=np.zeros((num_pairs, 2), np.int32),
+            pair_next=np.zeros((num_pairs, NEXT_OF_PAIR), np.int32),
+            pair_count=np.zeros((num_pairs, NEXT_OF_PAIR), np.float32),
+            pair_dirty=np.zeros(num_pairs, np.uint8),
+            pair_moved=np.zeros(num_pairs, np.uint8),
         )
 
     @property
@@ -182,6 +210,11 @@ class MemoryArrays:
         return int(self.group_seen.shape[1])
 
     @property
+    def num_pairs(self) -> int:
+        """S, how many pairs of rows have room; 0 if none are counted."""
+        return len(self.pair_row)
+
+    @property
     def num_buckets(self) -> int:
         """How many lengths of history have gains of their own."""
         return len(self.gain) - 1
@@ -203,6 +236,17 @@ class MemoryArrays:
     def copy(self) -> MemoryArrays:
         """A copy that shares nothing."""
         return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+def first_gain_squares() -> Float32:
+    """(features,) the initial Adagrad state of the gains."""
+    return np.where(np.isin(FEATURES, PAIRED), SLOW_GAIN_SQUARE, FIRST_GAIN_SQUARE).astype(np.float32)
+
+
+def first_squares() -> Float32:
+    """(P,) the initial Adagrad state of `first_weights`."""
+    square_F = np.where(np.isin(SEEN_AGAIN, PAIRED), SLOW_SQUARE, FIRST_SQUARE)
+    return np.concatenate([np.tile(square_F, 1 + HIDDEN), np.full(2 * HIDDEN, FIRST_SQUARE)]).astype(np.float32)
 
 
 def first_weights() -> Float32:

@@ -23,6 +23,8 @@ class MemoryCall(ctypes.Structure):
             (name, c_void_p)
             for name in ("group", "group_next", "group_count", "group_seen", "group_total", "group_share")
         ),
+        ("num_pairs", c_int64),
+        *((name, c_void_p) for name in ("pair_row", "pair_next", "pair_count", "pair_dirty", "pair_moved")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
         *((name, c_void_p) for name in ("past_begin", "past_end")),
@@ -127,8 +129,9 @@ class ForgetCall(ctypes.Structure):
     """``ForgetCall`` of csrc/memory_forget.cpp."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("num_rows", "width", "moved_stride")),
+        *((name, c_int64) for name in ("num_rows", "width", "moved_stride", "num_pairs")),
         *((name, c_void_p) for name in ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight")),
-        *((name, c_void_p) for name in ("dirty", "moved", "gone")),
+        *((name, c_void_p) for name in ("dirty", "moved")),
+        *((name, c_void_p) for name in ("pair_row", "pair_next", "pair_count", "pair_dirty", "pair_moved", "gone")),
         *((name, c_int64) for name in ("capacity", "num_threads")),
     )

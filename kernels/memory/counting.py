@@ -8,6 +8,7 @@ from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArray
 from kernels.memory.events import MemoryRules
 from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
 from kernels.memory.groups import count_groups
+from kernels.memory.pairs import count_pairs, rescale_pairs
 from kernels.memory.past import MemoryPast
 
 DIRECT_COUNT_DECAY = 0.05
@@ -59,6 +60,7 @@ def _count(
             _sight(memory, row, target, unit * decay**lag, 0.0, direct)
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
     count_groups(memory, target, past, unit)
+    count_pairs(memory, target, past, unit)
     memory.seen[target] += unit
     memory.clock[SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
@@ -112,6 +114,7 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
             memory.group_seen, memory.group_count, memory.group_total,
         ):  # fmt: skip
             counts *= 1.0 / memory.clock[SEEN]
+        rescale_pairs(memory)
         memory.dirty[:num_rows] = CHANGED
         memory.moved[:num_rows] = 255
         memory.clock[SEEN] = 1.0

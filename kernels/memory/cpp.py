@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.library import baseline, function, num_threads, pointer
-from kernels.memory.arrays import DRAWN, RECENT, Float32, Int32, Int64, MemoryArrays
+from kernels.memory.arrays import DRAWN, NEXT_OF_PAIR, PAIRED, RECENT, Float32, Int32, Int64, MemoryArrays
 from kernels.memory.calls import (
     AmongCall,
     BestCall,
@@ -76,6 +76,7 @@ def memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
     sizes = {
         "stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets,
         "num_columns": memory.num_columns, "num_groups": memory.num_groups,
+        "num_pairs": memory.num_pairs,
     }  # fmt: skip
     return {**sizes, "num_rows": num_rows, **arrays}
 
@@ -124,7 +125,8 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
     num_past_A = events.past_end_R[asked] - events.past_begin_R[asked]
     neighbours_A = np.minimum(num_past_A, WIDE[0]) * memory.width
     num_shown_A = events.shown_end_R[asked] - events.shown_begin_R[asked]
-    most_A = neighbours_A + num_past_A + num_shown_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
+    known_A = num_past_A + num_shown_A + len(PAIRED) * NEXT_OF_PAIR
+    most_A = neighbours_A + known_A + RECENT + DRAWN + (1 + 2 * COUNTED[0]) * (1 + asked)
     row, begin_A1 = np.empty(int(np.minimum(most_A, num_rows).sum()), np.int32), np.zeros(len(asked) + 1, np.int64)
     call = CandidatesCall(inner, pointer(row), pointer(begin_A1), len(row))
     run(call, num_rows, "memory_candidates")
@@ -197,10 +199,13 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
 
 def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]) -> None:
     """See `kernels.memory.memory_forget`."""
-    names = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "dirty", "moved")
+    names = (
+        "neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "dirty", "moved",
+        "pair_row", "pair_next", "pair_count", "pair_dirty", "pair_moved",
+    )  # fmt: skip
     call = ForgetCall(
-        num_rows, memory.width, memory.moved.shape[1], *(pointer(getattr(memory, name)) for name in names),
-        pointer(gone_V), len(gone_V), num_threads(),
+        num_rows, memory.width, memory.moved.shape[1], memory.num_pairs,
+        *(pointer(getattr(memory, name)) for name in names), pointer(gone_V), len(gone_V), num_threads(),
     )  # fmt: skip
     if baseline("memory_forget")(ctypes.byref(call)):
         raise MemoryError(f"memory_forget: no memory for a bit of each of {len(gone_V)} rows; add memory")

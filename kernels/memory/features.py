@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from kernels.memory.arrays import EVIDENCE, NUM_HEATS, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.events import MemoryRules
 from kernels.memory.groups import lift_of
+from kernels.memory.pairs import paired_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction
 
@@ -120,7 +121,8 @@ def mix(
     ``lifts``, items are not lifted by their groups."""
     bucket, gain_F = bucket_of(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
     lift_V = lift_of(memory, slice(num_rows), past) if lifts else np.zeros(num_rows)
-    feature_FV = np.vstack([standing_FV, _evidence(memory, num_rows, past), logit[:num_rows], lift_V])
+    paired_2V = paired_of(memory, past, num_rows)
+    feature_FV = np.vstack([standing_FV, _evidence(memory, num_rows, past), logit[:num_rows], lift_V, paired_2V])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
     competes_V[target] |= target > 0

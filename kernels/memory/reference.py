@@ -19,6 +19,7 @@ from kernels.memory.events import (
 )
 from kernels.memory.features import EVENTS, LEARNED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.groups import groups_of, learn_groups, parts_of
+from kernels.memory.pairs import followers, forget_pairs
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
@@ -60,7 +61,8 @@ def memory_learn_grouped(
     """`memory_learn`, with up to ``group`` events predicted from the same state.
 
     All events of a group are predicted first; then their updates of gains, shortlist and learned weights are applied,
-    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`).
+    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). Pairs of items
+    are not counted.
     """
     num = len(events)
     asked_R = events.chosen_R == 1
@@ -120,10 +122,11 @@ def memory_scores(
 
 
 def evident(memory: MemoryArrays, past: MemoryPast) -> Int32:
-    """The rows with evidence: the neighbours of the last choices, and what the user chose or was shown."""
+    """The rows with evidence: the neighbours of the last choices, what followed these together, and what the user chose
+    or was shown."""
     lately = past.row_P[max(0, len(past.row_P) - WIDE[0]) :]
     near = [memory.neighbour_row[row, : memory.num_neighbours[row]] for row in lately.tolist()]
-    return np.concatenate([*near, past.row_P, past.shown_S])
+    return np.concatenate([*near, followers(memory, past), past.row_P, past.shown_S])
 
 
 def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
@@ -247,3 +250,4 @@ def memory_forget(memory: MemoryArrays, num_rows: int, gone_V: NDArray[np.bool_]
             values[: len(kept)] = values[kept]
         memory.num_neighbours[row] = len(kept)
         memory.dirty[row], memory.moved[row] = CHANGED, 255
+    forget_pairs(memory, gone_V)

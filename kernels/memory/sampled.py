@@ -17,6 +17,7 @@ from kernels.memory.counting import count_choice, meet
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.features import COUNTED, WIDE, leaves_out, mix, standing_of
 from kernels.memory.groups import groups_of, learn_groups, parts_of
+from kernels.memory.pairs import followers
 from kernels.memory.past import MemoryPast
 from kernels.memory.reference import learn_gains, learn_weights
 from kernels.memory.shortlist import Shortlist
@@ -71,7 +72,7 @@ def memory_candidates(memory: MemoryArrays, num_rows: int, events: MemoryEvents)
         target, history = int(events.target_R[r]), MemoryPast.of_event(events, r)
         past = history.row_P[::-1].tolist()
         if events.chosen_R[r] == 1:
-            certain = [target, *history.shown_S.tolist(), *recent]
+            certain = [target, *history.shown_S.tolist(), *followers(memory, history).tolist(), *recent]
             found.append(_rows_asked(memory, num_rows, past, certain, added, event) if target else [])
         if target == 0:
             continue
@@ -129,7 +130,7 @@ def _shares(memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast) 
     certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
     for row in past.row_P[::-1][: WIDE[0]].tolist():
         certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
-    certain_V[past.row_P] = certain_V[past.shown_S] = certain_V[target] = 1.0
+    certain_V[followers(memory, past)] = certain_V[past.row_P] = certain_V[past.shown_S] = certain_V[target] = 1.0
     certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
     np.add.at(drawn_V, drawn_rows(int(memory.clock[0]), num_rows), (num_rows - 1) / DRAWN)
     return certain_V, np.where(certain_V > 0, 0.0, drawn_V)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
+from kernels.memory.arrays import EVIDENCE, FEATURES, PAIRED, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.features import (
     CHAIN,
     COSINE_SCALE,
@@ -29,6 +29,7 @@ from kernels.memory.features import (
     visit_share,
 )
 from kernels.memory.groups import lift_of
+from kernels.memory.pairs import paired_of
 from kernels.memory.past import MemoryPast
 
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
@@ -104,6 +105,7 @@ def memory_shares(
     share_LC = np.zeros(shape)
     for name, raw_LC in raw.items():
         share_LC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_LC)
+    _add_pairs(share_LC, gain_F, paired_of(memory, past, memory.capacity)[:, row_C])
     shown_SC = np.zeros((len(past.shown_S), len(row_C)))
     for name, raw_SC in _of_showings(past.shown_S, row_C).items():
         shown_SC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_SC)
@@ -114,6 +116,15 @@ def memory_shares(
         gain_model * np.asarray(logit_C, float), float(gain_model),
         after_LC[::-1] / unit, before_LC[::-1] / unit,
     )  # fmt: skip
+
+
+def _add_pairs(share_LC: Float64, gain_F: Float64, paired_2C: Float64) -> None:
+    """What followed the last two choices is due to both of them, and what followed the last but one to that."""
+    if len(share_LC) < 2:
+        return
+    pair_C, skip_C = (gain_F[FEATURES.index(name)] * part_C for name, part_C in zip(PAIRED, paired_2C, strict=True))
+    share_LC[0] += 0.5 * pair_C
+    share_LC[1] += 0.5 * pair_C + skip_C
 
 
 def _of_showings(shown_S: Int32, row_C: Int64) -> dict[str, Float64]:

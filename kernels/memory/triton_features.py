@@ -211,8 +211,9 @@ def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history
     lift = tl.zeros_like(logit)
     if lift_ptr is not None:
         lift = tl.load(lift_ptr + row, mask=inside, other=0.0)
+    pair = tl.zeros_like(logit)  # pairs of items are not counted here
     is_known = (first >= 0) | (own >= MET_LATELY)
-    return standing + evidence + (logit, lift), is_known, (own & MET) > 0
+    return standing + evidence + (logit, lift, pair, pair), is_known, (own & MET) > 0
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.made_habits import loops, pairs, routine
+from bench.made_habits import loops, pairs, routine, turns
 from bench.made_streams import bazaar, music, portal, reviews, series
 from bench.single_pass import settings_for
 from bench.streams import open_stream, synthetic
@@ -91,13 +91,13 @@ def test_habits_are_at_their_hours_in_their_order_or_after_two_items() -> None:
     late = {action["timestamp"] % 86_400_000 // 3_600_000 for action in orders}
     assert len(late) < 24  # nobody orders at night
 
-    def shares(actions: list[dict[str, Any]], num: int) -> float:
-        """How often what a user did last after the same ``num`` items comes again."""
+    def shares(actions: list[dict[str, Any]], first: int, end: int | None = None) -> float:
+        """How often what a user did last after the same items, counted from the end, comes again."""
         last, known = dict[Any, list[int]](), dict[Any, int]()
         again = []
         for action in actions:
             mine = last.setdefault(action["user"], [])
-            key = (action["user"], *mine[-num:])
+            key = (action["user"], *mine[-first:end])
             again += [known[key] == action["item"]] if key in known else []
             known[key] = action["item"]
             mine.append(action["item"])
@@ -106,6 +106,8 @@ def test_habits_are_at_their_hours_in_their_order_or_after_two_items() -> None:
     assert shares(list(loops(3_000, num_users=20)), 1) > 0.6
     of_pairs = list(pairs(6_000, num_users=1, num_items=20))
     assert shares(of_pairs, 2) > 2 * shares(of_pairs, 1)
+    of_turns = list(turns(6_000, num_users=1, num_items=20))
+    assert shares(of_turns, 2, -1) > 2 * shares(of_turns, 1)
 
 
 def test_music_events_as_published_are_shown_played_or_liked_in_order_of_time(tmp_path: Path) -> None:

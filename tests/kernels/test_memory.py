@@ -40,6 +40,7 @@ class Stream:
     seed: int = 0
     weighed: bool = False
     num_columns: int = 0
+    num_pairs: int = 32
 
     def events(self) -> MemoryEvents:
         rng = np.random.default_rng(self.seed)
@@ -72,7 +73,7 @@ class Stream:
         return replace(timeless, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms[1:], np.int64))
 
     def memory(self, width: int) -> MemoryArrays:
-        return MemoryArrays.empty(self.num_rows + 4, width, NUM_BUCKETS, self.num_columns, NUM_GROUPS)
+        return MemoryArrays.empty(self.num_rows + 4, width, NUM_BUCKETS, self.num_columns, NUM_GROUPS, self.num_pairs)
 
     def logits(self) -> np.ndarray:
         shape = (int((self.events().chosen_R == 1).sum()), self.num_rows + 3)
@@ -123,10 +124,10 @@ def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
     for name in (
         "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "moved", "num_neighbours",
         "shortlist_weight", "shortlist_square", "shortlist_norm", "group_seen", "group_count", "group_total",
-        "group_share",
+        "group_share", "pair_count", "pair_dirty", "pair_moved",
     ):  # fmt: skip
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)
-    for name in ("group", "group_next"):
+    for name in ("group", "group_next", "pair_row", "pair_next"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
     for ours, theirs in zip(neighbours(left), neighbours(right), strict=True):
         assert ours.keys() == theirs.keys()
@@ -150,6 +151,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
     stream=st.builds(
         Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
         repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(), num_columns=st.integers(0, 3),
+        num_pairs=st.sampled_from([0, 1, 4, 256]),
     )
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -464,13 +466,15 @@ def one_user_lately(rows: list[int], length: int) -> MemoryEvents:
 @settings(max_examples=50, deadline=None)
 def test_rows_are_forgotten_as_the_definition_does(seed: int, gone: set[int], num_rows: int) -> None:
     slow, _ = learned(Stream(seed=seed))
-    slow.dirty[:], slow.moved[:] = 0, 0
+    for name in ("dirty", "moved", "pair_dirty", "pair_moved"):
+        getattr(slow, name)[:] = 0
     fast, gone_V = slow.copy(), np.isin(np.arange(slow.capacity), list(gone))
     memory_forget(slow, num_rows, gone_V, backend="reference")
     memory_forget(fast, num_rows, gone_V)
     for each in fields(MemoryArrays):
         np.testing.assert_array_equal(getattr(fast, each.name), getattr(slow, each.name), err_msg=each.name)
     assert not gone & {row for each in neighbours(fast)[:num_rows] for row in each}
+    assert not (gone - {0}) & {*fast.pair_row.ravel().tolist(), *fast.pair_next.ravel().tolist()}
 
 
 def test_what_is_forgotten_must_fit_the_memory() -> None:

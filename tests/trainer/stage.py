@@ -390,7 +390,7 @@ class Stage:
         assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
-NOT_KEPT = ("names.unpublished", ".dirty", "dirty_V", ".moved")
+NOT_KEPT = ("names.unpublished", ".dirty", "dirty_V", ".moved", "pair_dirty", "pair_moved")
 """Arrays that a checkpoint has no use for: whoever goes on from it publishes everything first."""
 NOT_LEARNED = (*NOT_KEPT, ".tombstones")
 """Arrays that depend on when versions were published."""

@@ -11,7 +11,7 @@ constexpr int REFRESH = 16;
 inline bool make_scratch(const MemoryCall& m, Scratch& s, Blank& blank) {
     s.padded = round_up(m.num_rows, W);
     if (!blank.at_least(s.padded)) return false;
-    s.evidence = blank.evidence, s.own = blank.own, s.marked = blank.bytes;
+    s.evidence = blank.evidence, s.own = blank.own, s.paired = blank.paired, s.marked = blank.bytes;
     Arena arena;
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
@@ -133,8 +133,10 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = sum(dense[NUM_STANDING + 1]);
     v8 sparse = {};
     v8 own = {};
+    for (int f = 0; f < NUM_PAIRED; ++f) slope[PAIR + f] = 0.0f;
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
+        for (int f = 0; f < NUM_PAIRED; ++f) slope[PAIR + f] += s.paired[row * NUM_PAIRED + f] * s.push[row];
         sparse += load8(s.evidence + row * NUM_GATHERED) * s.push[row];
         own += load8(s.own + row * OWN_STRIDE) * s.push[row];
     }

@@ -93,6 +93,8 @@ inline void list_event(const CandidatesCall& call, Listing& l, int64_t r, uint64
     for (int64_t k = 0; k < num_past; ++k) list(call, l, past[k]);
     for (int64_t k = m.shown_begin_R[r]; k < m.shown_end_R[r]; ++k) list(call, l, m.shown_rows[k]);
     for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) list_neighbours(call, l, past[num_past - 1 - lag]);
+    const auto listed = [&](int, int32_t row, float) { list(call, l, row); };
+    followers(m, r, listed);
     for (int64_t i = 0; i < l.num_recent; ++i) list(call, l, l.recent[i]);
     for (int draw = 0; draw < DRAWN; ++draw) list(call, l, (int32_t)drawn_row(event, draw, m.num_rows));
     for (int64_t i = begin; i < l.num; ++i) l.is_listed[call.row[i]] = 0;

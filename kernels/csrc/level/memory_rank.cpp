@@ -11,7 +11,7 @@ HEADRACE_BEGIN
 
 inline int64_t most_touched(const MemoryCall& m) {
     const int64_t past = m.past_end_R[0] - m.past_begin_R[0], shown = m.shown_end_R[0] - m.shown_begin_R[0];
-    return min64(m.num_rows, min64(past, WIDE_LAGS) * m.width + past + shown) + 1;
+    return min64(m.num_rows, min64(past, WIDE_LAGS) * m.width + past + shown + NUM_PAIRED * NEXT_OF_PAIR) + 1;
 }
 
 inline bool make_touched(const MemoryCall& m, Scratch& s, Sparse& sparse, Arena& arena) {
@@ -20,12 +20,14 @@ inline bool make_touched(const MemoryCall& m, Scratch& s, Sparse& sparse, Arena&
         s.touched = arena.get<int32_t>(most + 1);
         s.evidence = arena.get<float>(most * NUM_GATHERED);
         s.own = arena.get<float>(most * OWN_STRIDE);
+        s.paired = arena.get<float>(most * NUM_PAIRED);
         get_groups(m, s, arena);
         if (pass == 0 && !arena.allocate()) return false;
     }
     if (!sparse.at_least(m.num_rows)) return false;
     memset(s.evidence, 0, most * NUM_GATHERED * sizeof(float));
     memset(s.own, 0, most * OWN_STRIDE * sizeof(float));
+    memset(s.paired, 0, most * NUM_PAIRED * sizeof(float));
     s.slot = sparse.slot;
     return true;
 }
@@ -46,11 +48,12 @@ inline void score_touched(const RankCall& c, Scratch& s, Scored& b, int64_t from
         score_rows(c, m, s, b, s.touched + t, num);
         for (int64_t i = 0; i < num; ++i) {
             const int64_t row = s.touched[t + i], place = place_of(s, row);
-            const float *evidence = s.evidence + place * NUM_GATHERED, *own = s.own + place * OWN_STRIDE;
+            const float *evidence = s.evidence + place * NUM_GATHERED, *own = s.own + place * OWN_STRIDE,
+                        *paired = s.paired + place * NUM_PAIRED;
             b.score[i] += weighed(s, place, s.gain);
             if (row == c.number[RANKED])
                 c.amount[RANKED_LOGIT] = b.logit[i], c.amount[RANKED_COUNT] = evidence[FOLLOWS];
-            if (c.score_V[row] == UNSCORED) keep_score(c, row, b, i, evidence, own);
+            if (c.score_V[row] == UNSCORED) keep_score(c, row, b, i, evidence, own, paired);
         }
     }
 }
@@ -105,7 +108,7 @@ inline void score_some(const RankCall& c) {
         if (num < SCORED && k < c.num) continue;
         score_rows(c, m, s, b, rows, num);
         for (int64_t i = 0; i < num; ++i)
-            if (c.score_V[rows[i]] == UNSCORED) keep_score(c, rows[i], b, i, nullptr, nullptr);
+            if (c.score_V[rows[i]] == UNSCORED) keep_score(c, rows[i], b, i);
         num = 0;
     }
 }
@@ -148,7 +151,7 @@ inline void score_next(const RankCall& c) {
         stand(m, s, from, from + num);
         score_block(c, m, s, b, num, [from](int64_t i) { return from + i; });
         for (int64_t i = 0; i < num; ++i)
-            if (c.score_V[from + i] == UNSCORED) keep_score(c, from + i, b, i, nullptr, nullptr);
+            if (c.score_V[from + i] == UNSCORED) keep_score(c, from + i, b, i);
         add_mass(c, b, from, num);
     }
     c.number[NEXT_ROW] = end;

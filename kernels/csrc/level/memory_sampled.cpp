@@ -48,13 +48,14 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, 
         most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
         most_shown = max64(most_shown, m.shown_end_R[r] - m.shown_begin_R[r]);
     }
-    const int64_t most_met = min64(most_past, WIDE_LAGS) * m.width + most_past + most_shown;
+    const int64_t most_met = min64(most_past, WIDE_LAGS) * m.width + most_past + most_shown + NUM_PAIRED * NEXT_OF_PAIR;
     const int64_t most = min64(m.num_rows, most_met + RECENT + 1);
     c.most = round_up(most, W) + round_up(DRAWN, W);
     for (int pass = 0; pass < 2; ++pass) {
         c.s.touched = arena.get<int32_t>(c.most + 1);
         c.s.evidence = arena.get<float>(c.most * NUM_GATHERED);
         c.s.own = arena.get<float>(c.most * OWN_STRIDE);
+        c.s.paired = arena.get<float>(c.most * NUM_PAIRED);
         c.s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         c.row = arena.get<int32_t>(c.most);
         c.score = arena.get<float>(c.most);
@@ -71,6 +72,7 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, 
     if (!sparse.at_least(m.num_rows)) return false;
     memset(c.s.evidence, 0, c.most * NUM_GATHERED * sizeof(float));
     memset(c.s.own, 0, c.most * OWN_STRIDE * sizeof(float));
+    memset(c.s.paired, 0, c.most * NUM_PAIRED * sizeof(float));
     c.s.slot = sparse.slot;
     c.barred = sparse.barred;
     c.given = sparse.logit;
@@ -196,12 +198,14 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     }
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]), slope[LIFT] = 0.0f;
+    for (int f = 0; f < NUM_PAIRED; ++f) slope[PAIR + f] = 0.0f;
     v8 sparse = {};
     v8 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
         float* e = c.s.evidence + i * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
         own += load8(c.s.own + i * OWN_STRIDE) * c.push[i];
+        for (int f = 0; f < NUM_PAIRED; ++f) slope[PAIR + f] += c.s.paired[i * NUM_PAIRED + f] * c.push[i];
         e[0] = c.push[i];  // kept for learn_weights; the evidence is no longer needed
     }
     store8(slope + NUM_STANDING, sparse);
