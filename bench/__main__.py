@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.options import parser_of
-from bench.report import report
+from bench.output.report import report
 
 HERE = Path(__file__).parent
 TOPICS: dict[str, tuple[str, ...]] = {

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
-from bench.events import arrivals
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.single_pass import settings_for
+from bench.streams.events import arrivals
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
-from trainer.batch import JaggedBatch, build_batch
+from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.frozen import Frozen
-from trainer.metrics import PrequentialMetrics
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.metrics.prequential import PrequentialMetrics
 from wire.history import Histories
 
 DAY_MS = 86_400_000

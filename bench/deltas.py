@@ -19,9 +19,9 @@ from bench.growth import grown
 from bench.scale import CONFIG, NUM_USERS, Traffic
 from bench.timing import Row, row
 from model.dirty import UNPUBLISHED, is_dirty
-from trainer.collection import Collection
-from trainer.rounding import Rounding
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.versions.collection import Collection
+from trainer.versions.rounding import Rounding
 
 NUM_ITEMS, USERS_A_STEP, NUM_STEPS = 200_000, 512, 40
 POPULARITY = 1 / 3

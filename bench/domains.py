@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from bench.evaluation import LATELY
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.single_pass import OURS, headrace, settings_for
 from headrace.config import Settings, load_settings
 from kernels.memory import MemoryEvents
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.hashing import key_hash
 
 Action = dict[str, Any]

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench.options import parser_of, quiet
-from bench.records import interval
-from bench.report import report
+from bench.output.records import interval
+from bench.output.report import report
 from bench.row_rules import RULES, install
 from bench.single_pass import OURS, headrace, settings_for
 from headrace.config import load_settings

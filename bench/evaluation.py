@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step, ranks
 from bench.rivals import Ranker, Retriever
+from bench.streams.events import Step, ranks
 from model.arrivals import Arrivals
-from trainer.batch import JaggedBatch
-from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
+from trainer.examples.batch import JaggedBatch
+from trainer.metrics.prequential import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
 
 LATELY = 10_000
 NUM_WINDOWS = 24

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.made_streams import act, draw
-from bench.records import interval
+from bench.output.records import interval
 from bench.single_pass import OURS, headrace, settings_for
+from bench.streams.made import act, draw
 from headrace.config import Settings, load_settings
 
 Action = dict[str, Any]

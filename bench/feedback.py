@@ -7,7 +7,7 @@ scored against the final outcome. 0% is the model that stops learning at that mo
 outcomes immediately.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
-learns an interaction a minute after it began (`trainer.waiting`). ``es-dfm`` weights by how much of
+learns an interaction a minute after it began (`trainer.examples.waiting`). ``es-dfm`` weights by how much of
 a kind arrives late (after Yang et al., "Capturing delayed feedback in conversion rate prediction via elapsed-time
 sampling", AAAI 2021, with the share itself in place of their two side models). ``defer`` learns every interaction
 twice, at once and after a minute, and weights both (after Gu et al., "Real negatives matter", KDD 2021).
@@ -27,20 +27,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.simulated import MODEL, WORLDS, steps
+from bench.streams.simulated import MODEL, WORLDS, steps
 from bench.timing import Row, row
 from headrace.ledger import empty_history
 from kernels.transfer import ToHost
 from model.rates import probability
 from model.tokens import unpack_kinds
 from stream.simulate import KINDS
-from trainer.batch import JaggedBatch, build_batch
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner
 from trainer.config import TrainerConfig
-from trainer.kind_metrics import binary_log_loss
-from trainer.snapshot import learner_arrays, restore_learner
-from trainer.step import Learner
-from trainer.waiting import Waiting
+from trainer.examples.batch import JaggedBatch, build_batch
+from trainer.examples.waiting import Waiting
+from trainer.learner.step import Learner
+from trainer.metrics.kinds import binary_log_loss
 from wire.example import Example
 from wire.history import Histories, History
 
@@ -114,7 +114,7 @@ class Importance(Learner):
         """None: this learner's loss is another one."""
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
-        """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
+        """`trainer.network.losses.ranking_loss`, with a weight for each 1 and each 0."""
         p_RK = torch.sigmoid(logits_RK.detach())
         late_RK = p_RK * torch.from_numpy(self.share_K).float()
         if self.seen_twice:  # first without late kinds, then with them

@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.curve import draw_curves
 from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
-from bench.events import arrivals
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import read_rows, report
+from bench.output.curve import draw_curves
+from bench.output.report import read_rows, report
 from bench.single_pass import settings_for
+from bench.streams.events import arrivals
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
-from trainer.batch import JaggedBatch, build_batch
+from trainer.copies.soundness import pass_over
+from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.frozen import Frozen
-from trainer.metrics import PrequentialMetrics
-from trainer.soundness import pass_over
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.metrics.prequential import PrequentialMetrics
 from wire.history import Histories
 
 EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}

@@ -19,23 +19,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_supervisor import RESULT, Section, supervise, work
+from bench.on_gpu.supervisor import RESULT, Section, supervise, work
 
 BUDGET_S = 255.0
 SECTIONS = (
-    Section("ceilings", "bench.gpu_attention:ceilings", 10, 60),
-    Section("live step", "bench.gpu_pass:live_steps", 20, 90),
-    Section("single pass", "bench.gpu_pass:single_pass", 30, 110),
-    Section("attention, long users", "bench.gpu_attention:long_users", 15, 60),
-    Section("attention, short users", "bench.gpu_attention:short_users", 10, 60),
-    Section("sampled softmax", "bench.gpu_ops:softmax", 10, 60),
-    Section("row-wise Adagrad", "bench.gpu_ops:adagrad", 5, 40),
-    Section("layers", "bench.gpu_step:layer_share", 10, 60),
-    Section("attention by length", "bench.gpu_lengths:by_length", 10, 60),
-    Section("training step", "bench.gpu_step:against_eager", 20, 60),
-    Section("other ops", "bench.gpu_ops:others", 5, 30),
-    Section("tiles", "bench.gpu_tiles:sweep", 10, 40),
-    Section("torch.compile", "bench.gpu_step:against_compiled", 40, 120),
+    Section("ceilings", "bench.on_gpu.attention:ceilings", 10, 60),
+    Section("live step", "bench.on_gpu.single_pass:live_steps", 20, 90),
+    Section("single pass", "bench.on_gpu.single_pass:single_pass", 30, 110),
+    Section("attention, long users", "bench.on_gpu.attention:long_users", 15, 60),
+    Section("attention, short users", "bench.on_gpu.attention:short_users", 10, 60),
+    Section("sampled softmax", "bench.on_gpu.ops:softmax", 10, 60),
+    Section("row-wise Adagrad", "bench.on_gpu.ops:adagrad", 5, 40),
+    Section("layers", "bench.on_gpu.step:layer_share", 10, 60),
+    Section("attention by length", "bench.on_gpu.lengths:by_length", 10, 60),
+    Section("training step", "bench.on_gpu.step:against_eager", 20, 60),
+    Section("other ops", "bench.on_gpu.ops:others", 5, 30),
+    Section("tiles", "bench.on_gpu.tiles:sweep", 10, 40),
+    Section("torch.compile", "bench.on_gpu.step:against_compiled", 40, 120),
 )
 """First what decides switches (graphs, the memory's group) and was never measured; the rest by importance."""
 

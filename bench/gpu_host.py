@@ -20,11 +20,11 @@ from unittest.mock import patch
 
 import torch
 
-from bench.gpu_pass import GROUP, NUM_ITEMS, config_of, live_batches, prepare, synthetic_examples
+from bench.on_gpu.single_pass import GROUP, NUM_ITEMS, config_of, live_batches, prepare, synthetic_examples
 from bench.timing import Row, one_thread, row
 from model.config import ModelConfig
-from trainer.batch import build_batch
-from trainer.context import shorten
+from trainer.examples.batch import build_batch
+from trainer.examples.context import shorten
 
 WARM, NUM_BEFORE, EVENTS_PER_S = 30, 200, 100_000.0
 KERNELS = ("predict_events", "learn_weights", "learn_events", "count_events")
@@ -38,7 +38,7 @@ class Kernel:
 
 
 class Graphs:
-    """`trainer.graph.Captures` of graphs that compute nothing."""
+    """`trainer.network.graph.Captures` of graphs that compute nothing."""
 
     works = True
 
@@ -96,16 +96,18 @@ def without_gpu() -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, TRITON_INTERPRET="1"))  # lets a memory on a GPU be made without one
         for name in KERNELS:
             stack.enter_context(patch(f"kernels.memory.device.{name}_kernel", Kernel()))
-        for name in ("trainer.optim.adamw_", "model.row_store.rowwise_adagrad_"):
+        for name in ("trainer.network.optim.adamw_", "model.row_store.rowwise_adagrad_"):
             stack.enter_context(patch(name, lambda *_, **__: None))
-        stack.enter_context(patch("trainer.memory_pass.MemoryPass._there", lambda *_: lambda _: torch.zeros(1, 1)))
+        stack.enter_context(
+            patch("trainer.learner.memory_pass.MemoryPass._there", lambda *_: lambda _: torch.zeros(1, 1))
+        )
         yield
 
 
 def learner_of(parts: Parts) -> Any:
     """A learner that takes the paths of one on a GPU."""
-    from trainer.graph_step import PaddedStep
-    from trainer.step import Learner
+    from trainer.learner.step import Learner
+    from trainer.network.graph_step import PaddedStep
 
     config = config_of("cpu", 1, GROUP)
     learner = Learner(ModelConfig(), config, "cpu")
@@ -126,8 +128,8 @@ def host_time(name: str, learner: Any, parts: Parts, batches: list[Any], goal_us
     """The time of a step, and of its parts. The first steps do not count."""
     runs, events = list[dict[str, float]](), list[int]()
     with (
-        patch("trainer.step.build_batch", parts.timed("batch", build_batch)),
-        patch("trainer.step.shorten", parts.timed("batch", shorten)),
+        patch("trainer.learner.step.build_batch", parts.timed("batch", build_batch)),
+        patch("trainer.learner.step.shorten", parts.timed("batch", shorten)),
     ):
         for batch in batches:
             runs.append(parts.of(partial(learner.step, batch)))

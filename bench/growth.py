@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from bench.scale import CONFIG, Traffic, fill_memory
-from bench.simulated import MODEL
+from bench.streams.simulated import MODEL
 from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
+from trainer.learner.step import Learner
 from trainer.process import tune_interpreter
-from trainer.step import Learner
 
 BLOCK, FEW_ITEMS = 100_000, 10_000
 IN_USE = 4_000_000

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.single_pass import OURS, Pass, headrace, settings_for
 from headrace.config import Settings, load_settings
 from wire.hashing import key_hash

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bench import kernels_attention, kernels_losses, kernels_step
+from bench.on_cpu import attention, losses, step
 from bench.options import parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.timing import Row, copy_rate, gemm_rate, one_thread, row
 
 
@@ -19,7 +19,7 @@ def limits() -> list[Row]:
     ]
 
 
-PARTS = {"attention": kernels_attention.rows, "step": kernels_step.rows, "losses": kernels_losses.rows}
+PARTS = {"attention": attention.rows, "step": step.rows, "losses": losses.rows}
 
 
 def command(arguments: list[str]) -> int:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.live_picture import draw_timeline, timeline
 from bench.live_probe import Probe, Prober, percentiles
 from bench.live_stack import OBSERVER, START_TIMEOUT_S, Backlog, Stack, running
 from bench.options import parser_of
-from bench.report import machine, report
+from bench.output.live_picture import draw_timeline, timeline
+from bench.output.report import machine, report
 from bench.timing import Row, row
 
 QUICK_S, HOLD_S, STEP_S, WARM_S = 30.0, 600.0, 60.0, 8.0

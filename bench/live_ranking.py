@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.simulated import ACTION, MODEL
+from bench.streams.simulated import ACTION, MODEL
 from bench.timing import Row, row
 from kernels.odds import OddsEvents
 from kernels.transfer import ToHost
 from state.sequencer import Sequencer
 from stream.simulate import KINDS, World, WorldConfig
-from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
-from trainer.evaluator import Forward, Ranked
-from trainer.kind_metrics import binary_log_loss
-from trainer.ranking_pass import RankingPass
-from trainer.step import Learner
+from trainer.examples.batch import JaggedBatch
+from trainer.learner.ranking_pass import RankingPass
+from trainer.learner.step import Learner
+from trainer.metrics.evaluator import Forward, Ranked
+from trainer.metrics.kinds import binary_log_loss
 from wire.action import Action, decode_record
 from wire.config import SequenceConfig
 from wire.example import Example

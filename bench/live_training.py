@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.simulated import MODEL, steps
+from bench.streams.simulated import MODEL, steps
 from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
+from trainer.learner.step import Learner
 from trainer.process import tune_interpreter
-from trainer.step import Learner
 from wire.example import Example, Interactions, rows_of
 
 NUM_BEFORE, NUM_ITEMS, SEGMENT_LEN, ROUNDS = 200, 2_000, 16, 8

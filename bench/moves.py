@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.made_streams import act, draw
 from bench.single_pass import OURS, headrace, settings_for
+from bench.streams.made import act, draw
 from headrace.config import Settings, load_settings
 
 Action = dict[str, Any]

@@ -26,8 +26,8 @@ import torch
 from bench.growth import grown
 from bench.scale import CONFIG, Traffic
 from bench.timing import Row, row
+from trainer.learner.step import Learner
 from trainer.process import tune_interpreter
-from trainer.step import Learner
 
 NUM_STEPS, LEFT_BYTES = 200, 6_000_000_000
 FILL = "import sys; held = bytearray(b'1') * int(sys.argv[1]); print('full', flush=True); sys.stdin.read()"

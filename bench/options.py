@@ -21,7 +21,7 @@ def parser_of(name: str, text: str | None) -> argparse.ArgumentParser:
 
 def add_stream(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add the options of a measurement over a stream (``default``; None: over several, ``streams``)."""
-    from bench.streams import STREAMS
+    from bench.streams.named import STREAMS
 
     if default is None:
         parser.add_argument("streams", nargs="*", metavar="STREAM", help=f"of {', '.join(STREAMS)}")
@@ -34,7 +34,7 @@ def add_stream(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def actions_of(stream: str, options: argparse.Namespace, quick_actions: int) -> list[dict[str, Any]]:
     """The stream's actions: the first ``--limit``, with ``--quick`` the first ``quick_actions``."""
-    from bench.streams import open_stream
+    from bench.streams.named import open_stream
 
     quiet()
     limit = options.limit or (quick_actions if options.quick else None)

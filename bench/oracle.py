@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.events import Catalogue
-from bench.made_streams import Floats, Ints
-from bench.streams import STREAMS
+from bench.streams.events import Catalogue
+from bench.streams.made import Floats, Ints
+from bench.streams.named import STREAMS
 from bench.timing import row
-from trainer.metrics import rank_gains
+from trainer.metrics.prequential import rank_gains
 
 STREAMS_MEASURED = ("news", "shop", "series", "bazaar", "reviews", "taps")
 QUICK_ACTIONS = 6_000

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.single_pass import OURS, headrace, settings_for
 from bench.timing import one_thread
 from headrace.config import Settings, load_settings
 from kernels import rowwise_adagrad_
 from model.row_store import Int64, RowStore
-from trainer.step import Learner
+from trainer.learner.step import Learner
 
 WAYS = ("float32", "bfloat16", "float16", "bfloat16, to nearest", "float16, to nearest")
 LOST, QUICK_ACTIONS = 0.001, 4_000

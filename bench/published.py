@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.options import parser_of
-from bench.report import machine, report
+from bench.output.report import machine, report
 from kernels import BucketCache, TimeBuckets, hstu_layer, sampled_softmax
 from model.config import ModelConfig
 from model.layers import Layer
@@ -223,7 +223,7 @@ def _users(options: argparse.Namespace) -> Users:
     if path is not None and path.is_file():
         kept = np.load(path)
         return Users(kept["starts"], kept["item"], kept["time_ms"])
-    from bench.streams import open_stream
+    from bench.streams.named import open_stream
 
     users = sequences(open_stream(options.stream, options.data))
     if path is not None:

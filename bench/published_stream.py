@@ -1,9 +1,9 @@
 """HSTU's published experiment on a synthetic stream: one pass, HSTU beside a Transformer.
 
-The protocol of Zhai et al. (ICML 2024, section 4.1): a million records of 128 items (`bench.synthetic`) in order, the
-first nine tenths of which are learned once, each record as a whole; of the others the last item is to be predicted from
-the 127 before it, among all 20,000. HSTU without relative biases against a Transformer of the same depth and width, in
-the configuration of `bench.published`, without dropout, since nothing is seen twice.
+The protocol of Zhai et al. (ICML 2024, section 4.1): a million records of 128 items (`bench.streams.synthetic`) in
+order, the first nine tenths of which are learned once, each record as a whole; of the others the last item is to be
+predicted from the 127 before it, among all 20,000. HSTU without relative biases against a Transformer of the same depth
+and width, in the configuration of `bench.published`, without dropout, since nothing is seen twice.
 
 "own frequent" ranks a record's items by how often they came, at random among equals. It learns nothing, and is the
 limit of HR@10 for every network: a Dirichlet process repeats itself in just that way.
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.options import parser_of
+from bench.output.report import report
 from bench.published import BETAS, EPS, LR, NEGATIVES, WIDTH, Experiment, ItemNetwork, device_name, published_layer
-from bench.report import report
-from bench.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
+from bench.streams.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
 from kernels import hstu_layer
 from model.config import ModelConfig
 from model.layers import Layer

@@ -22,16 +22,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench.chart import draw
-from bench.comparison import rows_of
 from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
-from bench.events import num_items, steps
 from bench.options import add_stream, parser_of, quiet
-from bench.records import Record, append, best_setting, key, measure, read, spoken
-from bench.report import commit, machine, report
+from bench.output.chart import draw
+from bench.output.comparison import rows_of
+from bench.output.records import Record, append, best_setting, key, measure, read, spoken
+from bench.output.report import commit, machine, report
 from bench.rivals import Setting, StreamInfo, rankers, retrievers
 from bench.single_pass import headrace, settings_for, with_size
-from bench.streams import STREAMS, open_stream
+from bench.streams.events import num_items, steps
+from bench.streams.named import STREAMS, open_stream
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from stream.files import read_actions

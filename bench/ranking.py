@@ -17,10 +17,10 @@ import torch
 from bench.served import NOW_MS, START_MS, histories, versions
 from bench.timing import Row, row
 from model.config import ModelConfig
-from serving.engine import Engine
-from serving.histories import Histories
-from serving.request import Request
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.answering.engine import Engine
+from serving.answering.request import Request
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion, WeightsManager
 from wire.example import Interactions
 from wire.hashing import item_hash
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from bench.scale import Traffic
-from bench.simulated import MODEL
+from bench.streams.simulated import MODEL
 from bench.timing import Row, row
 from headrace.broker import free_port
 from headrace.processes import ROOT
 from trainer.config import TrainerConfig
-from trainer.ranks import Ranks, join
-from trainer.replica import Replica
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.ranks.messages import Ranks, join
+from trainer.ranks.replica import Replica
 
 DIVIDED = "large steps, tables divided"
 KINDS = {

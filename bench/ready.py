@@ -28,7 +28,7 @@ import torch
 from bench.live_stack import toml
 from bench.restart import ACTION, SEQUENCE
 from bench.scale import CONFIG, Traffic, fill
-from bench.simulated import MODEL
+from bench.streams.simulated import MODEL
 from bench.timing import Row, row
 from headrace.processes import ProcessGroup
 from state.sequencer import Sequencer
@@ -36,7 +36,7 @@ from stream.kafka_producer import Producer
 from stream.simulate import KINDS
 from tests.brokers import free_port, start_broker
 from trainer.loop import Trainer
-from trainer.publisher import Publisher
+from trainer.versions.publisher import Publisher
 from wire.action import Action, decode_record
 from wire.config import KafkaConfig
 from wire.example_codec import Header, pack

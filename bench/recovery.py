@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 from bench.scale import CONFIG, Traffic, fill
-from bench.simulated import MODEL
+from bench.streams.simulated import MODEL
 from bench.timing import Row, row
 from headrace.broker import free_port
 from headrace.processes import ROOT
-from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.snapshot import restore_learner
+from trainer.learner.step import Learner
 from trainer.loop import Trainer
-from trainer.ranks import join
-from trainer.replica import Replica
-from trainer.snapshot import restore_learner
-from trainer.step import Learner
+from trainer.ranks.messages import join
+from trainer.ranks.replica import Replica
 
 SIZE, RECOVERED_S = 2, 15.0
 TRAINER = replace(CONFIG, shards=SIZE, whole_table_bytes=0)

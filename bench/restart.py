@@ -1,8 +1,8 @@
 """How long a server takes to be ready again after a day: it reads the sequences topic from its start.
 
 A share of a day's live traffic goes through the sequencer into a real broker, batched as a worker would batch it at
-that rate; then a `serving.follower.HistoryFollower` reads it all. A topic of a few records says what is paid once:
-connecting, and asking where the topic ends. The rest is proportional to the number of records, so a whole day is
+that rate; then a `serving.users.follower.HistoryFollower` reads it all. A topic of a few records says what is paid
+once: connecting, and asking where the topic ends. The rest is proportional to the number of records, so a whole day is
 extrapolated. The last day is not compacted (`kafka.min_compaction_lag_s`). Of the days before it, only each key's
 newest record is left. Reading those is reported separately: it is the cost per user.
 """
@@ -21,11 +21,11 @@ from typing import Any
 import msgspec
 
 from bench.options import parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.timing import Row, row
-from serving.follower import HistoryFollower
-from serving.histories import Histories
-from serving.shard import Shard
+from serving.users.follower import HistoryFollower
+from serving.users.histories import Histories
+from serving.users.shard import Shard
 from state.sequencer import Sequencer
 from stream.kafka_producer import Producer
 from stream.simulate import KINDS, World, WorldConfig

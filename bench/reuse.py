@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from bench.single_pass import settings_for
-from bench.streams import world
+from bench.streams.named import world
 from bench.timing import Row, row
 from headrace.config import Settings
 from headrace.file_source import FileSource
-from serving.engine import Engine
-from serving.histories import Histories
-from serving.request import Request, Result
-from serving.reuse import ReuseProbe
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.answering.engine import Engine
+from serving.answering.request import Request, Result
+from serving.answering.reuse import ReuseProbe
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion, WeightsManager
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.snapshot import weights_snapshot
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.example import Example
 from wire.example_codec import encode_example
 from wire.weights import Manifest, Version

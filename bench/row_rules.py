@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.dirty import CHANGED
 from model.embedding import EmbeddingTable
-from trainer.step import Learner
+from trainer.learner.step import Learner
 
 Learn = Callable[[NDArray[np.int64], Tensor, float, int], None]
 SQUARE_DECAY, EPS = 0.98, 1e-8

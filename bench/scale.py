@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from safetensors.numpy import save as save_tensors
 
-from bench.simulated import MODEL
+from bench.streams.simulated import MODEL
 from bench.timing import Row, row
+from trainer.checkpoint.snapshot import learner_arrays, weights_snapshot
 from trainer.config import TrainerConfig
+from trainer.examples.histories import TrainedHistories
 from trainer.frozen_rival import FrozenRival
-from trainer.histories import TrainedHistories
+from trainer.learner.step import Learner
 from trainer.loop import Trainer
 from trainer.process import tune_interpreter
-from trainer.publisher import Publisher
-from trainer.snapshot import learner_arrays, weights_snapshot
-from trainer.source import Position
-from trainer.step import Learner
-from trainer.weights_writer import WeightsWriter
+from trainer.sources.source import Position
+from trainer.versions.publisher import Publisher
+from trainer.versions.writer import WeightsWriter
 from wire.config import KafkaConfig
 from wire.example import Example, Interactions, rows_of
 from wire.tensors import Tensors

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import arrivals
 from bench.options import actions_of, add_stream, parser_of
-from bench.report import report
+from bench.output.report import report
 from bench.single_pass import settings_for
+from bench.streams.events import arrivals
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from model.config import ModelConfig
-from trainer.step import Learner
+from trainer.learner.step import Learner
 
 WIDTHS = (8, 16, 24, 32, 48)
 HELD_BACK = 96

@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.made_streams import bazaar
+from bench.streams.made import bazaar
 from bench.timing import Row, row
 from headrace.config import Settings, load_settings
 from headrace.file_source import FileSource
 from headrace.file_training import file_configs
 from kernels.memory import MemoryAnswers, MemoryArrays, MemoryCandidates, MemoryEvents, memory_best, memory_stand
 from model.memory_room import NUM_BUCKETS
+from serving.answering.engine import Engine
+from serving.answering.request import Request
 from serving.config import ServingConfig
-from serving.engine import Engine
-from serving.histories import Histories
-from serving.item_lists import ItemLists, assign, find_centres
-from serving.item_search import ItemSearch, best_standing
-from serving.request import Request
-from serving.search_keeper import SearchKeeper
-from serving.weights_manager import WeightsManager
+from serving.search.index import ItemSearch, best_standing
+from serving.search.keeper import SearchKeeper
+from serving.search.lists import ItemLists, assign, find_centres
+from serving.users.histories import Histories
+from serving.versions.manager import WeightsManager
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.loop import Trainer
-from trainer.snapshot import weights_snapshot
 from wire.example import Interactions
 from wire.hashing import item_hash
 from wire.weights import Manifest, Version

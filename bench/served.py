@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from model.config import ModelConfig
-from serving.histories import Histories
+from serving.users.histories import Histories
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.snapshot import weights_snapshot
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.example import Example, Interactions, rows_of
 from wire.example_codec import encode_example
 from wire.hashing import item_hash

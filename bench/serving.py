@@ -27,15 +27,15 @@ from bench.bad_requests import bad_requests
 from bench.clients import load, post
 from bench.served import NOW_MS, NUM_DIRTY, NUM_USERS, START_MS, histories, versions
 from bench.timing import Row, row, take_turns
+from serving.answering.engine import Engine
+from serving.answering.request import Request
 from serving.config import ServingConfig
-from serving.engine import Engine
-from serving.http import build_app
-from serving.listener import options_of
+from serving.http.app import build_app
+from serving.http.listener import options_of
+from serving.model.tables import TableSet
 from serving.process import tune_interpreter
-from serving.request import Request
 from serving.service import Service
-from serving.tables import TableSet
-from serving.weights_manager import WeightsManager
+from serving.versions.manager import WeightsManager
 from trainer.config import TrainerConfig
 from wire.hashing import item_hash
 from wire.weights import TableRows, Version, decode_blob, encode_blob

@@ -30,12 +30,12 @@ from bench.clients import Asked, load, post
 from bench.served import NOW_MS, NUM_USERS, examples, versions
 from bench.timing import Row, row
 from serving.config import ServingConfig
-from serving.histories import Histories
-from serving.http import build_app
-from serving.listener import options_of
+from serving.http.app import build_app
+from serving.http.listener import options_of
 from serving.process import tune_interpreter
 from serving.service import Service
-from serving.weights_manager import WeightsManager
+from serving.users.histories import Histories
+from serving.versions.manager import WeightsManager
 from wire.example_codec import encode_example
 from wire.partitioner import partition_of
 from wire.status import ServerStatus, encode_status

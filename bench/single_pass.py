@@ -20,10 +20,10 @@ from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
 from kernels.memory.reference import rank
 from model.memory import Memory
 from stream.files import RATING_KINDS
-from trainer.choice_weights import ChoiceWeights
+from trainer.learner.memory_pass import MemoryPass
+from trainer.learner.step import Learner
 from trainer.loop import Trainer
-from trainer.memory_pass import MemoryPass
-from trainer.step import Learner
+from trainer.network.choice_weights import ChoiceWeights
 
 ANY_NUMBER = 1 << 40
 OURS = ("Headrace", "its network alone", "its counts alone")

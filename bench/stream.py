@@ -2,8 +2,8 @@
 
 Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
 worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts. For
-comparison, a `faust.Table` that does less and a Faust agent that does nothing (`bench.faust_table`), Quix Streams and
-Bytewax (`bench.stream_peers`) read the same records.
+comparison, a `faust.Table` that does less and a Faust agent that does nothing (`bench.peers.faust_table`), Quix Streams
+and Bytewax (`bench.peers.stream`) read the same records.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 
-from bench import stream_peers
-from bench.faust_table import processor_seconds
-from bench.stream_peers import PEERS
+from bench.peers import stream as stream_peers
+from bench.peers.faust_table import processor_seconds
+from bench.peers.stream import PEERS
 from bench.timing import row
 from headrace.logs import configure_logs
 from state.config import StoreConfig

@@ -17,8 +17,8 @@ import numpy as np
 from bench.domains import annealed
 from bench.evaluation import retrieval
 from bench.options import actions_of, add_stream, parser_of
-from bench.records import interval
-from bench.report import report
+from bench.output.records import interval
+from bench.output.report import report
 from bench.single_pass import OURS, headrace, settings_for
 from headrace.config import Settings, load_settings
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from state.sequencer import Sequencer
-from trainer.histories import TrainedHistories
-from trainer.source import Position, PositionTracker
+from trainer.examples.histories import TrainedHistories
+from trainer.sources.source import Position, PositionTracker
 from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example

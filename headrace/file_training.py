@@ -17,11 +17,11 @@ from headrace.file_source import FileSource
 from model.config import ModelConfig
 from stream.errors import FileError
 from stream.files import RATING_KINDS, read_actions
-from trainer.agreement import join_ranks
 from trainer.config import TrainerConfig
 from trainer.loop import Trainer
 from trainer.process import Settings, run_replica, stop_on_signals
-from trainer.source import Position
+from trainer.ranks.agreement import join_ranks
+from trainer.sources.source import Position
 from wire.action import Rejection
 from wire.config import MAX_KINDS, ActionConfig, SequenceConfig
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from headrace.config import Settings
 from headrace.versions import manifests
-from serving.rollout import PinFollower, Rollout
+from serving.versions.rollout import PinFollower, Rollout
 from wire.control import LINE_KEY, decode_switch
 from wire.errors import TopicMissing, VersionError
 from wire.kafka.consumer import connect, read, reconnect, spans

@@ -15,7 +15,7 @@ from kafka.errors import KafkaError
 from headrace.config import Settings
 from headrace.migration import EPOCH, MigratedRecord, Migrator, Source
 from stream.claim import ACTIONS_ID
-from trainer.source import Position
+from trainer.sources.source import Position
 from wire.errors import HeadraceError
 from wire.example import fence
 from wire.example_codec import encode_example

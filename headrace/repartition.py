@@ -21,11 +21,11 @@ from headrace.migration_writer import fill, verify
 from headrace.rollout import send_decision, who
 from headrace.sentences import say
 from stream.migration import migration_to
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
-from trainer.journal import read_journal
-from trainer.positions import sequences_identity
-from trainer.source import Position
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.journal import read_journal
+from trainer.checkpoint.reading import Checkpoint
+from trainer.sources.positions import sequences_identity
+from trainer.sources.source import Position
 from wire.control import MIGRATION_KEY, Migration
 from wire.errors import HeadraceError
 from wire.kafka.admin import ensure_topics

@@ -3,7 +3,7 @@
 A live step has a few dozen targets: autograd's bookkeeping and a hundred small operations took longer than the
 arithmetic. Here a step is one call of C++ for the tokens and for each layer, forward and again backward, and one for
 the heads; each writes the gradients of its own weights where the optimiser reads them. The results are those of `HSTU`
-and `trainer.losses`, up to the order of sums.
+and `trainer.network.losses`, up to the order of sums.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class Memory:
 
     def _resize(self, capacity: int, width: int, num_columns: int, *, keep: bool) -> None:
         """When the width changes, every row is published again, so it does not matter what a narrower one cuts off.
-        Weights that are published as steps then start from zero (`trainer.rounding`)."""
+        Weights that are published as steps then start from zero (`trainer.versions.rounding`)."""
         if keep:
             is_other = width != self.arrays.width
             self.arrays = reshaped(self.arrays, capacity, width, self._columns)

@@ -1,4 +1,4 @@
-"""The bodies of answers, refusals among them; `serving.openapi` describes the same types."""
+"""The bodies of answers, refusals among them; `serving.http.openapi` describes the same types."""
 
 from __future__ import annotations
 

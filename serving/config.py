@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.addresses import ADDRESS, Addresses
+from serving.users.addresses import ADDRESS, Addresses
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, check_fields
 from wire.holding import Partitions
 

@@ -15,11 +15,11 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec.structs import replace
 
-from serving.item_search import ItemSearch
 from serving.open_files import OpenFiles
-from serving.rollout import Rollout
-from serving.shard import Shard
-from serving.weights_manager import WeightsManager
+from serving.search.index import ItemSearch
+from serving.users.shard import Shard
+from serving.versions.manager import WeightsManager
+from serving.versions.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.holding import NONE
 from wire.kafka.producer import make_producer

@@ -27,16 +27,16 @@ from serving.answer_bodies import (
     SimilarAnswer,
     VersionName,
 )
-from serving.engine import Engine
-from serving.explanation import NUM_PROBED, Explanation, explain
-from serving.histories import Histories
-from serving.item_search import ItemSearch
-from serving.request import Request, Result
+from serving.answering.engine import Engine
+from serving.answering.explanation import NUM_PROBED, Explanation, explain
+from serving.answering.request import Request, Result
+from serving.answering.similar import similar_items
 from serving.request_bodies import ExplainRequest, ItemsRequest, RankRequest, RecommendRequest, SimilarRequest
 from serving.request_builder import RequestBuilder, hashes
-from serving.similar import similar_items
+from serving.search.index import ItemSearch
 from serving.titles import Titles
-from serving.weights_manager import HeldVersion
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion
 from wire.hashing import canonical
 
 NUM_PAST = 50

@@ -18,29 +18,29 @@ from kafka import KafkaConsumer
 
 from model.device import choose_device
 from model.growing import keep_in
-from serving.access import Access
-from serving.addresses import address_of
 from serving.config import ServingConfig
 from serving.contact import Connector
 from serving.errors import StartError, says_what_to_do
-from serving.follower import HistoryFollower
-from serving.guard import Band, Guard
 from serving.heartbeat import Heartbeat
-from serving.histories import Histories
-from serving.http import build_app
-from serving.intake import VersionIntake
-from serving.listener import bind, listen
-from serving.peer_follower import PeerFollower
+from serving.http.access import Access
+from serving.http.app import build_app
+from serving.http.listener import bind, listen
 from serving.pulse_follower import PulseFollower
-from serving.rollout import PinFollower
-from serving.search_keeper import SearchKeeper
+from serving.search.keeper import SearchKeeper
 from serving.sender import ActionSender
 from serving.service import Service
-from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
 from serving.topic_follower import TopicFollower
 from serving.topic_thread import TopicThread
-from serving.weights_manager import WeightsManager
+from serving.users.addresses import address_of
+from serving.users.follower import HistoryFollower
+from serving.users.histories import Histories
+from serving.users.peer_follower import PeerFollower
+from serving.versions.guard import Band, Guard
+from serving.versions.intake import VersionIntake
+from serving.versions.manager import WeightsManager
+from serving.versions.rollout import PinFollower
+from serving.versions.subscriber import WeightsSubscriber
 from wire.config import KafkaConfig
 from wire.kafka.consumer import PATIENT, reconnect
 from wire.topics import Topics
@@ -153,7 +153,7 @@ def _others(
     yield Heartbeat(kafka, topics.status, service.name, service.manager, service.count_requests, config.status_every_s,
                     service.rollout, service.shard, address, service.search)  # fmt: skip
     if not service.shard.is_whole:
-        import serving.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
+        import serving.users.forwarding  # noqa: F401  (half a second; in the event loop all requests would wait for it)
 
         yield PeerFollower(_connecting(kafka), topics.status, service.placing.peers, service.placing.known)
     if service.search is not None:

@@ -1,4 +1,4 @@
-"""The bodies of requests; `serving.openapi` describes the same types.
+"""The bodies of requests; `serving.http.openapi` describes the same types.
 
 Unknown fields are refused everywhere: a misspelt option must not silently fall back to its default. If a key occurs
 twice in an object, the last value counts, as in most JSON parsers. `serving.validation` reports the ``expected`` of a

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.catalogue import Conditions
+from serving.answering.request import Request
 from serving.config import ServingConfig
 from serving.errors import RequestError
-from serving.histories import Histories
-from serving.request import Request
 from serving.request_bodies import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
-from serving.weights_manager import HeldVersion
+from serving.users.catalogue import Conditions
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion
 from wire.config import ActionConfig
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash

@@ -12,18 +12,14 @@ from typing import Any
 import msgspec
 
 from serving.answer_bodies import About, Readiness, UsersAnswer, VersionAnswer, VersionName
-from serving.batcher import Batcher
+from serving.answering.batcher import Batcher
+from serving.answering.engine import Engine
+from serving.answering.reuse import ReuseProbe
 from serving.config import ServingConfig
 from serving.contact import Contact
-from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
-from serving.histories import Histories
-from serving.intake import Counters
-from serving.item_search import search_of
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import ServerMetrics
-from serving.peers import Peers
-from serving.placing import Placing
 from serving.pulse import Pulse, Served
 from serving.request_bodies import (
     MAX_KEY,
@@ -38,12 +34,16 @@ from serving.request_bodies import (
     SimilarRequest,
 )
 from serving.request_builder import RequestBuilder
-from serving.reuse import ReuseProbe
-from serving.rollout import Rollout
+from serving.search.index import search_of
 from serving.sender import ActionSender
-from serving.shard import Shard
 from serving.titles import Titles
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.users.histories import Histories
+from serving.users.peers import Peers
+from serving.users.placing import Placing
+from serving.users.shard import Shard
+from serving.versions.intake import Counters
+from serving.versions.manager import HeldVersion, WeightsManager
+from serving.versions.rollout import Rollout
 from wire.config import ActionConfig
 
 NUM_USERS = 50

@@ -1,6 +1,9 @@
 """One pass over the stream: predict, learn, checkpoint, publish.
 
-Read first: ``step.py`` (what happens to a batch), ``loop.py`` (where batches come from and what follows a step),
-``checkpoint.py`` with ``journal.py`` (how a killed trainer resumes bit-equal), ``publisher.py`` with ``snapshot.py``
-(what servers get); and ``model/hstu.py`` for the model.
+    sources ─▶ examples ─▶ learner (network, metrics, ranks) ─▶ copies ─▶ checkpoint
+                                                                       └▶ versions
+
+Read first: ``learner/step.py`` (what happens to a batch), ``loop.py`` (where batches come from, what follows a step),
+``checkpoint/folder.py`` with ``checkpoint/journal.py`` (how a killed trainer resumes bit-equal),
+``versions/publisher.py`` with ``checkpoint/snapshot.py`` (what servers get); and ``model/hstu.py`` for the model.
 """

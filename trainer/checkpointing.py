@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 import structlog
 
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.journal import Journal
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshot import small_arrays
 from trainer.config import TrainerConfig
-from trainer.journal import Journal
+from trainer.learner.step import Learner
 from trainer.publication import Publication
 from trainer.recovery import Resumed
-from trainer.saver import Saver
 from trainer.set_aside import SetAside
-from trainer.snapshot import small_arrays
-from trainer.source import Position
-from trainer.step import Learner
+from trainer.sources.source import Position
 from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")

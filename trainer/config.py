@@ -109,18 +109,18 @@ class TrainerConfig:
     keys and values and the targets' own tokens, which halves the time of a live step. ``exclude_seen``: whether items
     that a user has met are left out of predictions and recommendations: "always" (or true), "never" (or false), or
     "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
-    (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
-    launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of two
-    with autograd between them. ``shards``: into how many parts of users a step is cut, whose gradients are
-    added up in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
+    (`trainer.network.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for
+    kernel launches: small models, small batches. ``graph_gradients``: with these, one graph for both passes, instead of
+    two with autograd between them. ``shards``: into how many parts of users a step is cut, whose gradients are added up
+    in a fixed order: any number of processes up to that learns the same, to the bit (`trainer.shards`).
     ``rank_timeout_s``: how long a rank waits for another. ``whole_table_bytes``: up to this size each rank has the
-    whole item table, beyond it the ranks divide all tables (`trainer.sharding`). ``memory_group``: from 2 on, the
+    whole item table, beyond it the ranks divide all tables (`trainer.ranks.sharding`). ``memory_group``: from 2 on, the
     memory is on the GPU, and up to that many events are predicted from one state, fewer at first
     (`kernels.memory.reference.memory_learn_grouped`). ``kind_weights``: how much a choice of a kind counts, 1 if it is
-    not named (`trainer.choice_weights`).
-    ``tables_folder``: where what grows with the catalogue is kept in files instead of memory (`model.growing`).
-    ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a frozen copy to compare with is renewed, at most
-    how much of the time its predictions take, and how large it may be (`trainer.frozen_rival`).
+    not named (`trainer.network.choice_weights`). ``tables_folder``: where what grows with the catalogue is kept in
+    files instead of memory (`model.growing`). ``frozen_every_s``, ``frozen_share``, ``frozen_bytes``: how often a
+    frozen copy to compare with is renewed, at most how much of the time its predictions take, and how large it may be
+    (`trainer.frozen_rival`).
     """
 
     model_id: str = "headrace"
@@ -244,7 +244,7 @@ class TrainerConfig:
 
     @property
     def late_feedback(self) -> str:
-        """How a kind is taught that comes after its interaction was (`trainer.losses.ranking_loss`)."""
+        """How a kind is taught that comes after its interaction was (`trainer.network.losses.ranking_loss`)."""
         return "vanilla" if self.feedback == "wait" else self.feedback
 
     @property

@@ -17,16 +17,16 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.memory_events import events_of
 from model.rates import probability
-from trainer.batch import JaggedBatch
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner
 from trainer.config import TrainerConfig
-from trainer.context import shorten
-from trainer.evaluator import Forward, Leaf
-from trainer.forward import ForwardPass
-from trainer.metrics import rank_among
-from trainer.rows import Arrays
-from trainer.snapshot import learner_arrays, restore_learner
-from trainer.step import Learner
+from trainer.copies.rows import Arrays
+from trainer.examples.batch import JaggedBatch
+from trainer.examples.context import shorten
+from trainer.learner.forward import ForwardPass
+from trainer.learner.step import Learner
+from trainer.metrics.evaluator import Forward, Leaf
+from trainer.metrics.prequential import rank_among
 
 Int64 = NDArray[np.int64]
 KNOWN = -1e29

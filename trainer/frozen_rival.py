@@ -18,15 +18,15 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from trainer.batch import JaggedBatch
-from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint.folder import CheckpointFolder
 from trainer.config import TrainerConfig
+from trainer.copies.regions import regions_of
+from trainer.examples.batch import JaggedBatch
 from trainer.frozen import Frozen
-from trainer.graph import ALONE
-from trainer.metrics import rank_gains, rank_report
-from trainer.regions import regions_of
-from trainer.ring import Ring
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.metrics.prequential import rank_gains, rank_report
+from trainer.metrics.ring import Ring
+from trainer.network.graph import ALONE
 
 Int64 = NDArray[np.int64]
 log = structlog.get_logger("trainer")

@@ -18,21 +18,21 @@ import structlog
 from model.config import ModelConfig
 from trainer.checkpointing import Checkpointing
 from trainer.config import TrainerConfig
+from trainer.copies.pace import Pace
+from trainer.copies.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
 from trainer.device import choose_device
-from trainer.election import Claimant
 from trainer.errors import UnsoundError
-from trainer.feed import StepFeed
 from trainer.frozen_rival import FrozenRival
-from trainer.pace import Pace
-from trainer.progress import Progress
+from trainer.lag.progress import Progress
+from trainer.learner.step import Learner, StepReport
 from trainer.publication import Publication
-from trainer.publisher import Publisher
-from trainer.ranks import Ranks
+from trainer.ranks.messages import Ranks
 from trainer.recovery import Recovery, Resumed
 from trainer.set_aside import SetAside
-from trainer.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
-from trainer.source import Position, Source
-from trainer.step import Learner, StepReport
+from trainer.sources.feed import StepFeed
+from trainer.sources.source import Position, Source
+from trainer.versions.election import Claimant
+from trainer.versions.publisher import Publisher
 from wire.example import Lesson
 from wire.weights import PlanStep
 

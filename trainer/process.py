@@ -13,18 +13,18 @@ from typing import Any, Protocol
 import structlog
 
 from model.config import ModelConfig
-from trainer.agreement import join_ranks
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import ReporterError
-from trainer.kafka_source import KafkaSource
+from trainer.lag.reporter import LagReporter
 from trainer.loop import Trainer
-from trainer.positions import check_ends, sequences_identity
-from trainer.publisher import Publisher
-from trainer.ranks import Ranks
-from trainer.replica import Replica
-from trainer.reporter import LagReporter
-from trainer.source import Position
+from trainer.ranks.agreement import join_ranks
+from trainer.ranks.messages import Ranks
+from trainer.ranks.replica import Replica
+from trainer.sources.kafka import KafkaSource
+from trainer.sources.positions import check_ends, sequences_identity
+from trainer.sources.source import Position
+from trainer.versions.publisher import Publisher
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.control import Which
 from wire.kafka.retry import StoppedError, connect_patiently

@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import structlog
 
-from trainer.collection import Collection
-from trainer.publisher import MakeManifest, Publisher
-from trainer.quality import quality_of
+from trainer.copies.soundness import Unsound
+from trainer.learner.step import Learner
 from trainer.recovery import Resumed
-from trainer.rounding import Rounding
-from trainer.soundness import Unsound
-from trainer.source import Position
-from trainer.step import Learner
+from trainer.sources.source import Position
+from trainer.versions.collection import Collection
+from trainer.versions.publisher import MakeManifest, Publisher
+from trainer.versions.quality import quality_of
+from trainer.versions.rounding import Rounding
 from wire.weights import Manifest, PlanStep
 
 log = structlog.get_logger("trainer")

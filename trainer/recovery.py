@@ -15,19 +15,19 @@ from typing import Any
 import msgspec
 import structlog
 
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
-from trainer.election import Claimant
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.journal import read_journal
+from trainer.checkpoint.plan import Plan, parse_steps
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.recorded import complete, difference
+from trainer.checkpoint.snapshot import restore_learner, restore_published
 from trainer.errors import CheckpointError, JournalError
-from trainer.journal import read_journal
-from trainer.kafka_source import REMEDY
-from trainer.plan import Plan, parse_steps
-from trainer.publisher import Publisher
-from trainer.recorded import complete, difference
-from trainer.snapshot import restore_learner, restore_published
-from trainer.source import Position
-from trainer.step import Learner
-from trainer.weights import Weights
+from trainer.learner.step import Learner
+from trainer.sources.kafka import REMEDY
+from trainer.sources.source import Position
+from trainer.versions.election import Claimant
+from trainer.versions.publisher import Publisher
+from trainer.versions.weights import Weights
 from wire.weights import TOPIC_ID, Manifest, PlanStep
 
 log = structlog.get_logger("trainer")

@@ -11,18 +11,18 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
+from trainer.checkpoint.plan import Plan
+from trainer.checkpoint.recorded import difference
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.config import TrainerConfig
+from trainer.copies.soundness import pass_over
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
-from trainer.kafka_source import KafkaSource
-from trainer.plan import Plan
-from trainer.recorded import difference
-from trainer.rounding import rounded
-from trainer.scheduler import Scheduler
-from trainer.snapshot import weights_snapshot
-from trainer.soundness import pass_over
-from trainer.step import Learner
-from trainer.weights import Table, Weights, newest_weights
+from trainer.learner.step import Learner
+from trainer.sources.kafka import KafkaSource
+from trainer.sources.scheduler import Scheduler
+from trainer.versions.rounding import rounded
+from trainer.versions.weights import Table, Weights, newest_weights
 from wire.config import KafkaConfig
 from wire.control import Which
 from wire.kafka.consumer import make_consumer, partitions_of, read_from

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import structlog
 
+from trainer.checkpoint.journal import Journal
+from trainer.copies.soundness import Unsound
 from trainer.errors import UnsoundError
-from trainer.journal import Journal
-from trainer.soundness import Unsound
 
 log = structlog.get_logger("trainer")
 MAX_SET_ASIDE = 3

@@ -95,14 +95,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: dict[str, Any] = {}
     """Where the examples came from: a topic's identity. In another topic, the same numbers mean other examples."""
     positions: dict[Whole, dict[str, Whole]] = {}
-    """Where the trainer would continue reading, by partition (`trainer.source.Position`)."""
+    """Where the trainer would continue reading, by partition (`trainer.sources.source.Position`)."""
     parent: str = ""
     """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
     set_aside: list[Whole] = []
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
     rounding: dict[str, float] = {}
-    """The largest changes that rounding made to this version (`trainer.rounding`); empty if it is exact."""
+    """The largest changes that rounding made to this version (`trainer.versions.rounding`); empty if it is exact."""
 
     @property
     def which(self) -> tuple[int, int]:

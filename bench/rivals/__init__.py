@@ -1,7 +1,7 @@
 """The models that Headrace must beat, each in a few settings, in one pass that predicts before it learns.
 
 A rival in **retrieval** scores each choice of a step from what it has learned from earlier events, then learns it; one
-in **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
+in **ranking** predicts the probability of every kind for each target of a step. `bench.streams.events` decides what is
 predicted from which events; `bench.evaluation` evaluates the predictions.
 """
 
@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.bert4rec import BERT4Rec, Cloze
 from bench.rivals.cooccurrence import Cooccurrence
 from bench.rivals.din import DIN, LearnedRanker
@@ -32,6 +31,7 @@ from bench.rivals.popular import DecayedPopular, Popular
 from bench.rivals.rate import Constant, ItemRate
 from bench.rivals.sasrec import SASRec
 from bench.rivals.transformer import TransformerPP
+from bench.streams.events import Step
 from model.config import ModelConfig
 from model.kinds import negative_bits, positive_bits
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.events import Step
 from bench.rivals.gradient import EXACT, Gradient, SequenceModel
 from bench.rivals.sasrec import Block
 from bench.rivals.sequences import Sequences, sequences
+from bench.streams.events import Step
 
 
 class BERT4Rec(SequenceModel):

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.events import Step
 from bench.rivals.counts import Rates
 from bench.rivals.targets import columns
+from bench.streams.events import Step
 from model.config import ModelConfig
 from model.rates import done_before
 from model.tokens import unpack_kinds
-from trainer.losses import ranking_loss
+from trainer.network.losses import ranking_loss
 
 TABLE_BITS = 18
 NUM_SINGLE = 7

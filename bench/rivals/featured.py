@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.popular import DecayedPopular
+from bench.streams.events import Step
 
 MOST_OWN, OWN_DECAY = 60, 0.9
 

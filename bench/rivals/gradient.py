@@ -2,7 +2,8 @@
 
 A model turns a step's sequences into a query for each choice; scores are inner products or cosines with the items'
 rows, plus a bias per item. The loss is the exact softmax over known items up to ``EXACT`` of them, and above that the
-sampled one, with Headrace's weights (`trainer.losses`). The optimiser is Adam, as published for all of these models.
+sampled one, with Headrace's weights (`trainer.network.losses`). The optimiser is Adam, as published for all of these
+models.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.events import Step
 from bench.rivals.sequences import Sequences, sequences
-from trainer.frequency import FrequencyEstimator
-from trainer.losses import draw_negatives, log_expected_draws, pick_in_batch
+from bench.streams.events import Step
+from trainer.network.frequency import FrequencyEstimator
+from trainer.network.losses import draw_negatives, log_expected_draws, pick_in_batch
 
 EXACT, NUM_NEGATIVES = 10_000, 1024
 

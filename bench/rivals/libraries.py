@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.counts import Rates
 from bench.rivals.targets import told
+from bench.streams.events import Step
 
 
 def installed() -> tuple[str, ...]:

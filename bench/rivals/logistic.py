@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.counts import Rates
 from bench.rivals.targets import HASH_BITS, told
+from bench.streams.events import Step
 
 Float64 = NDArray[np.float64]
 MOST_LOGIT = 30.0

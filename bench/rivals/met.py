@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
+from bench.streams.events import Step
 
 
 class LastMet:

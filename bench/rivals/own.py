@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.popular import Popular
+from bench.streams.events import Step
 
 
 class Own(Popular):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.targets import Target, targets
+from bench.streams.events import Step
 
 
 class Constant:

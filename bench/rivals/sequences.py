@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.events import Step
+from bench.streams.events import Step
 from model.tokens import unpack_kinds
 
 Int64 = NDArray[np.int64]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.events import Step
 from bench.rivals.counts import Rates
+from bench.streams.events import Step
 from model.rates import done_before
 
 Int64 = NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 Measured (H200, Triton 3.6, bfloat16, keys and values by the copy engine; B 32, N 4096, H 4; B 64, N 1024; B 256 and
 512, N 128 for short users): tiles of 32 to 128 queries and keys, 4 and 8 warps, 2 to 4 stages, with and without a limit
-on registers. `bench/gpu_tiles.py` repeats the sweep; bench/NOTES.md has the results.
+on registers. `bench/on_gpu/tiles.py` repeats the sweep; bench/NOTES.md has the results.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.events import Step, num_items, steps
 from bench.rivals import StreamInfo
 from bench.single_pass import settings_for
+from bench.streams.events import Step, num_items, steps
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 

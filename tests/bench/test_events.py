@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.events import ranks
 from bench.single_pass import headrace
+from bench.streams.events import ranks
 from kernels.memory import MemoryEvents
 from stream.simulate import World, WorldConfig
 from tests.bench.samples import Actions, chain, settings_of, steps_of
-from trainer.metrics import rank_among
+from trainer.metrics.prequential import rank_among
 
 
 def _world(num: int) -> Actions:

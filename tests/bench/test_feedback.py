@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.feedback import FullHistories, since
-from bench.simulated import steps
+from bench.streams.simulated import steps
 
 
 def test_what_was_learned_with_its_outcome_is_not_told_again() -> None:

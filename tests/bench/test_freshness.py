@@ -6,15 +6,15 @@ import dataclasses
 
 import numpy as np
 
-from bench.events import arrivals
 from bench.freshness import AGES, measure, rows_of
+from bench.streams.events import arrivals
 from headrace.config import Settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
 from tests.bench.samples import Actions, chain, settings_of
-from trainer.batch import build_batch
+from trainer.examples.batch import build_batch
 from trainer.frozen import Frozen
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.history import Histories
 
 

@@ -6,8 +6,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.live_picture import draw_timeline, timeline
 from bench.live_probe import Probe
+from bench.output.live_picture import draw_timeline, timeline
 
 
 def probes() -> list[Probe]:

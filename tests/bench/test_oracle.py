@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from bench.made_streams import Floats, Ints
 from bench.oracle import Oracle
-from bench.streams import STREAMS
+from bench.streams.made import Floats, Ints
+from bench.streams.named import STREAMS
 
 
 @pytest.mark.parametrize("stream", ["news", "shop", "series", "bazaar", "taps"])

@@ -9,7 +9,7 @@ from bench.precision import WAYS, compare, to_nearest
 from bench.timing import one_thread
 from tests.bench.samples import chain, settings_of
 from trainer.config import TrainerConfig
-from trainer.step import Learner
+from trainer.learner.step import Learner
 
 
 def test_every_way_is_compared_with_float32() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.published_stream import PUBLISHED, OnePass, command, counts, hit_chances
-from bench.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
+from bench.streams.synthetic import BLOCK, LENGTH, NUM_ITEMS, Records
 
 
 def test_records_repeat_themselves_and_their_items_are_released_over_time() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench.chart import draw
-from bench.comparison import rows_of
+from bench.output.chart import draw
+from bench.output.comparison import rows_of
+from bench.output.records import append, best_setting, interval, read, spoken
 from bench.quality import command
-from bench.records import append, best_setting, interval, read, spoken
 from tests.bench.samples import chain
 
 

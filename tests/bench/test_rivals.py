@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.evaluation import evaluate_ranker, evaluate_retriever, retrieval
-from bench.events import Step
 from bench.rivals import EventByEvent, Retriever, Setting, rankers, retrievers
 from bench.rivals.cooccurrence import Cooccurrence, Dictionaries, Matrix
 from bench.rivals.featured import Featured
 from bench.rivals.popular import Popular
 from bench.rivals.rate import Constant
 from bench.rivals.sequences import sequences
+from bench.streams.events import Step
 from tests.bench.samples import START_MS, Actions, chain, info_of, steps_of
 
 RETRIEVERS = [(who, next(iter(ways))) for who, ways in retrievers().items()]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.made_habits import loops, pairs, routine, turns
-from bench.made_streams import bazaar, music, portal, reviews, series
 from bench.single_pass import settings_for
-from bench.streams import open_stream, synthetic
+from bench.streams.habits import loops, pairs, routine, turns
+from bench.streams.made import bazaar, music, portal, reviews, series
+from bench.streams.named import open_stream, synthetic
 from headrace.config import load_settings
 from model.kinds import chosen
 from stream.errors import FileError

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable
 import pytest
 import torch
 
-from bench.gpu_report import gpu_works
+from bench.on_gpu.report import gpu_works
 
 LOST = 3
 """The exit code of a worker whose GPU context is lost."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.gpu_pass import synthetic_examples
+from bench.on_gpu.single_pass import synthetic_examples
 from kernels import build
 from wire.example import Example, rows_of
 
@@ -27,7 +27,7 @@ def library() -> None:
 def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max_items: int) -> None:
     from model.config import ModelConfig
     from trainer.config import TrainerConfig
-    from trainer.step import Learner
+    from trainer.learner.step import Learner
 
     losses = {}
     for device in ("cpu", "cuda"):
@@ -52,7 +52,7 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns(block: str
     """Also where its tables and its memory have grown, and lost items, since the capture."""
     from model.config import ModelConfig
     from trainer.config import TrainerConfig
-    from trainer.step import Learner
+    from trainer.learner.step import Learner
 
     torch.set_float32_matmul_precision("highest")
     losses = {}
@@ -80,7 +80,7 @@ def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
     from kernels.memory.device import DeviceOutcome
     from model.config import ModelConfig
     from trainer.config import TrainerConfig
-    from trainer.step import Learner
+    from trainer.learner.step import Learner
 
     config = TrainerConfig(device="cuda", memory_group=8)
     learner = Learner(ModelConfig(memory_neighbours=24, num_features=2), config, "cuda")

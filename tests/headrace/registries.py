@@ -4,12 +4,12 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from serving.http.readings import HELP
 from serving.metrics import ServerMetrics, readings
-from serving.readings import HELP
 from stream.metrics import WorkerMetrics
 from trainer.config import TrainerConfig
-from trainer.progress import Progress
-from trainer.reporter import LagReporter
+from trainer.lag.progress import Progress
+from trainer.lag.reporter import LagReporter
 from wire.config import KafkaConfig
 
 

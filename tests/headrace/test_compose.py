@@ -143,7 +143,7 @@ def test_the_gpu_variant_asks_for_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_two_servers_of_the_shards_variant_hold_all_users_and_differ_in_nothing_else(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from serving.addresses import EVERY_INTERFACE
+    from serving.users.addresses import EVERY_INTERFACE
     from wire.holding import partitions_held
 
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,7 @@ def test_every_process_gets_the_time_that_it_takes_for_an_orderly_end(compose: d
 
 
 def test_the_servers_paths_exist() -> None:
-    source = "\n".join(path.read_text() for path in (ROOT / "serving").glob("*.py"))
+    source = "\n".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
     for path in ("/healthz", "/readyz", "/metrics", "/version", "/recommend", "/rank"):
         assert f'"{path}"' in source
 

@@ -11,7 +11,7 @@ import logging, structlog
 from headrace.logs import configure_logs
 configure_logs()
 structlog.get_logger("trainer").info("training", step=3)
-logging.getLogger("serving.subscriber").warning("version %s", "0/1")
+logging.getLogger("serving.versions.subscriber").warning("version %s", "0/1")
 logging.getLogger("kafka.conn").error("spam")
 logging.getLogger("uvicorn.error").info("Started server process")
 """
@@ -23,7 +23,7 @@ def test_our_messages_and_the_libraries_are_json_lines_that_begin_alike() -> Non
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [(line["logger"], line["level"], line["event"]) for line in lines] == [
         ("trainer", "info", "training"),
-        ("serving.subscriber", "warning", "version 0/1"),
+        ("serving.versions.subscriber", "warning", "version 0/1"),
     ]
     assert lines[0]["step"] == 3
     assert all(list(line)[:4] == ["timestamp", "level", "logger", "event"] for line in lines)

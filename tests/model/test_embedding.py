@@ -15,8 +15,8 @@ from kernels.row_types import as_float32
 from model.embedding import EmbeddingTable
 from model.row_store import PRECISIONS
 from tests.trainer.samples import MODEL, TRAINER, assert_same_arrays, columns, example
-from trainer.frequency import FrequencyEstimator
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.network.frequency import FrequencyEstimator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Calls = list[tuple[str, list[int]]]

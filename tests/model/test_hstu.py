@@ -24,9 +24,9 @@ from tests.trainer.samples import (
     taught,
     twin,
 )
-from trainer.batch import JaggedBatch, build_batch
 from trainer.config import TrainerConfig
-from trainer.step import Learner
+from trainer.examples.batch import JaggedBatch, build_batch
+from trainer.learner.step import Learner
 from wire.errors import ConfigError
 from wire.example import Example, Interactions, rows_of
 

@@ -11,11 +11,11 @@ from typing import Any
 import uvicorn
 
 from serving.config import ServingConfig
-from serving.histories import Histories
-from serving.http import build_app
-from serving.listener import options_of
+from serving.http.app import build_app
+from serving.http.listener import options_of
 from serving.service import Service
-from serving.weights_manager import WeightsManager
+from serving.users.histories import Histories
+from serving.versions.manager import WeightsManager
 from tests.brokers import wait_until
 from tests.serving.world import World, manager_of, versions
 from wire.example_codec import encode_example

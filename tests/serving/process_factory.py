@@ -11,16 +11,16 @@ from tests.process_factory import serve_children
 
 def fail_at_the_second_swap(error: Exception) -> None:
     """The thread that follows the weights fails with ``error``."""
-    import serving.weights_manager
+    import serving.versions.manager
 
-    swap = serving.weights_manager.WeightsManager.swap
+    swap = serving.versions.manager.WeightsManager.swap
 
-    def failing(self: serving.weights_manager.WeightsManager) -> None:
+    def failing(self: serving.versions.manager.WeightsManager) -> None:
         if self.num_swaps:
             raise error
         swap(self)
 
-    serving.weights_manager.WeightsManager.swap = failing  # type: ignore[method-assign]
+    serving.versions.manager.WeightsManager.swap = failing  # type: ignore[method-assign]
 
 
 FAULTS = {

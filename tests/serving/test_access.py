@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serving import access
-from serving.access import Access
 from serving.config import ServingConfig
-from serving.http import build_app
+from serving.http import access
+from serving.http.access import Access
+from serving.http.app import build_app
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, service_of
 from wire.errors import ConfigError

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batcher import LONG_WEIGHT, Batcher
-from serving.cost import CostModel
-from serving.engine import Engine
+from serving.answering.batcher import LONG_WEIGHT, Batcher
+from serving.answering.cost import CostModel
+from serving.answering.engine import Engine
+from serving.answering.lane import Lane
+from serving.answering.request import Request, Result
 from serving.errors import OverloadedError
 from serving.heartbeat import Heartbeat
-from serving.histories import Histories
-from serving.lane import Lane
-from serving.request import Request, Result
-from serving.weights_manager import HeldVersion
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion
 from tests.serving.world import World, manager_of, versions
 from wire.config import KafkaConfig
 from wire.example import no_interactions

@@ -13,8 +13,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from kernels.examples import GOOD, OTHER, TOMBSTONE, decode_block
-from serving.catalogue import Conditions
-from serving.histories import Histories
+from serving.users.catalogue import Conditions
+from serving.users.histories import Histories
 from state.sequencer import Sequencer
 from tests.state.world import ACTION, stream_of
 from wire.action import Action, decode_record

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.catalogue import Catalogue, Conditions
+from serving.users.catalogue import Catalogue, Conditions
 from tests.serving.world import interactions, slice_of
 from wire.example import Interactions
 

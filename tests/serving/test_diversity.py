@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.diversity import diversified, pool_size
+from serving.answering.diversity import diversified, pool_size
 
 
 def slowly(scores: list[float], unit: np.ndarray, k: int, diversity: float) -> list[int]:

@@ -13,15 +13,15 @@ from kernels.transfer import ToHost
 from model.hstu import from_log_value
 from model.memory_events import events_of
 from model.tokens import token_times
-from serving import engine as engine_module
-from serving.cache import Born
-from serving.engine import Engine
-from serving.histories import Histories
-from serving.request import Request, Result
-from serving.reuse import ReuseProbe
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.answering import engine as engine_module
+from serving.answering.engine import Engine
+from serving.answering.request import Request, Result
+from serving.answering.reuse import ReuseProbe
+from serving.model.cache import Born
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion, WeightsManager
 from tests.serving.world import MODEL, World, example, interactions, manager_of, slice_of, versions
-from trainer.batch import build_batch
+from trainer.examples.batch import build_batch
 from wire.example import Example, Interactions
 from wire.example_codec import encode_example
 from wire.hashing import item_hash

@@ -9,9 +9,9 @@ import pytest
 
 from kernels.memory.features import weighted_sum
 from kernels.memory.shortlist import Shortlist
-from serving import explanation
+from serving.answering import explanation
 from serving.config import ServingConfig
-from serving.http import build_app
+from serving.http.app import build_app
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, WORLD, service_of
 from tests.serving.world import MODEL, START_MS

@@ -18,9 +18,9 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from serving.intake import VersionIntake
-from serving.subscriber import WeightsSubscriber
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.versions.intake import VersionIntake
+from serving.versions.manager import HeldVersion, WeightsManager
+from serving.versions.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
 from wire.assembler import VersionAssembler
@@ -235,7 +235,7 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     """Canary: chunks are accepted whatever their checksum."""
     expected()  # it is computed once, so not while the reader is broken
     monkeypatch.setattr("wire.assembler.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
-    monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)
+    monkeypatch.setattr("serving.model.soundness._check_probe", lambda version, network: None)
     topic = Topic(kafka, f"{topic_prefix}.weights.canary")
     key, headers, value = clean()[0][1]
     wrong = value[:-1] + bytes([value[-1] ^ 1])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer
 
-from serving.follower import HistoryFollower
-from serving.histories import Histories
+from serving.users.follower import HistoryFollower
+from serving.users.histories import Histories
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire
 from tests.serving.world import example, interactions, slice_of

@@ -10,10 +10,10 @@ import pytest
 
 from serving.answer_bodies import SentRequest
 from serving.config import ServingConfig
-from serving.histories import Histories
-from serving.http import build_app
+from serving.http.app import build_app
 from serving.request_bodies import ForgetRequest
 from serving.service import Service
+from serving.users.histories import Histories
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, service_of
 from tests.serving.test_blocks import batched

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-import serving.forwarding
+import serving.users.forwarding
 from serving.errors import NotReadyError, OverloadedError, RelayedError
-from serving.forwarding import Forwarder
-from serving.peers import Peer
-from serving.question import ANSWERED, MARK, Question
+from serving.users.forwarding import Forwarder
+from serving.users.peers import Peer
+from serving.users.question import ANSWERED, MARK, Question
 
 QUESTION = Question("POST", "/recommend?x=1", b'{"user": 1}', "Bearer token")
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 from serving.heartbeat import Heartbeat
-from serving.item_search import ItemSearch
-from serving.weights_manager import WeightsManager
+from serving.search.index import ItemSearch
+from serving.versions.manager import WeightsManager
 from tests.brokers import Broker
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics

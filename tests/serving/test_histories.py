@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.histories import Histories
+from serving.users.histories import Histories
 from tests.serving.test_blocks import batched
 from tests.serving.world import example, interactions, slice_of
 from wire.example import fence

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.listener import options_of
+from serving.http.listener import options_of
 from tests.serving.live import live_server
 from wire.thinned_log import NUM_LOGGED
 

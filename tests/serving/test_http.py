@@ -16,11 +16,11 @@ import torch
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from serving.catalogue import Catalogue
 from serving.config import ServingConfig
-from serving.http import build_app
+from serving.http.app import build_app
 from serving.titles import Titles
-from serving.weights_manager import WeightsManager
+from serving.users.catalogue import Catalogue
+from serving.versions.manager import WeightsManager
 from tests.serving.inprocess import Client
 from tests.serving.live import MANAGER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS

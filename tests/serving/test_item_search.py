@@ -10,18 +10,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import item_lists, item_search, search_keeper
+from serving.answering.engine import Engine
+from serving.answering.request import Request, Result
+from serving.answering.similar import similar_items
 from serving.config import ServingConfig
-from serving.engine import Engine
-from serving.histories import Histories
-from serving.item_lists import ItemLists, find_centres, num_lists_for
-from serving.item_search import ItemSearch, best_standing, directions, search_of
-from serving.readings import readings_of
-from serving.request import Request, Result
-from serving.search_keeper import SearchKeeper
+from serving.http.readings import readings_of
+from serving.search import index as item_search
+from serving.search import keeper as search_keeper
+from serving.search import lists as item_lists
+from serving.search.index import ItemSearch, best_standing, directions, search_of
+from serving.search.keeper import SearchKeeper
+from serving.search.lists import ItemLists, find_centres, num_lists_for
 from serving.service import Service
-from serving.similar import similar_items
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.users.histories import Histories
+from serving.versions.manager import HeldVersion, WeightsManager
 from tests.serving.world import START_MS, World, example, interactions, slice_of
 from wire.errors import ConfigError
 from wire.example import Interactions
@@ -105,7 +107,7 @@ def recall_of(found: list[Result], exact: list[Result]) -> float:
 @pytest.fixture(autouse=True)
 def few_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a catalogue this small the best of standing would be most of it."""
-    monkeypatch.setattr("serving.item_search.BEST_STANDING", 8)
+    monkeypatch.setattr("serving.search.index.BEST_STANDING", 8)
 
 
 @pytest.fixture
@@ -540,7 +542,7 @@ def test_a_search_is_made_only_if_it_is_asked_for() -> None:
 
 
 def test_lists_that_are_made_block_by_block_are_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.item_lists.BLOCK_ROWS", 70)
+    monkeypatch.setattr("serving.search.lists.BLOCK_ROWS", 70)
     other = Server()
     assert other.keeper.renew()
     np.testing.assert_array_equal(other.search.lists.list_V, server.search.lists.list_V)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kafka import KafkaProducer
 
-from serving.rollout import PinFollower, Rollout
+from serving.versions.rollout import PinFollower, Rollout
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import World

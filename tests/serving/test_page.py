@@ -13,7 +13,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from serving.config import ServingConfig
-from serving.http import build_app
+from serving.http.app import build_app
 from serving.pages import FOLDER
 from serving.pulse import Served
 from serving.sender import ActionSender

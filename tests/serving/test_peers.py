@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-import serving.peers
-from serving.addresses import address_of, is_address
+import serving.users.peers
 from serving.errors import MisdirectedError, NotReadyError
-from serving.peers import Peers, in_order
-from serving.placing import Placing
-from serving.question import Question
 from serving.request_bodies import RecommendRequest
-from serving.shard import Shard
+from serving.users.addresses import address_of, is_address
+from serving.users.peers import Peers, in_order
+from serving.users.placing import Placing
+from serving.users.question import Question
+from serving.users.shard import Shard
 from wire.cluster import ClusterState
 from wire.errors import ConfigError
 from wire.partitioner import partition_of

@@ -19,13 +19,13 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.command import WRONG_CONFIGURATION
+from serving.answering.engine import Engine
+from serving.answering.request import Request
 from serving.config import ServingConfig
-from serving.engine import Engine
 from serving.errors import StartError
-from serving.histories import Histories
-from serving.listener import bind
-from serving.request import Request
-from serving.weights_manager import WeightsManager
+from serving.http.listener import bind
+from serving.users.histories import Histories
+from serving.versions.manager import WeightsManager
 from tests.brokers import REPOSITORY, Broker, crowding, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment

@@ -12,9 +12,9 @@ import pytest
 from kafka import KafkaProducer
 
 from serving.config import ServingConfig
-from serving.guard import Band, Guard
-from serving.rollout import PinFollower, Rollout
-from serving.subscriber import WeightsSubscriber
+from serving.versions.guard import Band, Guard
+from serving.versions.rollout import PinFollower, Rollout
+from serving.versions.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
 from tests.serving.wire import Wire, served

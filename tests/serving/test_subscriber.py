@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from serving.subscriber import WeightsSubscriber
+from serving.versions.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
@@ -81,7 +81,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
     monkeypatch.setattr("wire.assembler.checksum", lambda blob: manifest.checksum)
-    monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)  # which might notice too
+    monkeypatch.setattr("serving.model.soundness._check_probe", lambda version, network: None)  # which might notice too
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
         served(subscriber, (1, 0))

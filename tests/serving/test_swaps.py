@@ -19,13 +19,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import weights_manager
+from serving.answering.engine import Engine
 from serving.config import ServingConfig
-from serving.engine import Engine
 from serving.request_bodies import RecommendRequest
 from serving.request_builder import RequestBuilder
 from serving.service import Service
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.versions import manager as weights_manager
+from serving.versions.manager import HeldVersion, WeightsManager
 from tests.serving.live import WORLD, live_server, service_of
 from tests.serving.world import START_MS, World, manager_of, versions
 from wire.weights import Version

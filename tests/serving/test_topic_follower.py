@@ -11,8 +11,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
 import serving.topic_follower
-from serving.rollout import PinFollower, Rollout
 from serving.topic_follower import TopicFollower
+from serving.versions.rollout import PinFollower, Rollout
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire
 from wire.control import PIN_KEY, Pin, encode_decision

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from model.embedding import EmbeddingTable
 from model.growing import keep_in
 from model.tokens import ITEMS
-from serving.tables import RowTable, TableSet
-from serving.weights_manager import HeldVersion, WeightsManager
+from serving.model.tables import RowTable, TableSet
+from serving.versions.manager import HeldVersion, WeightsManager
 from tests.serving.world import World, versions
-from trainer.weights import Weights
+from trainer.versions.weights import Weights
 from wire.errors import ConfigError, VersionError
 from wire.weights import TableRows, Version
 

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 from kafka import KafkaAdminClient, KafkaProducer
 
-from serving.guard import Guard
-from serving.intake import VersionIntake
-from serving.rollout import Rollout
-from serving.subscriber import WeightsSubscriber
-from serving.weights_manager import WeightsManager
+from serving.versions.guard import Guard
+from serving.versions.intake import VersionIntake
+from serving.versions.manager import WeightsManager
+from serving.versions.rollout import Rollout
+from serving.versions.subscriber import WeightsSubscriber
 from tests.brokers import Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.world import Record, World

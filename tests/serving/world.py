@@ -11,10 +11,10 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.probe import probe_outputs
-from serving.weights_manager import WeightsManager
+from serving.versions.manager import WeightsManager
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.snapshot import weights_snapshot
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.example import Example, Interactions, rows_of
 from wire.example_codec import encode_example
 from wire.hashing import item_hash

@@ -17,7 +17,7 @@ from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, explain, is_learned
 from tests.system.process_factory import headrace
-from trainer.weights import newest_weights
+from trainer.versions.weights import newest_weights
 from wire.hashing import item_hash
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics

@@ -10,41 +10,41 @@ from typing import Any
 
 import kernels
 import model.row_store
+import trainer.checkpoint.plan
+import trainer.checkpoint.saver
+import trainer.checkpoint.snapshot
 import trainer.checkpointing
-import trainer.collection
-import trainer.division
-import trainer.election
-import trainer.kafka_source
+import trainer.copies.pace
+import trainer.copies.sweep
+import trainer.examples.waiting
+import trainer.learner.step
 import trainer.loop
-import trainer.pace
-import trainer.plan
-import trainer.positions
 import trainer.process
 import trainer.publication
-import trainer.ranks
+import trainer.ranks.division
+import trainer.ranks.messages
+import trainer.ranks.replica
+import trainer.ranks.sharding
+import trainer.ranks.shards
 import trainer.recovery
-import trainer.replica
-import trainer.rounding
-import trainer.saver
-import trainer.scheduler
-import trainer.sharding
-import trainer.shards
-import trainer.snapshot
-import trainer.step
-import trainer.sweep
-import trainer.waiting
-import trainer.weights_writer
+import trainer.sources.kafka
+import trainer.sources.positions
+import trainer.sources.scheduler
+import trainer.versions.collection
+import trainer.versions.election
+import trainer.versions.rounding
+import trainer.versions.writer
 import wire.example_log
 
 
 def ignores_the_journal() -> None:
     """Steps that were decided before a kill are decided again."""
-    trainer.recovery.read_journal = lambda folder, from_step: trainer.plan.Plan(from_step)
+    trainer.recovery.read_journal = lambda folder, from_step: trainer.checkpoint.plan.Plan(from_step)
 
 
 def ignores_the_plan() -> None:
     """Steps that were published before a kill are decided again."""
-    trainer.plan.Plan.after = lambda self, step: []  # type: ignore[method-assign]
+    trainer.checkpoint.plan.Plan.after = lambda self, step: []  # type: ignore[method-assign]
 
 
 def checkpoints_without_positions() -> None:
@@ -64,7 +64,7 @@ def forgets_what_it_has_yet_to_repeat() -> None:
 
     def late(self: Any, learner: Any) -> Any:
         resumed = from_disk(self, learner)
-        kept = trainer.plan.Plan(resumed.unpublished_first)
+        kept = trainer.checkpoint.plan.Plan(resumed.unpublished_first)
         kept.merge(resumed.plan.first_step, resumed.plan.steps)
         resumed.plan = kept
         return resumed
@@ -74,12 +74,12 @@ def forgets_what_it_has_yet_to_repeat() -> None:
 
 def forgets_histories() -> None:
     """A starting trainer does not know what users did before its checkpoint."""
-    trainer.kafka_source.KafkaSource.restore = lambda self, histories: None  # type: ignore[method-assign]
+    trainer.sources.kafka.KafkaSource.restore = lambda self, histories: None  # type: ignore[method-assign]
 
 
 def folds_what_arrives() -> None:
     """Examples are folded into histories when they arrive, not when they are learned."""
-    arrived = trainer.scheduler.Scheduler.add
+    arrived = trainer.sources.scheduler.Scheduler.add
 
     def add(self: Any, examples: Any) -> None:
         for example in examples:
@@ -93,7 +93,7 @@ def folds_what_arrives() -> None:
         return take(self)
 
     trainer.loop.Trainer.turn = turn  # type: ignore[method-assign]
-    trainer.scheduler.Scheduler.add = add  # type: ignore[method-assign]
+    trainer.sources.scheduler.Scheduler.add = add  # type: ignore[method-assign]
 
 
 def forgets_dirty_rows() -> None:
@@ -120,17 +120,17 @@ def trains_what_is_stale() -> None:
 
 def claims_nothing() -> None:
     """The trainer does not check whether another one has taken over."""
-    trainer.weights_writer.WeightsWriter.check_fence = lambda self: None  # type: ignore[method-assign]
+    trainer.versions.writer.WeightsWriter.check_fence = lambda self: None  # type: ignore[method-assign]
 
 
 def fences_a_live_leader() -> None:
     """A second trainer claims an epoch even if another one leads."""
-    trainer.election.Election._wait_for_turn = lambda self, claims: None  # type: ignore[method-assign]
+    trainer.versions.election.Election._wait_for_turn = lambda self, claims: None  # type: ignore[method-assign]
 
 
 def spoils_the_step_of_one_example() -> None:
     """A kernel fails on one example: the step with it leaves a weight that is NaN."""
-    step = trainer.step.Learner.step
+    step = trainer.learner.step.Learner.step
 
     def spoiling(self: Any, examples: Any) -> Any:
         report = step(self, examples)
@@ -138,33 +138,33 @@ def spoils_the_step_of_one_example() -> None:
             next(iter(self.model.parameters())).data.view(-1)[0] = float("nan")
         return report
 
-    trainer.step.Learner.step = spoiling  # type: ignore[method-assign]
+    trainer.learner.step.Learner.step = spoiling  # type: ignore[method-assign]
 
 
 def takes_anything_for_finite() -> None:
     """No number is checked."""
     trainer.loop.unsound_learner = trainer.loop.unsound_core = lambda learner, **_: None
-    trainer.saver.unsound_piece = trainer.collection.unsound_piece = lambda piece: None
+    trainer.checkpoint.saver.unsound_piece = trainer.versions.collection.unsound_piece = lambda piece: None
     trainer.loop.unsound_step = lambda report: None
 
 
 def copies_little_at_a_time() -> None:
     """Not broken: a checkpoint and a version take many steps, as those of a large model do."""
-    trainer.pace.LEAST_BYTES = 6_000
-    trainer.pace.SHARE = 0.0
+    trainer.copies.pace.LEAST_BYTES = 6_000
+    trainer.copies.pace.SHARE = 0.0
 
 
 def rounds_bases_as_if_they_were_deltas() -> None:
     """A base has the differences from weights that a new reader does not hold."""
-    resize = trainer.rounding.Rounding._resize
-    trainer.rounding.Rounding._resize = (  # type: ignore[method-assign]
+    resize = trainer.versions.rounding.Rounding._resize
+    trainer.versions.rounding.Rounding._resize = (  # type: ignore[method-assign]
         lambda self, capacity, width, *, keep: resize(self, capacity, width, keep=True)
     )
 
 
 def loses_what_waits() -> None:
     """A starting trainer has forgotten which interactions wait for their feedback."""
-    trainer.waiting.Waiting.restore = lambda self, example, history: None  # type: ignore[method-assign]
+    trainer.examples.waiting.Waiting.restore = lambda self, example, history: None  # type: ignore[method-assign]
 
 
 def copies_once() -> None:
@@ -175,12 +175,12 @@ def copies_once() -> None:
         for region, rows_U in dirty:
             region.dirty[rows_U] = 0
 
-    trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
+    trainer.copies.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
 
 
 def knows_no_topic_ids() -> None:
     """As on a broker without topic ids."""
-    trainer.positions.topic_id = lambda kafka, topic: ""
+    trainer.sources.positions.topic_id = lambda kafka, topic: ""
 
 
 def trusts_any_topic() -> None:
@@ -191,13 +191,13 @@ def trusts_any_topic() -> None:
 
 def passes_over_gaps() -> None:
     """Missing numbers are accepted silently."""
-    meet = trainer.kafka_source.KafkaSource._meet_gap
+    meet = trainer.sources.kafka.KafkaSource._meet_gap
 
     def silent(self: Any, partition: int, offset: int, example: Any) -> None:
         self._on_gap = "skip"
         meet(self, partition, offset, example)
 
-    trainer.kafka_source.KafkaSource._meet_gap = silent  # type: ignore[method-assign]
+    trainer.sources.kafka.KafkaSource._meet_gap = silent  # type: ignore[method-assign]
 
 
 def adds_up_one_after_the_other() -> None:
@@ -207,7 +207,7 @@ def adds_up_one_after_the_other() -> None:
         before = self._branches[0][1] if self._branches else None
         self._branches = [(0, before if flat is None else flat if before is None else before.add_(flat))]
 
-    trainer.shards.TreeSum.add = add  # type: ignore[method-assign]
+    trainer.ranks.shards.TreeSum.add = add  # type: ignore[method-assign]
 
 
 def learns_its_own_part_alone() -> None:
@@ -216,35 +216,35 @@ def learns_its_own_part_alone() -> None:
     def start(self: Any, flat: Any, givers: Any) -> None:
         self._sum = lambda: flat
 
-    trainer.ranks.Ranks.start_sum = start  # type: ignore[method-assign]
+    trainer.ranks.messages.Ranks.start_sum = start  # type: ignore[method-assign]
 
 
 def trusts_all_ranks() -> None:
     """Nobody compares the ranks' weights."""
-    trainer.sharding.Sharding._check = lambda self, step, found, ranks: None  # type: ignore[method-assign]
+    trainer.ranks.sharding.Sharding._check = lambda self, step, found, ranks: None  # type: ignore[method-assign]
 
 
 def gives_the_others_rows_without_their_state() -> None:
     """After a restart, the other ranks learn rows as if they were new."""
-    of = trainer.replica.rows_of
-    trainer.sharding.rows_of = lambda table, rows_U: replace(of(table, rows_U), state_U=None)  # type: ignore[attr-defined]
+    of = trainer.ranks.replica.rows_of
+    trainer.ranks.sharding.rows_of = lambda table, rows_U: replace(of(table, rows_U), state_U=None)  # type: ignore[attr-defined]
 
 
 def is_another_build() -> None:
     """One rank has been upgraded, the others have not."""
-    import trainer.agreement
+    import trainer.ranks.agreement
 
-    trainer.agreement.build_digest = lambda root=None: "another"
+    trainer.ranks.agreement.build_digest = lambda root=None: "another"
 
 
 def divides_small_catalogues() -> None:
     """Not broken: the tables are divided among ranks, and choices learned from a sample, as in a large catalogue."""
-    trainer.step.MemoryPass = partial(trainer.step.MemoryPass, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
+    trainer.learner.step.MemoryPass = partial(trainer.learner.step.MemoryPass, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
 
 
 def learns_before_it_is_asked() -> None:
     """Owners of rows apply a step's gradients before the memory has asked for the logits that it mixes with."""
-    compute = trainer.sharding.Sharding._compute_divided
+    compute = trainer.ranks.sharding.Sharding._compute_divided
 
     def eager(self: Any, *given: Any) -> Any:
         outputs = compute(self, *given)
@@ -252,12 +252,12 @@ def learns_before_it_is_asked() -> None:
         self._sum = lambda: leaves
         return outputs
 
-    trainer.sharding.Sharding._compute_divided = eager  # type: ignore[method-assign]
+    trainer.ranks.sharding.Sharding._compute_divided = eager  # type: ignore[method-assign]
 
 
 def fails_after_it_has_predicted() -> None:
     """In one step, the last rank's pass fails when rank 0 has its predictions already."""
-    passes = trainer.replica.ShardRun._passes
+    passes = trainer.ranks.replica.ShardRun._passes
 
     def failing(self: Any, tell: Any) -> Any:
         total = passes(self, tell)
@@ -265,7 +265,7 @@ def fails_after_it_has_predicted() -> None:
             raise ArithmeticError("broken")
         return total
 
-    trainer.replica.ShardRun._passes = failing  # type: ignore[method-assign]
+    trainer.ranks.replica.ShardRun._passes = failing  # type: ignore[method-assign]
 
 
 def rounds_rows_by_their_places() -> None:
@@ -290,9 +290,9 @@ def rounds_rows_by_the_number_of_calls() -> None:
 
 def counts_one_reader_of_a_row_alone() -> None:
     """Of what the ranks return for a row, its owner learns the first part alone."""
-    trainer.division.added = lambda parts, givers: parts[givers[0]]
+    trainer.ranks.division.added = lambda parts, givers: parts[givers[0]]
 
 
 def keeps_quiet_about_evicted_rows() -> None:
     """Owners are asked for rows before they hear which ones belong to no key any more."""
-    trainer.sharding.Sharding._tell_renewed = lambda self: None  # type: ignore[method-assign]
+    trainer.ranks.sharding.Sharding._tell_renewed = lambda self: None  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from tests.brokers import Broker
 from tests.process_factory import ProcessFactory
 from tests.trainer.process_factory import PAIR_ROWS
 from tests.trainer.stage import Stage
-from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint.folder import CheckpointFolder
 
 
 @pytest.fixture(autouse=True)

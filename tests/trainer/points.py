@@ -15,13 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import trainer.checkpoint
-import trainer.journal
+import trainer.checkpoint.folder
+import trainer.checkpoint.journal
+import trainer.learner.step
 import trainer.loop
-import trainer.publisher
-import trainer.ranks
-import trainer.step
-import trainer.weights_writer
+import trainer.ranks.messages
+import trainer.versions.publisher
+import trainer.versions.writer
 
 Point = Callable[[], bool]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
@@ -73,31 +73,31 @@ def half_a_journal_line(reach: Callable[..., None]) -> None:
             reach(lambda: write(descriptor, content[: len(content) // 2]))
         return write(descriptor, content)
 
-    trainer.journal.os.write = wrapped  # type: ignore[attr-defined]
+    trainer.checkpoint.journal.os.write = wrapped  # type: ignore[attr-defined]
 
 
 def half_a_checkpoint(reach: Callable[..., None]) -> None:
     """Leave a file of a checkpoint torn."""
-    original = trainer.checkpoint._write_synced
+    original = trainer.checkpoint.folder._write_synced
 
     def wrapped(path: Path, *content: Any) -> None:
         whole = b"".join(content)
         reach(lambda: path.write_bytes(whole[: len(whole) // 2]))
         original(path, *content)
 
-    trainer.checkpoint._write_synced = wrapped
+    trainer.checkpoint.folder._write_synced = wrapped
 
 
 def half_a_piece(reach: Callable[..., None]) -> None:
     """A piece of a checkpoint's rows is torn."""
-    original = trainer.checkpoint._write_all
+    original = trainer.checkpoint.folder._write_all
 
     def wrapped(file: Any, buffer: Any) -> None:
         if file.name.endswith("tmp-rows"):
             reach(lambda: original(file, memoryview(buffer)[: len(buffer) // 2]))
         original(file, buffer)
 
-    trainer.checkpoint._write_all = wrapped
+    trainer.checkpoint.folder._write_all = wrapped
 
 
 def half_of_the_chunks(reach: Callable[..., None]) -> None:
@@ -112,9 +112,9 @@ def half_of_the_chunks(reach: Callable[..., None]) -> None:
     Writer.send_chunks = wrapped  # type: ignore[method-assign]
 
 
-Learner, Publisher = trainer.step.Learner, trainer.publisher.Publisher
-Writer = trainer.weights_writer.WeightsWriter
-Folder, Journal = trainer.checkpoint.CheckpointFolder, trainer.journal.Journal
+Learner, Publisher = trainer.learner.step.Learner, trainer.versions.publisher.Publisher
+Writer = trainer.versions.writer.WeightsWriter
+Folder, Journal = trainer.checkpoint.folder.CheckpointFolder, trainer.checkpoint.journal.Journal
 POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "half_a_journal_line": half_a_journal_line,
     "journalled": lambda reach: _before(Learner, "step", reach),
@@ -132,7 +132,7 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "published": lambda reach: _after(Writer, "send_manifest", reach),
 }
 FILE_POINTS = tuple(list(POINTS)[:9])
-Ranks = trainer.ranks.Ranks
+Ranks = trainer.ranks.messages.Ranks
 RANK_POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "given": lambda reach: _after(Ranks, "give", reach),
     "taken": lambda reach: _after(Ranks, "take", reach),

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner
 from trainer.config import TrainerConfig
-from trainer.metrics import Predictions
-from trainer.snapshot import learner_arrays, restore_learner
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.metrics.prequential import Predictions
 from wire.example import Example, Interactions, interactions_of, rows_of
 from wire.history import Histories
 

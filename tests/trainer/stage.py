@@ -20,15 +20,15 @@ from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
 from tests.brokers import Broker, wait_until
 from tests.process_factory import Child, ProcessFactory
-from trainer.checkpoint import CheckpointFolder
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.journal import journal_starts, read_journal
+from trainer.checkpoint.plan import Plan
+from trainer.checkpoint.snapshot import learner_arrays
+from trainer.copies.soundness import pass_over
 from trainer.device import choose_device
-from trainer.journal import journal_starts, read_journal
-from trainer.plan import Plan
+from trainer.learner.step import Learner
 from trainer.replay import differences, plan_of, same_bits
-from trainer.snapshot import learner_arrays
-from trainer.soundness import pass_over
-from trainer.step import Learner
-from trainer.weights import Weights
+from trainer.versions.weights import Weights
 from wire.action import Action, decode_record
 from wire.assembler import VersionAssembler
 from wire.example import Example, fence

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
-from trainer.baseline import PopularityBaseline
-from trainer.evaluator import POPULAR_STEPS, ranks_popular
-from trainer.metrics import UNRANKED
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.metrics.baseline import PopularityBaseline
+from trainer.metrics.evaluator import POPULAR_STEPS, ranks_popular
+from trainer.metrics.prequential import UNRANKED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

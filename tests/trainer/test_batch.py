@@ -13,8 +13,8 @@ from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import unpack_kinds
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
-from trainer.batch import JaggedBatch, build_batch, take_interactions
-from trainer.context import shorten
+from trainer.examples.batch import JaggedBatch, build_batch, take_interactions
+from trainer.examples.context import shorten
 from wire.example import Example
 from wire.history import Histories
 

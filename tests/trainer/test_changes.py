@@ -11,12 +11,12 @@ import torch
 from model.config import ModelConfig
 from model.tokens import propensities, states
 from tests.trainer.samples import MODEL, TRAINER, columns, example, twin
-from trainer.batch import JaggedBatch, build_batch
-from trainer.changes import with_changes
-from trainer.context import shorten
-from trainer.losses import exposure_weights
-from trainer.shard_pass import tail_of
-from trainer.step import Learner
+from trainer.examples.batch import JaggedBatch, build_batch
+from trainer.examples.changes import with_changes
+from trainer.examples.context import shorten
+from trainer.learner.step import Learner
+from trainer.network.losses import exposure_weights
+from trainer.ranks.shard_pass import tail_of
 from wire.example import Example
 from wire.history import Histories
 

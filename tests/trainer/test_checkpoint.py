@@ -17,16 +17,16 @@ import xxhash
 from headrace.file_source import FileSource
 from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint, read_checkpoint
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.journal import Journal, read_journal
+from trainer.checkpoint.reading import Checkpoint, read_checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.election import Claimant
+from trainer.copies.rows import Arrays
 from trainer.errors import CheckpointError
-from trainer.journal import Journal, read_journal
+from trainer.learner.step import Learner
 from trainer.loop import Trainer
-from trainer.rows import Arrays
-from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
-from trainer.step import Learner
+from trainer.versions.election import Claimant
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 
@@ -294,10 +294,10 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
 from trainer.errors import TrainerError
-from trainer.journal import Journal
+from trainer.checkpoint.journal import Journal
 folder = CheckpointFolder(Path(sys.argv[1]), print).open()
 folder.write(Checkpoint(1, {"a": np.arange(10)}, {}))
 journal = Journal(folder.path)
@@ -318,7 +318,7 @@ except TrainerError as error:
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, damage: list[str]) -> None:
-    from trainer.journal import read_journal
+    from trainer.checkpoint.journal import read_journal
 
     ran = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()

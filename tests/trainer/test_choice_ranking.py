@@ -12,10 +12,10 @@ import pytest
 from kernels.memory import MemoryEvents, Ranks, memory_learn, memory_logits
 from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
 from tests.trainer.stage import RANKED_SO_FAR
-from trainer.batch import JaggedBatch
-from trainer.memory_pass import MemoryPass
-from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.checkpoint.snapshot import learner_arrays
+from trainer.examples.batch import JaggedBatch
+from trainer.learner.memory_pass import MemoryPass
+from trainer.learner.step import Learner
 from wire.example import Example
 
 pytestmark = pytest.mark.usefixtures("one_thread")

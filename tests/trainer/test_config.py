@@ -10,8 +10,8 @@ import pytest
 
 from model.config import ADDED as MODEL_ADDED
 from model.config import MODEL_LIMITS, ModelConfig
+from trainer.checkpoint.recorded import ADDED, difference
 from trainer.config import TRAINER_LIMITS, TrainerConfig
-from trainer.recorded import ADDED, difference
 from wire.checks import Number
 from wire.errors import ConfigError, HeadraceError
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig
 from trainer.device import num_threads
-from trainer.graph import ALONE, Captures
+from trainer.network.graph import ALONE, Captures
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import trainer.batch
-import trainer.waiting
+import trainer.examples.batch
+import trainer.examples.waiting
 from tests.trainer.samples import KINDS, MODEL, TRAINER, World, assert_same_arrays, example
-from trainer.batch import JaggedBatch, build_batch
-from trainer.checkpoint_reading import Checkpoint
-from trainer.histories import TrainedHistories
-from trainer.snapshot import learner_arrays, restore_learner
-from trainer.soundness import pass_over
-from trainer.step import Learner
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner
+from trainer.copies.soundness import pass_over
+from trainer.examples.batch import JaggedBatch, build_batch
+from trainer.examples.histories import TrainedHistories
+from trainer.learner.step import Learner
 from wire.example import Example
 from wire.history import Histories
 
@@ -101,7 +101,7 @@ def test_each_interaction_is_learned_when_its_window_is_over_with_all_its_kinds(
 
 
 def test_kinds_that_are_told_as_they_come_too_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    late: Callable[..., object] = trainer.waiting._late
+    late: Callable[..., object] = trainer.examples.waiting._late
     monkeypatch.setattr(trainer.waiting, "_late", lambda example, history, waits: late(example, history, {}))
     with pytest.raises(AssertionError):
         check_each_piece_once(steps_of())
@@ -145,7 +145,7 @@ def test_a_resumed_trainer_learns_the_same_and_has_the_same_bits() -> None:
 
 
 def test_a_resumed_trainer_that_forgets_what_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.waiting.Waiting, "restore", lambda self, example, history: None)
+    monkeypatch.setattr(trainer.examples.waiting.Waiting, "restore", lambda self, example, history: None)
     with pytest.raises(AssertionError, match="different"):
         check_resumed(steps_of(40))
 

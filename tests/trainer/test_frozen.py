@@ -13,14 +13,14 @@ import pytest
 
 from tests.brokers import wait_until
 from tests.trainer.samples import SAMPLED, TRAINER, World, assert_same_arrays, taught
-from trainer.batch import JaggedBatch
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
+from trainer.examples.batch import JaggedBatch
 from trainer.frozen import Frozen
 from trainer.frozen_rival import Allowance, FrozenRival
-from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.learner.step import Learner
 
 ALL = replace(TRAINER, frozen_share=1.0)
 """Every choice is compared."""

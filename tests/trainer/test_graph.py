@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer import graph
-from trainer.graph import Captures, Input
+from trainer.network import graph
+from trainer.network.graph import Captures, Input
 
 CPU = torch.device("cpu")
 COMPUTE = graph._gradients

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.batch import build_batch
-from trainer.checkpoint_reading import Checkpoint
-from trainer.histories import TrainedHistories
-from trainer.snapshot import learner_arrays, restore_learner
-from trainer.step import Learner
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner
+from trainer.examples.batch import build_batch
+from trainer.examples.histories import TrainedHistories
+from trainer.learner.step import Learner
 from wire.example import Example
 from wire.history import Histories
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.samples import columns, example
+from trainer.checkpoint.journal import Journal, encode_line, journal_starts, read_journal
+from trainer.checkpoint.plan import Plan
 from trainer.errors import GapError, JournalError
-from trainer.journal import Journal, encode_line, journal_starts, read_journal
-from trainer.plan import Plan
-from trainer.scheduler import Scheduler, ranges
+from trainer.sources.scheduler import Scheduler, ranges
 from wire.example import Example
 from wire.weights import PlanStep
 

@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from tests.brokers import Broker
 from tests.serving.wire import Wire, served
 from tests.serving.world import World
-from trainer.keeper import VersionKeeper
+from trainer.versions.keeper import VersionKeeper
 from wire.config import KafkaConfig
 from wire.control import PIN_KEY, Pin, encode_decision
 from wire.kafka.consumer import connect, read, spans

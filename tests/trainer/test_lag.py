@@ -20,12 +20,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage
 from tests.trainer.test_weights import manifest
-from trainer.lag import build_message, ingest_lag
-from trainer.lag_metrics import LagMetrics
-from trainer.progress import Progress
-from trainer.reporter import LagReporter
-from trainer.source import Position
-from trainer.throughput import Throughput
+from trainer.lag.message import build_message, ingest_lag
+from trainer.lag.metrics import LagMetrics
+from trainer.lag.progress import Progress
+from trainer.lag.reporter import LagReporter
+from trainer.lag.throughput import Throughput
+from trainer.sources.source import Position
 from wire.cluster import ClusterState
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 from wire.topics import LAG_KEY

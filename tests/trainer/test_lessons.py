@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.serving.test_blocks import FEATURES, told
 from tests.state.world import ACTION
 from tests.wire.test_example_codec import examples, restated, same
-from trainer.lessons import lessons_of
+from trainer.sources.lessons import lessons_of
 from wire.errors import CodecError
 from wire.example import Example, Lesson, Mark, fence, row_type
 from wire.example_codec import decode_example, encode_example

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from tests.trainer.samples import MODEL, World
-from trainer.checkpoint_reading import Checkpoint
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.scheduler import Scheduler
-from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
-from trainer.soundness import pass_over
-from trainer.step import Learner
+from trainer.copies.soundness import pass_over
+from trainer.learner.step import Learner
+from trainer.sources.scheduler import Scheduler
 from wire.example import Example, Mark, fence
 
 CONFIG = TrainerConfig(seed=1)

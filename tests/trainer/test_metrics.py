@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.arrivals import Arrivals
-from trainer.kind_metrics import KindMetrics
-from trainer.metrics import RANKERS, SLICES, UNRANKED, Predictions, PrequentialMetrics, rank_gains
-from trainer.ring import Ring
+from trainer.metrics.kinds import KindMetrics
+from trainer.metrics.prequential import RANKERS, SLICES, UNRANKED, Predictions, PrequentialMetrics, rank_gains
+from trainer.metrics.ring import Ring
 
 KINDS = ("view", "like")
 PARTS = ("probability_RK", "baseline_RK")
@@ -225,7 +225,7 @@ def test_no_entropy_is_negative_though_a_model_has_learned_what_came_by_the_time
 
 
 def test_a_kind_of_a_forgotten_interaction_is_counted_as_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.kind_metrics.MOST_REMEMBERED", 8)
+    monkeypatch.setattr("trainer.metrics.kinds.MOST_REMEMBERED", 8)
     metrics, half = KindMetrics(("view",), 4, Arrivals()), np.full((1, 1), 0.5)
     for number in range(16):
         metrics.add(np.array([number]), half, half, np.zeros((1, 1), np.bool_), np.ones(1, np.bool_))

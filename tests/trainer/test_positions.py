@@ -16,12 +16,12 @@ from tests.brokers import wait_until
 from tests.foreign import FOREIGN
 from tests.process_factory import Child
 from tests.trainer.stage import NUM_PARTITIONS, Stage, admin_of, weights_of
+from trainer.checkpoint.snapshot import restore_published
 from trainer.device import choose_device
+from trainer.learner.step import Learner
 from trainer.replay import differences
-from trainer.snapshot import restore_published
-from trainer.step import Learner
-from trainer.weights import Weights
-from trainer.weights_log import read_manifests
+from trainer.versions.log import read_manifests
+from trainer.versions.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
 from wire.kafka.admin import ensure_topics

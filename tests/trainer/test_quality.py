@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World
-from trainer.quality import quality_of
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.versions.quality import quality_of
 
 
 @pytest.mark.parametrize(("window", "is_judged"), [(10, True), (10_000, False)])

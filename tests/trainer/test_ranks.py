@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-import trainer.step
+import trainer.learner.step
 from headrace.command import WRONG_CONFIGURATION
 from tests.brokers import REPOSITORY, free_port
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
-from trainer.checkpoint_reading import Checkpoint, read_checkpoint
+from trainer.checkpoint.reading import Checkpoint, read_checkpoint
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]
@@ -282,7 +282,7 @@ def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
     stage: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tables that are whole in some steps and divided in the others; one process without ranks checks the rest."""
-    monkeypatch.setattr(trainer.step, "MemoryPass", trainer.step.MemoryPass)  # to be restored
+    monkeypatch.setattr(trainer.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
     divides_small_catalogues()
     made = stage(trainer={"shards": 2, "whole_table_bytes": 0})
     kills = ((1, "taken:6"), (0, "published:2"), (1, "swapped:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
@@ -329,7 +329,7 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
 ) -> None:
     """When rank 0 hears of it, it has counted the step already."""
     if builds:
-        monkeypatch.setattr(trainer.step, "MemoryPass", trainer.step.MemoryPass)  # to be restored
+        monkeypatch.setattr(trainer.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
         divides_small_catalogues()
     made = stage(trainer={"shards": 2, "whole_table_bytes": 0 if builds else 1 << 30})
     made.feed(60)

@@ -15,7 +15,7 @@ from tests.brokers import Broker, wait_until
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
-from trainer.checkpoint_reading import Checkpoint, read_checkpoint
+from trainer.checkpoint.reading import Checkpoint, read_checkpoint
 from trainer.errors import TrainerError
 
 Make = Callable[..., Stage]

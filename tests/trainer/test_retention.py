@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from tests.trainer.stage import Recount, Stage, weights_of
-from trainer.kafka_source import KafkaSource
 from trainer.loop import Trainer
 from trainer.publication import MOST_RUNS
-from trainer.publisher import Publisher
 from trainer.replay import differences
+from trainer.sources.kafka import KafkaSource
+from trainer.versions.publisher import Publisher
 from wire.weights import encode_manifest
 
 Make = Callable[..., Stage]

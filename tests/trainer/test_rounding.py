@@ -16,11 +16,11 @@ from model.memory_room import neighbours_at, reshaped
 from model.memory_version import _numbers_of
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from tests.trainer.test_weights import Reader, records, truth_of, values_of
+from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.errors import UnsoundVersionError
+from trainer.learner.step import Learner
 from trainer.replay import differences
-from trainer.rounding import UNIT, Rounding, on_grid, planes_of
-from trainer.snapshot import weights_snapshot
-from trainer.step import Learner
+from trainer.versions.rounding import UNIT, Rounding, on_grid, planes_of
 from wire.weights import Snapshot, encode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")

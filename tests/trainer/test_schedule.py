@@ -13,8 +13,8 @@ from torch import nn
 from model.hstu import HSTU
 from tests.trainer.samples import MODEL, TRAINER, World
 from trainer.config import TrainerConfig
-from trainer.optim import AdamW, lr_scale
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.network.optim import AdamW, lr_scale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WSA = TrainerConfig(schedule="wsa", warmup_steps=4, stable_steps=6, anneal_steps=10, final_lr_ratio=0.2)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from tests.trainer.samples import FUXI, MODEL, SAMPLED, TRAINER, World, taught
-from trainer.batch import build_batch
+from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
-from trainer.shards import COUNTING_TOKENS, TreeSum, added, bounds_of, first_tokens, take_users
-from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.examples.batch import build_batch
+from trainer.learner.step import Learner
+from trainer.ranks.shards import COUNTING_TOKENS, TreeSum, added, bounds_of, first_tokens, take_users
 
 CONFIGS = {
     "exact": TRAINER, "sampled": SAMPLED, "reference": replace(TRAINER, backend="reference"),

@@ -10,7 +10,7 @@ import pytest
 from tests.process_factory import Child
 from tests.trainer.samples import taught
 from tests.trainer.stage import Stage
-from trainer.soundness import unsound_learner
+from trainer.copies.soundness import unsound_learner
 
 Make = Callable[..., Stage]
 

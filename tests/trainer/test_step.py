@@ -37,13 +37,18 @@ from tests.trainer.samples import (
     taught,
     twin,
 )
-from trainer.batch import JaggedBatch
+from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
-from trainer.direct_step import DirectStep
-from trainer.evaluator import Forward
-from trainer.frequency import FrequencyEstimator
-from trainer.losses import (
+from trainer.examples.batch import JaggedBatch
+from trainer.learner.memory_pass import MemoryPass
+from trainer.learner.ranking_pass import RankingPass
+from trainer.learner.step import Learner, StepReport
+from trainer.metrics.evaluator import Forward
+from trainer.metrics.prequential import RANKERS, Predictions
+from trainer.network.direct_step import DirectStep
+from trainer.network.frequency import FrequencyEstimator
+from trainer.network.losses import (
     draw_negatives,
     exact_retrieval_loss,
     log_expected_draws,
@@ -51,12 +56,7 @@ from trainer.losses import (
     ranking_loss,
     sampled_retrieval_loss,
 )
-from trainer.memory_pass import MemoryPass
-from trainer.metrics import RANKERS, Predictions
-from trainer.ranking_pass import RankingPass
-from trainer.retrieval import RetrievalRows
-from trainer.snapshot import learner_arrays
-from trainer.step import Learner, StepReport
+from trainer.network.retrieval import RetrievalRows
 from wire.example import Example, Int64, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")

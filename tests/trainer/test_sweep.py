@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import trainer.collection
-import trainer.saver
+import trainer.checkpoint.saver
+import trainer.versions.collection
 from model.dirty import UNPUBLISHED
 from model.growing import GrowingColumns
 from model.memory import Memory
@@ -20,18 +20,18 @@ from model.memory_room import reshaped
 from tests.trainer.samples import MODEL, TRAINER, World, taught
 from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint, read_checkpoint
-from trainer.collection import Collection
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint, read_checkpoint
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshot import learner_arrays, small_arrays, weights_snapshot
 from trainer.config import TrainerConfig
+from trainer.copies.pace import Pace
+from trainer.copies.regions import Region
+from trainer.copies.rows import Arrays, Piece
+from trainer.copies.sweep import Sweep
 from trainer.errors import CheckpointError, UnsoundVersionError
-from trainer.pace import Pace
-from trainer.regions import Region
-from trainer.rows import Arrays, Piece
-from trainer.saver import Saver
-from trainer.snapshot import learner_arrays, small_arrays, weights_snapshot
-from trainer.step import Learner
-from trainer.sweep import Sweep
+from trainer.learner.step import Learner
+from trainer.versions.collection import Collection
 from wire.tensors import Tensors
 from wire.weights import Snapshot, decode_blob
 

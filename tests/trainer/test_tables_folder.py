@@ -10,8 +10,8 @@ import pytest
 
 from model.growing import keep_in
 from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
-from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.checkpoint.snapshot import learner_arrays
+from trainer.learner.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ import torch
 
 from model.hstu import from_log_value, log_value
 from tests.trainer.samples import MODEL, TRAINER, World, columns, example, twin
-from trainer.metrics import PrequentialMetrics
-from trainer.step import Learner
-from trainer.value_metrics import ValueMetrics
+from trainer.learner.step import Learner
+from trainer.metrics.prequential import PrequentialMetrics
+from trainer.metrics.values import ValueMetrics
 from wire.example import Example
 
 VALUED = replace(MODEL, predict_value=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config import TrainerConfig
-from trainer.progress import Progress
-from trainer.reporter import LagReporter
+from trainer.lag.progress import Progress
+from trainer.lag.reporter import LagReporter
 from wire.config import KafkaConfig
 from wire.errors import ConfigError, HeadraceError
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load as load_tensors
 
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.snapshot import weights_snapshot
-from trainer.step import Learner
-from trainer.weights import Weights
+from trainer.checkpoint.snapshot import weights_snapshot
+from trainer.learner.step import Learner
+from trainer.versions.weights import Weights
 from wire.assembler import VersionAssembler
 from wire.errors import VersionError
 from wire.tensors import Tensors, arrays_of

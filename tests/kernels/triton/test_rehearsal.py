@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton comes with torch on Linux")
 
-from bench.gpu_report import row
-from bench.gpu_supervisor import Section, supervise
+from bench.on_gpu.report import row
+from bench.on_gpu.supervisor import Section, supervise
 
 ROOT = Path(__file__).resolve().parents[3]
 

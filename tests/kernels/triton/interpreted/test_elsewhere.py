@@ -15,20 +15,20 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
-from bench.gpu_pass import synthetic_examples
+from bench.on_gpu.single_pass import synthetic_examples
 from kernels.transfer import ToHost, on_its_way, to_device
 from model.config import ModelConfig
 from model.memory import Memory
 from tests.kernels.triton.elsewhere import all_here, elsewhere
 from tests.kernels.triton.interpreted.test_padding import with_domains
-from trainer import graph_step
-from trainer.checkpoint import CheckpointFolder
-from trainer.checkpoint_reading import Checkpoint
-from trainer.collection import Collection
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshot import learner_arrays, restore_learner, small_arrays
 from trainer.config import TrainerConfig
-from trainer.saver import Saver
-from trainer.snapshot import learner_arrays, restore_learner, small_arrays
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.network import graph_step
+from trainer.versions.collection import Collection
 from wire.example import Example, rows_of
 
 MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,

@@ -13,7 +13,7 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
-from bench.gpu_pass import synthetic_examples
+from bench.on_gpu.single_pass import synthetic_examples
 from kernels.memory import FEATURES, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
 from kernels.memory.arrays import CHANGED, CLOCK
 from kernels.memory.device import DeviceMemory
@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.memory import Memory
 from tests.kernels.test_memory import NUM_BUCKETS, NUM_GROUPS, RULES, Stream, assert_same_memory, events_at_once
 from trainer.config import TrainerConfig
-from trainer.step import Learner
+from trainer.learner.step import Learner
 from wire.example import Example, rows_of
 
 CPU = torch.device("cpu")

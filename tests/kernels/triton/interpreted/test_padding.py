@@ -14,14 +14,14 @@ from torch import Tensor
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
-from bench.gpu_pass import synthetic_examples
+from bench.on_gpu.single_pass import synthetic_examples
 from model.config import ModelConfig
 from model.hstu import HSTU
 from tests.kernels.triton import cases
 from trainer.config import TrainerConfig
-from trainer.graph import Captures, PaddedEncoder, padded_size
-from trainer.graph_step import PaddedStep
-from trainer.step import Learner
+from trainer.learner.step import Learner
+from trainer.network.graph import Captures, PaddedEncoder, padded_size
+from trainer.network.graph_step import PaddedStep
 from wire.example import Example, rows_of
 
 CONFIG = ModelConfig(
@@ -51,7 +51,7 @@ def with_domains(example: Example) -> Example:
 
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # on a GPU, offsets are not read
-    monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # the interpreter is slow
+    monkeypatch.setattr("trainer.network.graph.LEAST_TOKENS", 64)  # the interpreter is slow
     model = HSTU(CONFIG)
     captures = Captures(wanted=False)
     encoder = PaddedEncoder(model, captures, backend="triton")
@@ -67,9 +67,9 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
 def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users of different lengths, first interactions, new items, domains; later losses depend on what was learned."""
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
-    monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
-    monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
-    monkeypatch.setattr("trainer.graph_step.LEAST_ROWS", 80)
+    monkeypatch.setattr("trainer.network.graph_step.LEAST_INTERACTIONS", 16)
+    monkeypatch.setattr("trainer.network.graph_step.LEAST_USERS", 4)
+    monkeypatch.setattr("trainer.network.graph_step.LEAST_ROWS", 80)
     losses: dict[str, list[tuple[float, float]]] = {}
     for way in ("unpadded", "two graphs", "one graph"):
         config = TrainerConfig(

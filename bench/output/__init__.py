@@ -1,0 +1,1 @@
+"""What measurements print, keep and draw."""

@@ -1,0 +1,1 @@
+"""Other systems that do what a part of Headrace does, measured beside it."""

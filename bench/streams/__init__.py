@@ -1,0 +1,1 @@
+"""The streams on which recommenders and trainers are measured: downloaded, made, simulated."""

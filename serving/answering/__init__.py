@@ -1,0 +1,1 @@
+"""Requests computed from one version, several at a time."""

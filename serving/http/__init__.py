@@ -1,0 +1,1 @@
+"""HTTP: the socket, the checks of every request, routes, and their description."""

@@ -1,0 +1,154 @@
+"""The first checks of every request: its token, the size of its body, timeouts. Plain ASGI, because every request
+passes through it.
+
+A body that declares itself too large is refused before any of it is read; one that arrives in chunks, at the chunk that
+exceeds the limit. What still arrives is read and discarded for a while: if the connection were closed while the client
+is still sending, the client would lose the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.answer_bodies import Problem
+from serving.errors import UnauthorizedError
+from serving.http.access import Access
+from serving.http.error_handlers import refusal, response_to
+from serving.metrics import ServerMetrics
+from serving.operations import BY_PATH
+from serving.users.question import ANSWERED, MARK
+
+LINGER_S, LINGER_BYTES, LINGER_REST_S = 2.0, 64_000_000, 0.002
+"""How long a refused body is read and discarded, how much of it, and the pause after each piece: clients that keep
+sending large bodies must wait, instead of slowing down others."""
+MARK_NAME = MARK.encode()
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Gate:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, access: Access, *, max_body_bytes: int,
+                 read_timeout_s: float, name: str = "") -> None:  # fmt: skip
+        self._app, self._metrics, self._access = app, metrics, access
+        self._answered = (ANSWERED.encode(), name.encode("latin-1", "replace"))
+        self._max_body_bytes, self._read_timeout_s = max_body_bytes, read_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, handle and count one request."""
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 500
+        is_forwarded = any(header == MARK_NAME for header, _ in scope["headers"])
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if is_forwarded:
+                    message["headers"] = [*message["headers"], self._answered]
+            await send(message)
+
+        self._metrics.in_flight += 1
+        try:
+            await self._pass(scope, receive, sending)
+        finally:
+            self._metrics.in_flight -= 1
+            if scope["path"] != "/events":  # a stream stays open as long as the page does
+                self._metrics.observe(scope["path"], status, time.perf_counter() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = BY_PATH.get(scope["path"])
+        if operation is not None and operation.role:
+            try:
+                self._access.check(scope["headers"], operation.role)
+            except UnauthorizedError as error:
+                await self._refuse(response_to(error), scope, receive, send)
+                return
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        body = await self._body(scope["headers"], receive)
+        if isinstance(body, Response):
+            await self._refuse(body, scope, receive, send)
+            return
+        is_told = False
+
+        async def receiving() -> Message:
+            nonlocal is_told
+            if is_told:
+                return await receive()
+            is_told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receiving, send)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
+        """The whole body, or the refusal."""
+        declared = _declared_bytes(headers)
+        if declared > self._max_body_bytes:
+            return self._too_large(declared)
+        message = await self._next(receive)
+        if message is None:
+            return self._too_slow()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return body if len(body) <= self._max_body_bytes else self._too_large(len(body))
+        pieces, num_bytes, deadline = [body], len(body), time.monotonic() + self._read_timeout_s
+        while message.get("more_body", False):
+            message = await self._next(receive, deadline - time.monotonic())
+            if message is None:
+                return self._too_slow()
+            pieces.append(message.get("body", b""))
+            num_bytes += len(pieces[-1])
+            if num_bytes > self._max_body_bytes:
+                return self._too_large(num_bytes)
+        return b"".join(pieces)
+
+    async def _next(self, receive: Receive, timeout_s: float | None = None) -> Message | None:
+        """The next chunk; None if it does not arrive in time."""
+        try:
+            async with asyncio.timeout(self._read_timeout_s if timeout_s is None else timeout_s):
+                return await receive()
+        except TimeoutError:
+            return None
+
+    def _too_large(self, num_bytes: int) -> Response:
+        do = f"send less, or raise serving.max_body_bytes = {self._max_body_bytes}"
+        return refusal(
+            413, Problem(field="body", expected=f"at most {self._max_body_bytes} bytes", got=num_bytes, do=do)
+        )
+
+    def _too_slow(self) -> Response:
+        expected = f"the whole body within {self._read_timeout_s:g} s"
+        return refusal(
+            408, Problem(field="body", expected=expected, do="send it faster, or raise serving.read_timeout_s")
+        )
+
+    async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer at once, but close the connection only after the client has stopped sending, or `LINGER_S`."""
+        if scope["method"] in ("GET", "HEAD"):
+            await response(scope, receive, send)
+            return
+        response.headers["connection"] = "close"
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        deadline, num_bytes, message = time.monotonic() + LINGER_S, 0, {"more_body": True}
+        while message.get("more_body", False) and num_bytes < LINGER_BYTES:
+            following = await self._next(receive, deadline - time.monotonic())
+            if following is None:
+                break
+            message = following  # type: ignore[assignment]
+            num_bytes += len(following.get("body", b""))
+            await asyncio.sleep(LINGER_REST_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _declared_bytes(headers: Headers) -> int:
+    text = next((value for name, value in headers if name == b"content-length"), b"0")
+    return int(text) if text.isdigit() and len(text) < 20 else 0

@@ -1,0 +1,1 @@
+"""One version's model as a server computes it, and what it keeps of users between requests."""

@@ -1,0 +1,1 @@
+"""Users' histories, whose they are, and the servers that hold the others."""

@@ -1,0 +1,197 @@
+"""Users' histories as the worker knows them: every accepted record of the sequences topic is folded in as it arrives.
+
+The topic is compacted by segment, so reading it from its start gives every user's present history, and following it
+keeps that up to date: an action is in the history as soon as its record arrives. A user costs 32 bytes per interaction,
+8 more per feature, and about 250 in all besides. Beyond ``max_bytes`` the users that have been quiet longest are
+forgotten; the history of one who returns starts with the segment of the new action.
+
+A server that holds some partitions alone reads the others too, for what is known of items (`Catalogue`, those that were
+removed) and for the clock: these do not depend on where a user is. It keeps no user of theirs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
+from kernels.histories import UserHistories
+from serving.users.catalogue import Catalogue
+from wire.example import Example, Int64, Interactions, Mark, interactions_of, num_features_of, row_type
+from wire.example_codec import MARKS
+from wire.example_log import ExampleLog, Verdict
+from wire.example_reader import ExampleReader
+from wire.kafka.batches import Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a user did, oldest first, and the user's categorical features: copies that do not change."""
+
+    interactions: Interactions
+    user_features: Int64
+
+
+class Histories:
+    """User → `Past`. Fed by one thread for each partition, read by any."""
+
+    def __init__(
+        self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None
+    ) -> None:
+        """``num_features``: how many of an interaction's columns are features of its item; None: all."""
+        self._max_bytes, self._max_context = max_bytes, max_context
+        self._kept: UserHistories | None = None
+        """Made once it is known how many features an item has: from the first example on."""
+        self._logs: dict[int, ExampleLog] = {}
+        self.items = Catalogue(num_features=num_features)
+        self._lock = threading.Lock()
+        self.num_forgotten = 0
+        self.removed: set[int] = set()
+        """Hashes of items that were removed, which are in no answer."""
+        self.on_erased: Callable[[str], None] = lambda _: None
+        """Called with a user whose history was removed."""
+        self._decoder = ExampleReader(topic)
+        self.held: frozenset[int] | None = None
+        """The partitions whose users are kept; None: all."""
+        self.clock_ms = -1
+        """Newest event time of any partition; -1 before the first."""
+
+    def __len__(self) -> int:
+        return len(self._kept) if self._kept is not None else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory used by the histories."""
+        return self._kept.num_bytes if self._kept is not None else 0
+
+    @property
+    def num_foreign(self) -> int:
+        """Records that were not examples."""
+        return self._decoder.num_foreign
+
+    def feed(self, partition: int, value: bytes | None, offset: int = -1) -> None:
+        """Take a record of the sequences topic, in the order of offsets within its partition."""
+        example = self._decoder.read(partition, offset, value)
+        if example is None:
+            return
+        if self._log(partition).feed(example) is not Verdict.ACCEPT:
+            return
+        if example.mark is None:
+            self._keep(example)
+        else:
+            self._apply_mark(example)
+
+    def _apply_mark(self, mark: Example) -> None:
+        with self._lock:
+            if mark.mark is Mark.ITEM:
+                self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
+            elif mark.mark is Mark.ITEM_BACK:
+                self.removed = self.removed - {mark.marked_item}
+            elif mark.user and self._kept is not None:
+                self._kept.drop(mark.user)
+        if mark.mark is Mark.USER and mark.user:
+            self.on_erased(mark.user)
+
+    def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
+        """Take batches of records in their order, like `feed` for each record."""
+        while batches and self._kept is None:  # one by one, until there is an example
+            block = decode_block(batches[:1], row_type(0))
+            for record in range(len(block.heads)):
+                self._feed_one(partition, block, record)
+            batches = batches[1:]
+        if not batches or self._kept is None:
+            return
+        block = decode_block(batches, self._kept.row_type)
+        heads = block.heads
+        is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["partition"] == partition)
+        if self._decoder.columns is not None:
+            is_plain &= heads["num_user_features"] == self._decoder.columns[1]
+        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
+        for begin, end in itertools.pairwise(edges):
+            numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
+            if is_plain[begin] and self._log(partition).take_run(numbers, epochs):
+                self._keep_run(block, begin, end)
+                continue
+            for record in range(begin, end):
+                self._feed_one(partition, block, record)
+
+    def _feed_one(self, partition: int, block: Block, record: int) -> None:
+        if block.heads["status"][record] != TOMBSTONE:
+            self.feed(partition, block.value(record), int(block.heads["offset"][record]))
+
+    def _holds(self, partition: int) -> bool:
+        return self.held is None or partition in self.held
+
+    def _log(self, partition: int) -> ExampleLog:
+        return self._logs.setdefault(partition, ExampleLog(None, allow_gaps=True))
+
+    def _keep_run(self, block: Block, begin: int, end: int) -> None:
+        """Fold records that are all valid."""
+        assert self._kept is not None
+        heads = block.heads[begin:end]
+        with self._lock:
+            if self._holds(int(heads["partition"][0])):
+                self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
+            self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
+        self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
+
+    def _keep(self, example: Example) -> None:
+        rows = example.rows
+        with self._lock:
+            if self._kept is None:
+                self._kept = UserHistories(rows.dtype, self._max_context)
+                self._decoder.columns = num_features_of(rows), len(example.user_feature_hash)
+            if self._holds(example.partition):
+                self.num_forgotten += self._kept.put(
+                    example.user, example.segment_len, example.first_index, rows, example.user_feature_hash,
+                    self._max_bytes,
+                )  # fmt: skip
+            self.clock_ms = max(self.clock_ms, example.newest_event_ms)
+        self.items.note(example.interactions)
+
+    def forget_partitions(self) -> None:
+        """Forget which numbers were seen, because the topic is being read from its start again."""
+        self._logs.clear()
+
+    def begin_anew(self) -> None:
+        """Drop users and requests to forget: the topic was created again, and its histories start over."""
+        self.forget_partitions()
+        self.removed = set()
+        with self._lock:
+            self._kept = self._decoder.columns = None
+
+    def get(self, user: str) -> Past | None:
+        """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a
+        segment more, so that keys and values cached for a long history stay valid while it grows."""
+        with self._lock:
+            found = self._kept.get(user) if self._kept is not None else None
+        if found is None:
+            return None
+        rows, features = found
+        return Past(_contiguous(interactions_of(rows)), features)
+
+    def is_removed(self, item_hash_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) which items were removed."""
+        removed = self.removed
+        return np.isin(item_hash_n, np.fromiter(removed, np.int64)) if removed else np.zeros(len(item_hash_n), np.bool_)
+
+    def newest_users(self, num: int) -> list[str]:
+        """The users that acted most recently, newest first."""
+        with self._lock:
+            return self._kept.newest(num) if self._kept is not None else []
+
+
+def _contiguous(rows: Interactions) -> Interactions:
+    return Interactions(
+        np.ascontiguousarray(rows.item_hash),
+        np.ascontiguousarray(rows.action_bits),
+        np.ascontiguousarray(rows.timestamp_ms),
+        np.ascontiguousarray(rows.domain_hash),
+        np.ascontiguousarray(rows.value),
+        np.ascontiguousarray(rows.feature_hash),
+    )

@@ -1,0 +1,1 @@
+"""Which version answers: followed from the weights topic, checked, swapped in."""

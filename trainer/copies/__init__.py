@@ -1,0 +1,1 @@
+"""A learner's rows, copied in slices between its steps."""

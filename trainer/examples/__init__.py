@@ -1,0 +1,1 @@
+"""What steps teach: examples, folded into users' histories and laid out as jagged batches."""

@@ -1,0 +1,36 @@
+"""How much context a step computes: what comes before each user's first target is cut and, if long, thinned."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kernels import stochastic_length
+from kernels.length import kept_length
+from trainer.examples.batch import JaggedBatch, take_interactions
+
+
+def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
+    """The batch with at most ``max_context`` interactions before each user's first target."""
+    start_B = batch.starts_B1[:-1]
+    first_B = np.maximum(start_B, batch.target_R[np.searchsorted(batch.target_R, start_B)] - max_context)
+    length_B = batch.starts_B1[1:] - first_B
+    num = int(length_B.sum())
+    if num == len(batch.item_n):
+        return batch
+    kept = np.arange(num) + np.repeat(first_B - np.cumsum(length_B) + length_B, length_B)
+    return take_interactions(batch, kept)
+
+
+def thin(batch: JaggedBatch, max_context: int, alpha: float, backend: str) -> JaggedBatch:
+    """Stochastic length: contexts that are long for 2 ``max_context`` tokens and ``alpha`` are thinned; what comes from
+    a user's first target on stays."""
+    first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    kept_T, _ = stochastic_length(
+        torch.from_numpy(2 * batch.starts_B1),
+        torch.from_numpy(batch.seed_B),
+        max_kept=kept_length(2 * max_context, alpha),
+        must_keep_last_B=torch.from_numpy(2 * (batch.starts_B1[1:] - first_target_B)),
+        backend=backend,
+    )
+    return take_interactions(batch, kept_T.numpy()[::2] // 2)

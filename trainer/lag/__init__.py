@@ -1,0 +1,1 @@
+"""How far behind each stage is, once a second."""

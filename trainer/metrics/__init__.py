@@ -1,0 +1,1 @@
+"""Predictions scored before anything is learned from their outcomes, beside baselines."""

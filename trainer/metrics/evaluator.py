@@ -1,0 +1,253 @@
+"""Scores predictions, before anything is learned from their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.memory import MemoryOutcome, Ranks
+from kernels.transfer import ToHost
+from model.embedding import EmbeddingTable
+from trainer.config import TrainerConfig
+from trainer.examples.batch import JaggedBatch
+from trainer.metrics.baseline import PopularityBaseline
+from trainer.metrics.prequential import RANKERS, UNRANKED, Predictions, PrequentialMetrics
+
+Int64 = NDArray[np.int64]
+NEW_ITEM_SIGHTINGS = 10
+NEW_USER_INTERACTIONS = 10
+HEAD_SHARE = 0.2
+COMING = -2
+"""The rank of a choice that is not known yet (`trainer.learner.memory_pass`)."""
+POPULAR_STEPS = 4
+"""The most popular items are ranked in one step of so many, since that takes longer than the rest of the metrics."""
+MOST_STAMPS = 1 << 20
+"""Up to this many distinct keys, first sightings are found through an array instead of by sorting."""
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed without it."""
+
+    table: EmbeddingTable
+    rows_U: Int64
+    values_UD: Tensor
+    place_nF: Tensor | None = None
+    """Which of them are summed into each interaction's side inputs."""
+    direct_UD: Tensor | None = None
+
+    @property
+    def gradient_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
+        """None if nothing depended on them."""
+        return self.values_UD.grad if self.direct_UD is None else self.direct_UD
+
+
+@dataclass(slots=True, eq=False)
+class Forward:
+    """What losses and metrics need from one forward pass: R targets, S of which are retrieval targets (choices)."""
+
+    query_SD: Tensor
+    """Queries of the choices, without gradient, like the table."""
+    table_UD: Tensor
+    is_whole: bool
+    """Whether the table has all items: row u is then row u of the item table."""
+    logits_RK: Tensor
+    target_row_R: Int64
+    retrieval_loss: Tensor
+    """Mean over the choices whose item has a row."""
+    leaves: list[Leaf]
+    ranking_loss: Tensor | None = None
+    """Mean over the targets, if already computed."""
+    logit_SV: Tensor | None = None
+    """The logits of each choice over the whole catalogue, if already computed; then there is no table."""
+    has_gradients: bool = False
+    """Whether weights and leaves have their gradients already."""
+    value_R: Tensor | None = None
+    """What is expected of each target's value, if the model predicts them."""
+    value_loss: Tensor | None = None
+    """Mean over the targets whose value is known."""
+    on_host: ToHost | None = None
+    """``logits_RK`` and both losses, asked for before a GPU is given more work."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """(R, K) the probability of each kind for R targets, and the one from the item's rate alone; (R,) the numbers of
+    their interactions (`model.arrivals`)."""
+
+    probability_RK: NDArray[np.float64]
+    by_rate_RK: NDArray[np.float64]
+    number_R: Int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Awaited:
+    """What belongs to a choice whose ranks are not known yet. ``rank_K``: by the rankers that have ranked it;
+    ``slice_X``: as in `Predictions`. ``batch``: the one that it is a choice of, the ``place``-th, in the ``step``; None
+    if that was before a checkpoint."""
+
+    rank_K: Int64
+    slice_X: NDArray[np.bool_]
+    domain: int
+    is_ranked: bool
+    place: int
+    step: int
+    batch: JaggedBatch | None = None
+
+
+class Evaluator:
+    """Compares a batch's predictions, and the baselines', with the outcomes."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        popularity: PopularityBaseline,
+        metrics: PrequentialMetrics,
+    ) -> None:
+        self._config, self._popularity, self._metrics = config, popularity, metrics
+        self.on_ranked: Callable[[JaggedBatch, Int64, int], None] | None = None
+        """Called with a batch, the ranks of its choices (-1: not ranked), and the step in which it was predicted."""
+        self._awaited: Awaited | None = None
+
+    def count(
+        self,
+        batch: JaggedBatch,
+        predicted: Ranked,
+        choices: MemoryOutcome,
+        num_known: int,
+        seen_rows_n: Int64,
+        step: int,
+        earlier: Ranks | None = None,
+    ) -> None:
+        """Add a batch's predictions to the metrics.
+
+        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted; one may be
+        `COMING`, to come as ``earlier`` with a later batch. For the baselines only the ``num_known`` items compete that
+        had a row before the batch (``seen_rows_n``).
+        """
+        target_R = seen_rows_n[batch.target_R]
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        target_S, where_S = target_R[wanted], batch.target_R[wanted]
+        if earlier is not None:
+            self._count_earlier(earlier)
+        share_S = self._ranked(len(wanted), step)
+        ranked_S = share_S & (choices.rank_R >= 0)
+        ranked = np.flatnonzero(ranked_S)
+        if self.on_ranked is not None:
+            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1), step)
+        rank_KS = np.full((len(RANKERS), len(wanted)), UNRANKED, np.int64)
+        by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
+        for name, rank_S in by_memory.items():
+            rank_KS[RANKERS.index(name), ranked] = rank_S[ranked]
+        coming = np.flatnonzero(choices.rank_R == COMING)
+        if ranks_popular(step):
+            asked = np.flatnonzero(share_S & ((choices.rank_R >= 0) | (choices.rank_R == COMING)))
+            rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[asked])
+            popular = self._popularity.ranks(target_S[asked], num_known, rows, offsets_C1)
+            for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
+                rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
+        slice_XS, domain_S = self._slices(target_S, batch.age_R[wanted], num_known), batch.domain_n[where_S]
+        for at in coming.tolist():
+            self._awaited = Awaited(
+                rank_KS[:, at], slice_XS[:, at], int(domain_S[at]), bool(share_S[at]), at, step, batch
+            )
+        self._metrics.add(
+            Predictions(
+                rank_KS=rank_KS,
+                ranked_S=ranked_S,
+                slice_XS=slice_XS,
+                domain_S=domain_S,
+                log_loss_S=choices.loss_R.astype(np.float64),
+                number_R=predicted.number_R,
+                probability_RK=predicted.probability_RK,
+                baseline_RK=predicted.by_rate_RK,
+                done_RK=batch.learned_RK > 0,
+                is_new_R=batch.is_new_R,
+            )
+        )
+
+    def _count_earlier(self, ranks: Ranks) -> None:
+        """Add the ranks of a choice that was awaited."""
+        awaited, self._awaited = self._awaited, None
+        assert awaited is not None, "its choice was coming"
+        rank_K = awaited.rank_K.copy()
+        for name, rank in (("model", ranks.rank), ("network", ranks.model_rank), ("counts", ranks.count_rank)):
+            rank_K[RANKERS.index(name)] = rank
+        kept = slice(0, int(awaited.is_ranked))
+        self._metrics.add_ranks(
+            rank_K[:, None][:, kept], awaited.slice_X[:, None][:, kept], np.array([awaited.domain])[kept]
+        )
+        self._metrics.add_losses(np.array([ranks.loss]))
+        if self.on_ranked is not None and awaited.batch is not None and awaited.is_ranked:
+            rank_S = np.full(int(np.count_nonzero(awaited.batch.is_wanted_R)), -1, np.int64)
+            rank_S[awaited.place] = ranks.rank
+            self.on_ranked(awaited.batch, rank_S, awaited.step)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a checkpoint: of the choice whose ranks are awaited, if there is one."""
+        if (awaited := self._awaited) is None:
+            return {}
+        others = np.array([awaited.domain, awaited.is_ranked, awaited.place, awaited.step], np.int64)
+        return {"rank_K": awaited.rank_K, "slice_X": awaited.slice_X, "others": others}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`; other arrays are ignored."""
+        self._awaited = None
+        if "others" in state:
+            domain, is_ranked, place, step = state["others"].tolist()
+            rank_K, slice_X = state["rank_K"].copy(), state["slice_X"].astype(np.bool_)
+            self._awaited = Awaited(rank_K, slice_X, domain, bool(is_ranked), place, step)
+
+    def _ranked(self, num_targets: int, step: int) -> NDArray[np.bool_]:
+        if self._config.metric_share >= 1.0:
+            return np.ones(num_targets, np.bool_)
+        generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
+        return generator.random(num_targets) < self._config.metric_share
+
+    def _slices(self, target_S: Int64, age_S: Int64, num_known: int) -> NDArray[np.bool_]:
+        head = self._popularity.at_share(1 - HEAD_SHARE, num_known)
+        count_S, known_S = self._popularity.count_of(target_S), target_S > 0
+        return np.stack(
+            [
+                np.ones(len(target_S), np.bool_),
+                ~known_S | (count_S < NEW_ITEM_SIGHTINGS),
+                age_S < NEW_USER_INTERACTIONS,
+                known_S & (count_S < head),
+            ]
+        )
+
+
+def ranks_popular(step: int) -> bool:
+    """Whether the most popular items are ranked in this step: in one of `POPULAR_STEPS`, evenly spread but without a
+    period, by multiples of the golden ratio."""
+    return (step * 0x9E3779B1 & 0xFFFF_FFFF) * POPULAR_STEPS < 1 << 32
+
+
+def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
+    """(n,) whether each key is the first of its value; keys are below ``num_keys``."""
+    if num_keys > MOST_STAMPS:
+        first_n = np.zeros(len(key_n), np.bool_)
+        first_n[np.unique(key_n, return_index=True)[1]] = True
+        return first_n
+    place_n, stamps = np.arange(len(key_n)), np.empty(num_keys, np.int64)
+    stamps[key_n[::-1]] = place_n[::-1]  # the first one is written last
+    return np.asarray(stamps[key_n] == place_n)
+
+
+def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
+    """For each of C interactions, the distinct known rows that its user met before it within the batch: flat rows and
+    (C+1,) offsets."""
+    width = int(rows_n.max(initial=0)) + 1
+    first_n = first_sightings(batch.owner_n * width + rows_n, (len(batch.starts_B1) - 1) * width)
+    first_n &= rows_n > 0
+    num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
+    start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]
+    num_C = num_before_n1[target_C] - start_C
+    offsets_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_C)])
+    where = np.arange(offsets_C1[-1]) + np.repeat(start_C - offsets_C1[:-1], num_C)
+    return rows_n[first_n][where], offsets_C1

@@ -1,0 +1,233 @@
+# mypy: allow-untyped-calls
+"""A step's forward and backward pass on a GPU as two CUDA graphs: from item rows to both losses, over all items.
+
+This does for everything between the tables and the optimiser what `trainer.network.graph` does for the layers: a live
+step of a few dozen targets is hundreds of small launches and little else. A batch is padded to one of a few sizes and
+copied as two arrays, one of integers and one of floats; losses are weighted sums, in which padding has weight zero. The
+catalogue has at least as many rows as the item table has memory for; rows without an item do not compete. So a step
+learns the same as without graphs, but for the last bits of sums over other tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kernels import Tail
+from kernels.transfer import on_its_way, to_device
+from model.hstu import HSTU
+from trainer.network.graph import Captures, Input, PaddedTail, padded_size
+from trainer.network.losses import exact_retrieval_loss, ranking_loss
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+LEAST_INTERACTIONS = 128
+LEAST_USERS = 16
+LEAST_ROWS = 4096
+
+
+@dataclass(slots=True, eq=False)
+class StepInputs:
+    """A step's inputs: n interactions of B users, R targets, S of which are retrieval targets (choices).
+
+    ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
+    row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
+    table's rows compete. ``weight_S``: the weights of the retrieval targets' losses, 0 for padding.
+    """
+
+    row_n: Int64
+    kinds_nK: Float32
+    value_n: Float32
+    starts_B1: Int64
+    query_time_n: Int64
+    time_n: Int64
+    target_R: Int64
+    before_S: Int64
+    learned_row_S: Int64
+    prior_RPK: Float32
+    learned_RK: Float32
+    is_new_R: Bools
+    is_read_T: Bools
+    live_V: Bools
+    weight_S: Float32
+
+    @property
+    def size(self) -> Size:
+        """The size that the step is padded to."""
+        most = max(len(self.starts_B1) - 1, len(self.target_R), len(self.before_S))
+        return Size(
+            padded_size(len(self.row_n), LEAST_INTERACTIONS), padded_size(most, LEAST_USERS),
+            max(LEAST_ROWS, len(self.live_V)), self.kinds_nK.shape[1], self.prior_RPK.shape[1],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The padded numbers. ``users``: of users, targets and retrieval targets each; ``rows``: of the item table."""
+
+    interactions: int
+    users: int
+    rows: int
+    kinds: int
+    priors: int
+
+    @property
+    def integers(self) -> list[int]:
+        """Lengths of the integer arrays that `pack` concatenates, in its order."""
+        tokens = 2 * self.interactions
+        return [self.interactions, tokens, tokens, self.users + 1, self.users, self.users, self.users]
+
+    @property
+    def floats(self) -> list[int]:
+        """The same for the float arrays."""
+        each = [self.users] * 3
+        return [
+            self.interactions * self.kinds, self.interactions, self.users * self.priors * self.kinds,
+            self.users * self.kinds, *each, 2 * self.interactions, self.rows,
+        ]  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class StepOutputs:
+    """Both losses, with gradients to the table's rows, the side inputs and the weights; predictions, without them."""
+
+    retrieval: Tensor
+    ranking: Tensor
+    query_SD: Tensor
+    table_VD: Tensor
+    logits_RK: Tensor
+
+
+def _fill(parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float], dtype: Any) -> NDArray[Any]:
+    """The parts, flattened and concatenated, each padded to its length with its value of ``rests``."""
+    joined = np.empty(sum(lengths), dtype)
+    start = 0
+    for part, length, rest in zip(parts, lengths, rests, strict=True):
+        flat = part.reshape(-1)
+        joined[start : start + len(flat)] = flat
+        joined[start + len(flat) : start + length] = rest
+        start += length
+    return joined
+
+
+def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
+    """The inputs as one array of integers and one of floats, which `_Step.forward` splits again."""
+    time_n, query_time_n = inputs.time_n, inputs.query_time_n
+    last, start = 2 * int(inputs.starts_B1[-1]), 2 * size.interactions
+    before = np.where(inputs.before_S >= 0, 2 * inputs.before_S + 1, start)
+    integers = _fill(
+        [inputs.row_n, query_time_n, time_n, 2 * inputs.starts_B1, 2 * inputs.target_R, before, inputs.learned_row_S],
+        size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0], np.int64,
+    )  # fmt: skip
+    weight_S = inputs.weight_S / np.float32(max(1, int((inputs.learned_row_S > 0).sum())))
+    weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
+    floats = _fill(
+        [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,
+         inputs.is_read_T, inputs.live_V],
+        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], np.float32,
+    )  # fmt: skip
+    return integers, floats
+
+
+class _Step(nn.Module):
+    """The module that is captured: all of the model's weights, and one size."""
+
+    def __init__(self, model: HSTU, size: Size, rules: tuple[str, bool], backend: str) -> None:
+        super().__init__()
+        self.model, self._size, self._backend = model, size, backend
+        self._feedback, self._context_gradient = rules
+
+    def forward(self, row_VD: Tensor, integers: Tensor, floats: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Both losses and the predictions of `StepOutputs`; ``sides``: the side inputs (n, M), if there are any."""
+        size, model = self._size, self.model
+        row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
+        kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, is_read_T, live_V = floats.split(size.floats)
+        kinds_nK = kinds.view(size.interactions, size.kinds)
+        item_nM = model.item_inputs(F.embedding(row_n, row_VD), sides[0] if sides else None)
+        x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
+        y_TM = model.encode(
+            x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend,
+            tail=cast("Tail", PaddedTail(is_read_T > 0)), context_gradient=self._context_gradient,
+        )  # fmt: skip
+        read = F.embedding(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
+        query_SD, table_VD = model.retrieval_query(read[size.users :]), model.retrieval_table(row_VD)
+        loss_S = exact_retrieval_loss(query_SD, table_VD, learned_S, live_V > 0, self._backend)
+        logits_RK = model.rank_logits(read[: size.users], prior.view(size.users, size.priors, size.kinds))
+        loss_R = ranking_loss(logits_RK, learned.view(size.users, size.kinds), is_new_R > 0, self._feedback)
+        losses = (loss_S * weight_S).sum(), (loss_R * weight_R).sum()
+        return *losses, query_SD.detach(), table_VD.detach(), logits_RK.detach()
+
+
+class _LearnedStep(nn.Module):
+    """A `_Step` whose first output is the loss that is learned."""
+
+    def __init__(self, step: _Step, rank_weight: float) -> None:
+        super().__init__()
+        self.step, self._rank_weight = step, rank_weight
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The loss, then the outputs of `_Step`."""
+        retrieval, ranking, *predictions = self.step(*arguments)
+        return retrieval + self._rank_weight * ranking, retrieval, ranking, *predictions
+
+
+class PaddedStep:
+    """Forward and backward passes of steps whose key times are in order and whose loss is over the whole catalogue.
+
+    ``rank_weight``: of ranking's loss; needed for `learn`.
+    """
+
+    def __init__(
+        self, model: HSTU, captures: Captures, *, feedback: str, context_gradient: bool, backend: str = "auto",
+        rank_weight: float = 1.0,
+    ) -> None:  # fmt: skip
+        self._model, self._captures, self._backend = model, captures, backend
+        self._rules, self._rank_weight = (feedback, context_gradient), rank_weight
+
+    @property
+    def works(self) -> bool:
+        """Whether no capture has failed."""
+        return self._captures.works
+
+    def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
+        """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
+        size = inputs.size
+        arguments = [row_VD, *(to_device(each, row_VD.device) for each in pack(inputs, size))]
+        if side_nM is not None:
+            arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
+        return _outputs(inputs, self._captures.replay((size, len(arguments)), lambda: self._step(size), arguments))
+
+    def learn(
+        self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None
+    ) -> tuple[StepOutputs, Tensor, Tensor | None]:
+        """The same with both passes in one graph: the outputs, without autograd, and the gradients of rows and side
+        inputs; those of the weights are written to their ``grad``, which must be zero. ``row_VD``: the item table's."""
+        size, device = inputs.size, row_VD.device
+        arguments = [Input(row_VD, size.rows, varies=True)]
+        arguments += [Input(on_its_way(each, device), len(each)) for each in pack(inputs, size)]
+        if side_nM is not None:
+            arguments.append(Input(side_nM.detach(), size.interactions, varies=True))
+        key = (size, len(arguments), "learn")
+        (_, *outputs), (rows, *sides) = self._captures.learn(
+            key, lambda: _LearnedStep(self._step(size), self._rank_weight), arguments, device
+        )  # fmt: skip
+        assert rows is not None, "the loss depends on the rows"
+        side = sides[0][: len(inputs.row_n)] if sides and sides[0] is not None else None
+        return _outputs(inputs, outputs), rows, side
+
+    def _step(self, size: Size) -> _Step:
+        return _Step(self._model, size, self._rules, self._backend)
+
+
+def _outputs(inputs: StepInputs, padded: Sequence[Tensor]) -> StepOutputs:
+    """What `_Step` returns, without padding."""
+    retrieval, ranking, query, table, logits = padded
+    return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])

@@ -1,0 +1,1 @@
+"""Where steps come from: the sequences topic, and the steps that were recorded."""

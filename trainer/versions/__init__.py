@@ -1,0 +1,1 @@
+"""What servers get: versions of the weights, rounded, published by one leader."""
