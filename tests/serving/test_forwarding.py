@@ -134,7 +134,7 @@ def test_an_answer_of_something_else_is_not_passed_on() -> None:
 
 
 def test_an_answer_that_is_too_long_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving.forwarding, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(serving.users.forwarding, "MAX_ANSWER_BYTES", 1000)
     assert asked(in_turn(lambda: told(body="x" * 1000)))[0] == b"x" * 1000
     assert "sent more than 1,000 bytes" in str(asked(in_turn(lambda: told(body="x" * 1001)))[0])
 
@@ -146,7 +146,7 @@ def test_a_server_that_failed_is_avoided_and_one_request_finds_out_whether_it_an
     first, second, _ = asked(handle, num=2)
     assert "s0 answered 500" in str(first)
     assert "s0 failed to, a moment ago" in str(second)
-    monkeypatch.setattr(serving.forwarding, "AVOIDED_S", 0.0)
+    monkeypatch.setattr(serving.users.forwarding, "AVOIDED_S", 0.0)
     handle = in_turn(lambda: told(500), lambda: told(body="again"))
     assert asked(handle, num=3)[1:3] == [b"again", b"again"]
 
@@ -154,10 +154,10 @@ def test_a_server_that_failed_is_avoided_and_one_request_finds_out_whether_it_an
 def test_a_server_that_answers_that_it_is_busy_after_it_failed_is_asked_by_all_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving.forwarding, "AVOIDED_S", 0.0)
+    monkeypatch.setattr(serving.users.forwarding, "AVOIDED_S", 0.0)
 
     def say_busy() -> web.Response:
-        monkeypatch.setattr(serving.forwarding, "AVOIDED_S", 60.0)  # for this answer
+        monkeypatch.setattr(serving.users.forwarding, "AVOIDED_S", 60.0)  # for this answer
         return told(503, "busy")
 
     handle = in_turn(lambda: told(500), say_busy, lambda: told(body="again"))

@@ -37,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(serving.peers, "time", made)
+    monkeypatch.setattr(serving.users.peers, "time", made)
     return made
 
 

@@ -128,7 +128,7 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "claimed": lambda reach: _after(Publisher, "lead", reach),
     "half_of_the_chunks": half_of_the_chunks,
     "chunks_sent": lambda reach: _after(Writer, "send_chunks", reach),
-    "fence_checked": lambda reach: _before(trainer.weights_writer, "encode_manifest", reach),
+    "fence_checked": lambda reach: _before(trainer.versions.writer, "encode_manifest", reach),
     "published": lambda reach: _after(Writer, "send_manifest", reach),
 }
 FILE_POINTS = tuple(list(POINTS)[:9])

@@ -90,7 +90,7 @@ def check_contexts(batch: JaggedBatch, name_of: dict[int, str], seen: dict[Place
 
 
 def test_contexts_as_they_are_now_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.batch, "_put_seen", lambda *_: None)
+    monkeypatch.setattr(trainer.examples.batch, "_put_seen", lambda *_: None)
     with pytest.raises(AssertionError):
         check_each_piece_once(steps_of())
 
@@ -102,7 +102,7 @@ def test_each_interaction_is_learned_when_its_window_is_over_with_all_its_kinds(
 
 def test_kinds_that_are_told_as_they_come_too_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     late: Callable[..., object] = trainer.examples.waiting._late
-    monkeypatch.setattr(trainer.waiting, "_late", lambda example, history, waits: late(example, history, {}))
+    monkeypatch.setattr(trainer.examples.waiting, "_late", lambda example, history, waits: late(example, history, {}))
     with pytest.raises(AssertionError):
         check_each_piece_once(steps_of())
 
@@ -151,7 +151,7 @@ def test_a_resumed_trainer_that_forgets_what_waits_is_found(monkeypatch: pytest.
 
 
 def test_after_a_silence_not_all_that_waited_is_learned_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.waiting, "MOST_AT_ONCE", 5)
+    monkeypatch.setattr(trainer.examples.waiting, "MOST_AT_ONCE", 5)
     histories, steps = histories_of(20 * WINDOW_MS), steps_of(40)
     for examples in steps:
         build_batch(examples, histories, MODEL, histories.choose)

@@ -282,7 +282,7 @@ def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
     stage: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tables that are whole in some steps and divided in the others; one process without ranks checks the rest."""
-    monkeypatch.setattr(trainer.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
+    monkeypatch.setattr(trainer.learner.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
     divides_small_catalogues()
     made = stage(trainer={"shards": 2, "whole_table_bytes": 0})
     kills = ((1, "taken:6"), (0, "published:2"), (1, "swapped:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
@@ -329,7 +329,7 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
 ) -> None:
     """When rank 0 hears of it, it has counted the step already."""
     if builds:
-        monkeypatch.setattr(trainer.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
+        monkeypatch.setattr(trainer.learner.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
         divides_small_catalogues()
     made = stage(trainer={"shards": 2, "whole_table_bytes": 0 if builds else 1 << 30})
     made.feed(60)

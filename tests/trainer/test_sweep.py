@@ -91,7 +91,7 @@ def test_checkpoints_copied_beside_steps_hold_what_a_stopped_learner_would(
 def test_a_checkpoint_of_little_change_is_an_increment_and_in_the_end_a_whole_one(
     folder: CheckpointFolder, saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.saver, "MOST_INCREMENTS", 3)
+    monkeypatch.setattr(trainer.checkpoint.saver, "MOST_INCREMENTS", 3)
     learner, world = taught(EVERYTHING, num_steps=30)
     is_whole = []
     for _ in range(8):
@@ -292,7 +292,7 @@ def shares_memory(self: Any, region: str, rows_U: Any, columns: Arrays) -> int:
 def test_a_build_that_tears_a_checkpoint_is_caught(
     folder: CheckpointFolder, saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.saver, "Sweep", CopiesOnce)
+    monkeypatch.setattr(trainer.checkpoint.saver, "Sweep", CopiesOnce)
     expected, _ = save(saver, *taught())
     kept = folder.load()
     assert kept is not None
@@ -302,7 +302,7 @@ def test_a_build_that_tears_a_checkpoint_is_caught(
 @pytest.mark.parametrize("how", ["copies once", "shares memory"])
 def test_a_build_that_tears_a_version_is_caught(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "copies once":
-        monkeypatch.setattr(trainer.collection, "Sweep", CopiesOnce)
+        monkeypatch.setattr(trainer.versions.collection, "Sweep", CopiesOnce)
     (sliced, world), (at_once, _) = taught(), taught()
     collection = Collection(sliced, whole=True)
     if how == "shares memory":
