@@ -673,7 +673,7 @@ def test_a_learner_learns_what_follows_what() -> None:
         said = predictions_of(learner, [example(past, 3, number=step) for past in pasts])
         hits.append(float((said.rank_KS[0] == 1).mean()))
     assert np.mean(hits[-10:]) > 0.9
-    assert hits[0] < 0.5
+    assert hits[0] < 0.7  # what followed the first users' items is known already when the last ones are predicted
 
 
 # Determinism
