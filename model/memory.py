@@ -36,7 +36,7 @@ from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.memory_groups import GroupNumbers
-from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, with_pairs_as
+from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, empty_pairs, pairs_at, with_pairs_as
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
@@ -231,11 +231,14 @@ class Memory:
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, num_columns: int, *, keep: bool) -> None:
-        """When the width changes, every row is published again, so it does not matter what a narrower one cuts off.
+        """When the width changes, every row is published again, so it does not matter what a narrower one cuts off. So
+        are all pairs in another table, from which some are gone that this one still has.
         Weights that are published as steps then start from zero (`trainer.versions.rounding`)."""
         if keep:
-            is_other = width != self.arrays.width
-            self.arrays = reshaped(self.arrays, capacity, width, self._columns)
+            is_other, old = width != self.arrays.width, self.arrays
+            if old.num_pairs and pairs_at(capacity) != old.num_pairs:  # all that the trainer has moved are published
+                old = replace(old, **empty_pairs(0))
+            self.arrays = reshaped(old, capacity, width, self._columns)
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:

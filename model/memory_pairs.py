@@ -40,8 +40,8 @@ def with_pairs(old: MemoryArrays, num_pairs: int) -> MemoryArrays:
     slots = slots_of(old.pair_row[used], num_pairs)
     for name in PAIRS:
         new[name][slots] = getattr(old, name)[used]
-    # The old slots too: a reader may have begun to copy them.
-    for changed in (slots, used):
+    # All of the old slots too: a reader may have begun to copy them, or have copied pairs that are gone since.
+    for changed in (slots, slice(old.num_pairs)):
         new["pair_dirty"][changed], new["pair_moved"][changed] = CHANGED, 255
     return replace(old, **new)
 

@@ -29,6 +29,13 @@ MARK = tl.constexpr(CHANGED)
 NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
 LISTS = tl.constexpr(LISTS_REMEMBERED)
 RESCALE_AT = tl.constexpr(counting.RESCALE_AT)
+LEAST_SQUARE = tl.constexpr(1e-37)
+
+
+@triton.jit
+def root(square):
+    """The square root; of a subnormal number, to which the square of an input that is always 0 decays, not 0."""
+    return tl.sqrt(tl.maximum(square, LEAST_SQUARE))
 
 
 @triton.jit
@@ -48,7 +55,7 @@ def learn_gains(
         slope = tl.load(slope_ptr + place * 32 + column)[None, :]
         moves = only_if(tl.load(told_ptr + place * 4) > 0, inside & ((part == 0) | (part == bucket))[:, None])
         square = tl.where(moves, square * decay + slope * slope, square)
-        gain = tl.where(moves, gain - part_rate[:, None] * slope / tl.sqrt(square), gain)
+        gain = tl.where(moves, gain - part_rate[:, None] * slope / root(square), gain)
     tl.store(gain_ptr + at, gain, mask=inside)
     tl.store(square_ptr + at, square, mask=inside)
 
@@ -69,7 +76,7 @@ def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, nor
         slope = tl.load(slope_ptr + place * SLOPES + at, mask=inside, other=0.0)
         moves = only_if(is_predicted & (tl.load(told_ptr + place * 4 + 1) > 0), inside)
         square = tl.where(moves, square * decay + slope * slope, square)
-        weight = tl.where(moves, weight - rate * slope / tl.sqrt(square), weight)
+        weight = tl.where(moves, weight - rate * slope / root(square), weight)
         away_1 = tl.load(moment_ptr + place * 64 + column)
         away_2 = tl.load(moment_ptr + place * 64 + 32 + column)
         since = first_mean - mean

@@ -42,20 +42,27 @@ def test_a_million_items_take_at_most_24_bytes_each_for_their_pairs() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    rounds=st.lists(st.tuples(st.integers(2, 30), st.sets(st.integers(1, 8), max_size=3), st.booleans()), max_size=6),
+    rounds=st.lists(
+        st.tuples(st.integers(0, 30), st.sets(st.integers(1, 8), max_size=3), st.integers(0, 40), st.booleans()),
+        max_size=6,
+    ),
     seed=st.integers(0, 1000),
     first=st.sampled_from([16, 64]),
 )
-def test_a_reader_has_the_pairs_of_the_trainer(rounds: list[tuple[int, set[int], bool]], seed: int, first: int) -> None:
+def test_a_reader_has_the_pairs_of_the_trainer(
+    rounds: list[tuple[int, set[int], int, bool]], seed: int, first: int
+) -> None:
     """Through arrivals, evictions, larger tables, bases and deltas; bit for bit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.memory.FIRST_CAPACITY", first)
         patch.setattr(memory_pairs, "PAIRS_PER_ROW", 1)
         trainer, server, rng, num_rows = Memory(MODEL), Memory(MODEL), np.random.default_rng(seed), 10
-        for index, (more, gone, is_base) in enumerate([(0, set(), True), *rounds]):
+        for index, (more, gone, later, is_base) in enumerate([(0, set(), 0, True), *rounds]):
             num_rows += more
             learn(trainer, rng, num_rows)
             trainer.forget(np.array(sorted(gone), np.int64))
+            num_rows += later
+            trainer.grow(num_rows)
             server.apply(trainer.changes(everything=is_base or not index), is_base=is_base or not index)
             trainer.mark_published()
             assert server.arrays.num_pairs == trainer.arrays.num_pairs == pairs_at(trainer.arrays.capacity)

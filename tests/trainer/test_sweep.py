@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 import trainer.checkpoint.saver
 import trainer.versions.collection
-from model.dirty import UNPUBLISHED
+from model import memory_pairs
+from model.dirty import UNPUBLISHED, UNSAVED
 from model.growing import GrowingColumns
 from model.memory import Memory
+from model.memory_pairs import PAIRS, empty_pairs
 from model.memory_room import reshaped
+from tests.model.test_memory import learn
 from tests.trainer.samples import MODEL, TRAINER, World, taught
 from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
@@ -25,6 +28,7 @@ from trainer.checkpoint.reading import Checkpoint, read_checkpoint
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.snapshot import learner_arrays, small_arrays, weights_snapshot
 from trainer.config import TrainerConfig
+from trainer.copies.memory_regions import PairsRegion
 from trainer.copies.pace import Pace
 from trainer.copies.regions import Region
 from trainer.copies.rows import Arrays, Piece
@@ -336,6 +340,29 @@ def test_a_memory_whose_rows_become_narrower_while_it_is_copied_is_copied_as_it_
     reader = Memory(MODEL)
     reader.apply(ours.memory, is_base=True)
     assert reader.arrays.width == 3
+
+
+def test_what_is_copied_of_pairs_is_what_a_memory_has_left_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is learned, evicted and moved to a larger table since the last copy."""
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 64)
+    monkeypatch.setattr(memory_pairs, "PAIRS_PER_ROW", 1)
+    for seed in range(12):
+        memory, rng, num_rows = Memory(MODEL), np.random.default_rng(seed), 50
+        pieces: list[Piece] = []
+        learn(memory, rng, num_rows, 100)
+        Sweep([PairsRegion(memory, for_version=False)], [], UNSAVED, pieces.append, whole=True).finish()
+        for _ in range(8):
+            learn(memory, rng, num_rows, int(rng.integers(0, 40)))
+            memory.forget(rng.integers(1, num_rows, 2))
+            num_rows = min(500, num_rows + int(rng.integers(0, 40)))
+            memory.grow(num_rows)
+            Sweep([PairsRegion(memory, for_version=False)], [], UNSAVED, pieces.append, whole=False).finish()
+            kept = empty_pairs(memory.arrays.num_pairs)
+            for piece in pieces:
+                for name in PAIRS:
+                    kept[name][piece.rows_U] = piece.columns[name]
+            for name in PAIRS:
+                np.testing.assert_array_equal(kept[name], getattr(memory.arrays, name))
 
 
 def test_arrays_in_parts_are_what_safetensors_reads() -> None:
