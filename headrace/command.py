@@ -70,7 +70,8 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         told = (_refused(error) or error) if _is_user_facing(error) else system_error(error)
         if not told:
             raise
-        say(f"headrace {command}: {told}", is_error=True)
+        quotes_log = _is(error, ("headrace.processes", "ChildError"), ("headrace.processes", "DeadlineError"))
+        say(f"headrace {command}: {told}", is_error=True, has_lines=quotes_log)
         return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
     return 0
 

@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -43,10 +44,13 @@ from serving.versions.rollout import PinFollower
 from serving.versions.subscriber import WeightsSubscriber
 from wire.config import KafkaConfig
 from wire.kafka.consumer import PATIENT, reconnect
+from wire.shape import shape_of
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
 FOLLOWER_CONNECT_S = 5.0
+JOIN_S = 10.0
+"""How long all threads together may take to end."""
 """How long a broker may take to answer the threads without which the server answers."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may hold the interpreter while the event loop waits for it (Python's default: 5 ms)."""
@@ -108,7 +112,7 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, Topics.under(kafka.prefix).sequences,
-        len(settings.action.features),
+        len(settings.action.features), shape_of(settings.action, settings.sequence).columns,
     )  # fmt: skip
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
                       earliest_ms=settings.action.min_timestamp_ms, prefix=kafka.prefix)  # fmt: skip
@@ -124,8 +128,9 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
         service.close()
         if service.sender is not None:
             service.sender.close()
+        deadline_s = time.monotonic() + JOIN_S
         for thread in threads:
-            thread.join(10)
+            thread.join(max(0.0, deadline_s - time.monotonic()))
 
 
 def _readers(service: Service, kafka: KafkaConfig) -> list[TopicThread | TopicFollower]:

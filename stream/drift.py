@@ -17,7 +17,7 @@ from wire.topics import topics_of
 
 def warn_of_drift(kafka: KafkaConfig) -> None:
     """Log which settings differ or are unknown: a shorter retention removes what a trainer may still need."""
-    with suppress(KafkaError):
+    with suppress(KafkaError, OSError):
         if hidden := untold(kafka):
             log.warning(
                 "the broker does not show the settings of these topics, so they cannot be compared with the "

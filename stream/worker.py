@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
+
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
@@ -37,7 +39,7 @@ from wire.errors import HeadraceError, TopicMissing, brief
 from wire.kafka.admin import ensure_topics
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import StoppedError, connect_patiently, patiently
+from wire.kafka.retry import RETRY_S, Absence, StoppedError, connect_patiently, patiently
 from wire.topics import Topics
 
 CREATE_TIME = 0
@@ -118,7 +120,7 @@ class Worker:
         log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         tasks: list[asyncio.Task[None]] = []
         try:
-            await self.producer.start()
+            await self._start_producer()
             heartbeat = Heartbeat(
                 self.settings, self.component, self._disk, self.partitions, self.producer, self.metrics, self.fail
             )
@@ -136,6 +138,22 @@ class Worker:
             watch.close()
             await self.assign(set())
             await self.producer.stop()
+
+    async def _start_producer(self) -> None:
+        absence = Absence("starting the producer", self.settings.kafka)
+        while True:
+            try:
+                await self.producer.start()
+            except (KafkaConnectionError, KafkaTimeoutError, OSError) as error:
+                if refused := refusal(error, self.settings.kafka.bootstrap, "producing"):
+                    raise refused from error
+                absence.note(error)
+            else:
+                absence.end()
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), RETRY_S)
+                raise StoppedError("starting the producer")
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """End the worker if a task ends by itself: its reports or checks would silently stop."""

@@ -77,7 +77,9 @@ def tune_interpreter() -> None:
 def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     config, kafka = settings.trainer, settings.kafka
-    ranks = join_ranks(settings.model, config)  # a signal may end the process while it waits here
+    if Ranks.expected() > 1:
+        _end_by_signals()
+    ranks = join_ranks(settings.model, config)
     if ranks is not None and ranks.rank > 0:
         return run_replica(ranks, config)
     stop = stop_on_signals()
@@ -109,6 +111,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         trainer.run()
     except StoppedError:
         if reporter.failure is None:
+            log.info("stopped while it waited for the broker")
             return 0
     finally:
         reporter.stop()
@@ -118,6 +121,14 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         raise ReporterError(f"the reporter of lag and heartbeats has failed: {reporter.failure}") from reporter.failure
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
     return 0
+
+
+def _end_by_signals() -> None:
+    """Let Ctrl-C and SIGTERM end the process at once: while it waits for other ranks, in compiled code, no handler in
+    Python is called."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_replica(ranks: Ranks, config: TrainerConfig) -> int:

@@ -41,9 +41,11 @@ class Histories:
     """User → `Past`. Fed by one thread for each partition, read by any."""
 
     def __init__(
-        self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None
-    ) -> None:
-        """``num_features``: how many of an interaction's columns are features of its item; None: all."""
+        self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None,
+        columns: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """``num_features``: how many of an interaction's columns are features of its item; None: all. ``columns``: how
+        many columns an interaction has, and how many features a user; None: as many as the first example has."""
         self._max_bytes, self._max_context = max_bytes, max_context
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
@@ -55,7 +57,8 @@ class Histories:
         """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history was removed."""
-        self._decoder = ExampleReader(topic)
+        self._columns = columns
+        self._decoder = ExampleReader(topic, columns)
         self.held: frozenset[int] | None = None
         """The partitions whose users are kept; None: all."""
         self.clock_ms = -1
@@ -163,7 +166,7 @@ class Histories:
         self.forget_partitions()
         self.removed = set()
         with self._lock:
-            self._kept = self._decoder.columns = None
+            self._kept, self._decoder.columns = None, self._columns
 
     def get(self, user: str) -> Past | None:
         """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a

@@ -35,3 +35,8 @@ def test_for_scripts_a_sentence_is_a_line(capsys: pytest.CaptureFixture[str]) ->
 def test_an_error_is_one_line_without_control_codes_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     say("a\nb.csv: expected text, got \x1b[31mred\r; in café, 日本", is_error=True)
     assert capsys.readouterr().err == "a\\nb.csv: expected text, got \\x1b[31mred\\r; in café, 日本\n"
+
+
+def test_the_lines_of_a_quoted_log_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    say("the worker ended; the end of its log:\n    line\x1b[0m one\n    line two", is_error=True, has_lines=True)
+    assert capsys.readouterr().err == "the worker ended; the end of its log:\n    line\\x1b[0m one\n    line two\n"

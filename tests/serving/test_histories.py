@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.users.histories import Histories
 from tests.serving.test_blocks import batched
 from tests.serving.world import example, interactions, slice_of
-from wire.example import fence
+from wire.example import fence, num_features_of
 from wire.example_codec import decode_example, encode_example
 
 ROWS = interactions(np.random.default_rng(0), 50)
@@ -107,6 +107,18 @@ def test_an_example_with_other_columns_is_passed_over() -> None:
     strange = [encode_example(example("b", other, number=1)), encode_example(stranger)]
     histories.feed_batches(0, batched([*strange, record("a", 4, 1)]))
     assert (len(histories), length_of(histories, "a"), histories.num_foreign) == (1, 4, 3)
+
+
+def test_a_foreign_example_does_not_decide_the_columns_of_all_others() -> None:
+    """Not even as the first one of a topic that is new, or created again."""
+    histories = Histories(10**9, columns=(num_features_of(decode_example(record("a", 3, 0)).rows), 0))
+    other = encode_example(example("evil", replace(ROWS, feature_hash=np.zeros((50, 7), np.int64)), number=0))
+    for _ in range(2):
+        histories.feed(0, other)
+        histories.feed(0, record("a", 3, 0))
+        assert (len(histories), length_of(histories, "a")) == (1, 3)
+        histories.begin_anew()
+    assert histories.num_foreign == 2
 
 
 def test_memory_is_bounded_and_the_quietest_user_goes_first() -> None:

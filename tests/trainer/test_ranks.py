@@ -16,12 +16,14 @@ import pytest
 
 import trainer.learner.step
 from headrace.command import WRONG_CONFIGURATION
-from tests.brokers import REPOSITORY, free_port
+from tests.brokers import REPOSITORY, free_port, wait_until
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
+from wire.config import KafkaConfig
+from wire.kafka.consumer import accepts_connections
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]
@@ -339,3 +341,18 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
     assert [step for each in recount.versions for step in each.manifest.set_aside] == [3]
     assert children[0].log().count("a step is set aside") == 1
     assert children[1].wait(120) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_that_waits_for_the_others_is_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    where = place_of(2)(0)
+    config = write_config(tmp_path / "headrace.toml", trainer={"shards": 2})
+    command = [sys.executable, "-m", "trainer", "--config", str(config)]
+    waiting = subprocess.Popen(command, env={**os.environ, **where}, cwd=REPOSITORY)
+    try:
+        store = KafkaConfig(bootstrap=f"127.0.0.1:{where['MASTER_PORT']}")
+        wait_until(lambda: accepts_connections(store), 60, "rank 0 listens for the others")
+        waiting.send_signal(number)
+        assert waiting.wait(30) == -number
+    finally:
+        waiting.kill()

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from tests.brokers import free_port
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable
-from wire.kafka.consumer import announced, connect
+from wire.kafka.admin import make_admin
+from wire.kafka.consumer import announced, connect, reconnect
 from wire.kafka.retry import Absence, StoppedError, connect_patiently, patiently
 
 
@@ -55,6 +56,15 @@ def test_a_port_that_something_else_answers_is_named_as_such() -> None:
         with pytest.raises(StoppedError):
             connect_patiently(KafkaConfig(bootstrap=f"127.0.0.1:{port}"), stop)
     assert "and that it is a Kafka broker" in lines[0]["error"]
+
+
+def test_a_port_that_takes_connections_and_answers_no_handshake_is_no_broker() -> None:
+    """A broker that is paused: kafka-python would wait for its handshake for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        for ask in (reconnect, make_admin):
+            with pytest.raises(BrokerUnavailable, match="answers no TLS handshake within 2 s"):
+                ask(KafkaConfig(bootstrap=where, client={"security_protocol": "SSL"}))
 
 
 def _closes_everything(listener: socket.socket) -> None:

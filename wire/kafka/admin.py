@@ -12,7 +12,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
-from wire.kafka.consumer import announced
+from wire.kafka.consumer import announced, refuse_silence
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
@@ -24,6 +24,7 @@ CONNECT_S = 5.0
 def make_admin(config: KafkaConfig) -> KafkaAdminClient:
     """An admin client. Raises ``KafkaError`` or OSError when no broker answers."""
     wait_for_broker(config, CONNECT_S)  # the client might wait for ever: kafka-python 3.0 ignores its own time-out
+    refuse_silence(config)
     return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from wire.client_options import tls_context
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.options import ISOLATION, sync_options
@@ -32,6 +33,8 @@ ANSWER_S = 10.0
 """How long a broker may take to say where its partitions end."""
 STALL_S = 20.0
 """How long the broker may send nothing while a range that it has is being read."""
+HANDSHAKE_S = 2.0
+"""How long a broker may take to answer a TLS handshake."""
 PROMPT = {"fetch_max_wait_ms": 10}
 """Options for a consumer that asks for news instead of waiting for it: if there is none, the broker answers at once."""
 PATIENT = {"fetch_max_wait_ms": 500}
@@ -104,6 +107,7 @@ def reconnect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kaf
 
 
 def _connected(kafka: KafkaConfig, timeout_s: float, **options: Any) -> KafkaConsumer:
+    refuse_silence(kafka)
     try:
         return make_consumer(kafka, **{"bootstrap_timeout_ms": max(1, int(timeout_s * 1000)), **options})
     except (KafkaError, OSError) as error:
@@ -113,6 +117,32 @@ def _connected(kafka: KafkaConfig, timeout_s: float, **options: Any) -> KafkaCon
             f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
             f"{remedy_for(kafka)}"
         ) from error
+
+
+def refuse_silence(kafka: KafkaConfig) -> None:
+    """Raise `BrokerUnavailable` where connections are accepted and no TLS handshake is answered, by a broker that is
+    paused or a port that is forwarded to nothing: kafka-python would wait for ever."""
+    context, is_silent = tls_context(kafka.client), False
+    if context is None:
+        return
+    for server in kafka.bootstrap.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            plain = socket.create_connection((host.strip("[]"), int(port)), timeout=HANDSHAKE_S)
+        except (OSError, ValueError):
+            continue
+        try:
+            with plain, context.wrap_socket(plain, server_hostname=host.strip("[]")):
+                return
+        except TimeoutError:
+            is_silent = True
+        except OSError:  # an answer, if not the wanted one
+            return
+    if is_silent:
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {kafka.bootstrap}: it accepts connections, and answers no TLS handshake "
+            f"within {HANDSHAKE_S:g} s; see its log, and what forwards this port"
+        )
 
 
 @contextmanager
