@@ -66,6 +66,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 _Segment = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEGMENT)]
 _Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_NUMBER)]
 _Signed = Annotated[int, msgspec.Meta(ge=-_MAX_INT - 1, le=_MAX_INT)]
+Names = dict[_Signed, str | _Signed]
+"""Item hash → the producer's id."""
 _PREFIX = struct.Struct("<3sBIH")
 _BODY_START = 8
 Number = TypeVar("Number", bound=np.generic)
@@ -103,7 +105,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     flags: _Signed
     bits_width: _Signed
     user: str
-    names: dict[_Signed, str | _Signed]
+    names: Names
 
     @property
     def address(self) -> Address:

@@ -237,10 +237,10 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     monkeypatch.setattr("wire.assembler.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
     monkeypatch.setattr("serving.model.soundness._check_probe", lambda version, network: None)
     topic = Topic(kafka, f"{topic_prefix}.weights.canary")
-    key, headers, value = clean()[0][1]
+    first, second, (key, headers, value), *others = clean()[0]  # in the third chunk are weights of the network
     wrong = value[:-1] + bytes([value[-1] ^ 1])
     try:
-        topic.send([clean()[0][0], (key, headers, wrong), *clean()[0][2:]])
+        topic.send([first, second, (key, headers, wrong), *others])
         manager = Watched()
         thread = WeightsSubscriber(lambda _: connect(topic.kafka, 20), topic.name, VersionIntake(manager))
         thread.start()

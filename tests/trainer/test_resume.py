@@ -109,11 +109,12 @@ def test_a_corrupt_newest_checkpoint_is_passed_over_aloud(stage: Make, part: str
 def test_when_all_checkpoints_are_corrupt_it_says_so_and_stops(stage: Make) -> None:
     made = stage()
     made.live_and_die("checkpointed:3:kill")
-    for each in made.checkpoints().glob("checkpoint-*/meta.json"):
+    found = list(made.checkpoints().glob("checkpoint-*/meta.json"))  # the newest may be increments on the others
+    for each in found:
         each.write_bytes(each.read_bytes()[:-40])
     child = made.start()
     assert child.wait() == 1
-    assert "none of its 2 checkpoints can be read; restore one, or name an empty folder" in child.log()
+    assert f"none of its {len(found)} checkpoints can be read; restore one, or name an empty folder" in child.log()
 
 
 def test_a_broker_that_dies_while_it_trains_loses_nothing(stage: Make, durable_kafka: Broker) -> None:
@@ -258,7 +259,7 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
         ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
         ("folds_what_arrives", [], "not the plan's weights"),
-        ("copies_once", ["checkpointed:3:kill"], "not the plan's weights|not finite"),
+        ("copies_once", ["checkpointed:3:kill"], "not the plan's weights|not finite|KeyError: .kept_log"),
         ("rounds_bases_as_if_they_were_deltas", ["published:7:kill"], "not the plan's weights: .*memory.weight"),
     ],
 )

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from kernels.examples import GOOD, Block, decode_values
 from wire.example import Int64, Lesson, row_type
-from wire.example_codec import MARKS, index_width
+from wire.example_codec import MARKS, Names, index_width
 from wire.example_reader import ExampleReader
 
 EMPTY_MAP = 0x80
 """An empty map in MessagePack."""
 _NO_INDEX, _NO_BITS, _NO_FEATURES = np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.int64)
-_names = msgspec.msgpack.Decoder(dict[int, str | int])
+_names = msgspec.msgpack.Decoder(Names)
 
 
 def lessons_of(
