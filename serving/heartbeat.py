@@ -22,6 +22,7 @@ from serving.versions.manager import WeightsManager
 from serving.versions.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.holding import NONE
+from wire.kafka.consumer import accepts_connections
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
 from wire.status import ServerStatus, encode_status
@@ -99,9 +100,12 @@ class Heartbeat(threading.Thread):
 
     def _connect(self) -> KafkaProducer | None:
         while not self._stopping.is_set():
-            try:
-                return make_producer(self._kafka, **BRIEFLY)
-            except (KafkaError, OSError) as error:
-                self._note(error)
-                self._stopping.wait(self._every_s)
+            if accepts_connections(
+                self._kafka
+            ):  # or else a producer would look for it for seconds, also when told to end
+                try:
+                    return make_producer(self._kafka, **BRIEFLY)
+                except (KafkaError, OSError) as error:
+                    self._note(error)
+            self._stopping.wait(self._every_s)
         return None

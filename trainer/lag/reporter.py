@@ -26,7 +26,7 @@ from trainer.lag.throughput import Throughput
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
 from wire.errors import HeadraceError, TopicMissing
-from wire.kafka.consumer import PROMPT, ends, partitions_of, reconnect
+from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import Absence
@@ -106,8 +106,8 @@ class LagReporter(threading.Thread):
                 connection.close()
 
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
-        connections.append(reader := reconnect(self._kafka))
-        connections.append(asker := reconnect(self._kafka, **PROMPT))
+        connections.append(reader := make_consumer(self._kafka))
+        connections.append(asker := make_consumer(self._kafka, **PROMPT))
         connections.append(writer := make_producer(self._kafka, acks=1))
         actions = partitions_of(reader, self._topics.actions)
         status = partitions_of(reader, self._topics.status)

@@ -181,7 +181,7 @@ def _place() -> str:
     """The innermost line of ours that is running."""
     ours = [each for each in traceback.extract_stack() if Path(each.filename).is_relative_to(ROOT)]
     where = [f"{Path(each.filename).name}:{each.lineno}" for each in ours
-             if Path(each.filename).relative_to(ROOT).parts[0] in ("kernels", "model", "trainer")]  # fmt: skip
+             if Path(each.filename).relative_to(ROOT).parts[0] in ("model", "trainer")]  # fmt: skip
     return where[-1] if where else "?"
 
 
