@@ -100,9 +100,8 @@ class Heartbeat(threading.Thread):
 
     def _connect(self) -> KafkaProducer | None:
         while not self._stopping.is_set():
-            if accepts_connections(
-                self._kafka
-            ):  # or else a producer would look for it for seconds, also when told to end
+            # Or else a producer would look for the broker for seconds, also when this thread is told to end.
+            if accepts_connections(self._kafka):
                 try:
                     return make_producer(self._kafka, **BRIEFLY)
                 except (KafkaError, OSError) as error:

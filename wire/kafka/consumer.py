@@ -125,14 +125,13 @@ def refuse_silence(kafka: KafkaConfig) -> None:
     context, is_silent = tls_context(kafka.client), False
     if context is None:
         return
-    for server in kafka.bootstrap.split(","):
-        host, _, port = server.strip().rpartition(":")
+    for host, port in _servers(kafka):
         try:
-            plain = socket.create_connection((host.strip("[]"), int(port)), timeout=HANDSHAKE_S)
+            plain = socket.create_connection((host, int(port)), timeout=HANDSHAKE_S)
         except (OSError, ValueError):
             continue
         try:
-            with plain, context.wrap_socket(plain, server_hostname=host.strip("[]")):
+            with plain, context.wrap_socket(plain, server_hostname=host):
                 return
         except TimeoutError:
             is_silent = True
@@ -177,23 +176,28 @@ def remedy_for(kafka: KafkaConfig) -> str:
 
 def accepts_connections(kafka: KafkaConfig) -> bool:
     """Whether anything listens at any address: a broker that expects another protocol accepts, and stays silent."""
-    for server in kafka.bootstrap.split(","):
-        host, _, port = server.strip().rpartition(":")
+    for host, port in _servers(kafka):
         with suppress(OSError, ValueError):
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+            socket.create_connection((host, int(port)), timeout=2.0).close()
             return True
     return False
 
 
 def unknown_host(kafka: KafkaConfig) -> str:
     """The first name in the addresses that does not resolve; empty if all do."""
-    for server in kafka.bootstrap.split(","):
-        host = server.strip().rpartition(":")[0].strip("[]")
+    for host, _ in _servers(kafka):
         try:
             socket.getaddrinfo(host, None)
         except (OSError, UnicodeError):
             return host
     return ""
+
+
+def _servers(kafka: KafkaConfig) -> Iterator[tuple[str, str]]:
+    """The host, without brackets, and the port of each address."""
+    for server in kafka.bootstrap.split(","):
+        host, _, port = server.strip().rpartition(":")
+        yield host.strip("[]"), port
 
 
 def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
