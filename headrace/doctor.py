@@ -22,7 +22,7 @@ from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import HeadraceError, brief
 from wire.holding import as_ranges
-from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
+from wire.kafka.admin import config_drift, make_admin, mismatch, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
 from wire.status import ServerStatus, status_of
@@ -100,10 +100,8 @@ def topics(settings: Settings) -> Finding:
         admin.close()
     for topic in topics_of(settings.kafka):
         if counts[topic.name] != topic.num_partitions:
-            words = f"{topic.name} has {counts[topic.name]} partitions, the configuration says {topic.num_partitions}"
-            return problem(
-                "topics", words, f"set kafka.partitions = {counts[topic.name]}, or choose another kafka.prefix"
-            )
+            words, remedy = str(mismatch(settings.kafka, topic, counts)).split("; ", 1)
+            return problem("topics", words, remedy)
     if drift := config_drift(settings.kafka):
         words = "; ".join(f"{name}: {key} = {value}" for name, keys in drift.items() for key, value in keys.items())
         return note("topics", f"settings differ from the configuration: {words}", "headrace topics shows both")

@@ -55,13 +55,14 @@ class Source:
 
 
 def restore(settings: Settings, folder: Path) -> Source:
-    """Rebuild every partition of a deployment in ``folder``. Raises `NotDrained`."""
+    """Rebuild every partition of a deployment in ``folder``, without those that were added. Raises `NotDrained`."""
     topics, consumer = Topics.under(settings.kafka.prefix), connect(settings.kafka)
     try:
         examples, actions = spans(consumer, topics.sequences), spans(consumer, topics.actions)
         numbers = {
             number: _rebuild(settings, folder, number, consumer, span, actions[number])
             for number, span in sorted(examples.items())
+            if number < settings.kafka.partitions
         }
         return Source(folder, numbers, {number: span.end for number, span in actions.items()})
     finally:

@@ -209,7 +209,7 @@ class _Reader:
         self._write_fence = write_fence
         self._closing = closing
         self._actions_id = self._otherwise = ""
-        self._shape = shape_of(settings.action, settings.sequence)
+        self._shape = shape_of(settings.action, settings.sequence, settings.kafka.partitions)
         self._decoder = ExampleReader(self._key.topic, self._shape.columns)
 
     def examples(self) -> Iterator[Example]:

@@ -51,8 +51,8 @@ JOIN_S = 15.0
 class Worker:
     """One worker process."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, despite_added: bool = False) -> None:
+        self.settings, self._despite_added = settings, despite_added
         self.topics = Topics.under(settings.kafka.prefix)
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics(settings.store.path)
@@ -80,7 +80,7 @@ class Worker:
         settings, stream = self.settings, self.settings.stream
         self.metrics.serve(stream.metrics_host, stream.metrics_port)
         await asyncio.to_thread(self._wait_for_broker)
-        await asyncio.to_thread(ensure_topics, settings.kafka)
+        await asyncio.to_thread(ensure_topics, settings.kafka, despite_added=self._despite_added)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
         await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
@@ -229,8 +229,10 @@ class Worker:
             await partition.offer(event)
 
     async def assign(self, partitions: set[int]) -> None:
-        """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""
+        """Own exactly these partitions, without those that were added to the topic: close the revoked ones, open the
+        new ones, leave the others alone."""
         self._has_joined = True
+        partitions = {number for number in partitions if number < self.settings.kafka.partitions}
         async with self._assigning:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
@@ -254,18 +256,19 @@ class Worker:
                 return
 
 
-async def _run(settings: Settings) -> None:
-    worker = Worker(settings)
+async def _run(settings: Settings, despite_added: bool) -> None:
+    worker = Worker(settings, despite_added=despite_added)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, worker.stop)
     await worker.run()
 
 
-def run_worker(settings: Settings) -> int:
-    """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
+def run_worker(settings: Settings, *, despite_added: bool = False) -> int:
+    """Run a worker until SIGTERM or Ctrl-C; returns the exit status. ``despite_added``: also on topics that were given
+    more partitions, of which it takes those that were there before."""
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, despite_added))
     except HeadraceError as error:
         print(f"headrace stream: {error}", file=sys.stderr, flush=True)
         return 1
