@@ -23,6 +23,7 @@ from wire.dead_letter import read_headers
 from wire.errors import HeadraceError, brief
 from wire.holding import as_ranges
 from wire.kafka.admin import config_drift, make_admin, mismatch, partition_counts, untold
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
 from wire.status import ServerStatus, status_of
@@ -65,6 +66,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield problem("topics", f"missing: {', '.join(missing)}", "headrace topics --create")
             return
         yield topics(settings)
+        yield from beginnings(settings, consumer)
         line = followed_line(settings)
         yield from processes(settings, line, *heard(settings, line, consumer))
         yield dead_letters(settings, consumer)
@@ -109,6 +111,14 @@ def topics(settings: Settings) -> Finding:
         words = f"the broker does not say how {', '.join(hidden)} are set"
         return note("topics", words, "give this user the right to describe their settings")
     return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
+
+
+def beginnings(settings: Settings, consumer: KafkaConsumer) -> Iterator[Finding]:
+    """Whether the sequences topic still has all that compaction leaves."""
+    topic = Topics.under(settings.kafka.prefix).sequences
+    if why := removed(topic, {number: span.first for number, span in spans(consumer, topic).items()}):
+        words, _, remedy = why.partition(". See ")
+        yield problem("sequences", words, f"see {remedy}")
 
 
 def heard(

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -32,7 +33,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.migration import refuse_unfinished
-from stream.namesake import refuse_namesake
+from stream.namesake import refuse_namesake, refuse_twin
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
 from wire.errors import HeadraceError, TopicMissing, brief
@@ -57,7 +58,7 @@ class Worker:
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics(settings.store.path)
         self.producer = Producer(settings.kafka)
-        self._ids, self._disk = TopicIds("", ""), ""
+        self._ids, self._disk, self._process = TopicIds("", ""), "", uuid.uuid4().hex
         self._told_of_times = False
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
@@ -101,6 +102,16 @@ class Worker:
         look = partial(refuse_namesake, kafka, name, self._disk)
         patiently(look, "looking for another worker of this name", kafka, self._stopping)
 
+    async def _refuse_twin(self) -> None:
+        if not self.settings.stream.component:
+            return
+        kafka = self.settings.kafka
+        look = partial(refuse_twin, kafka, self.component, self._process)
+        with suppress(StoppedError):
+            await asyncio.to_thread(
+                patiently, look, "looking for a worker on a copy of this disk", kafka, self._stopping
+            )
+
     def _find_topics(self) -> TopicWatch:
         """The identities of the topics as this worker starts. Raises `TopicMissing`."""
         kafka, topics = self.settings.kafka, self.topics
@@ -122,10 +133,11 @@ class Worker:
         try:
             await self._start_producer()
             heartbeat = Heartbeat(
-                self.settings, self.component, self._disk, self.partitions, self.producer, self.metrics, self.fail
-            )
-            both = (heartbeat.run(), self._watch(watch, heartbeat.reached))
-            tasks = [asyncio.create_task(self._guard(work)) for work in both]
+                self.settings, self.component, self._disk, self._process, self.partitions, self.producer, self.metrics,
+                self.fail,
+            )  # fmt: skip
+            beside = (heartbeat.run(), self._watch(watch, heartbeat.reached), self._refuse_twin())
+            tasks = [asyncio.create_task(self._guard(work)) for work in beside]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():

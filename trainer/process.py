@@ -87,7 +87,7 @@ def train_stream(
     stop = stop_on_signals()
 
     def open_source(positions: dict[int, Position]) -> KafkaSource:
-        check_ends(kafka, positions, stop)
+        check_ends(kafka, positions, config.on_gap, stop)
         return KafkaSource.open(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
             shape=shape_of(settings.action, settings.sequence, kafka.partitions), despite_added=despite_added,

@@ -19,6 +19,7 @@ from serving.users.shard import Shard
 from wire.holding import as_ranges
 from wire.kafka.admin import partitions_added
 from wire.kafka.batches import Batch, by_batch
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
 
@@ -128,6 +129,8 @@ class HistoryFollower(TopicThread):
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begins = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        if why := removed(self.topic, {each.partition: begin for each, begin in begins.items()}):
+            logger.error("%s. Users whose segments are gone are answered as new ones", why)
         self._goals = ends(self.consumer, partitions)
         for partition in partitions:
             self.consumer.seek(partition, begins[partition])

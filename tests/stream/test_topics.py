@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
+from headrace.doctor import beginnings
 from state.store import Record
 from stream.claim import Claim, Headers, TopicIds, WriteFence, claim, open_store
 from stream.kafka_producer import Producer
@@ -24,6 +25,7 @@ from tests.stream.workers import Deployment, WorkerProcess
 from wire.errors import TopicReplaced, TopicsMismatch
 from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
 
@@ -268,6 +270,29 @@ def test_actions_that_retention_removes_before_they_are_read_are_counted_and_rep
         assert words in line, line
     [status] = last_statuses(deployment).values()
     assert status.partitions[home].num_gone == 13
+
+
+def test_a_disk_is_not_restored_from_a_topic_that_has_lost_its_start(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    """Users would begin anew at their first segment, beside what readers know of them."""
+    process = worker()
+    home = produce(deployment, 20)
+    work_off(deployment, process)
+    change(admin, deployment.topics.sequences, "cleanup.policy", "delete")
+    admin.delete_records({TopicPartition(deployment.topics.sequences, home): 3})
+    change(admin, deployment.topics.sequences, "cleanup.policy", "compact")
+    process.start()  # its own disk has everything
+    process.wait_for("partition claimed", times=4)
+    process.stop()
+    process.wipe()
+    line = last_line(process.start())
+    assert f"but partition {home} begins at 3, not 0: a cleanup.policy with delete, or kafka-delete-records" in line
+    consumer = connect(deployment.kafka)
+    [told] = beginnings(deployment, consumer)  # type: ignore[arg-type]
+    consumer.close()
+    assert told.state == "problem"
+    assert "begins at 3" in told.words
 
 
 def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: Deployment, worker: Make) -> None:

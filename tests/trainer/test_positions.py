@@ -146,6 +146,28 @@ def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
         made.wait_published(10)
 
 
+def test_records_that_were_removed_unread_end_a_trainer_before_the_next_one_arrives(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    made.feed(20)
+    made.forget_records(1.0)
+    line = ends_with_one_line(made.start())
+    assert f"topic {made.topics.sequences}: expected what compaction leaves, but partition 0 begins at " in line
+    assert 'set trainer.on_gap = "skip"' in line
+
+
+def test_histories_whose_records_were_removed_are_told(stage: Make) -> None:
+    """All of them had been read: no gap will ever show it."""
+    made = stage()
+    train_and_end(made)
+    made.forget_records(1.0)
+    child = made.start(environment={"HEADRACE_TRAINER__ON_GAP": "skip"})
+    child.wait_for("users' histories are not complete")
+    made.feed(10)
+    made.wait_published()
+    assert child.stop() == 0
+
+
 # Without a checkpoint
 
 

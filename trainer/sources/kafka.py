@@ -22,6 +22,7 @@ from wire.example import Lesson, num_features_of
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import partitions_added, partitions_mismatch
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently
@@ -38,6 +39,7 @@ REMEDY = (
     "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
     "topic from its beginning; or without that option, to train from scratch"
 )
+GAP_REMEDY = 'To go on without them set trainer.on_gap = "skip"; without a checkpoint, start with --from-published'
 
 
 class KafkaSource:
@@ -130,6 +132,9 @@ class KafkaSource:
         logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
         reading = [where for where in self._partitions if behind[where] > 0]
         self._consumer.seek_to_beginning(*reading) if reading else None
+        begins = self._consumer.beginning_offsets(reading)
+        if gone := removed(self._topic, {where.partition: begin for where, begin in begins.items()}):
+            log.error("users' histories are not complete", why=gone)
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
         while reading and not self._stop.is_set():
             for where, records in self._consumer.poll(timeout_ms=200).items():
@@ -246,10 +251,7 @@ class KafkaSource:
             f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
-            raise GapError(
-                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
-                "without a checkpoint, start with --from-published"
-            )
+            raise GapError(f"{what}. Raise kafka.min_compaction_lag_s; {GAP_REMEDY[0].lower()}{GAP_REMEDY[1:]}")
         self.num_lost += gap.got - gap.expected
         self._num_gaps += 1
         if self._num_gaps == 1:
