@@ -182,6 +182,7 @@ def processes(
     yield clocks(behind_s)
     if lag:
         yield freshness(lag, now_ms)
+        yield from lost(lag)
 
 
 def short_of_files(servers: Sequence[ServerStatus]) -> Iterator[Finding]:
@@ -225,6 +226,18 @@ def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
             "freshness", f"records waiting: {words}; the trainer falls behind", "see docs/operations.md, Sizing"
         )
     return ok("freshness", f"records waiting: {words}")
+
+
+def lost(lag: dict[str, Any]) -> Iterator[Finding]:
+    """What retention or compaction removed before the present workers and trainer had read it."""
+    if num := lag.get("num_gone"):
+        words = f"{num:,} records of actions were removed before a worker read them"
+        yield problem(
+            "lost", words, "raise kafka.actions_retention_s and the topic's retention.ms; see the workers' logs"
+        )
+    if num := lag.get("num_lost"):
+        words = f"{num:,} examples were removed before the trainer read them"
+        yield problem("lost", words, "raise kafka.min_compaction_lag_s and the topic's own; see the trainer's log")
 
 
 def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
