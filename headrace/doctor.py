@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -26,7 +26,7 @@ from wire.kafka.admin import config_drift, make_admin, mismatch, partition_count
 from wire.kafka.beginning import removed
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
-from wire.status import ServerStatus, status_of
+from wire.status import ServerStatus, Status, WorkerStatus, status_of
 from wire.topics import Topics, topics_of
 
 LISTEN_S = 3.5
@@ -68,7 +68,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield topics(settings)
         yield from beginnings(settings, consumer)
         line = followed_line(settings)
-        yield from processes(settings, line, *heard(settings, line, consumer))
+        state, behind_s, lag, under = heard(settings, line, consumer)
+        yield from processes(settings, line, state, behind_s, lag)
+        yield from namesakes(under)
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
         told = error if isinstance(error, HeadraceError) else brief(error)
@@ -123,13 +125,15 @@ def beginnings(settings: Settings, consumer: KafkaConsumer) -> Iterator[Finding]
 
 def heard(
     settings: Settings, line: str, consumer: KafkaConsumer
-) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
-    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message.
+) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any], dict[str, list[str]]]:
+    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message,
+    and from where reports came under each name, in their order.
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
     names = Topics.under(settings.kafka.prefix, line)
     state, behind_s, lag = ClusterState(), dict[str, list[float]](), dict[str, Any]()
+    under = dict[str, list[str]]()
     earlier = spans(consumer, names.status)
     for record in read(consumer, names.status, earlier):
         state.note(record.value)
@@ -145,7 +149,23 @@ def heard(
         state.hear(record.value, time.time_ns() // 1_000_000)
         if (status := status_of(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
-    return state, behind_s, lag
+            under.setdefault(status.component, []).append(sender_of(status))
+    return state, behind_s, lag, under
+
+
+def sender_of(status: Status) -> str:
+    """What tells processes of one name apart, as far as they say it."""
+    if isinstance(status, ServerStatus):
+        return status.address
+    return status.process if isinstance(status, WorkerStatus) else status.claimant
+
+
+def namesakes(under: dict[str, list[str]]) -> Iterator[Finding]:
+    """Names under which several processes report in turns. (One that is started again takes over, and that is all.)"""
+    for name, senders in under.items():
+        if sum(before != after for before, after in pairwise(senders)) > 1:
+            words = f"{len(set(senders))} processes report as {name}: only one of them counts at a time"
+            yield problem("names", words, "give each server its own serving.name, each worker its own stream.component")
 
 
 def processes(
