@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from state.store import PartitionStore
 from stream.config import Settings
@@ -24,6 +24,18 @@ from wire.topics import Topics
 
 MAX_BATCH_BYTES = 600_000
 """A write batch blocks the event loop: about three thousand actions are enough."""
+
+
+def stretches(lists: Iterable[Sequence[Record]]) -> list[list[Record]]:
+    """``lists`` of records in the order of their arrival, joined where no offset is missing between them. One that is
+    missing within a list holds no action: one poll has returned what is around it."""
+    joined: list[list[Record]] = []
+    for records in lists:
+        if joined and records and records[0].offset <= joined[-1][-1].offset + 1:
+            joined[-1] += records
+        elif records:
+            joined.append(list(records))
+    return joined
 
 
 def batches(records: Sequence[Record], max_records: int) -> Iterator[list[Record]]:
@@ -75,12 +87,16 @@ class Applier:
         self._is_lost = True
         self._relay.drained.set()
 
-    async def apply(self, records: Sequence[Record]) -> bool:
-        """Apply ``records``, and before them those that are missing; False if that has to be tried again."""
-        fresh = self._fresh(records)
-        if fresh and fresh[0].offset > self.next_offset and not await self.catch_up(fresh[0].offset):
-            return False
-        return await self._write(self._fresh(records))
+    async def apply(self, lists: Sequence[Sequence[Record]]) -> bool:
+        """Apply each of these ``lists``, and before it the records that are missing; False if that has to be tried
+        again."""
+        for records in stretches(lists):
+            fresh = self._fresh(records)
+            if fresh and fresh[0].offset > self.next_offset and not await self.catch_up(fresh[0].offset):
+                return False
+            if not await self._write(self._fresh(records)):
+                return False
+        return True
 
     def _fresh(self, records: Sequence[Record]) -> list[Record]:
         return [record for record in records if record.offset > self.store.applied_offset]

@@ -201,8 +201,8 @@ class Partition:
     async def _apply(self) -> None:
         while True:
             events = await self._arrived()
-            records = [record for event in events for record in records_of(event)]
-            while not await self._take_turn(records):  # noqa: ASYNC110
+            lists = [records_of(event) for event in events]
+            while not await self._take_turn(lists):  # noqa: ASYNC110
                 await asyncio.sleep(RETRY_S)  # the broker is away, so no event would wake us
             for event in events:
                 event.ack()
@@ -218,12 +218,12 @@ class Partition:
         self._has_room.set()
         return events
 
-    async def _take_turn(self, records: Sequence[Record]) -> bool:
-        """Apply ``records``; False if it has to be retried."""
+    async def _take_turn(self, lists: Sequence[Sequence[Record]]) -> bool:
+        """Apply these ``lists`` of records; False if it has to be retried."""
         await self._claimed.wait()
         async with self._turn:
             applier = self._applier
-            return applier is not None and self._claimed.is_set() and await applier.apply(records)
+            return applier is not None and self._claimed.is_set() and await applier.apply(lists)
 
     # Called by the worker once a second
 

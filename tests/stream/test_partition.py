@@ -1,0 +1,98 @@
+"""One partition in this process, without Faust: what it applies and what it writes is asked of a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from stream.claim import TopicIds
+from stream.kafka_producer import Producer
+from stream.metrics import WorkerMetrics
+from stream.partition import Partition, Shared
+from tests.stream.workers import Deployment
+from wire.kafka.identity import identities
+from wire.partitioner import partition_of
+
+START_MS = 1_700_000_000_000
+
+
+class Event:
+    """An event of Faust: the ``records`` of one poll."""
+
+    def __init__(self, records: list[Any]) -> None:
+        self.message = self
+        self.value = records
+        self.is_acked = False
+
+    def ack(self) -> None:
+        self.is_acked = True
+
+
+def produce(deployment: Deployment, num: int, first: int = 0) -> list[Any]:
+    """Send a click of each of ``num`` users of partition 0; returns the partition's records."""
+    users = [
+        name for name in map(str, range(50 * (first + num))) if partition_of(name.encode(), deployment.partitions) == 0
+    ]
+    clicks = [
+        {"user": name, "item": at, "action": "click", "timestamp": START_MS + at}
+        for at, name in enumerate(users[first : first + num], first)
+    ]
+    deployment.produce([(0, click["user"].encode(), msgspec.json.encode(click)) for click in clicks])  # type: ignore[attr-defined]
+    return deployment.read(deployment.topics.actions)[0]
+
+
+@asynccontextmanager
+async def owned(deployment: Deployment) -> AsyncIterator[Partition]:
+    """Partition 0, being claimed."""
+    names = deployment.topics.actions, deployment.topics.sequences
+    found = identities(deployment.kafka, names)
+    ids = TopicIds(*(found[name].id for name in names))
+    producer, failures = Producer(deployment.kafka), list[BaseException]()
+    await producer.start()
+    metrics = WorkerMetrics(deployment.folder)
+    shared = Shared(deployment, deployment.topics, metrics, producer, ids, failures.append)
+    partition = Partition(0, shared).start()
+    try:
+        yield partition
+    finally:
+        await partition.close()
+        await producer.stop()
+    assert not failures
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Wait for ``condition``."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_records_that_are_missing_between_two_events_are_read_or_counted(
+    is_removed: bool, deployment: Deployment
+) -> None:
+    """As after a reset of Faust's position, or when it acknowledges an event without delivering it."""
+    if deployment.broker.kind != "apache":
+        pytest.skip("records are removed from real Apache Kafka")
+    records = produce(deployment, 30)
+    if is_removed:
+        admin = KafkaAdminClient(bootstrap_servers=deployment.broker.bootstrap)
+        admin.delete_records({TopicPartition(deployment.topics.actions, 0): 20})
+        admin.close()
+
+    async def work() -> tuple[int, int, int]:
+        async with owned(deployment) as partition:
+            events = Event(records[:10]), Event(records[20:])
+            for event in events:  # both wait until the partition is claimed
+                await partition.offer(event)
+            await until(lambda: all(event.is_acked for event in events))
+            status = partition.status()
+            return status.num_accepted, status.applied_offset, status.num_gone
+
+    assert asyncio.run(work()) == ((20, 29, 10) if is_removed else (30, 29, 0))
