@@ -148,6 +148,16 @@ class Outbox:
                 return entry.number
         return -1
 
+    def index_upto(self, number: int, indices: range, writer_epoch: int) -> int:
+        """The index of the last example among these entries whose number is at most ``number``; -1 if there is none."""
+        found = -1
+        for index in indices:
+            entry = self._recent.get(index) or self._entry(index, self._db.get(_key(index)), writer_epoch)
+            if entry.number > number:
+                break
+            found = index if entry.number >= 0 else found
+        return found
+
     def _entry(self, index: int, stored: bytes | None, writer_epoch: int) -> OutboxEntry:
         try:
             if stored is not None:

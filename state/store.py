@@ -50,15 +50,9 @@ class PartitionStore:
     """A partition's sequences and outbox, made by `open`. For one thread at a time, in one process."""
 
     def __init__(
-        self,
-        path: Path,
-        partition: int,
-        action: ActionConfig,
-        sequence: SequenceConfig,
-        store: StoreConfig,
-        num_partitions: int | None,
-        topic: str,
-    ) -> None:
+        self, path: Path, partition: int, action: ActionConfig, sequence: SequenceConfig, store: StoreConfig,
+        num_partitions: int | None, topic: str,
+    ) -> None:  # fmt: skip
         self.path = path
         self.partition = partition
         self._action = action
@@ -219,6 +213,12 @@ class PartitionStore:
             sequences_offset=max(meta.sequences_offset, sequences_offset),
         )  # fmt: skip
         self._db.write(batch)
+
+    def ack_seen(self, number: int) -> None:
+        """`ack` the entries up to the example of this ``number``, which was found in the sequences topic: what precedes
+        it in the outbox was written before it, dead letters too."""
+        waiting = range(self._meta.now.outbox_first, self._meta.now.outbox_next)
+        self.ack(self._outbox.index_upto(number, waiting, self.writer_epoch))
 
     def set_writer_epoch(self, writer_epoch: int) -> None:
         """Write under this epoch from now on, including what waits in the outbox."""

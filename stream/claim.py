@@ -1,8 +1,8 @@
 """Claiming a partition: fence off the previous writer, then make the store agree with the sequences topic.
 
-The topic is the source of truth. A store whose last known position is followed only by its own records is used as it is
-(its outbox is relayed again; readers drop the repeats). A store that another writer has overtaken, or one on a wiped
-disk, is rebuilt from each key's newest example. Everything here runs in a thread, on a plain consumer.
+The topic is the source of truth. A store whose last known position is followed only by its own records is used as it
+is, and those records leave its outbox. A store that another writer has overtaken, or one on a wiped disk, is rebuilt
+from each key's newest example. Everything here runs in a thread, on a plain consumer.
 """
 
 from __future__ import annotations
@@ -168,10 +168,11 @@ def _time_of(consumer: KafkaConsumer, where: TopicPartition, offset: int, otherw
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:
     reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_gaps=True)
-    ours = store.writer_epoch
     for example in reader.examples():
-        if example.writer_epoch != ours or example.number >= store.next_number:
+        if example.writer_epoch != store.writer_epoch or example.number >= store.next_number:
             raise Overtaken(f"example {example.number} of writer epoch {example.writer_epoch} is not this store's")
+    # Sent again, they would be their keys' last records, and compaction would keep those, which readers skip.
+    store.ack_seen(reader.log.last_number)
     return _claimed(store, reader, was_restored=False)
 
 

@@ -1,9 +1,9 @@
 """How to read a partition of ``headrace.sequences.v1``: which records count, and whether any is missing.
 
-A partition may hold records that a reader must not use: repeats (from a relay that was killed after the broker's
-acknowledgement, before it had recorded that) and records of a worker that has lost the partition without knowing it.
-Fences deal with the latter: a fence raises the partition's writer epoch, and whatever a lower epoch writes after it is
-stale. Each epoch's fence has its own key (`wire.topics.fence_key`), so compaction keeps all of them.
+A partition may hold records that a reader must not use: repeats (from a relay of an earlier build that was killed after
+the broker's acknowledgement, before it had recorded that) and records of a worker that has lost the partition without
+knowing it. Fences deal with the latter: a fence raises the partition's writer epoch, and whatever a lower epoch writes
+after it is stale. Each epoch's fence has its own key (`wire.topics.fence_key`), so compaction keeps all of them.
 
 Compaction knows nothing of this: if a stale record, a repeat or a tombstone is a key's last, it will keep that one and
 drop the one that counts. `ExampleLog.overwritten` and `buried` list what these keys stand for. The partition's owner

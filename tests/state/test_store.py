@@ -25,6 +25,7 @@ from tests.state.world import ACTION, World, read_user, rows_of, stream_of
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import MARK_ITEM, MARK_USER, PIECE, Address, Mark
 from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
 from wire.hashing import item_hash
 from wire.moment import MAX_TIMESTAMP_MS
 from wire.partitioner import partition_of
@@ -125,6 +126,46 @@ def test_acknowledged_entries_are_gone_and_the_rest_stays(tmp_path: Path) -> Non
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert [entry.number for entry in store.outbox()] == [2, 3, 4]
     store.close()
+
+
+def test_an_example_that_was_found_in_the_topic_takes_what_precedes_it_out_of_the_outbox(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
+    store.apply([(0, 2_000, None, action("a")), (1, 2_000, None, action("b")), (2, 2_000, None, b"{")])
+    store.apply([(3, 2_000, None, action("c")), (4, 2_000, None, action("d"))])
+    for seen, waiting in ((-1, 5), (0, 3), (2, 1), (1, 1)):  # the dead letter is the first entry
+        store.ack_seen(seen)
+        assert store.outbox_len == waiting
+    assert [entry.number for entry in store.outbox()] == [3]
+    assert store.status().relayed_number == 2
+    store.close()
+
+
+@pytest.mark.parametrize("num_arrived", [0, 4, 10])
+@pytest.mark.parametrize("boundary", [0, 12, 15, 17, 21])
+def test_compaction_removes_nobody_whose_examples_arrived_before_a_kill(
+    num_arrived: int, boundary: int, tmp_path: Path
+) -> None:
+    """Sent twice, the second ones would be their keys' last records, and those below the boundary would replace the
+    first ones, while readers skip the second ones above it."""
+    store = PartitionStore.open(tmp_path / "lost", 0, ANY_TIME)
+    store.set_writer_epoch(1)
+    store.apply([(at, 2_000, None, action(f"u{at}")) for at in range(10)])
+    topic = [(entry.key, decode_example(entry.value)) for entry in store.outbox()[:num_arrived]]
+    store.close()
+    store = PartitionStore.open(tmp_path / "lost", 0, ANY_TIME)
+    log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_gaps=True)
+    assert all(log.feed(example) is Verdict.ACCEPT for _, example in topic)
+    store.ack_seen(log.last_number)
+    store.set_writer_epoch(2)
+    topic += [(entry.key, decode_example(entry.value)) for entry in store.outbox()]
+    store.close()
+    last = {key: at for at, (key, _) in enumerate(topic[:boundary])}
+    kept = [example for at, (key, example) in enumerate(topic) if at >= boundary or last[key] == at]
+    restored = PartitionStore.open(tmp_path / "new", 0, ANY_TIME)
+    restored.restore(kept)
+    assert {user.name for user in restored.users.everyone()} == {f"u{at}" for at in range(10)}
+    assert restored.applied_offset <= 9
+    restored.close()
 
 
 def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import msgspec
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 
+from state.store import PartitionStore
 from stream.claim import TopicIds
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
 from tests.stream.workers import Deployment
+from wire.example_codec import decode_example
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
 
@@ -48,22 +50,24 @@ def produce(deployment: Deployment, num: int, first: int = 0) -> list[Any]:
 
 
 @asynccontextmanager
-async def owned(deployment: Deployment) -> AsyncIterator[Partition]:
-    """Partition 0, being claimed."""
+async def owned(deployment: Deployment, failures: list[BaseException] | None = None) -> AsyncIterator[Partition]:
+    """Partition 0, being claimed; what fails is added to ``failures``, and else is an error."""
     names = deployment.topics.actions, deployment.topics.sequences
     found = identities(deployment.kafka, names)
     ids = TopicIds(*(found[name].id for name in names))
-    producer, failures = Producer(deployment.kafka), list[BaseException]()
+    producer, unexpected = Producer(deployment.kafka), list[BaseException]()
     await producer.start()
     metrics = WorkerMetrics(deployment.folder)
-    shared = Shared(deployment, deployment.topics, metrics, producer, ids, failures.append)
+    shared = Shared(
+        deployment, deployment.topics, metrics, producer, ids, (unexpected if failures is None else failures).append
+    )
     partition = Partition(0, shared).start()
     try:
         yield partition
     finally:
         await partition.close()
         await producer.stop()
-    assert not failures
+    assert not unexpected
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -96,3 +100,32 @@ def test_records_that_are_missing_between_two_events_are_read_or_counted(
             return status.num_accepted, status.applied_offset, status.num_gone
 
     assert asyncio.run(work()) == ((20, 29, 10) if is_removed else (30, 29, 0))
+
+
+def test_examples_that_arrived_before_a_kill_are_not_written_again(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compaction would keep the second ones, which readers skip, and drop the first ones."""
+    records = produce(deployment, 10)
+
+    def die(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    async def until_killed() -> None:
+        failures: list[BaseException] = []
+        async with owned(deployment, failures) as partition:
+            await partition.offer(Event(records))
+            await until(lambda: bool(failures))
+
+    async def again() -> None:
+        async with owned(deployment) as partition:
+            await until(lambda: partition.status().writer_epoch == 2)
+            await partition.offer(Event(produce(deployment, 1, first=10)))
+            await until(lambda: partition.status().relayed_number == 10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionStore, "ack", die)
+        asyncio.run(until_killed())
+    asyncio.run(again())
+    found = [decode_example(record.value) for record in deployment.read(deployment.topics.sequences)[0]]
+    assert [example.number for example in found if not example.is_fence] == list(range(11))
