@@ -13,10 +13,12 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from state.store import PartitionStore
 from stream.claim import TopicIds
+from stream.heartbeat import Heartbeat
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
 from tests.stream.workers import Deployment
+from wire.errors import TopicReplaced
 from wire.example_codec import decode_example
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
@@ -129,3 +131,28 @@ def test_examples_that_arrived_before_a_kill_are_not_written_again(
     asyncio.run(again())
     found = [decode_example(record.value) for record in deployment.read(deployment.topics.sequences)[0]]
     assert [example.number for example in found if not example.is_fence] == list(range(11))
+
+
+def test_a_topic_that_ends_before_what_was_applied_ends_a_running_worker(deployment: Deployment) -> None:
+    """As a replica without the newest records that has become the leader."""
+    if deployment.broker.kind != "apache":
+        pytest.skip("the embedded broker's ends are often too low")
+    records = produce(deployment, 3)
+
+    async def work() -> None:
+        async with owned(deployment) as partition:
+            shared, failures = partition._shared, list[BaseException]()
+            heartbeat = Heartbeat(
+                deployment, "w", "disk", "process", {0: partition}, shared.producer, shared.metrics, failures.append
+            )
+            beating = asyncio.create_task(heartbeat.run())
+            await partition.offer(Event(records))
+            await until(lambda: heartbeat.reached.get(0) == 2)
+            assert heartbeat._check_at_s == 0.0, "looked closely without need"
+            assert partition._applier is not None
+            partition._applier.store.apply([(50, START_MS, b"u", b"{}")])
+            with pytest.raises(TopicReplaced, match="applied up to offset 50, but it ends at 3"):
+                await asyncio.wait_for(beating, 30)
+            assert not failures
+
+    asyncio.run(work())
