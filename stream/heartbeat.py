@@ -60,7 +60,10 @@ class Heartbeat:
                             numbers, applied = sorted(self.partitions), self._applied()
                             ends = await end_offsets(consumer, topic, numbers)
                             self.metrics.heard_s = time.monotonic()
-                            held_back.note(ends, await end_offsets(everything, topic, numbers))
+                            real_ends = await end_offsets(everything, topic, numbers)
+                            # A partition that has moved meanwhile is forgotten, and stays so.
+                            ends = {number: end for number, end in ends.items() if number in self.partitions}
+                            held_back.note(ends, real_ends)
                             self._look_after(ends)
                             await self._report()
                         if not absence.is_over or self._seems_short(ends, applied):
@@ -97,9 +100,7 @@ class Heartbeat:
 
     def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():
-            partition = self.partitions.get(number)
-            if partition is None:
-                continue
+            partition = self.partitions[number]
             partition.look(end)
             status = partition.status()
             self.reached[number] = status.applied_offset

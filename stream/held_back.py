@@ -25,8 +25,9 @@ class HeldBack:
         """Partition → the offset at which it is stalled, and since when (monotonic)."""
 
     def note(self, readable: Mapping[int, int], ends: Mapping[int, int], now_s: float | None = None) -> None:
-        """``readable``: partition → the offset that can be read up to; ``ends``: partition → its real end."""
+        """``readable``: our partitions → the offset that can be read up to; ``ends``: partition → its real end."""
         now_s = time.monotonic() if now_s is None else now_s
+        self._since = {partition: since for partition, since in self._since.items() if partition in readable}
         for partition, offset in readable.items():
             num_held = max(0, ends.get(partition, offset) - offset)
             self._metrics.held.labels(str(partition)).set(num_held)

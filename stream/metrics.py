@@ -73,7 +73,7 @@ class WorkerMetrics:
 
     def forget(self, partition: int) -> None:
         """Remove the gauges of a partition that is no longer ours."""
-        for gauge in (self._lag, self._outbox, self._applied, self._epoch):
+        for gauge in (self._lag, self._outbox, self._applied, self._epoch, self.held):
             try:
                 gauge.remove(str(partition))
             except KeyError:

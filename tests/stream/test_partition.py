@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from prometheus_client import generate_latest
+from structlog.testing import capture_logs
 
 from state.store import PartitionStore
 from stream.claim import TopicIds
 from stream.heartbeat import Heartbeat
+from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
@@ -22,6 +26,7 @@ from wire.errors import TopicReplaced
 from wire.example_codec import decode_example
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
+from wire.status import PartitionStatus
 
 START_MS = 1_700_000_000_000
 
@@ -77,6 +82,23 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def test_nothing_is_shown_of_a_partition_that_has_moved_away(tmp_path: Path) -> None:
+    metrics = WorkerMetrics(tmp_path)
+    held_back = HeldBack("topic", metrics)
+    for readable, now_s in (({3: 10, 4: 10}, 0.0), ({4: 10}, 10.0), ({3: 10, 4: 10}, 29.0)):
+        held_back.note(readable, {3: 60, 4: 60}, now_s)
+    metrics.show(3, PartitionStatus(), 5)
+    assert b'held_records{partition="3"} 50.0' in generate_latest(metrics.registry)
+    with capture_logs() as told:
+        held_back.note({3: 10, 4: 10}, {3: 60, 4: 60}, 31.0)
+    assert [line["partition"] for line in told] == [4], "the other one is held back since it came back"
+    metrics.forget(3)
+    held_back.note({4: 10}, {4: 60}, 32.0)
+    shown = generate_latest(metrics.registry)
+    assert b'partition="4"' in shown
+    assert b'partition="3"' not in shown
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
