@@ -85,7 +85,7 @@ class _Pending:
 class ActionProducer:
     """Sends actions to the actions topic, once it is `open`. Thread-safe; `close` flushes. ``with`` does both.
 
-    ``num_actions`` and ``num_records`` count what was sent; `flush` raises `ProducerError` if any of it failed.
+    ``num_actions`` and ``num_records`` count what was sent; `send` and `flush` raise `ProducerError` if any failed.
     """
 
     def __init__(
@@ -120,7 +120,10 @@ class ActionProducer:
 
     def send(self, action: Mapping[str, Any]) -> None:
         """Send one action (a mapping that can be JSON, with ``user``). Raises `ProducerError` if there is no usable
-        user, because then it belongs to no partition."""
+        user, because then it belongs to no partition; and if an earlier record has failed, until `flush` tells of it.
+        """
+        if self._failures:
+            raise self._error()
         key, partition = self._placed(_user_of(action))
         body = self._encode(action)
         with self._lock:
@@ -136,7 +139,16 @@ class ActionProducer:
                 self._send(partition)
 
     def flush(self, timeout_s: float = 60.0) -> None:
-        """Wait until the broker has acknowledged everything. Raises `ProducerError` otherwise."""
+        """Wait until the broker has acknowledged everything. Raises `ProducerError` otherwise, without waiting if that
+        is known."""
+        if not self._failures:
+            self._flush(timeout_s)
+        if self._failures:
+            error = self._error()
+            self._failures.clear()
+            raise error
+
+    def _flush(self, timeout_s: float) -> None:
         with self._lock:
             for partition in range(self.num_partitions):
                 self._send(partition)
@@ -144,10 +156,12 @@ class ActionProducer:
             self._connected().flush(timeout_s)
         except KafkaError as error:
             raise ProducerError(f"the broker did not acknowledge in {timeout_s:g} s ({error}); is it up?") from error
-        if self._failures:
-            first, num = self._failures[0], len(self._failures)
-            self._failures.clear()
-            raise ProducerError(f"{num} records were not written to {self._topic}; first: {first!r}; send them again")
+
+    def _error(self) -> ProducerError:
+        first, num = self._failures[0], len(self._failures)
+        return ProducerError(
+            f"at least {num} records were not written to {self._topic}; first: {first!r}; send them again"
+        )
 
     def close(self) -> None:
         """Flush and disconnect."""

@@ -42,7 +42,7 @@ def send_actions(
 ) -> SendReport:
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as possible.
 
-    Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
+    Ctrl-C ends it early. Raises `stream.producer.ProducerError` as soon as the broker has refused any of it.
     """
     started_s = time.monotonic()
     is_whole = True

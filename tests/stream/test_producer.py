@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -91,6 +92,16 @@ def test_a_record_that_the_broker_refuses_is_an_error(deployment: Deployment) ->
         producer.send({**_action("u", 1), "session": incompressible})
         with pytest.raises(ProducerError, match="1 records were not written"):
             producer.flush()
+
+
+def test_sending_ends_with_the_first_record_that_fails(deployment: Deployment) -> None:
+    incompressible = random.Random(1).randbytes(1_100_000).hex()
+    too_large = {**_action("u", 0), "session": incompressible}
+    taken = itertools.count()
+    actions = (too_large if at == 0 else _action(at, at) for at in taken)
+    with pytest.raises(ProducerError, match=r"at least 1 records were not written to .*; first: MessageSizeTooLarge"):
+        send_actions(actions, deployment.kafka, rate=100, limit=1_000)
+    assert next(taken) < 1_000
 
 
 def test_the_report_says_what_was_sent(deployment: Deployment) -> None:
