@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
+from model.distinct import counted
 from model.embedding import EmbeddingTable
 from model.growing import keep_in
 from model.hstu import HSTU, log_value
@@ -268,9 +269,9 @@ class Learner:
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
             rows_R = forward.target_row_R
-            met_S = rows_R[batch.is_wanted_R & (rows_R > 0)]
-            self.frequency.add(met_S)
-            self.popularity.learn(met_S)
+            met = counted(rows_R[batch.is_wanted_R & (rows_R > 0)])
+            self.frequency.add(*met)
+            self.popularity.learn(*met)
         self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
