@@ -75,8 +75,11 @@ class Rates:
 
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
+        return self._item_rates(rows_R, self.overall_K)
+
+    def _item_rates(self, rows_R: Int64, overall_K: Float64) -> Float64:
         self.grow("item", int(rows_R.max(initial=0)) + 1)
-        return smoothed_rates(self.arrays.item_VC, rows_R, self.overall_K, ITEM_STRENGTH)
+        return smoothed_rates(self.arrays.item_VC, rows_R, overall_K, ITEM_STRENGTH)
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:
         """(R, 2, K) log-odds of the item's rates, and how far the log-odds of the user's are above the overall ones.
@@ -85,7 +88,7 @@ class Rates:
         """
         overall_K, rate_RPK = self.overall_K, np.empty((len(rows_R), NUM_PRIORS, self.arrays.num_kinds))
         # A kind may arrive after its item's row was evicted and reused: then it counts more kinds than interactions.
-        np.minimum(self.predict(rows_R), 1.0 - LEAST_RATE, out=rate_RPK[:, 0])
+        np.minimum(self._item_rates(rows_R, overall_K), 1.0 - LEAST_RATE, out=rate_RPK[:, 0])
         user_num_R1 = (user_num_R + USER_STRENGTH)[:, None]
         np.divide(user_done_RK + USER_STRENGTH * overall_K, user_num_R1, out=rate_RPK[:, 1])
         odds_RPK = log_odds(rate_RPK)
@@ -139,7 +142,8 @@ class Rates:
     def _make_room(self, events: OddsEvents) -> None:
         domains_RA, features_RA, _ = by_table(self.arrays, events)
         for table, rows in (("item", events.row_R), ("domain", domains_RA), ("feature", features_RA)):
-            self.grow(table, int(rows.max(initial=0)) + 1)
+            if rows.size:
+                self.grow(table, int(rows.max()) + 1)
 
     def forget(self, rows_N: Int64) -> None:
         """These rows of the item table were evicted."""

@@ -273,9 +273,9 @@ class Learner:
             self.frequency.add(*met)
             self.popularity.learn(*met)
         self.histories.bound()
-        self.num_interactions += sum(example.num_new for example in examples)
-        self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
+            self.num_interactions += example.num_new
+            self.num_feedback += example.num_feedback
             if example.names:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms
