@@ -18,7 +18,16 @@ def start_logging() -> None:
     configure_logs()
 
 
-def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+DespiteAdded = Annotated[
+    bool,
+    typer.Option(
+        "--despite-added-partitions",
+        help="Work off the first kafka.partitions of topics that were given more, before `headrace repartition`.",
+    ),
+]
+
+
+def worker(config: ConfigPath = None, bootstrap: Bootstrap = None, despite_added: DespiteAdded = False) -> None:
     """Turn actions into sequences: the actions topic in, examples for the trainer out.
 
     Several workers share the partitions. Give each a `stream.component` name and a disk of its own.
@@ -27,7 +36,7 @@ def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     from stream.worker import run_worker
 
     start_logging()
-    raise typer.Exit(run_worker(settings))
+    raise typer.Exit(run_worker(settings, despite_added=despite_added))
 
 
 def replay(
@@ -78,6 +87,7 @@ def train(
     ] = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
+    despite_added: DespiteAdded = False,
 ) -> None:
     """Train on the stream of examples in one pass, and publish the weights every few seconds.
 
@@ -99,7 +109,7 @@ def train(
     raise typer.Exit(
         replay_topics(settings)
         if replay
-        else train_stream(settings, take_over=take_over, from_published=from_published)
+        else train_stream(settings, take_over=take_over, from_published=from_published, despite_added=despite_added)
     )
 
 
