@@ -247,6 +247,10 @@ def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: M
     expected = f"topic {made.topics.sequences}: {counts}"
     assert expected in ends_with_one_line(child)
     assert expected in ends_with_one_line(made.start())
+    made.feed(20)
+    child = made.start("a", (), "", "--despite-added-partitions")
+    made.wait_published()
+    assert child.stop() == 0
 
 
 def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Make) -> None:
