@@ -24,7 +24,7 @@ from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
 from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS, SLOPES
 from kernels.memory.triton_groups import NOTES, Groups
-from kernels.memory.triton_learn import learn_events_kernel
+from kernels.memory.triton_learn import NUM_PROGRAMS, learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
 from kernels.transfer import ToHost, to_device
@@ -38,7 +38,7 @@ SCRATCH_BYTES = 1 << 29
 launches."""
 SCRATCH_COLUMNS = GATHERED.value + OWN_COLUMNS.value + 1
 """Numbers of scratch memory for each event and row."""
-BLOCK = 64 if INTERPRETED else 2048
+BLOCK = 64 if INTERPRETED else 1024
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
@@ -93,10 +93,9 @@ class DeviceMemory:
         self._num_events = int(memory.clock[0])
         self._exclude = _EXCLUDE[rules.exclude]
         self._weight_rate = rules.weight_rate
-        decay = 0.5 ** (1.0 / rules.repeat_half_life)
         rates = [rules.gain_rate, rules.gain_decay, rules.shortlist_rate, rules.shortlist_decay]
         fades = [1.0 / each for each in (rules.seen_half_life, *rules.heat_half_lives)]
-        self._rules = to_device(np.array([*rates, *fades, decay]), device)
+        self._rules = to_device(np.array([*rates, *fades, -1.0 / rules.repeat_half_life]), device)
         self._scratch: dict[str, Tensor] = {}
         self._is_ahead = False
 
@@ -149,9 +148,9 @@ class DeviceMemory:
                 a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["seen"],
                 a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
                 s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
-                s["moment"], s["told"], s["rate"], s["learning"], s["counting"], rank_3R, loss_R,
+                s["moment"], s["told"], s["rate"], s["learning"], s["counting"], s["sight"], rank_3R, loss_R,
                 groups, start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
-                num_columns, num_groups, EXCLUDE=self._exclude, GROUP=MOST_GROUP, WIDTH=most, BLOCK=BLOCK, num_warps=8,
+                num_columns, num_groups, EXCLUDE=self._exclude, GROUP=MOST_GROUP, WIDTH=most, BLOCK=BLOCK, num_warps=16,
             )  # fmt: skip
         padded = FEW if size <= FEW else MOST_GROUP
         table = ENTRIES.value * padded
@@ -159,7 +158,7 @@ class DeviceMemory:
             s["learning"], s["rate"], s["push"], a["neighbour_row"], a["num_neighbours"], a["weight"], a["dirty"],
             self._weight_rate, size, width, stride, WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
-        learn_events_kernel[(1 + num_columns,)](
+        learn_events_kernel[(NUM_PROGRAMS + num_columns,)](
             sent.event, sent.past, s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
             a["after"], a["before"], a["direct"], a["seen"], a["heat"], a["first"], a["last"],
             a["gain"], a["gain_square"], a["shortlist_weight"], a["shortlist_square"], a["shortlist_norm"], a["clock"],
@@ -205,6 +204,7 @@ class DeviceMemory:
                 "slope": (group * 32, torch.float32),
                 "list": (together * LIST.value, torch.int32),
                 "shortlist_slope": (group * SLOPES.value, torch.float32),
+                "sight": (together * LIST.value * 32, torch.float32),
                 "moment": (group * 64, torch.float32),
                 "told": (group * 4, torch.int32),
                 "rate": (group, torch.float32),

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """What a group of predicted events changes on a GPU, besides rows' neighbours (`kernels.memory.triton_neighbours`):
-gains, the shortlist, the clock, and the rows that were met. It is small, and one program updates it for all events, in
-their order.
+gains, the shortlist, the clock, and the rows that were met. Each is small, and one program updates it for all events,
+in their order; programs read nothing that another one changes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
 LISTS = tl.constexpr(LISTS_REMEMBERED)
 RESCALE_AT = tl.constexpr(counting.RESCALE_AT)
 LEAST_SQUARE = tl.constexpr(1e-37)
+UNROLLED = tl.constexpr(4)
+"""Events whose slopes are loaded at once, so that not each of them waits for its own."""
+NUM_PROGRAMS = 3
+"""Of a launch without groups."""
 
 
 @triton.jit
@@ -50,7 +54,7 @@ def learn_gains(
     gain = tl.load(gain_ptr + at, mask=inside, other=0.0)
     square = tl.load(square_ptr + at, mask=inside, other=1.0)
     part_rate = tl.where(part == 0, 1.0, 0.5) * rate
-    for place in range(num):
+    for place in tl.range(num, loop_unroll_factor=UNROLLED):
         bucket = tl.load(event_ptr + place * EVENT + BUCKET)
         slope = tl.load(slope_ptr + place * 32 + column)[None, :]
         moves = only_if(tl.load(told_ptr + place * 4) > 0, inside & ((part == 0) | (part == bucket))[:, None])
@@ -71,7 +75,7 @@ def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, nor
     variance = tl.load(norm_ptr + NUM_SEEN + column, mask=of_list, other=1.0)
     lists = tl.load(norm_ptr + 2 * NUM_SEEN + column, mask=of_list, other=0.0)
     mean = first_mean
-    for place in range(num):
+    for place in tl.range(num, loop_unroll_factor=UNROLLED):
         is_predicted = tl.load(told_ptr + place * 4) > 0
         slope = tl.load(slope_ptr + place * SLOPES + at, mask=inside, other=0.0)
         moves = only_if(is_predicted & (tl.load(told_ptr + place * 4 + 1) > 0), inside)
@@ -137,7 +141,7 @@ def rescale(
 @triton.jit
 def meet(
     event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
-    seen_fade, heat_fade_0, heat_fade_1, heat_fade_2, repeat_decay, GROUP: tl.constexpr,
+    seen_fade, heat_fade_0, heat_fade_1, heat_fade_2, repeat_fade, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Times and counts of the rows met. Events of the same row all write what the row has after the last of them."""
     place = tl.arange(0, GROUP)
@@ -146,14 +150,13 @@ def meet(
     is_met = target > 0
     is_chosen = is_met & (chosen > 0)
     now = tl.load(clock_ptr).to(tl.int64)
-    when = now + tl.cumsum(is_met.to(tl.int64), 0) - 1
+    order = tl.cumsum(is_met.to(tl.int32), 0) - 1
     num_chosen = tl.cumsum(is_chosen.to(tl.int32), 0) - is_chosen.to(tl.int32)
     same = (target[:, None] == target[None, :]) & is_chosen[None, :]
-    far = tl.full([GROUP, GROUP], 1 << 62, tl.int64)
-    first_choice = tl.min(tl.where(same, when[None, :], far), 1)
-    last_choice = tl.max(tl.where(same, when[None, :], -1), 1)
+    first_choice = tl.min(tl.where(same, order[None, :], GROUP), 1)
+    last_choice = tl.max(tl.where(same, order[None, :], -1), 1)
     is_same = (target[:, None] == target[None, :]) & is_met[None, :]
-    first_meeting = tl.min(tl.where(is_same, when[None, :], far), 1)
+    first_meeting = tl.min(tl.where(is_same, order[None, :], GROUP), 1)
     was_first = tl.load(first + target, mask=is_met, other=0)
     was_last = tl.load(last + target, mask=is_met, other=0)
     was_seen = tl.load(seen + target, mask=is_met, other=0.0)
@@ -167,67 +170,43 @@ def meet(
     heat_2 += tl.load(heat + 2 * stride + target, mask=is_met, other=0.0)
     tl.debug_barrier()
     has_choice = last_choice >= 0
-    begins = tl.where(has_choice & (was_last < 0), first_choice, tl.where(was_first < 0, first_meeting, was_first))
+    is_first, is_new = has_choice & (was_last < 0), was_first < 0
+    begins = tl.where(is_first, now + first_choice, tl.where(is_new, now + first_meeting, was_first))
     tl.store(first + target, begins, mask=is_met)
-    tl.store(last + target, tl.where(has_choice, last_choice, was_last), mask=is_met)
+    tl.store(last + target, tl.where(has_choice, now + last_choice, was_last), mask=is_met)
     tl.store(seen + target, was_seen + more, mask=is_met)
     tl.store(heat + target, heat_0, mask=is_met)
     tl.store(heat + stride + target, heat_1, mask=is_met)
     tl.store(heat + 2 * stride + target, heat_2, mask=is_met)
     tl.store(dirty + target, tl.full([GROUP], MARK, tl.uint8), mask=is_met)
-    tl.store(recent + when % LAST_CHOICES, target, mask=is_chosen)
+    tl.store(recent + (now + order) % LAST_CHOICES, target, mask=is_chosen)
     all_chosen = tl.sum(is_chosen.to(tl.int32), 0).to(tl.float64)
     tl.store(clock_ptr, tl.load(clock_ptr) + tl.sum(is_met.to(tl.int32), 0).to(tl.float64))
     tl.store(clock_ptr + 1, tl.load(clock_ptr + 1) * tl.exp2(all_chosen * seen_fade))
     tl.store(clock_ptr + 2, tl.load(clock_ptr + 2) * tl.exp2(all_chosen * heat_fade_0))
     tl.store(clock_ptr + 3, tl.load(clock_ptr + 3) * tl.exp2(all_chosen * heat_fade_1))
     tl.store(clock_ptr + 4, tl.load(clock_ptr + 4) * tl.exp2(all_chosen * heat_fade_2))
-    repeats, choices = tl.load(clock_ptr + 5), tl.load(clock_ptr + 6)
-    begun, continued = tl.load(clock_ptr + 7), tl.load(clock_ptr + 8)
-    for each in range(num):
-        if tl.load(told_ptr + each * 4) > 0:
-            repeats = repeats * repeat_decay + tl.load(told_ptr + each * 4 + 2).to(tl.float64)
-            choices = choices * repeat_decay + 1.0
-            is_begun = tl.load(told_ptr + each * 4 + 3)
-            if is_begun >= 0:
-                begun = begun * repeat_decay + is_begun.to(tl.float64)
-                continued = continued * repeat_decay + (1 - is_begun).to(tl.float64)
-    tl.store(clock_ptr + 5, repeats)
-    tl.store(clock_ptr + 6, choices)
-    tl.store(clock_ptr + 7, begun)
-    tl.store(clock_ptr + 8, continued)
+    told = tl.load(told_ptr + place * 4, mask=place < num, other=0) > 0
+    add_fading(clock_ptr + 5, told, tl.load(told_ptr + place * 4 + 2, mask=told, other=0), repeat_fade)
+    add_fading(clock_ptr + 6, told, told.to(tl.int32), repeat_fade)
+    is_begun = tl.load(told_ptr + place * 4 + 3, mask=told, other=-1)
+    add_fading(clock_ptr + 7, is_begun >= 0, is_begun, repeat_fade)
+    add_fading(clock_ptr + 8, is_begun >= 0, 1 - is_begun, repeat_fade)
+
+
+@triton.jit
+def add_fading(count_ptr, is_counted, value, fade):
+    """Add values to a count that fades by two to the power of ``fade`` for each of them."""
+    later = tl.sum(is_counted.to(tl.int32), 0) - tl.cumsum(is_counted.to(tl.int32), 0)
+    added = tl.where(is_counted, value.to(tl.float64) * tl.exp2(later.to(tl.float64) * fade), 0.0)
+    faded = tl.load(count_ptr) * tl.exp2(tl.sum(is_counted.to(tl.int32), 0).to(tl.float64) * fade)
+    tl.store(count_ptr, faded + tl.sum(added, 0))
 
 
 @triton.jit
 def _heated(same, steps, clock_ptr, h, fade):
     unit = (tl.load(clock_ptr + 2 + h) * tl.exp2(steps * fade)).to(tl.float32)
     return tl.sum(tl.where(same, unit[None, :], 0.0), 1)
-
-
-@triton.jit
-def learn_for_all(
-    event_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
-    after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
-    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
-    num, num_rows, width, stride, num_parts, num_columns, num_groups,
-    PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Everything but neighbours and groups."""
-    gain_rate, gain_decay = tl.load(rule_ptr).to(tl.float32), tl.load(rule_ptr + 1).to(tl.float32)
-    learn_gains(event_ptr, slope_ptr, told_ptr, gain_ptr, gain_square, num, num_parts, gain_rate, gain_decay, PARTS)
-    rate, decay = tl.load(rule_ptr + 2).to(tl.float32), tl.load(rule_ptr + 3).to(tl.float32)
-    learn_shortlist(
-        shortlist_slope_ptr, moment_ptr, told_ptr, shortlist_weight, shortlist_square, shortlist_norm, num, rate, decay
-    )
-    rescale(
-        after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
-        (width + 7) // 8, num_columns, num_groups, BLOCK,
-    )  # fmt: skip
-    meet(
-        event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
-        tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6), tl.load(rule_ptr + 7),
-        tl.load(rule_ptr + 8), GROUP,
-    )  # fmt: skip
 
 
 @triton.jit(
@@ -242,17 +221,29 @@ def learn_events_kernel(
     first_event, num, num_rows, width, stride, num_parts, num_columns, num_groups,
     PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The first program: everything but neighbours and groups; the others: a column of groups each. ``rule_ptr``:
-    float64, see `kernels.memory.device`."""
+    """Programs: what is met, the gains, the shortlist, and each column of groups. ``rule_ptr``: float64, see
+    `kernels.memory.device`."""
     event_ptr += first_event * EVENT
     if tl.program_id(0) == 0:
-        learn_for_all(
-            event_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
-            after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
-            shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
-            num, num_rows, width, stride, num_parts, num_columns, num_groups, PARTS, GROUP, BLOCK,
+        rescale(
+            after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
+            (width + 7) // 8, num_columns, num_groups, BLOCK,
+        )  # fmt: skip
+        meet(
+            event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
+            tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6), tl.load(rule_ptr + 7),
+            tl.load(rule_ptr + 8), GROUP,
+        )  # fmt: skip
+    elif tl.program_id(0) == 1:
+        rate, decay = tl.load(rule_ptr).to(tl.float32), tl.load(rule_ptr + 1).to(tl.float32)
+        learn_gains(event_ptr, slope_ptr, told_ptr, gain_ptr, gain_square, num, num_parts, rate, decay, PARTS)
+    elif tl.program_id(0) == 2:
+        rate, decay = tl.load(rule_ptr + 2).to(tl.float32), tl.load(rule_ptr + 3).to(tl.float32)
+        learn_shortlist(
+            shortlist_slope_ptr, moment_ptr, told_ptr, shortlist_weight, shortlist_square, shortlist_norm, num, rate,
+            decay,
         )  # fmt: skip
     elif groups is not None:
         learn_column(
-            groups, tl.program_id(0) - 1, event_ptr, told_ptr, past_ptr, first_event, num, num_columns, GROUP
+            groups, tl.program_id(0) - 3, event_ptr, told_ptr, past_ptr, first_event, num, num_columns, GROUP
         )  # fmt: skip

@@ -80,7 +80,7 @@ def predict_events_kernel(
     neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, gain_ptr,
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
-    rate_ptr, learning_ptr, counting_ptr, rank_ptr, loss_ptr,
+    rate_ptr, learning_ptr, counting_ptr, sight_ptr, rank_ptr, loss_ptr,
     groups, first_event, first_place, num_rows, width, stride, logit_stride, num_events, num_columns, num_groups,
     EXCLUDE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -205,17 +205,16 @@ def predict_events_kernel(
         features, _, _ = features_of(
             listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
         )
-        raw = tl.zeros([LIST, 32], tl.float32)
+        into = sight_ptr + (tl.program_id(0) * LIST + item) * 32  # by way of memory: columns of registers would be many
         for f in tl.static_range(NUM_FEATURES):
-            raw += tl.where(column[None, :] == f, (used * features[f])[:, None], 0.0)
-        lead = used * tl.maximum(score - best, LOWEST_LEAD)
-        is_own = used * (features[OWN_GAIN] > 0).to(tl.float32)
-        raw += tl.where(column[None, :] == NUM_FEATURES, lead[:, None], 0.0)
-        raw += tl.where(column[None, :] == NUM_FEATURES + 1, is_own[:, None], 0.0)
-        raw += tl.where(column[None, :] == NUM_FEATURES + 2, (used * PER_LENGTH * bucket)[:, None], 0.0)
+            tl.store(into + f, used * features[f])
+        tl.store(into + NUM_FEATURES, used * tl.maximum(score - best, LOWEST_LEAD))
+        tl.store(into + NUM_FEATURES + 1, used * (features[OWN_GAIN] > 0).to(tl.float32))
+        tl.store(into + NUM_FEATURES + 2, used * PER_LENGTH * bucket)
         pause = since_of(item * 0, is_listed & (item * 0 + num_past > 0), history)
-        pause = used * tl.where(item * 0 + num_past > 0, pause, 0.0)
-        raw += tl.where(column[None, :] == NUM_FEATURES + 3, pause[:, None], 0.0)
+        tl.store(into + NUM_FEATURES + 3, used * tl.where(item * 0 + num_past > 0, pause, 0.0))
+        tl.debug_barrier()
+        raw = tl.load(into[:, None] + column[None, :])
         of_list = column < NUM_SEEN
         mean = tl.load(shortlist_norm + column, mask=of_list, other=0.0)
         variance = tl.load(shortlist_norm + NUM_SEEN + column, mask=of_list, other=1.0)

@@ -30,13 +30,11 @@ from kernels import (
     stochastic_length,
     top_k,
 )
-from kernels.memory import MemoryArrays, MemoryRules
-from tests.kernels.test_memory import Stream
 from tests.kernels.triton import cases
 from tests.kernels.triton.compiling import read_report
 from tests.kernels.triton.launches import compiling_launches
 from tests.kernels.triton.variants import KERNELS as KERNEL_NAMES
-from tests.kernels.triton.variants import launch_attention
+from tests.kernels.triton.variants import launch_attention, launch_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
@@ -104,27 +102,16 @@ def tables() -> None:
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
-def memory(num_events: int = 128, num_columns: int = 0) -> None:
-    from kernels.memory.device import DeviceMemory
-
-    stream = Stream(num_rows=4000, num_users=4, num_events=num_events, num_columns=num_columns)
-    arrays = MemoryArrays.empty(4096, 256, 8, num_columns, 64 * 2**num_columns)
-    arrays.clock[0] = 1e6
-    DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
-        4000, stream.events(), torch.zeros(len(stream.events()), 4000)
-    )
-
-
 def new_versions(seen: dict[str, dict[str, Any]], first: dict[str, set[str]]) -> dict[str, int]:
     """How many versions each kernel has got since."""
     return {name: len(set(versions) - first[name]) for name, versions in seen.items() if set(versions) != first[name]}
 
 
 def memory_of_groups() -> None:
-    memory(num_columns=2)
+    launch_memory(num_columns=2)
 
 
-OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables, memory, memory_of_groups]
+OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables, launch_memory, memory_of_groups]
 
 
 def batches(lengths: list[int]) -> None:
@@ -227,7 +214,7 @@ def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() 
 def test_groups_of_any_size_need_two_versions_of_the_memory_s_kernels(columns: tuple[int, ...]) -> None:
     with compiling_launches(90, compiles=False) as seen:
         for num_events, num_columns in product((1, 20, 32, 33, 100, 128), columns):
-            memory(num_events, num_columns)
+            launch_memory(num_events, num_columns)
     versions = {name: len(each) for name, each in seen.items()}
     assert versions == {
         "predict_events_kernel": 1, "learn_weights_kernel": 2, "learn_events_kernel": 2, "count_events_kernel": 2,

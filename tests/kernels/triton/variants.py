@@ -15,13 +15,19 @@ from kernels.attention import triton_launch
 from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_tile import Tile
 from kernels.layer import triton_launch as layer
+from kernels.memory import MemoryArrays, MemoryRules
 from kernels.softmax import triton_loss  # noqa: F401  (loaded before launches are looked at)
+from tests.kernels.test_memory import Stream
 from tests.kernels.triton import cases
 
 HOPPER, AMPERE, BLACKWELL = 90, 80, 100
 BF16 = torch.bfloat16
 KERNELS = {
     "forward": "attention_forward_kernel", "queries": "query_gradient_kernel", "keys": "key_gradient_kernel"
+}  # fmt: skip
+MEMORY = {
+    "predict": "predict_events_kernel", "weights": "learn_weights_kernel", "events": "learn_events_kernel",
+    "counts": "count_events_kernel",
 }  # fmt: skip
 
 
@@ -89,6 +95,18 @@ def _adagrad() -> None:
     rowwise_adagrad_(torch.zeros(50, 128), torch.zeros(50), rows, grad, lr=0.1, backend="triton")
 
 
+def launch_memory(num_events: int = 128, num_columns: int = 0) -> None:
+    """A group of events, as the memory on a GPU launches it: 4,000 items of 256 neighbours."""
+    from kernels.memory.device import DeviceMemory
+
+    stream = Stream(num_rows=4000, num_users=4, num_events=num_events, num_columns=num_columns)
+    arrays = MemoryArrays.empty(4096, 256, 8, num_columns, 64 * 2**num_columns)
+    arrays.clock[0] = 1e6
+    DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
+        4000, stream.events(), torch.zeros(len(stream.events()), 4000)
+    )
+
+
 def variants() -> list[Variant]:
     """bfloat16 throughout."""
 
@@ -108,5 +126,6 @@ def variants() -> list[Variant]:
         Variant("softmax forward d256", "shared_forward_kernel", _softmax),
         Variant("softmax queries d256", "shared_query_gradient_kernel", _softmax),
         Variant("gate gradient d512", "gate_gradient_kernel", _gate),
+        *(Variant(f"memory {part}", kernel, partial(launch_memory, num_columns=2)) for part, kernel in MEMORY.items()),
         Variant("adagrad d128", "adagrad_kernel", _adagrad),
     ]

@@ -9,6 +9,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
@@ -17,6 +19,8 @@ from bench.on_gpu.single_pass import synthetic_examples
 from kernels.memory import FEATURES, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
 from kernels.memory.arrays import CHANGED, CLOCK
 from kernels.memory.device import DeviceMemory
+from kernels.memory.triton_features import LIST
+from kernels.memory.triton_pick import OUT, pick
 from model.config import ModelConfig
 from model.memory import Memory
 from tests.kernels.test_memory import NUM_BUCKETS, NUM_GROUPS, RULES, Stream, assert_same_memory, events_at_once
@@ -65,6 +69,25 @@ def test_groups_are_learned_as_the_definition_does(exclude: str) -> None:
     definition, ours = both(started(), rules=replace(RULES, exclude=exclude))
     assert_same(ours, definition)
     assert (definition[1].rank_R > 0).any()
+
+
+@triton.jit
+def pick_kernel(score_ptr, list_ptr, num_ptr, num_rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(num_ptr, pick(score_ptr, list_ptr, num_rows, BLOCK))
+
+
+@pytest.mark.parametrize("values", [2, 50, 10**6])
+@pytest.mark.parametrize("share_out", [0.0, 0.4, 0.95, 1.0])
+def test_the_best_rows_are_listed_of_equal_ones_the_first(values: int, share_out: float) -> None:
+    rng = np.random.default_rng(values)
+    for num_rows in (1, 63, 64, 65, 300):
+        score = (rng.integers(-values, values, num_rows) * np.float32(0.37)).astype(np.float32)
+        score[rng.random(num_rows) < share_out] = OUT.value
+        listed, num = torch.full((LIST.value,), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        pick_kernel[(1,)](torch.from_numpy(score), listed, num, num_rows, 64)
+        competing = np.flatnonzero(score > OUT.value)
+        best = competing[np.argsort(-score[competing], kind="stable")][: LIST.value]
+        assert listed[: num.item()].tolist() == sorted(best.tolist())
 
 
 @pytest.mark.parametrize("num_columns", [1, 3])
