@@ -100,13 +100,17 @@ class Reader:
         self._found.ends = {number: span.end for number, span in held.items()}
         # Migrated users cannot be followed once compaction has removed some of their records.
         is_continued = migration_to(self._settings.kafka) is not None
+        num_partitions = self._found.num_partitions or len(self._found.ledgers)
+        self._found.num_in_added = sum(span.end for number, span in held.items() if number >= num_partitions)
         self._found.whole = {
             number
             for number, span in held.items()
-            if span.first == 0 and not (is_continued and self._found.ledgers[number].num_missing)
+            if span.first == 0
+            and number < num_partitions
+            and not (is_continued and self._found.ledgers[number].num_missing)
         }
         for number in self._found.whole:
-            recount = Recount(self._settings.action, self._settings.sequence, number, len(held))
+            recount = Recount(self._settings.action, self._settings.sequence, number, num_partitions)
             recount.refused_before = {
                 (offset, index) for partition, offset, index in self._found.refused_before if partition == number
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -23,10 +23,11 @@ from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import HeadraceError, brief
 from wire.holding import as_ranges
-from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
+from wire.kafka.admin import config_drift, make_admin, mismatch, partition_counts, untold
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
-from wire.status import ServerStatus, status_of
+from wire.status import ServerStatus, Status, WorkerStatus, status_of
 from wire.topics import Topics, topics_of
 
 LISTEN_S = 3.5
@@ -67,8 +68,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield problem("topics", f"missing: {', '.join(missing)}", "headrace topics --create")
             return
         yield topics(settings)
+        yield from beginnings(settings, consumer)
         line = followed_line(settings)
-        yield from processes(settings, line, *heard(settings, line, consumer))
+        state, behind_s, lag, under = heard(settings, line, consumer)
+        yield from processes(settings, line, state, behind_s, lag)
+        yield from namesakes(under)
         yield dead_letters(settings, consumer)
     except (HeadraceError, KafkaError) as error:
         told = error if isinstance(error, HeadraceError) else brief(error)
@@ -102,10 +106,8 @@ def topics(settings: Settings) -> Finding:
         admin.close()
     for topic in topics_of(settings.kafka):
         if counts[topic.name] != topic.num_partitions:
-            words = f"{topic.name} has {counts[topic.name]} partitions, the configuration says {topic.num_partitions}"
-            return problem(
-                "topics", words, f"set kafka.partitions = {counts[topic.name]}, or choose another kafka.prefix"
-            )
+            words, remedy = str(mismatch(settings.kafka, topic, counts)).split("; ", 1)
+            return problem("topics", words, remedy)
     if drift := config_drift(settings.kafka):
         words = "; ".join(f"{name}: {key} = {value}" for name, keys in drift.items() for key, value in keys.items())
         return note("topics", f"settings differ from the configuration: {words}", "headrace topics shows both")
@@ -115,15 +117,25 @@ def topics(settings: Settings) -> Finding:
     return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
 
 
+def beginnings(settings: Settings, consumer: KafkaConsumer) -> Iterator[Finding]:
+    """Whether the sequences topic still has all that compaction leaves."""
+    topic = Topics.under(settings.kafka.prefix).sequences
+    if why := removed(topic, {number: span.first for number, span in spans(consumer, topic).items()}):
+        words, _, remedy = why.partition(". See ")
+        yield problem("sequences", words, f"see {remedy}")
+
+
 def heard(
     settings: Settings, line: str, consumer: KafkaConsumer
-) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
-    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message.
+) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any], dict[str, list[str]]]:
+    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message,
+    and from where reports came under each name, in their order.
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
     names = Topics.under(settings.kafka.prefix, line)
     state, behind_s, lag = ClusterState(), dict[str, list[float]](), dict[str, Any]()
+    under = dict[str, list[str]]()
     earlier = spans(consumer, names.status)
     for record in read(consumer, names.status, earlier):
         state.note(record.value)
@@ -139,7 +151,23 @@ def heard(
         state.hear(record.value, time.time_ns() // 1_000_000)
         if (status := status_of(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
-    return state, behind_s, lag
+            under.setdefault(status.component, []).append(sender_of(status))
+    return state, behind_s, lag, under
+
+
+def sender_of(status: Status) -> str:
+    """What tells processes of one name apart, as far as they say it."""
+    if isinstance(status, ServerStatus):
+        return status.address
+    return status.process if isinstance(status, WorkerStatus) else status.claimant
+
+
+def namesakes(under: dict[str, list[str]]) -> Iterator[Finding]:
+    """Names under which several processes report in turns. (One that is started again takes over, and that is all.)"""
+    for name, senders in under.items():
+        if sum(before != after for before, after in pairwise(senders)) > 1:
+            words = f"{len(set(senders))} processes report as {name}: only one of them counts at a time"
+            yield problem("names", words, "give each server its own serving.name, each worker its own stream.component")
 
 
 def processes(
@@ -176,6 +204,7 @@ def processes(
     yield clocks(behind_s)
     if lag:
         yield freshness(lag, now_ms)
+        yield from lost(lag)
 
 
 def short_of_files(servers: Sequence[ServerStatus]) -> Iterator[Finding]:
@@ -219,6 +248,18 @@ def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
             "freshness", f"records waiting: {words}; the trainer falls behind", "see docs/operations.md, Sizing"
         )
     return ok("freshness", f"records waiting: {words}")
+
+
+def lost(lag: dict[str, Any]) -> Iterator[Finding]:
+    """What retention or compaction removed before the present workers and trainer had read it."""
+    if num := lag.get("num_gone"):
+        words = f"{num:,} records of actions were removed before a worker read them"
+        yield problem(
+            "lost", words, "raise kafka.actions_retention_s and the topic's retention.ms; see the workers' logs"
+        )
+    if num := lag.get("num_lost"):
+        words = f"{num:,} examples were removed before the trainer read them"
+        yield problem("lost", words, "raise kafka.min_compaction_lag_s and the topic's own; see the trainer's log")
 
 
 def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:

@@ -9,7 +9,7 @@ import numpy as np
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report
-from wire.shape import Shape
+from wire.shape import PARTITIONS, Shape
 from wire.status import PartitionStatus
 from wire.weights import TOPIC_ID
 
@@ -48,6 +48,8 @@ class Evidence:
     """The configurations stated in the workers' fences."""
     now: Shape | None = None
     """The configuration that the audit uses."""
+    num_in_added: int = 0
+    """Records in partitions of the actions topic that were added to it."""
     dead_before: int = 0
     """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)
@@ -62,6 +64,11 @@ class Evidence:
         checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.delivered_once(), self.content()]
         trained_check, sums = self.trained_once()
         return Report([*checks, trained_check], sums)
+
+    @property
+    def num_partitions(self) -> int:
+        """Of the deployment, as its workers say; 0 if none has said it."""
+        return int(max((shape.rules.get(PARTITIONS, 0) for shape in self.shapes), default=0))
 
     def reasons_before(self, now: Shape) -> set[str]:
         """Reasons for which earlier workers may have refused what the present configuration accepts: they knew fewer
@@ -109,6 +116,11 @@ class Evidence:
                         f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
                         f"= {wanted}, the worker counted {reported}"
                     )
+        if self.num_in_added:
+            violations.add(
+                f"{self.num_in_added:,} records are in partitions that were added to the actions topic: nobody takes "
+                "them, and headrace repartition sends them to the topics that continue these"
+            )
         accepted, duplicate, dead = (int(each) for each in sums)
         if accepted + duplicate + dead != produced:
             violations.add(

@@ -29,6 +29,7 @@ from wire.example import Mark
 from wire.example_codec import pack
 from wire.example_reader import ExampleReader
 from wire.hashing import canonical, item_hash
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import Span, connect, read, spans
 from wire.partitioner import partition_of
 from wire.topics import Topics, example_key
@@ -55,13 +56,16 @@ class Source:
 
 
 def restore(settings: Settings, folder: Path) -> Source:
-    """Rebuild every partition of a deployment in ``folder``. Raises `NotDrained`."""
+    """Rebuild every partition of a deployment in ``folder``, without those that were added. Raises `NotDrained`."""
     topics, consumer = Topics.under(settings.kafka.prefix), connect(settings.kafka)
     try:
         examples, actions = spans(consumer, topics.sequences), spans(consumer, topics.actions)
+        if why := removed(topics.sequences, {number: span.first for number, span in examples.items()}):
+            raise HeadraceError(why)
         numbers = {
             number: _rebuild(settings, folder, number, consumer, span, actions[number])
             for number, span in sorted(examples.items())
+            if number < settings.kafka.partitions
         }
         return Source(folder, numbers, {number: span.end for number, span in actions.items()})
     finally:

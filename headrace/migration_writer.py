@@ -98,7 +98,7 @@ def _write_fences(new: Settings, writer: Writer, present: list[Tally]) -> None:
         partitions_of(consumer, topics.actions)
         headers = [
             (ACTIONS_ID, topic_id_of(consumer, topics.actions).encode()),
-            (SHAPE, encode_shape(shape_of(new.action, new.sequence))),
+            (SHAPE, encode_shape(shape_of(new.action, new.sequence, new.kafka.partitions))),
         ]
     finally:
         consumer.close()

@@ -15,6 +15,7 @@ from threading import Event
 import msgspec
 import structlog
 
+from headrace.added_partitions import carry
 from headrace.config import Settings
 from headrace.migration import Source, restore
 from headrace.migration_writer import fill, verify
@@ -59,6 +60,7 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
     positions = verify(new, tallies)
     if checkpoint is not None:
         _keep(checkpoint, new, positions)
+    num_carried = carry(old, new)
     if source.ends != (now := _ends(old)):
         raise StillWritten(old, source.ends, now)
     _say(
@@ -66,6 +68,8 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
         Migration(source=old.kafka.prefix, is_done=True, made_ms=_now_ms(), made_by=who(), ends=source.ends),
     )
     num = sum(each.num for each in tallies)
+    if num_carried:
+        say(f"{num_carried:,} records of partitions that were added were sent to the new actions topic")
     step = "without a trainer" if checkpoint is None else f"the trainer goes on at step {checkpoint.step}"
     say(
         f"{num_users:,} users in {num:,} segments are in {new.kafka.partitions} partitions of "

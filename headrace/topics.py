@@ -15,7 +15,7 @@ from wire.topics import topics_of
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
-    """Print one line per topic. Exit status 1 if one is missing or its settings differ from the configuration."""
+    """Print one line per topic. Exit status 1 if one is missing, or differs in its settings or number of partitions."""
     if create:
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
@@ -30,6 +30,7 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
                     "topic": topic.name,
                     "present": bool(held),
                     "partitions": len(held) or topic.num_partitions,
+                    "partitions_configured": topic.num_partitions,
                     "first_offset": [span.first for span in held.values()],
                     "end_offset": [span.end for span in held.values()],
                     "settings": dict(topic.settings),
@@ -44,7 +45,11 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
             print(json.dumps(row))
     else:
         _print_table(settings, rows)
-    return 0 if all(row["present"] and not row["broker_has"] for row in rows) else 1
+    return 0 if all(row["present"] and not row["broker_has"] and not _is_divided_otherwise(row) for row in rows) else 1
+
+
+def _is_divided_otherwise(row: dict[str, Any]) -> bool:
+    return bool(row["partitions"] != row["partitions_configured"])
 
 
 def _print_table(settings: Settings, rows: list[dict[str, Any]]) -> None:
@@ -55,13 +60,21 @@ def _print_table(settings: Settings, rows: list[dict[str, Any]]) -> None:
     table.add_column("settings")
     for row in rows:
         ranges = "  ".join(f"{low}–{high}" for low, high in zip(row["first_offset"], row["end_offset"], strict=True))
-        table.add_row(row["topic"], str(row["partitions"]), ranges or "[red]missing[/]", _settings(row))
+        table.add_row(row["topic"], _partitions(row), ranges or "[red]missing[/]", _settings(row))
     console = Console()
     console.print(table)
     if not all(row["present"] for row in rows):
         console.print("create what is missing: headrace topics --create")
     if any(row["broker_has"] for row in rows):
         console.print("a topic keeps the settings it was created with: change them with kafka-configs.sh --alter")
+    if any(map(_is_divided_otherwise, rows)):
+        console.print("headrace doctor says what to do about another number of partitions")
+
+
+def _partitions(row: dict[str, Any]) -> str:
+    if _is_divided_otherwise(row):
+        return f"[red]{row['partitions']}, configured {row['partitions_configured']}[/]"
+    return str(row["partitions"])
 
 
 def _settings(row: dict[str, Any]) -> str:

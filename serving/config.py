@@ -48,6 +48,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
     "warm_s": Number(0, advice="0 turns it off", usual=(0.001, 30)),
     "history_bytes": at_least_1(2e6),
+    "catalogue_items": AT_LEAST_1,
     "tables_folder": Text(),
     "swap_wait_s": Number(0, advice="1 is usual", usual=(0.001, 120)),
     "drain_timeout_s": above_0(0.1, 3_600),
@@ -144,6 +145,9 @@ class ServingConfig:
     last swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
+    catalogue_items: int = 10_000_000
+    """Of how many items domain, features and first time are kept, for filters and for ranking: some 60 bytes each and 8
+    for each feature. Beyond that, a quarter is forgotten: those that have not been seen for longest."""
     tables_folder: str = ""
     """Where tables and memory are kept in files, beyond what fits in memory (`model.growing`); empty: in memory."""
     swap_wait_s: float = 1.0

@@ -26,6 +26,7 @@ from wire.example import Example, fence
 from wire.example_codec import MAX_NUMBER, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import ANSWER_S, STALL_S, Span, ends, make_consumer, read
 from wire.kafka.identity import check_same
 from wire.shape import SHAPE, disagreement, encode_shape, shape_of
@@ -209,7 +210,7 @@ class _Reader:
         self._write_fence = write_fence
         self._closing = closing
         self._actions_id = self._otherwise = ""
-        self._shape = shape_of(settings.action, settings.sequence)
+        self._shape = shape_of(settings.action, settings.sequence, settings.kafka.partitions)
         self._decoder = ExampleReader(self._key.topic, self._shape.columns)
 
     def examples(self) -> Iterator[Example]:
@@ -218,6 +219,7 @@ class _Reader:
         try:
             consumer.assign([self._key])
             end = consumer.end_offsets([self._key], timeout_ms=round(ANSWER_S * 1000))[self._key]
+            self._check_beginning(consumer)
             yield from self._read_to(consumer, end)
             self._check_actions()
             while True:
@@ -247,6 +249,13 @@ class _Reader:
                 f"{self.log.writer_epoch}, above which there is none: a foreign record; use a new kafka.prefix"
             )
         return self.log.writer_epoch + 1
+
+    def _check_beginning(self, consumer: KafkaConsumer) -> None:
+        """What is restored from a topic without its start are sequences without theirs."""
+        begin = consumer.beginning_offsets([self._key])[self._key]
+        number = self._key.partition
+        if why := removed(self._key.topic, {number: begin}, {number: self.position}):
+            raise StoreMismatch(why)
 
     def _check_actions(self) -> None:
         """The last fence says which actions topic the offsets in these examples refer to."""

@@ -33,6 +33,7 @@ class Heartbeat:
     settings: Settings
     component: str
     disk: str
+    process: str
     partitions: Mapping[int, Partition]
     producer: Producer
     metrics: WorkerMetrics
@@ -89,8 +90,9 @@ class Heartbeat:
     async def _report(self) -> None:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
         status = WorkerStatus(
-            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self.disk
-        )
+            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self.disk,
+            process=self.process,
+        )  # fmt: skip
         # It may get lost: the next one follows in a second. But if one is refused, all will be.
         sent = await self.producer.send(self._topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(self._note_refusal)

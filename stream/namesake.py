@@ -2,12 +2,16 @@
 
 A worker with a configured name (`stream.component`) is a static member of the group: another one that joins under that
 name takes its place. So before it joins, a worker checks whether one on another disk still reports under its name. A
-previous process on the same disk is not waited for: this process holds the disk's lock.
+previous process on the same disk is not waited for: this process holds the disk's lock. A live one that names the same
+disk has a copy of it, as cloned machines have. That shows only in its next reports, so it is looked for once the worker
+has begun.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from itertools import chain
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -22,6 +26,8 @@ NUM_LOOKED_AT = 1_000
 """How many of the newest reports, of all processes together, are searched: several seconds' worth."""
 SILENCE_S = 3.0
 """Three reports: a worker that is silent for this long is gone."""
+MOST_LATE = 2
+"""A process that has just been killed on this disk may have one report on its way, not two."""
 
 
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
@@ -43,6 +49,30 @@ def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
                 f"stream.component {component!r}: expected a unique name, but a worker on another disk reports "
                 f"under it and has {len(later.partitions)} partitions; give this worker a name and a disk of its own, "
                 "or stop that one"
+            )
+    finally:
+        consumer.close()
+
+
+def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threading.Event) -> None:
+    """Raise `NameTaken` if another process goes on reporting under this name. Takes `SILENCE_S`, or until ``stop`` is
+    set. Raises KafkaError when no broker answers."""
+    consumer = make_consumer(kafka, **PROMPT)
+    try:
+        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
+        end = ends(consumer, [where])[where]
+        consumer.assign([where])
+        consumer.seek(where, end)
+        deadline_s, others = time.monotonic() + SILENCE_S, 0
+        while time.monotonic() < deadline_s and not stop.is_set():
+            for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
+                status = _report(record, component)
+                others += status is not None and status.process != process
+        if others >= MOST_LATE:
+            raise NameTaken(
+                f"stream.component {component!r}: expected a unique name, but another worker reports under it, from a "
+                "copy of this disk; give this one a name of its own, and remove its store.path (it is restored from "
+                "Kafka), or stop that one"
             )
     finally:
         consumer.close()

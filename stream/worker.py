@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -32,7 +33,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.migration import refuse_unfinished
-from stream.namesake import refuse_namesake
+from stream.namesake import refuse_namesake, refuse_twin
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
 from wire.errors import HeadraceError, TopicMissing, brief
@@ -51,13 +52,13 @@ JOIN_S = 15.0
 class Worker:
     """One worker process."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, despite_added: bool = False) -> None:
+        self.settings, self._despite_added = settings, despite_added
         self.topics = Topics.under(settings.kafka.prefix)
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics(settings.store.path)
         self.producer = Producer(settings.kafka)
-        self._ids, self._disk = TopicIds("", ""), ""
+        self._ids, self._disk, self._process = TopicIds("", ""), "", uuid.uuid4().hex
         self._told_of_times = False
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
@@ -80,7 +81,7 @@ class Worker:
         settings, stream = self.settings, self.settings.stream
         self.metrics.serve(stream.metrics_host, stream.metrics_port)
         await asyncio.to_thread(self._wait_for_broker)
-        await asyncio.to_thread(ensure_topics, settings.kafka)
+        await asyncio.to_thread(ensure_topics, settings.kafka, despite_added=self._despite_added)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
         await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
@@ -100,6 +101,16 @@ class Worker:
         kafka, name = self.settings.kafka, self.component
         look = partial(refuse_namesake, kafka, name, self._disk)
         patiently(look, "looking for another worker of this name", kafka, self._stopping)
+
+    async def _refuse_twin(self) -> None:
+        if not self.settings.stream.component:
+            return
+        kafka = self.settings.kafka
+        look = partial(refuse_twin, kafka, self.component, self._process, self._stopping)
+        with suppress(StoppedError):
+            await asyncio.to_thread(
+                patiently, look, "looking for a worker on a copy of this disk", kafka, self._stopping
+            )
 
     def _find_topics(self) -> TopicWatch:
         """The identities of the topics as this worker starts. Raises `TopicMissing`."""
@@ -122,10 +133,11 @@ class Worker:
         try:
             await self._start_producer()
             heartbeat = Heartbeat(
-                self.settings, self.component, self._disk, self.partitions, self.producer, self.metrics, self.fail
-            )
-            both = (heartbeat.run(), self._watch(watch, heartbeat.reached))
-            tasks = [asyncio.create_task(self._guard(work)) for work in both]
+                self.settings, self.component, self._disk, self._process, self.partitions, self.producer, self.metrics,
+                self.fail,
+            )  # fmt: skip
+            beside = (heartbeat.run(), self._watch(watch, heartbeat.reached), self._refuse_twin())
+            tasks = [asyncio.create_task(self._guard(work)) for work in beside]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -229,8 +241,10 @@ class Worker:
             await partition.offer(event)
 
     async def assign(self, partitions: set[int]) -> None:
-        """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""
+        """Own exactly these partitions, without those that were added to the topic: close the revoked ones, open the
+        new ones, leave the others alone."""
         self._has_joined = True
+        partitions = {number for number in partitions if number < self.settings.kafka.partitions}
         async with self._assigning:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
@@ -254,18 +268,19 @@ class Worker:
                 return
 
 
-async def _run(settings: Settings) -> None:
-    worker = Worker(settings)
+async def _run(settings: Settings, despite_added: bool) -> None:
+    worker = Worker(settings, despite_added=despite_added)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, worker.stop)
     await worker.run()
 
 
-def run_worker(settings: Settings) -> int:
-    """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
+def run_worker(settings: Settings, *, despite_added: bool = False) -> int:
+    """Run a worker until SIGTERM or Ctrl-C; returns the exit status. ``despite_added``: also on topics that were given
+    more partitions, of which it takes those that were there before."""
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, despite_added))
     except HeadraceError as error:
         print(f"headrace stream: {error}", file=sys.stderr, flush=True)
         return 1

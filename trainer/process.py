@@ -74,7 +74,9 @@ def tune_interpreter() -> None:
     gc.set_threshold(*COLLECT_AFTER)
 
 
-def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
+def train_stream(
+    settings: Settings, *, take_over: bool = False, from_published: bool = False, despite_added: bool = False
+) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     config, kafka = settings.trainer, settings.kafka
     if Ranks.expected() > 1:
@@ -85,10 +87,10 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
     stop = stop_on_signals()
 
     def open_source(positions: dict[int, Position]) -> KafkaSource:
-        check_ends(kafka, positions, stop)
+        check_ends(kafka, positions, config.on_gap, stop)
         return KafkaSource.open(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
-            shape=shape_of(settings.action, settings.sequence),
+            shape=shape_of(settings.action, settings.sequence, kafka.partitions), despite_added=despite_added,
         )  # fmt: skip
 
     trainer = Trainer(
@@ -154,5 +156,5 @@ def replay_topics(settings: Settings, version: Which | None = None) -> int:
     of ``version``, or the newest."""
     from trainer.replay import replay
 
-    shape = shape_of(settings.action, settings.sequence)
+    shape = shape_of(settings.action, settings.sequence, settings.kafka.partitions)
     return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals(), version, shape=shape)

@@ -1,8 +1,9 @@
 """What the bits and columns of examples mean, and the rules behind them, stated by their worker in its fence.
 
 Bits stand for kinds, and columns for features, by number: a reader with a different configuration would take a click
-for a like, and nothing in an example would show it. Rules may change during a deployment's life; an audit needs to know
-that others held before.
+for a like, and nothing in an example would show it. With another number of partitions, users would begin anew in
+another partition, beside their sequences in the old one. Rules may change during a deployment's life; an audit needs to
+know that others held before.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from wire.json_value import decode_json
 
 SHAPE = "shape"
 """The header's name."""
-_KEPT = ("sequence.segment_len", "sequence.num_slots")
-"""Rules that readers of examples must share with their writer: how much is kept of a user."""
+PARTITIONS = "kafka.partitions"
+_KEPT = {
+    "sequence.segment_len": "sequence.segment_len",
+    "sequence.num_slots": "sequence.max_context (in segments)",
+    PARTITIONS: f"{PARTITIONS} (which only headrace repartition changes)",
+}
+"""What to call the rules that readers of examples must share with their writer: how much is kept of a user, where."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -42,8 +48,8 @@ class Shape(msgspec.Struct, frozen=True):
         }
 
 
-def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
-    """The shape that a worker with this configuration states."""
+def shape_of(action: ActionConfig, sequence: SequenceConfig, num_partitions: int = 0) -> Shape:
+    """The shape that a worker with this configuration states. ``num_partitions``: of the deployment; 0: not stated."""
     rules: dict[str, float] = {
         "action.max_future_s": action.max_future_s,
         "action.min_timestamp_ms": action.min_timestamp_ms,
@@ -54,6 +60,8 @@ def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
         "sequence.segment_len": sequence.segment_len,
         "sequence.num_slots": sequence.num_slots,
     }
+    if num_partitions:
+        rules[PARTITIONS] = num_partitions
     return Shape(action.kinds, action.features, action.user_features, rules, action.extra_columns)
 
 
@@ -93,6 +101,5 @@ def disagreement(said: bytes | None, ours: Shape) -> str:
         )
     for key, (was, now) in theirs.changed(ours).items():
         if key in _KEPT:
-            name = "sequence.segment_len" if key == "sequence.segment_len" else "sequence.max_context (in segments)"
-            return f"{name}: expected {now:g}, got examples of a worker with {was:g}"
+            return f"{_KEPT[key]}: expected {now:g}, got examples of a worker with {was:g}"
     return ""

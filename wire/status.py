@@ -36,7 +36,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     time_ms: Whole
     partitions: dict[int, PartitionStatus] = {}
     disk: str = ""
-    """The name of its disk, the same for every process that uses it."""
+    """The name of its disk, the same for every process that uses it, and for those on a copy of it."""
+    process: str = ""
+    """Another one for each process; empty in a build that does not say it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):

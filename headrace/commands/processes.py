@@ -27,7 +27,16 @@ def _doubt(settings: Settings) -> None:
     warn(settings)
 
 
-def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+DespiteAdded = Annotated[
+    bool,
+    typer.Option(
+        "--despite-added-partitions",
+        help="Work off the first kafka.partitions of topics that were given more, before `headrace repartition`.",
+    ),
+]
+
+
+def worker(config: ConfigPath = None, bootstrap: Bootstrap = None, despite_added: DespiteAdded = False) -> None:
     """Turn actions into sequences: the actions topic in, examples for the trainer out.
 
     Several workers share the partitions. Give each a `stream.component` name and a disk of its own.
@@ -37,7 +46,7 @@ def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
 
     start_logging()
     _doubt(settings)
-    raise typer.Exit(run_worker(settings))
+    raise typer.Exit(run_worker(settings, despite_added=despite_added))
 
 
 def replay(
@@ -88,6 +97,7 @@ def train(
     ] = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
+    despite_added: DespiteAdded = False,
 ) -> None:
     """Train on the stream of examples in one pass, and publish the weights every few seconds.
 
@@ -110,7 +120,7 @@ def train(
     raise typer.Exit(
         replay_topics(settings)
         if replay
-        else train_stream(settings, take_over=take_over, from_published=from_published)
+        else train_stream(settings, take_over=take_over, from_published=from_published, despite_added=despite_added)
     )
 
 

@@ -17,8 +17,9 @@ from serving.topic_thread import TopicThread
 from serving.users.histories import Histories
 from serving.users.shard import Shard
 from wire.holding import as_ranges
-from wire.kafka.admin import partitions_mismatch
+from wire.kafka.admin import partitions_added
 from wire.kafka.batches import Batch, by_batch
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
 
@@ -124,10 +125,12 @@ class HistoryFollower(TopicThread):
         if found != num_read and found != self._num_told:
             self._num_told = found
             logger.error("%s; until then histories are read from the first %d only",
-                         partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
+                         partitions_added(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begins = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        if why := removed(self.topic, {each.partition: begin for each, begin in begins.items()}):
+            logger.error("%s. Users whose segments are gone are answered as new ones", why)
         self._goals = ends(self.consumer, partitions)
         for partition in partitions:
             self.consumer.seek(partition, begins[partition])

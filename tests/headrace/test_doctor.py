@@ -109,6 +109,22 @@ def test_a_server_at_its_limit_of_connections_is_named() -> None:
     assert "LimitNOFILE" in found.remedy
 
 
+def test_processes_of_one_name_are_named() -> None:
+    (found,) = doctor.namesakes({"one": ["http://a", "http://b", "http://a"], "two": ["x", "x"], "again": ["x", "y"]})
+    assert found.state == "problem"
+    assert found.words.startswith("2 processes report as one:")
+    sent = [ServerStatus(component="s", time_ms=1, address="a"), WorkerStatus(component="w", time_ms=1, process="p")]
+    assert [doctor.sender_of(each) for each in sent] == ["a", "p"]
+
+
+def test_what_was_removed_unread_is_a_problem() -> None:
+    found = list(doctor.lost({"num_gone": 1300, "num_lost": 7}))
+    assert [each.state for each in found] == ["problem", "problem"]
+    assert "1,300 records of actions were removed" in found[0].words
+    assert "7 examples were removed" in found[1].words
+    assert not list(doctor.lost({"num_gone": 0, "num_lost": 0}))
+
+
 def test_partitions_without_a_server_are_a_problem() -> None:
     def findings_of(*held: str) -> list[Finding]:
         state, now_ms = ClusterState(), int(time.time() * 1000)

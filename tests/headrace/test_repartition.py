@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from headrace import added_partitions
+from headrace.audit import audit
 from headrace.config import Settings, read_settings
 from headrace.migration import Migrator, NotDrained, restore
 from headrace.migration_writer import Writer
@@ -23,6 +25,7 @@ from stream.errors import MigrationUnfinished
 from stream.migration import refuse_unfinished
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
+from tests.trainer.stage import admin_of
 from wire.action import Action, decode_record
 from wire.errors import HeadraceError
 from wire.kafka.admin import ensure_topics
@@ -58,12 +61,12 @@ class Deployment:
         self.topics = Topics.under(prefix)
         ensure_topics(self.settings.kafka)
 
-    def send(self, sent: Sequence[dict[str, Any]]) -> None:
-        """Have producers send these actions."""
+    def send(self, sent: Sequence[dict[str, Any]], among: int = 0) -> None:
+        """Have producers send these actions; ``among``: that many partitions, or those of the configuration."""
         producer = make_producer(self.settings.kafka)
         for each in sent:
             key = str(each["user"]).encode()
-            home = partition_of(key, self.settings.kafka.partitions)
+            home = partition_of(key, among or self.settings.kafka.partitions)
             producer.send(self.topics.actions, key=key, value=msgspec.json.encode(each), partition=home)
         producer.flush()
         producer.close()
@@ -283,6 +286,44 @@ def test_actions_that_arrive_in_the_old_topics_are_counted(
         store.close()
     with pytest.raises(StillWritten, match="find the producer"):
         migration.to(late)
+
+
+def test_actions_in_partitions_that_were_added_are_not_left_behind(
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody has given the old topic partitions, and producers have divided the users among them since."""
+    if migration.kafka.kind != "apache":
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    old, later = migration.old.settings, migration.all[NUM_BEFORE:]
+    with admin_of(migration.kafka) as admin:
+        admin.create_partitions({migration.old.topics.actions: 4})
+    added = [each for each in later if partition_of(str(each["user"]).encode(), 4) >= 2]
+    migration.old.send([*added, {"user": str(added[0]["user"]), "item": 1}], among=4)
+    assert "are in partitions that were added" in str([list(each.violations) for each in audit(old).checks])
+
+    new, parts = migration.next(), added_partitions._parts
+    left = [len(added) // 2]
+
+    def is_killed(record: Any, settings: Settings) -> Iterator[tuple[int, bytes | None]]:
+        left[0] -= 1
+        if not left[0]:
+            raise ConnectionResetError
+        yield from parts(record, settings)
+
+    monkeypatch.setattr("headrace.added_partitions._parts", is_killed)
+    with pytest.raises(ConnectionResetError):
+        migration.to(new)
+    monkeypatch.undo()
+    assert migration.to(new) == 0
+    assert f"{len(added) + 1:,} records of partitions that were added" in capsys.readouterr().out
+    stores = new.work(migration.folder / new.topics.actions)
+    found = {name: kept for store in stores for name, kept in kept_of(store.users.everyone()).items()}
+    num_dead = sum(store.counts.num_dead for store in stores)
+    for store in stores:
+        store.close()
+    wanted, _ = oracle(new.settings, [*migration.all[:NUM_BEFORE], *added])
+    assert found == wanted
+    assert num_dead == 1, "what is not an action is refused as it would have been"
 
 
 def test_topics_that_hold_anything_else_are_refused(migration: MigrationCase) -> None:

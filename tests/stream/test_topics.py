@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
+from headrace.doctor import beginnings
 from state.errors import StoreMismatch
 from state.store import Record
 from stream.claim import ACTIONS_ID, Claim, Headers, TopicIds, WriteFence, claim, open_store
@@ -26,6 +27,7 @@ from wire.errors import TopicReplaced, TopicsMismatch
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, MAX_NUMBER, encode_example
 from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
 from wire.topics import FORGOTTEN_KEY, ITEM_KEY, fence_key
@@ -83,9 +85,47 @@ def test_partitions_that_are_added_while_it_runs_end_the_worker(
     process.wait_for("partition claimed", times=2)
     admin.create_partitions({deployment.topics.actions: 4})
     assert (
-        f"topic {deployment.topics.actions}: expected 2 partitions, the broker has 4; set kafka.partitions = 4 if"
+        f"topic {deployment.topics.actions}: expected 2 partitions, the broker has 4: some were added; Kafka cannot"
         in last_line(process)
     )
+    again = last_line(process.start())
+    assert "some were added" in again
+    assert "set kafka.partitions" not in again
+
+
+@pytest.mark.parametrize("loses_disk", [False, True])
+def test_a_number_of_partitions_that_is_changed_everywhere_splits_no_user(
+    loses_disk: bool, deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    """Half of the users would begin anew in another partition, beside their sequences in the old one."""
+    process = worker()
+    produce(deployment, 20)
+    work_off(deployment, process)
+    admin.create_partitions({deployment.topics.actions: 4, deployment.topics.sequences: 4})
+    assert "set kafka.partitions = 4 if the deployment was created with that many" in last_line(process.start())
+    config = process.folder / "headrace.toml"
+    config.write_text(config.read_text().replace("partitions = 2", "partitions = 4"))
+    if loses_disk:
+        process.wipe()
+    wanted = "kafka.partitions (which only headrace repartition changes): expected 4, got examples of a worker with 2"
+    assert (wanted if loses_disk else "expected num_partitions 2") in last_line(process.start())
+
+
+def test_a_worker_works_off_the_partitions_of_a_topic_that_was_given_more_if_it_is_told_to(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker()
+    home = produce(deployment, 20)
+    work_off(deployment, process)
+    admin.create_partitions({deployment.topics.actions: 4})
+    produce(deployment, 5, first=20)
+    deployment.produce([(3, b"u9", b'{"user": "u9", "item": 1, "action": "click", "timestamp": 1700000000000}')])
+    process.start("--despite-added-partitions")
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
+    assert process.stop() == 0
+    assert len(written(deployment).rows["u1"]) == 25
+    assert set(written(deployment).rows) == {"u1"}
+    assert set(next(iter(last_statuses(deployment).values())).partitions) == {home, 1 - home}
 
 
 def test_an_actions_topic_that_is_recreated_while_it_runs_ends_the_worker(
@@ -233,6 +273,29 @@ def test_actions_that_retention_removes_before_they_are_read_are_counted_and_rep
         assert words in line, line
     [status] = last_statuses(deployment).values()
     assert status.partitions[home].num_gone == 13
+
+
+def test_a_disk_is_not_restored_from_a_topic_that_has_lost_its_start(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    """Users would begin anew at their first segment, beside what readers know of them."""
+    process = worker()
+    home = produce(deployment, 20)
+    work_off(deployment, process)
+    change(admin, deployment.topics.sequences, "cleanup.policy", "delete")
+    admin.delete_records({TopicPartition(deployment.topics.sequences, home): 3})
+    change(admin, deployment.topics.sequences, "cleanup.policy", "compact")
+    process.start()  # its own disk has everything
+    process.wait_for("partition claimed", times=4)
+    process.stop()
+    process.wipe()
+    line = last_line(process.start())
+    assert f"but partition {home} begins at 3, not 0: a cleanup.policy with delete, or kafka-delete-records" in line
+    consumer = connect(deployment.kafka)
+    [told] = beginnings(deployment, consumer)  # type: ignore[arg-type]
+    consumer.close()
+    assert told.state == "problem"
+    assert "begins at 3" in told.words
 
 
 def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: Deployment, worker: Make) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -318,6 +320,36 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     second.start()
     assert second.process.wait(60) == 1
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
+
+
+def test_a_worker_on_a_copy_of_anothers_disk_says_so_and_the_first_continues(
+    deployment: Deployment, worker: Make
+) -> None:
+    """As a cloned machine has it: the same name, and a disk that says it is the same one."""
+    first = worker("w").start()
+    first.wait_for("partition claimed", times=2)
+    wait_until(lambda: bool(last_statuses(deployment)), 60, "the first to report", 0.2)
+    second = WorkerProcess(deployment, "w", deployment.factory, folder="elsewhere")
+    shutil.copytree(first.store_path, second.store_path)
+    second.start()
+    try:
+        assert second.process.wait(60) == 1
+    finally:
+        second.end()
+    line = second.log().splitlines()[-1]
+    assert line.startswith("headrace stream: stream.component 'w': expected a unique name, but another worker"), line
+    assert "from a copy of this disk" in line
+    home = partition_of(b"u1", deployment.partitions)
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    deployment.produce([(home, b"u1", msgspec.json.encode(action))])
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 60, "the first to go on", 0.3)
+    num_assigned = first.log().count("partitions assigned")
+    time.sleep(2.0)
+    assert first.log().count("partitions assigned") == num_assigned, "it keeps them"
+    first.kill()
+    first.start()  # the process before it on this disk is none to wait for, or to give way to
+    time.sleep(5.0)
+    assert first.process.poll() is None, first.log()[-2000:]
 
 
 def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deployment: Deployment, worker: Make) -> None:

@@ -148,9 +148,9 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self.num_kills = 0
 
-    def start(self) -> WorkerProcess:
+    def start(self, *options: str) -> WorkerProcess:
         """Start (again)."""
-        self._process = self._spawned() if self.prefix else Forked(self._forked())
+        self._process = self._spawned() if self.prefix else Forked(self._forked(*options))
         return self
 
     def _spawned(self) -> subprocess.Popen[bytes]:
@@ -159,10 +159,12 @@ class WorkerProcess:
         with self.log_path.open("ab") as log:
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
-    def _forked(self) -> Child:
+    def _forked(self, *options: str) -> Child:
         is_broken = self.module == "tests.stream.broken"
         broken = self._environment["BROKEN"].split(",") if is_broken else []
-        return self._factory.start(self._arguments, broken, environment=self._environment, log=self.log_path)
+        return self._factory.start(
+            [*self._arguments, *options], broken, environment=self._environment, log=self.log_path
+        )
 
     @property
     def process(self) -> subprocess.Popen[bytes] | Forked:

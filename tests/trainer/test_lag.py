@@ -16,9 +16,10 @@ import jsonschema
 import numpy as np
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from structlog.testing import capture_logs
 
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
-from tests.trainer.stage import Stage
+from tests.trainer.stage import Stage, admin_of
 from tests.trainer.test_weights import manifest
 from trainer.lag.message import build_message, ingest_lag
 from trainer.lag.metrics import LagMetrics
@@ -27,6 +28,7 @@ from trainer.lag.reporter import LagReporter
 from trainer.lag.throughput import Throughput
 from trainer.sources.source import Position
 from wire.cluster import ClusterState
+from wire.kafka.admin import ensure_topics
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 from wire.topics import LAG_KEY
 
@@ -262,6 +264,30 @@ def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durab
     finally:
         durable_kafka.restart()
         reporter.stop()
+
+
+def test_heartbeats_go_on_while_the_lag_topic_is_missing(board: Callable[..., Board]) -> None:
+    """Otherwise a standby would take over from a trainer that leads, and that one again from it."""
+    told = board()
+    progress = Progress(epoch=0, time_ms=now_ms(), claimant="host//folder/a/1/b")
+    reporter = LagReporter(told.made.settings.kafka, told.made.settings.trainer, lambda: progress)
+    with capture_logs() as lines, told.statuses() as consumer:
+        reporter.start()
+        try:
+            told.wait_for(lambda message: True, "a message")
+            with admin_of(told.made.broker) as admin:
+                admin.delete_topics([told.made.topics.lag])
+            wait_until(lambda: any(line["event"] == "topic missing, trying again" for line in lines), 60, "the reason")
+            while consumer.poll(200):
+                pass
+            began_s, beats = time.monotonic(), 0
+            while time.monotonic() - began_s < 8.0:
+                beats += sum(map(len, consumer.poll(200).values()))
+            assert beats >= 4, lines
+            ensure_topics(told.made.settings.kafka)
+            wait_until(lambda: any(line["event"] == "broker is back" for line in lines), 60, "messages again")
+        finally:
+            reporter.stop()
 
 
 BEHIND = ("ingest", "train", "serve")

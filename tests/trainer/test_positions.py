@@ -147,6 +147,28 @@ def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
         made.wait_published(10)
 
 
+def test_records_that_were_removed_unread_end_a_trainer_before_the_next_one_arrives(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    made.feed(20)
+    made.forget_records(1.0)
+    line = ends_with_one_line(made.start())
+    assert f"topic {made.topics.sequences}: expected what compaction leaves, but partition 0 begins at " in line
+    assert 'set trainer.on_gap = "skip"' in line
+
+
+def test_histories_whose_records_were_removed_are_told(stage: Make) -> None:
+    """All of them had been read: no gap will ever show it."""
+    made = stage()
+    train_and_end(made)
+    made.forget_records(1.0)
+    child = made.start(environment={"HEADRACE_TRAINER__ON_GAP": "skip"})
+    child.wait_for("users' histories are not complete")
+    made.feed(10)
+    made.wait_published()
+    assert child.stop() == 0
+
+
 # Without a checkpoint
 
 
@@ -222,10 +244,14 @@ def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: M
     made.wait_published()
     with admin_of(made.broker) as admin:
         admin.create_partitions({made.topics.sequences: NUM_PARTITIONS + 2})
-    counts = f"expected {NUM_PARTITIONS} partitions, the broker has {NUM_PARTITIONS + 2};"
+    counts = f"expected {NUM_PARTITIONS} partitions, the broker has {NUM_PARTITIONS + 2}"
     expected = f"topic {made.topics.sequences}: {counts}"
     assert expected in ends_with_one_line(child)
     assert expected in ends_with_one_line(made.start())
+    made.feed(20)
+    child = made.start("a", (), "", "--despite-added-partitions")
+    made.wait_published()
+    assert child.stop() == 0
 
 
 def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Make) -> None:
@@ -306,10 +332,19 @@ def test_an_epoch_above_which_there_is_none_is_one_line(stage: Make) -> None:
         ({"features": ()}, "action.features: expected ('genre',), got examples of a worker with ()"),
         ({"segment_len": 5}, "sequence.segment_len: expected "),
         ({"max_context": 999}, "sequence.max_context (in segments): expected "),
+        ({"num_partitions": 7}, "kafka.partitions (which only headrace repartition changes): expected "),
         ({"kinds": ("see", "click", "like", "buy")}, ""),
         ({"max_future_s": 5.0, "join_window_s": 1.5}, ""),
     ],
-    ids=["other kinds", "other features", "other segments", "another context", "a kind appended", "other rules"],
+    ids=[
+        "other kinds",
+        "other features",
+        "other segments",
+        "another context",
+        "other partitions",
+        "a kind appended",
+        "other rules",
+    ],
 )
 def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
     changed: dict[str, Any], words: str, stage: Make
@@ -319,7 +354,8 @@ def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
     action, sequence = made.settings.action, made.settings.sequence
     of_action = {name: value for name, value in changed.items() if hasattr(action, name)}
     of_sequence = {name: value for name, value in changed.items() if hasattr(sequence, name)}
-    said = encode_shape(shape_of(replace(action, **of_action), replace(sequence, **of_sequence)))
+    num_partitions = changed.get("num_partitions", made.settings.kafka.partitions)
+    said = encode_shape(shape_of(replace(action, **of_action), replace(sequence, **of_sequence), num_partitions))
     made.send_raw(made.topics.sequences, encode_example(fence(0, 1)), [(SHAPE, said)])
     child = made.start()
     if words:

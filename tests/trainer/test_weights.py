@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_tensors
 
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.checkpoint.snapshot import weights_snapshot
+from trainer.checkpoint.snapshot import restore_published, weights_snapshot
 from trainer.learner.step import Learner
 from trainer.versions.weights import Weights
 from wire.assembler import MAX_BEGUN, VersionAssembler
@@ -146,6 +146,20 @@ def test_a_base_and_its_deltas_are_the_learners_weights_bit_for_bit() -> None:
     assert late.weights is not None
     assert_same_arrays(values_of(late.weights, learner), truth_of(learner))
     assert reader.drops == late.drops == []
+
+
+def test_a_trainer_learns_on_from_a_version_without_the_item_of_the_last_row() -> None:
+    learner, world = Learner(MODEL, TRAINER), World(3)
+    learner.step(world.examples(6))
+    last = learner.items.num_rows - 1
+    learner.remove_items(set(learner.items.keys_of(np.array([last])).tolist()))
+    reader = Reader()
+    reader.read(records(weights_snapshot(learner, everything=True), 0, "base"))
+    started = Learner(MODEL, TRAINER)
+    assert reader.weights is not None
+    restore_published(started, reader.weights)
+    assert started.memory.num_rows == started.items.num_rows == last + 1
+    assert started.step(world.examples(6)).num_targets > 0
 
 
 def without_tombstones(rows: TableRows) -> TableRows:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.brokers import free_port
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable
+from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import make_admin
 from wire.kafka.consumer import announced, connect, reconnect
 from wire.kafka.retry import Absence, StoppedError, connect_patiently, patiently
@@ -36,6 +36,20 @@ def test_an_absence_is_told_at_once_then_every_so_often_and_at_its_end(monkeypat
         told += [(line["event"], line["away_s"]) for line in lines]
     once = [("broker away, trying again", float(each)) for each in (0, 30, 60)] + [("broker is back", 65.0)]
     assert told == once * 2
+
+
+def test_a_topic_that_turns_out_to_be_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that loses a topic first times out, which looks like a broker that is away."""
+    now_s = [100.0]
+    monkeypatch.setattr("wire.kafka.retry.time.monotonic", lambda: now_s[0])
+    absence = Absence("reporting", nowhere())
+    with capture_logs() as lines:
+        for error in (OSError("no answer"), *[TopicMissing("topic x: expected on the broker")] * 35):
+            absence.note(error)
+            now_s[0] += 1.0
+    told = [(line["event"], line["away_s"]) for line in lines]
+    missing = "topic missing, trying again"
+    assert told == [("broker away, trying again", 0.0), (missing, 1.0), (missing, 31.0)]
 
 
 def test_what_waits_for_a_broker_ends_at_once_when_it_is_told_to() -> None:

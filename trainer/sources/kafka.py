@@ -21,7 +21,8 @@ from wire.errors import TopicMissing
 from wire.example import Lesson, num_features_of
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.kafka.admin import check_partitions
+from wire.kafka.admin import partitions_added, partitions_mismatch
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently
@@ -38,6 +39,7 @@ REMEDY = (
     "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
     "topic from its beginning; or without that option, to train from scratch"
 )
+GAP_REMEDY = 'To go on without them set trainer.on_gap = "skip"; without a checkpoint, start with --from-published'
 
 
 class KafkaSource:
@@ -62,7 +64,8 @@ class KafkaSource:
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._tracker = PositionTracker(dict(positions))
         self._stop = stop
-        self._topic_id = ""
+        self._topic_id, self._num_known = "", 0
+        """The topic's id and number of partitions, once the broker has told them."""
         self._last_missed_s = self._missing_since_s = -math.inf
         self._decoder = ExampleReader(self._topic, None if shape is None else shape.columns)
         self._num_columns = 0 if shape is None else shape.columns[0]
@@ -86,16 +89,20 @@ class KafkaSource:
         max_buffered: int,
         stop: threading.Event,
         shape: Shape | None = None,
+        despite_added: bool = False,
     ) -> KafkaSource:
         """Connect, and wait until the topic exists. Raises `wire.kafka.retry.StoppedError` once ``stop`` is set, and
-        what `wire.kafka.admin.check_partitions` raises."""
+        `wire.errors.TopicsMismatch`; ``despite_added``: not for a topic with more partitions, whose first it reads."""
         topic = Topics.under(kafka.prefix).sequences
         consumer = patiently(
             lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
         )
         try:
             partitions = patiently(lambda: _find(consumer, topic), "finding the sequences topic", kafka, stop)
-            check_partitions(topic, kafka.partitions, len(partitions))
+            num, expected = len(partitions), kafka.partitions
+            if num < expected or (num > expected and not despite_added):
+                raise partitions_mismatch(topic, expected, num)
+            partitions = [each for each in partitions if each.partition < expected]
             consumer.assign(partitions)
             return cls(
                 consumer, partitions, positions, on_gap=on_gap, max_buffered=max_buffered, stop=stop, shape=shape
@@ -125,6 +132,9 @@ class KafkaSource:
         logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
         reading = [where for where in self._partitions if behind[where] > 0]
         self._consumer.seek_to_beginning(*reading) if reading else None
+        begins = self._consumer.beginning_offsets(reading)
+        if gone := removed(self._topic, {where.partition: begin for where, begin in begins.items()}):
+            log.error("users' histories are not complete", why=gone)
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
         while reading and not self._stop.is_set():
             for where, records in self._consumer.poll(timeout_ms=200).items():
@@ -196,7 +206,9 @@ class KafkaSource:
         more partitions, which no trainer would read.
         """
         known = self._consumer.partitions_for_topic(self._topic)
-        check_partitions(self._topic, len(self._partitions), len(known or self._partitions))
+        num_before, self._num_known = self._num_known, len(known or ()) or self._num_known
+        if num_before not in (0, self._num_known):
+            raise partitions_added(self._topic, num_before, self._num_known)
         before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
         if before not in ("", self._topic_id):
             raise SourceError(
@@ -239,10 +251,7 @@ class KafkaSource:
             f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
-            raise GapError(
-                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
-                "without a checkpoint, start with --from-published"
-            )
+            raise GapError(f"{what}. Raise kafka.min_compaction_lag_s; {GAP_REMEDY[0].lower()}{GAP_REMEDY[1:]}")
         self.num_lost += gap.got - gap.expected
         self._num_gaps += 1
         if self._num_gaps == 1:

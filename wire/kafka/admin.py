@@ -16,7 +16,7 @@ from wire.kafka.consumer import announced, refuse_silence
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
-from wire.topics import POLICY, Topic, topics_of
+from wire.topics import POLICY, Topic, Topics, topics_of
 
 CONNECT_S = 5.0
 
@@ -28,18 +28,18 @@ def make_admin(config: KafkaConfig) -> KafkaAdminClient:
     return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
 
 
-def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
+def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0, *, despite_added: bool = False) -> list[str]:
     """Create missing topics and check existing ones; returns the names of the created ones.
 
     Raises `BrokerUnavailable` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
-    partition count disagrees or a topic's ``cleanup.policy`` removes what is needed.
+    partition count disagrees (``despite_added``: is smaller) or a topic's ``cleanup.policy`` removes what is needed.
     """
     deadline = time.monotonic() + timeout_s
     with announced(config, timeout_s):
         wait_for_broker(config, timeout_s)
     while True:
         try:
-            return _ensure(config, deadline)
+            return _ensure(config, deadline, despite_added)
         except KafkaError as error:
             if refused := refusal(error, config.bootstrap):
                 raise refused from error
@@ -51,12 +51,12 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
             time.sleep(0.2)
 
 
-def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
+def _ensure(config: KafkaConfig, deadline: float, despite_added: bool) -> list[str]:
     wanted = topics_of(config)
     admin = make_admin(config)
     try:
         existing = partition_counts(admin)
-        _check(wanted, existing)
+        _check(config, existing, despite_added)
         missing = [topic for topic in wanted if topic.name not in existing]
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
@@ -69,7 +69,7 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
                 )
             time.sleep(0.05)
             existing = partition_counts(admin)
-        _check(wanted, existing)
+        _check(config, existing, despite_added)
         check_policies(admin, config)
         return created
     finally:
@@ -163,21 +163,40 @@ def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
     return True
 
 
-def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
-    for topic in wanted:
-        check_partitions(topic.name, topic.num_partitions, existing.get(topic.name, topic.num_partitions))
+def _check(config: KafkaConfig, existing: Mapping[str, int], despite_added: bool) -> None:
+    for topic in topics_of(config):
+        num = existing.get(topic.name, topic.num_partitions)
+        if num < topic.num_partitions or (num > topic.num_partitions and not despite_added):
+            raise mismatch(config, topic, existing)
 
 
-def check_partitions(name: str, expected: int, num_partitions: int) -> None:
-    """Raise `TopicsMismatch` if a topic has another number of partitions than it should."""
-    if num_partitions != expected:
-        raise partitions_mismatch(name, expected, num_partitions)
+def mismatch(config: KafkaConfig, topic: Topic, existing: Mapping[str, int]) -> TopicsMismatch:
+    """The error of a topic with another number of partitions than the configuration says. Actions and sequences are
+    created with the same number: where they differ, it is not the configuration that is wrong."""
+    names = Topics.under(config.prefix)
+    as_created = existing.get(names.actions) == existing.get(names.sequences)
+    return (partitions_mismatch if as_created else partitions_added)(
+        topic.name, topic.num_partitions, existing[topic.name]
+    )
+
+
+ADDED = (
+    "Kafka cannot remove them, and kafka.partitions stays what it was, since it decides where a user's sequence lives: "
+    "see docs/operations.md, Partitions that were added"
+)
 
 
 def partitions_mismatch(name: str, expected: int, num_partitions: int) -> TopicsMismatch:
-    """The error of a topic with another number of partitions than it should have."""
+    """The error of a topic with another number of partitions than the configuration says."""
     return TopicsMismatch(
-        f"topic {name}: expected {expected} partitions, the broker has {num_partitions}; "
-        f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
-        "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
+        f"topic {name}: expected {expected} partitions, the broker has {num_partitions}; set kafka.partitions = "
+        f"{num_partitions} if the deployment was created with that many, or choose another kafka.prefix; if some were "
+        f"added, {ADDED}"
+    )
+
+
+def partitions_added(name: str, before: int, num_partitions: int) -> TopicsMismatch:
+    """The error of a topic that has been given more partitions."""
+    return TopicsMismatch(
+        f"topic {name}: expected {before} partitions, the broker has {num_partitions}: some were added; {ADDED}"
     )

@@ -13,7 +13,7 @@ from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing, TopicReplaced
-from wire.kafka.admin import check_partitions, check_policies, make_admin
+from wire.kafka.admin import check_policies, make_admin, partitions_added
 from wire.kafka.refusal import refusal
 
 LOOK_S = 5.0
@@ -89,7 +89,8 @@ class TopicWatch:
             now = found.get(name)
             if now is not None:
                 check_same(name, before.id, now.id, where, self._remedies[name])
-                check_partitions(name, before.num_partitions, now.num_partitions)
+                if now.num_partitions != before.num_partitions:
+                    raise partitions_added(name, before.num_partitions, now.num_partitions)
             elif self._num_misses >= MISSES:
                 raise TopicMissing(
                     f"topic {name}: expected it to exist still, with {where}, but it is gone. {self._remedies[name]}"

@@ -28,23 +28,27 @@ class StoppedError(Exception):
 
 
 class Absence:
-    """What the log says while the broker is away: that it is, again every `SAY_AGAIN_S`, and when it is back."""
+    """What the log says while the broker or a topic is away: that it is, again every `SAY_AGAIN_S`, and when it is
+    back."""
 
     def __init__(self, what: str, kafka: KafkaConfig) -> None:
         self._what, self._kafka = what, kafka
         self._since_s = self._told_s = 0.0
+        self._told_of_topic = False
         self.is_over = True
 
     def note(self, error: BaseException) -> None:
         """Note that the broker did not answer."""
         now_s = time.monotonic()
         if self.is_over:
-            self.is_over, self._since_s, self._told_s = False, now_s, float("-inf")
-        if now_s - self._told_s < SAY_AGAIN_S:
+            self.is_over, self._since_s, self._told_s, self._told_of_topic = False, now_s, float("-inf"), False
+        is_topic = isinstance(error, TopicMissing)  # often met as a time-out first
+        if now_s - self._told_s < SAY_AGAIN_S and not (is_topic and not self._told_of_topic):
             return
-        self._told_s = now_s
+        self._told_s, self._told_of_topic = now_s, is_topic or self._told_of_topic
+        event = "topic missing, trying again" if is_topic else "broker away, trying again"
         log.warning(
-            "broker away, trying again", what=self._what, broker=self._kafka.bootstrap,
+            event, what=self._what, broker=self._kafka.bootstrap,
             away_s=round(now_s - self._since_s, 1), error=_described(error, self._kafka),
         )  # fmt: skip
 
