@@ -140,6 +140,8 @@ def test_an_evicted_row_is_nobodys_neighbour() -> None:
     memory.forget(np.array([3, 4]))
     arrays = memory.arrays
     assert not arrays.group[[3, 4]].any()
+    assert not arrays.hour[[3, 4]].any()
+    assert arrays.hour[5].any()
     for row in range(10):
         assert not {3, 4} & set(arrays.neighbour_row[row, : arrays.num_neighbours[row]].tolist())
     assert arrays.num_neighbours[3] == arrays.seen[3] == 0
@@ -226,6 +228,33 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
         learn(other, rng, 30, 20)
         assert other.is_finite
         assert other.arrays.gain[:, at].any() or num_builds < 3  # a reader counts only what its trainer does
+
+
+@pytest.mark.parametrize("older", [3, 5])
+def test_a_memory_of_a_build_with_other_numbers_of_neighbours_is_continued(
+    older: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.memory_room.FREE_BYTES", 0)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", older)
+    before, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(before, rng, 30, 100)
+    state, base = before.copy().state_dict(), before.copy().changes(everything=True)
+    before.mark_published()
+    learn(before, np.random.default_rng(1), 30, 20)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", 4)
+    trainer, server = Memory(MODEL), Memory(MODEL)
+    trainer.load_state_dict(state)
+    trainer.mark_published()
+    learn(trainer, np.random.default_rng(1), 30, 20)
+    server.apply(base, is_base=True)
+    server.apply(before.changes(everything=False), is_base=False)
+    ours, theirs = before.state_dict(), trainer.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    np.testing.assert_array_equal(scores(server, [1, 2]), scores(trainer, [1, 2]))
+    trainer.grow(3000)
+    assert trainer.arrays.width == 4
+    learn(trainer, rng, 3000, 20)
+    assert trainer.is_finite
 
 
 def test_what_is_kept_is_everything() -> None:

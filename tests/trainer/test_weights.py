@@ -19,7 +19,7 @@ from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from trainer.checkpoint.snapshot import restore_published, weights_snapshot
 from trainer.learner.step import Learner
 from trainer.versions.weights import Weights
-from wire.assembler import VersionAssembler
+from wire.assembler import MAX_BEGUN, VersionAssembler
 from wire.errors import VersionError
 from wire.tensors import Tensors, arrays_of
 from wire.weights import (
@@ -323,6 +323,14 @@ def test_records_of_two_versions_may_interleave() -> None:
     reader = Reader().read(mixed)
     assert [each.manifest.number for each in reader.taken] == [0, 1]
     assert reader.drops == []
+
+
+def test_chunks_of_versions_that_never_come_do_not_pile_up() -> None:
+    foreign = [(b"9/%d" % number, chunk_headers(0), bytes(1000)) for number in range(100)]
+    reader = Reader().read([*foreign, *records(small(), 3, "base")])
+    assert len(reader.assembler._chunks) == MAX_BEGUN - 1
+    assert ["expected its manifest" in drop for drop in reader.drops] == [True] * (101 - MAX_BEGUN)
+    assert [each.manifest.number for each in reader.taken] == [3]
 
 
 def test_a_version_that_is_not_above_the_last_is_dropped() -> None:
