@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing, TopicReplaced
 from wire.kafka.admin import check_policies, make_admin, partitions_added
+from wire.kafka.consumer import Span, read
 from wire.kafka.refusal import refusal
 
 LOOK_S = 5.0
@@ -61,6 +62,17 @@ def check_same(name: str, before: str, now: str, where: str, remedy: str) -> Non
             f"topic {name}: expected the one with id {before}, which {where} refers to, got one with id {now}: it was "
             f"deleted and created again. {remedy}"
         )
+
+
+def record_ms_at(consumer: KafkaConsumer, where: TopicPartition, offset: int, otherwise: int) -> int:
+    """The Kafka timestamp (ms) of the record at an offset before the end; ``otherwise`` if that is negative (unknown),
+    or the record is gone. Assigns the partition. Raises KafkaError.
+
+    It tells one record from another at its place, as in a broker whose data was restored from an older copy."""
+    if otherwise < 0 or consumer.beginning_offsets([where])[where] > offset:
+        return otherwise
+    found = next(read(consumer, where.topic, {where.partition: Span(offset, offset + 1)}), None)
+    return otherwise if found is None else int(found.timestamp)
 
 
 class TopicWatch:
