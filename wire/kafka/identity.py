@@ -80,7 +80,7 @@ class TopicWatch:
 
     def __init__(self, kafka: KafkaConfig, known: Mapping[str, Identity], remedies: Mapping[str, str]) -> None:
         self._kafka, self._known, self._remedies = kafka, dict(known), remedies
-        self._num_misses = 0
+        self._num_misses = dict.fromkeys(known, 0)
         self._admin: KafkaAdminClient | None = None
 
     def look(self, where: str) -> None:
@@ -96,14 +96,14 @@ class TopicWatch:
                 raise refused from error
 
     def _compare(self, found: Mapping[str, Identity], where: str) -> None:
-        self._num_misses = self._num_misses + 1 if found.keys() < self._known.keys() else 0
         for name, before in self._known.items():
             now = found.get(name)
+            self._num_misses[name] = 0 if now is not None else self._num_misses[name] + 1
             if now is not None:
                 check_same(name, before.id, now.id, where, self._remedies[name])
                 if now.num_partitions != before.num_partitions:
                     raise partitions_added(name, before.num_partitions, now.num_partitions)
-            elif self._num_misses >= MISSES:
+            elif self._num_misses[name] >= MISSES:
                 raise TopicMissing(
                     f"topic {name}: expected it to exist still, with {where}, but it is gone. {self._remedies[name]}"
                 )
