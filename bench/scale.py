@@ -24,6 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from bench.streams.simulated import MODEL
 from bench.timing import Row, row
+from model.distinct import counted
 from trainer.checkpoint.snapshot import learner_arrays, weights_snapshot
 from trainer.config import TrainerConfig
 from trainer.examples.histories import TrainedHistories
@@ -153,8 +154,9 @@ def fill_memory(learner: Learner, num_items: int) -> None:
         arrays.direct[part] = rng.random(shape)
         arrays.weight[part] = rng.random(shape) - 0.5
         arrays.num_neighbours[part] = shape[1]
-        learner.frequency.add(np.arange(part.start, part.stop))
-        learner.popularity.learn(np.arange(part.start, part.stop))
+        met = counted(np.arange(part.start, part.stop))
+        learner.frequency.add(*met)
+        learner.popularity.learn(*met)
     arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
     arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)
     arrays.clock[0] = num

@@ -11,6 +11,7 @@ import typer
 
 from headrace.commands.migration import repartition
 from headrace.commands.observation import audit, dead_letters, doctor, lag, top, topics, versions
+from headrace.commands.options import all_commands
 from headrace.commands.processes import broker, demo, replay, serve, train, worker
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
@@ -46,6 +47,8 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         rich_markup_mode="markdown",  # so that the lines of a docstring are joined
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    if len(names) > 1:
+        app.callback()(all_commands)
     for name in names:
         app.command(name)(COMMANDS[name])
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that has no dash ends no command

@@ -16,6 +16,7 @@ from headrace.config import Settings
 from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
 from headrace.lines import followed_line
+from headrace.unusual import unusual
 from headrace.versions import duration
 from serving.open_files import REMEDY
 from wire.cluster import SILENT_MS, ClusterState
@@ -54,6 +55,7 @@ def show(settings: Settings, *, as_json: bool = False) -> int:
 def findings(settings: Settings) -> Iterator[Finding]:
     """First this machine, then the broker and, if it answers, the deployment on it."""
     yield from machine.findings(settings)
+    yield from (note("configuration", each.words, each.remedy) for each in unusual(settings))
     try:
         consumer = connect(settings.kafka)
     except HeadraceError as error:

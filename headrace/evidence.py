@@ -137,7 +137,8 @@ class Evidence:
         if not self.dead_before:
             for number, offset, index in sorted(wanted - self.dead):
                 status = self.statuses.get(number)
-                if status is not None and (offset > status.applied_offset or status.outbox_len > 0):
+                # A worker that has just begun has not reported yet.
+                if status is None or offset > status.applied_offset or status.outbox_len > 0:
                     late += 1
                 else:
                     violations.add(

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.arrivals import NumberedKeys
+
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 MOST_REMEMBERED = 1 << 17
@@ -32,39 +34,24 @@ class Arrivals:
         """How many interactions there were."""
         self.lags = np.zeros(0, np.int64)
         """For each of the last late kinds, how many interactions after its own it arrived."""
-        self._key_P = np.zeros(most, np.int64)
-        self._number_of: dict[int, int] = {}
+        self._keys = NumberedKeys(most)
 
     @property
     def num_remembered(self) -> int:
         """How many of the newest interactions have numbers."""
-        return len(self._number_of)
+        return self._keys.num_known
 
     def number(self, key_R: Int64, is_new_R: Bools, order_R: Int64 | None = None) -> Int64:
         """(R,) numbers of interactions; -1 for earlier ones that are forgotten.
 
         New ones get the next numbers, in the order ``order_R`` (else in theirs); the others have received late kinds.
         """
-        new = np.flatnonzero(is_new_R) if order_R is None else order_R[is_new_R[order_R]]
-        number_R = np.full(len(key_R), -1, np.int64)
-        for r in np.flatnonzero(~is_new_R).tolist():
-            number_R[r] = self._number_of.get(int(key_R[r]), -1)
-        self.lags = np.concatenate([self.lags, self.num - 1 - number_R[number_R >= 0]])[-NUM_LAGS:]
-        number_R[new] = self.num + np.arange(len(new))
-        self._add(key_R[new])
+        number_R, num_found = self._keys.number(key_R, is_new_R, order_R, self.num)
+        if num_found:
+            late_R = number_R[~is_new_R & (number_R >= 0)]
+            self.lags = np.concatenate([self.lags, self.num - 1 - late_R])[-NUM_LAGS:]
+        self.num += int(np.count_nonzero(is_new_R))
         return number_R
-
-    def _add(self, key_N: Int64) -> None:
-        most, first = len(self._key_P), self.num
-        self.num += len(key_N)
-        number_N = np.arange(max(first, self.num - most), self.num)
-        key_N = key_N[len(key_N) - len(number_N) :]
-        gone = number_N[number_N >= most] - most
-        for key, number in zip(self._key_P[gone % most].tolist(), gone.tolist(), strict=True):
-            if self._number_of.get(key) == number:
-                del self._number_of[key]
-        self._key_P[number_N % most] = key_N
-        self._number_of.update(zip(key_N.tolist(), number_N.tolist(), strict=True))
 
     @property
     def lag(self) -> int:
@@ -80,21 +67,21 @@ class Arrivals:
 
     def copy(self) -> Arrivals:
         """The same, sharing nothing that changes."""
-        other = Arrivals(len(self._key_P))
+        other = Arrivals(len(self._keys.key_P))
         other.num, other.lags = self.num, self.lags
         if self.num:  # otherwise its pages need not be touched
-            other._key_P, other._number_of = self._key_P.copy(), dict(self._number_of)
+            other._keys = self._keys.copy()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """For a checkpoint: the keys with the oldest first."""
-        most = len(self._key_P)
+        most = len(self._keys.key_P)
         number_N = np.arange(max(0, self.num - most), self.num)
-        return {"num": np.array([self.num]), "lags": self.lags, "key": self._key_P[number_N % most]}
+        return {"num": np.array([self.num]), "lags": self.lags, "key": self._keys.key_P[number_N % most]}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
         key_N = state["key"]
         self.num, self.lags = int(state["num"][0]) - len(key_N), state["lags"].copy()
-        self._number_of.clear()
-        self._add(key_N)
+        self._keys.clear()
+        self.number(key_N, np.ones(len(key_N), np.bool_))

@@ -24,6 +24,8 @@ class Rows(Protocol):
 
 def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:
     """(n, L) keys that other items may share: the domain, and each feature of the item."""
+    if not feature_nF.shape[1] and config.use_domain:
+        return domain_n[:, None]  # not a copy: a step asks for all that its users have done
     return np.concatenate([domain_n[:, None], feature_nF], axis=1) if config.use_domain else feature_nF
 
 

@@ -13,6 +13,18 @@ Int64 = NDArray[np.int64]
 def distinct(rows: Int64) -> Int64:
     """(U,) each of these numbers once, ascending, whatever their shape."""
     ordered = np.sort(rows, axis=None)
+    return ordered[_are_first(ordered)]
+
+
+def counted(rows: Int64) -> tuple[Int64, Int64]:
+    """(U,) each of these numbers once, ascending, and (U,) how often it is among them."""
+    ordered = np.sort(rows, axis=None)
+    first = np.flatnonzero(_are_first(ordered))
+    bounds_U1 = np.append(first, len(ordered))
+    return ordered[first], bounds_U1[1:] - bounds_U1[:-1]
+
+
+def _are_first(ordered: Int64) -> NDArray[np.bool_]:
     is_first = np.ones(len(ordered), np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
-    return ordered[is_first]
+    return is_first

@@ -36,7 +36,7 @@ from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.memory_groups import GroupNumbers
-from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, empty_pairs, pairs_at, with_pairs_as
+from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, empty_pairs, pairs_at
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
@@ -50,8 +50,10 @@ from model.memory_room import (
     empty_memory,
     neighbours_at,
     reshaped,
+    with_counts_of,
+    with_hours,
 )
-from model.memory_version import GROUPS, LEARNED, ROWS, num_columns_of, published_memory, take_over
+from model.memory_version import LEARNED, ROWS, counted_alike, num_columns_of, num_hours_of, published_memory, take_over
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Memory:
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
-        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features, pairs=group == 1)
+        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features, is_whole=group == 1)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -227,6 +229,7 @@ class Memory:
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, num_columns_of(changes), keep=not is_base)
+        self.arrays = with_hours(self.arrays, num_hours_of(changes))
         take_over(self._take_back(), changes)
         self.num_rows = num_rows
 
@@ -247,12 +250,8 @@ class Memory:
 
     def adopt(self, published: Memory) -> None:
         """Continue from a reader's memory: everything except the gains' Adagrad state and the last choices. Versions of
-        earlier builds have no groups and no pairs; they are counted from here on."""
-        num_columns, arrays = self._here.num_columns, published.arrays
-        if num_columns and not arrays.num_columns:
-            empty = empty_memory(arrays.capacity, self._most, num_columns, pairs=False)
-            arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
-        arrays = with_pairs_as(self._here, arrays)
+        earlier builds have no groups, pairs and times of day; they are counted from here on."""
+        arrays = with_counts_of(self._here, published.arrays)
         self.arrays, self.num_rows = copied(arrays, self._columns), published.num_rows
         clear_changed(self.arrays)
 
@@ -290,8 +289,9 @@ class Memory:
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
         self._take_back()
-        if num_columns_of(state) < self._here.num_columns:  # of an earlier build: groups are counted from here on
-            state = {name: value for name, value in state.items() if name not in ("group", *GROUPS)}
+        if (width := state["neighbour_row"].shape[1]) != self._here.width:  # of an earlier build
+            self.arrays = reshaped(self._here, self._here.capacity, width, self._columns)
+        state = counted_alike(self._here, state)
         for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]

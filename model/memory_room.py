@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
+from kernels.memory.arrays import NUM_HOURS
 from model.dirty import CHANGED
 from model.growing import GrowingColumns
 from model.memory_groups import FIRST_GROUPS
-from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs
-from model.memory_version import COUNTS, LEARNED, ROWS
+from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs, with_pairs_as
+from model.memory_version import COUNTS, GROUPS, LEARNED, ROWS
 
 NUM_BUCKETS = 8
 NEIGHBOUR_BYTES = 20
 FREE_BYTES = 80 << 20
 """As long as all neighbours fit into this, each item may have as many as configured."""
-FEWEST_NEIGHBOURS = 23
+FEWEST_NEIGHBOURS = 22
 """Each item of a larger catalogue may have at least this many; with its counts that takes 512 bytes."""
 FIRST_CAPACITY = 1024
 LARGE_CAPACITY, GRANULE = 1 << 18, 1 << 12
@@ -46,11 +47,12 @@ def neighbours_at(capacity: int, most: int) -> int:
     return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
-def empty_memory(capacity: int, most: int, num_columns: int, *, pairs: bool) -> MemoryArrays:
+def empty_memory(capacity: int, most: int, num_columns: int, *, is_whole: bool) -> MemoryArrays:
     """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours and ``num_columns``
-    groups; with ``pairs``, what follows two choices in a row is counted."""
-    width, num_pairs = neighbours_at(capacity, most), pairs_at(capacity) if pairs else 0
-    return MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns, FIRST_GROUPS, num_pairs)
+    groups. If it is whole, what follows two choices in a row is counted too, and the times of day."""
+    width, num_pairs = neighbours_at(capacity, most), pairs_at(capacity) if is_whole else 0
+    num_hours = NUM_HOURS if is_whole else 0
+    return MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns, FIRST_GROUPS, num_pairs, num_hours)
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
@@ -59,7 +61,8 @@ def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColum
     old = with_pairs(old, pairs_at(capacity) if old.num_pairs else 0)
     if width == old.width:
         return _lengthened(old, capacity, columns)
-    new = _lengthened(MemoryArrays.empty(0, width, NUM_BUCKETS, old.num_columns), capacity, columns)
+    nothing = MemoryArrays.empty(0, width, NUM_BUCKETS, old.num_columns, num_hours=old.num_hours)
+    new = _lengthened(nothing, capacity, columns)
     if width < old.width:
         _keep_strongest(old, width)
     num, kept = old.capacity, min(width, old.width)
@@ -79,6 +82,21 @@ def copied(old: MemoryArrays, columns: GrowingColumns) -> MemoryArrays:
     rows = {name: columns.taken(name, getattr(old, name)) for name in (*ROWS, *NEIGHBOURS, *CHANGES)}
     rest = {each.name: getattr(old, each.name).copy() for each in fields(old) if each.name not in rows}
     return replace(old, **rows, **rest)
+
+
+def with_counts_of(like: MemoryArrays, arrays: MemoryArrays) -> MemoryArrays:
+    """The memory with groups, pairs and times of day if ``like`` counts them. What it lacks is counted from here on."""
+    if like.num_columns and not arrays.num_columns:
+        empty = MemoryArrays.empty(arrays.capacity, 1, 0, like.num_columns, FIRST_GROUPS)
+        arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
+    return with_hours(with_pairs_as(like, arrays), like.num_hours)
+
+
+def with_hours(arrays: MemoryArrays, num_hours: int) -> MemoryArrays:
+    """The memory with so many parts of the day; of another number, nothing is counted yet."""
+    if arrays.num_hours == num_hours:
+        return arrays
+    return replace(arrays, hour=np.zeros((arrays.capacity, num_hours), np.float32))
 
 
 def _lengthened(old: MemoryArrays, capacity: int, columns: GrowingColumns) -> MemoryArrays:
@@ -119,5 +137,6 @@ def clear_rows(arrays: MemoryArrays, rows_N: NDArray[np.int64]) -> None:
     arrays.num_neighbours[rows_N] = 0
     arrays.seen[rows_N] = 0.0
     arrays.group[rows_N] = 0
+    arrays.hour[rows_N] = 0.0
     arrays.heat[:, rows_N] = 0.0
     arrays.first[rows_N] = arrays.last[rows_N] = -1

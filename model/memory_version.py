@@ -14,7 +14,7 @@ from model.memory_pairs import take_over_pairs
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
-ROWS = ("num_neighbours", "seen", "first", "last", "group")
+ROWS = ("num_neighbours", "seen", "first", "last", "group", "hour")
 """Columns of a row that are published."""
 GROUPS = ("group_key", "group_seen", "group_next", "group_count", "group_total", "group_share")
 """What is counted of groups: arrays that belong to no row, as long as there are groups."""
@@ -82,6 +82,19 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
 def num_columns_of(changes: Mapping[str, NDArray[Any]]) -> int:
     """How many columns of groups a version has; earlier builds had none."""
     return len(changes.get("group_total", ()))
+
+
+def num_hours_of(changes: Mapping[str, NDArray[Any]]) -> int:
+    """In how many parts of the day a version counts choices; earlier builds had none."""
+    return int(changes["hour"].shape[1]) if "hour" in changes else 0
+
+
+def counted_alike(arrays: MemoryArrays, state: Mapping[str, NDArray[Any]]) -> Arrays:
+    """A checkpoint without what it counts otherwise than these arrays: groups, in an earlier build, and times of day,
+    in an earlier build or with the memory on a GPU."""
+    out = {"group", *GROUPS} if num_columns_of(state) < arrays.num_columns else set()
+    out |= {"hour"} if num_hours_of(state) != arrays.num_hours else set()
+    return {name: value for name, value in state.items() if name not in out}
 
 
 def neighbour_places(rows_U: Int64, num_U: NDArray[np.int32], width: int) -> Iterator[tuple[slice, Int64]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE, by_table
+from kernels.outcomes import count_came, smoothed_rates
 from kernels.windows import count_kinds
 from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
@@ -74,21 +75,25 @@ class Rates:
 
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
+        return self._item_rates(rows_R, self.overall_K)
+
+    def _item_rates(self, rows_R: Int64, overall_K: Float64) -> Float64:
         self.grow("item", int(rows_R.max(initial=0)) + 1)
-        count_RC = self.arrays.item_VC.take(rows_R, axis=0)[:, : 1 + self.arrays.num_kinds].astype(np.float64)
-        return np.asarray((count_RC[:, 1:] + ITEM_STRENGTH * self.overall_K) / (count_RC[:, :1] + ITEM_STRENGTH))
+        return smoothed_rates(self.arrays.item_VC, rows_R, overall_K, ITEM_STRENGTH)
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:
         """(R, 2, K) log-odds of the item's rates, and how far the log-odds of the user's are above the overall ones.
 
         ``user_done_RK``: how many of the user's ``user_num_R`` earlier interactions had each kind.
         """
-        overall_K = self.overall_K
-        user_RK = (user_done_RK + USER_STRENGTH * overall_K) / (user_num_R + USER_STRENGTH)[:, None]
+        overall_K, rate_RPK = self.overall_K, np.empty((len(rows_R), NUM_PRIORS, self.arrays.num_kinds))
         # A kind may arrive after its item's row was evicted and reused: then it counts more kinds than interactions.
-        item_RK = np.minimum(self.predict(rows_R), 1.0 - LEAST_RATE)
-        odds = [log_odds(item_RK), log_odds(user_RK) - log_odds(overall_K)]
-        return np.stack(odds, axis=1).astype(np.float32)
+        np.minimum(self._item_rates(rows_R, overall_K), 1.0 - LEAST_RATE, out=rate_RPK[:, 0])
+        user_num_R1 = (user_num_R + USER_STRENGTH)[:, None]
+        np.divide(user_done_RK + USER_STRENGTH * overall_K, user_num_R1, out=rate_RPK[:, 1])
+        odds_RPK = log_odds(rate_RPK)
+        odds_RPK[:, 1] -= log_odds(overall_K)
+        return odds_RPK.astype(np.float32)
 
     def learn(self, events: OddsEvents, number_R: Int64) -> Float32:
         """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
@@ -131,15 +136,14 @@ class Rates:
         return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
 
     def _note_delays(self, events: OddsEvents) -> None:
-        did_RK = (events.bits_R[:, None] >> np.arange(self.arrays.num_kinds, dtype=np.uint32)) & 1
-        is_new_R1 = events.is_new_R[:, None] > 0
-        came_2K = np.concatenate([(did_RK * is_new_R1).sum(axis=0), (did_RK * ~is_new_R1).sum(axis=0)])
+        came_2K = count_came(events.bits_R, events.is_new_R, self.arrays.num_kinds)
         self.arrays.clock[1:] = self.arrays.clock[1:] * DELAY_DECAY ** len(events) + came_2K
 
     def _make_room(self, events: OddsEvents) -> None:
         domains_RA, features_RA, _ = by_table(self.arrays, events)
         for table, rows in (("item", events.row_R), ("domain", domains_RA), ("feature", features_RA)):
-            self.grow(table, int(rows.max(initial=0)) + 1)
+            if rows.size:
+                self.grow(table, int(rows.max()) + 1)
 
     def forget(self, rows_N: Int64) -> None:
         """These rows of the item table were evicted."""

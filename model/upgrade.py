@@ -13,6 +13,7 @@ from kernels.memory.arrays import CLOCK, FIRST_GAINS, PAIRED, first_gain_squares
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
 ADDED = (
+    ("hourly",),
     PAIRED,
     ("own_next", "own_hour"),
     ("lift",),

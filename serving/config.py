@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from serving.users.addresses import ADDRESS, Addresses
-from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, check_fields
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, above_0, at_least_1, check_fields
 from wire.holding import Partitions
 
 CLOCKS = ("auto", "wall", "event")
@@ -20,42 +21,43 @@ SERVING_LIMITS: dict[str, Limit] = {
     "partitions": Partitions(),
     "address": Text(rf"({ADDRESS})?", "http://HOST:PORT, or nothing", "leave the path out"),
     "peers": Addresses(),
-    "peer_timeout_s": ABOVE_0,
+    "peer_timeout_s": above_0(0.05, 120),
     "device": Word(DEVICES, "use auto"),
     "backend": Word(BACKENDS, "use auto"),
     "num_threads": Number(1, 1024, whole=True, advice="1 is usual"),
     "num_workers": Number(1, 1024, whole=True, advice="as many as processors is the most that helps"),
     "max_batch": AT_LEAST_1,
     "max_waiting": AT_LEAST_1,
-    "max_wait_s": ABOVE_0,
+    "max_wait_s": above_0(0.005, 60),
     "clock": Word(CLOCKS, "use auto"),
-    "historical_after_s": ABOVE_0,
+    "historical_after_s": above_0(600),
     "max_k": AT_LEAST_1,
     "max_candidates": AT_LEAST_1,
     "max_history": AT_LEAST_1,
     "max_requests": AT_LEAST_1,
-    "max_body_bytes": AT_LEAST_1,
-    "read_timeout_s": ABOVE_0,
+    "max_body_bytes": at_least_1(1_000),
+    "read_timeout_s": above_0(0.1, 600),
     "candidates_per_pass": AT_LEAST_1,
     "search": Word(SEARCHES, "exact looks at all items, index at the likely ones"),
     "search_probes": AT_LEAST_1,
     "search_recall": Number(0, 1, advice="0.95 is usual; 0 never warns"),
     "search_least_items": AT_LEAST_1,
-    "search_compare_s": Number(0, advice="2 is usual; 0 never compares"),
-    "cache_bytes": Number(0, whole=True, advice="0 turns it off"),
+    "search_compare_s": Number(0, advice="2 is usual; 0 never compares", usual=(0.001, 600)),
+    "cache_bytes": Number(0, whole=True, advice="0 turns it off", usual=(1e6, math.inf)),
     "cache_versions": Number(0, whole=True, advice="0 is exact"),
     "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
-    "warm_s": Number(0, advice="0 turns it off"),
-    "history_bytes": AT_LEAST_1,
+    "warm_s": Number(0, advice="0 turns it off", usual=(0.001, 30)),
+    "history_bytes": at_least_1(2e6),
+    "catalogue_items": AT_LEAST_1,
     "tables_folder": Text(),
-    "swap_wait_s": Number(0, advice="1 is usual"),
-    "drain_timeout_s": ABOVE_0,
-    "status_every_s": ABOVE_0,
+    "swap_wait_s": Number(0, advice="1 is usual", usual=(0.001, 120)),
+    "drain_timeout_s": above_0(0.1, 3_600),
+    "status_every_s": above_0(0.05, 30),
     "pin": Text(r"(\d+/\d+)?", "EPOCH/NUMBER, such as 3/17, or nothing", "`headrace versions` lists them"),
     "guard": Switch(),
     "guard_hr_drop": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
-    "guard_ne_rise": ABOVE_0,
-    "guard_calibration": Number(1, open_low=True, advice="3 is usual"),
+    "guard_ne_rise": above_0(0.001, 10),
+    "guard_calibration": Number(1, open_low=True, advice="3 is usual", usual=(1, 100)),
     "guard_min_targets": AT_LEAST_1,
     "guard_patience_s": Number(0, advice="60 is usual; 0 never gives in"),
     "guard_new_line_s": Number(0, advice="3600 is usual; 0 never gives in"),
@@ -143,6 +145,9 @@ class ServingConfig:
     last swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
     """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
+    catalogue_items: int = 10_000_000
+    """Of how many items domain, features and first time are kept, for filters and for ranking: some 60 bytes each and 8
+    for each feature. Beyond that, a quarter is forgotten: those that have not been seen for longest."""
     tables_folder: str = ""
     """Where tables and memory are kept in files, beyond what fits in memory (`model.growing`); empty: in memory."""
     swap_wait_s: float = 1.0

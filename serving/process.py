@@ -49,9 +49,9 @@ from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
 FOLLOWER_CONNECT_S = 5.0
+"""How long a broker may take to answer the threads without which the server answers."""
 JOIN_S = 10.0
 """How long all threads together may take to end."""
-"""How long a broker may take to answer the threads without which the server answers."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may hold the interpreter while the event loop waits for it (Python's default: 5 ms)."""
 FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
@@ -112,7 +112,7 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, Topics.under(kafka.prefix).sequences,
-        len(settings.action.features), shape_of(settings.action, settings.sequence).columns,
+        len(settings.action.features), shape_of(settings.action, settings.sequence).columns, config.catalogue_items,
     )  # fmt: skip
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
                       earliest_ms=settings.action.min_timestamp_ms, prefix=kafka.prefix)  # fmt: skip

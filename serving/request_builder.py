@@ -77,7 +77,7 @@ class RequestBuilder:
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context
-        user, features = None, np.zeros(0, np.int64)
+        user, features, num_erased = None, np.zeros(0, np.int64), self.histories.num_erased
         if request.user is not None:
             user = canonical(request.user)
             known = self.histories.get(user)
@@ -90,7 +90,8 @@ class RequestBuilder:
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
-        return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
+        return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny,
+                       num_erased=num_erased)  # fmt: skip
 
     def _check_times(self, request: RecommendRequest | RankRequest | ExplainRequest) -> None:
         """Refuse times that are too early, such as seconds taken for milliseconds."""

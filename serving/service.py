@@ -106,11 +106,11 @@ class Service:
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
-        entries = self.engine.warm(version, self.config.warm_s)
+        num_erased, entries = self.histories.num_erased, self.engine.warm(version, self.config.warm_s)
 
         def put() -> None:
             for each in entries:
-                self.engine.cache.put(each)
+                self.engine.keep(each, num_erased)
 
         return put
 

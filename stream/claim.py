@@ -23,7 +23,7 @@ from stream.config import Settings
 from stream.logs import log
 from wire.errors import TopicReplaced
 from wire.example import Example, fence
-from wire.example_codec import encode_example
+from wire.example_codec import MAX_NUMBER, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.beginning import removed
@@ -215,7 +215,7 @@ class _Reader:
             yield from self._read_to(consumer, end)
             self._check_actions()
             while True:
-                epoch = self.log.writer_epoch + 1
+                epoch = self._next_epoch()
                 value = encode_example(fence(self._key.partition, epoch))
                 headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._shape))]
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
@@ -233,6 +233,14 @@ class _Reader:
                     return
         finally:
             consumer.close()
+
+    def _next_epoch(self) -> int:
+        if self.log.writer_epoch >= MAX_NUMBER:
+            raise StoreMismatch(
+                f"{self._key.topic} partition {self._key.partition}: expected writer epochs below {MAX_NUMBER}, got "
+                f"{self.log.writer_epoch}, above which there is none: a foreign record; use a new kafka.prefix"
+            )
+        return self.log.writer_epoch + 1
 
     def _check_beginning(self, consumer: KafkaConsumer) -> None:
         """What is restored from a topic without its start are sequences without theirs."""
@@ -274,7 +282,7 @@ class _Reader:
                     continue
                 if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
                     headers = dict(record.headers)
-                    self._actions_id = (headers.get(ACTIONS_ID) or b"").decode()
+                    self._actions_id = (headers.get(ACTIONS_ID) or b"").decode(errors="replace")
                     self._otherwise = disagreement(headers.get(SHAPE), self._shape)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     self._check_key(example, record.key)

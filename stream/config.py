@@ -12,18 +12,21 @@ from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 MAX_S = 2_000_000
 
 
-_SECONDS = Number(0, MAX_S, open_low=True, advice="Kafka holds them as 32-bit milliseconds")
+def _seconds(low: float, high: float) -> Number:
+    return Number(0, MAX_S, open_low=True, advice="Kafka holds them as 32-bit milliseconds", usual=(low, high))
+
+
 STREAM_LIMITS: dict[str, Limit] = {
     "group": Text(),
     "component": Text(),
     "max_batch": AT_LEAST_1,
-    "max_wait_s": _SECONDS,
+    "max_wait_s": _seconds(0.0001, 2),
     "max_outbox": AT_LEAST_1,
-    "commit_interval_s": _SECONDS,
-    "session_timeout_s": _SECONDS,
-    "heartbeat_s": _SECONDS,
-    "rebalance_timeout_s": _SECONDS,
-    "stop_timeout_s": _SECONDS,
+    "commit_interval_s": _seconds(0.01, 120),
+    "session_timeout_s": _seconds(0.5, 1_800),
+    "heartbeat_s": _seconds(0.02, 600),
+    "rebalance_timeout_s": _seconds(0.5, 1_800),
+    "stop_timeout_s": _seconds(0.5, 1_800),
     "metrics_host": Text(r".+", "a host name or an address", "0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 turns metrics off"),
 }

@@ -9,6 +9,7 @@ has begun.
 
 from __future__ import annotations
 
+import threading
 import time
 from itertools import chain
 from typing import Any
@@ -53,9 +54,9 @@ def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
         consumer.close()
 
 
-def refuse_twin(kafka: KafkaConfig, component: str, process: str) -> None:
-    """Raise `NameTaken` if another process goes on reporting under this name. Takes `SILENCE_S`. Raises KafkaError when
-    no broker answers."""
+def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threading.Event) -> None:
+    """Raise `NameTaken` if another process goes on reporting under this name. Takes `SILENCE_S`, or until ``stop`` is
+    set. Raises KafkaError when no broker answers."""
     consumer = make_consumer(kafka, **PROMPT)
     try:
         [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
@@ -63,7 +64,7 @@ def refuse_twin(kafka: KafkaConfig, component: str, process: str) -> None:
         consumer.assign([where])
         consumer.seek(where, end)
         deadline_s, others = time.monotonic() + SILENCE_S, 0
-        while time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s and not stop.is_set():
             for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
                 status = _report(record, component)
                 others += status is not None and status.process != process

@@ -106,7 +106,7 @@ class Worker:
         if not self.settings.stream.component:
             return
         kafka = self.settings.kafka
-        look = partial(refuse_twin, kafka, self.component, self._process)
+        look = partial(refuse_twin, kafka, self.component, self._process, self._stopping)
         with suppress(StoppedError):
             await asyncio.to_thread(
                 patiently, look, "looking for a worker on a copy of this disk", kafka, self._stopping

@@ -20,6 +20,8 @@ NOT_RUN = {
     r"(make setup &&|export|headrace worker &|python examples/\S+|curl -sf --retry) .*": "one block; tests/system/"
     "test_newcomer.py runs it",
     r"headrace train --(take-over|from-published)": "takes a trainer's place; tests/trainer/test_fencing.py runs it",
+    r"headrace (worker|train) --despite-added-partitions": "needs topics that were given partitions; tests/stream/"
+    "test_topics.py and tests/trainer/test_positions.py run it",
     r"headrace switch .*": "needs a second trainer; tests/system/test_lines.py runs it",
     r"headrace (pin|rollback)": "needs versions to choose from; tests/serving/test_rollout.py runs it",
     r"headrace (topics --create --config new\.toml|repartition( new\.toml)?)": "needs a second deployment; "

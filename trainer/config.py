@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Numbers, Switch, Text, Word, check_fields, expect
+from wire.checks import (
+    ABOVE_0,
+    AT_LEAST_1,
+    FROM_0,
+    Limit,
+    Number,
+    Numbers,
+    Switch,
+    Text,
+    Word,
+    above_0,
+    at_least_1,
+    check_fields,
+    expect,
+)
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
@@ -29,17 +44,17 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "graph_gradients": Switch(),
     "num_threads": Number(0, 1024, whole=True, advice="0: half of the processors"),
     "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
-    "rank_timeout_s": ABOVE_0,
+    "rank_timeout_s": above_0(1, 3_600),
     "whole_table_bytes": Number(0, whole=True, advice="0 divides tables as soon as steps read few of their rows"),
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
     "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
     "context_gradient": Switch(),
-    "history_bytes": AT_LEAST_1,
-    "step_linger_s": Number(0, advice="0.2 is usual"),
-    "dense_lr": ABOVE_0,
-    "table_lr": ABOVE_0,
+    "history_bytes": at_least_1(2e6),
+    "step_linger_s": Number(0, advice="0.2 is usual", usual=(0.001, 30)),
+    "dense_lr": above_0(1e-7, 1),
+    "table_lr": above_0(1e-7, 10),
     "weight_decay": Number(0, advice="0 turns it off"),
     "beta1": Number(0, 1, open_high=True, advice="0.9 is usual"),
     "beta2": Number(0, 1, open_high=True, advice="0.98 is usual"),
@@ -67,7 +82,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "frequency_half_life": ABOVE_0,
     "stochastic_length_alpha": Number(0, 2, advice="0 turns it off, 1.6 to 2 is usual"),
     "admit_after": AT_LEAST_1,
-    "evict_after_days": Number(0, advice="0 keeps every item"),
+    "evict_after_days": Number(0, advice="0 keeps every item", usual=(0.001, 3_650)),
     "max_items": Number(0, whole=True, advice="0 sets no limit"),
     "evict_every_steps": AT_LEAST_1,
     "tables_folder": Text(),
@@ -76,23 +91,25 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
-    "frozen_every_s": Number(0, advice="3600 is usual; 0 turns it off"),
+    "frozen_every_s": Number(0, advice="3600 is usual; 0 turns it off", usual=(1, 1e6)),
     "frozen_share": Number(0, 1, open_low=True, advice="0.02 is usual"),
     "frozen_bytes": AT_LEAST_1,
     "checkpoint_dir": Word(),
-    "checkpoint_every_s": ABOVE_0,
+    "checkpoint_every_s": above_0(0.5, 7_200),
     "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
     "journal_fsync": Switch(),
-    "publish_every_s": ABOVE_0,
+    "publish_every_s": above_0(0.02, 300),
     "publish_precision": Word(PUBLISHED, "use half"),
     "base_every": AT_LEAST_1,
     "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "keep_versions": Number(0, whole=True, advice="0 keeps all until the topic's retention"),
-    "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
+    "chunk_bytes": Number(
+        1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default", usual=(10_000, math.inf)
+    ),
     "on_gap": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
-    "takeover_after_s": ABOVE_0,
-    "lag_every_s": ABOVE_0,
+    "takeover_after_s": above_0(1, 3_600),
+    "lag_every_s": above_0(0.05, 60),
     "metrics_host": Word(advice="0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }

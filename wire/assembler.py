@@ -11,6 +11,9 @@ from wire.errors import CodecError, VersionError
 from wire.weights import Manifest, Version, checksum, decode_blob, decode_claim, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
+MAX_BEGUN = 8
+"""So many versions may be incomplete at a time. A trainer completes one before it begins the next, and the next trainer
+takes a higher epoch; chunks of versions that never come would fill the memory."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,10 @@ class VersionAssembler:
         epoch, number = (int(part) for part in key.split(b"/"))
         if epoch >= self.epoch_floor and (epoch, number) > self.last:
             self._chunks.setdefault((epoch, number), {})[int(dict(headers)["chunk"])] = value
+            if len(self._chunks) > MAX_BEGUN:
+                forgotten = next(iter(self._chunks))
+                del self._chunks[forgotten]
+                self.on_drop(f"chunks of version {forgotten}: expected its manifest, got those of {MAX_BEGUN} others")
 
     def _complete(self, manifest: Manifest) -> Version | None:
         which = (manifest.epoch, manifest.number)

@@ -45,7 +45,8 @@ def shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number from ``low`` to ``high``; ``open_low``, ``open_high``: excluding that bound."""
+    """A finite number from ``low`` to ``high``; ``open_low``, ``open_high``: excluding that bound. ``usual``: between
+    which bounds nobody asks whether it is in another unit (`wire.doubts`)."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -53,6 +54,7 @@ class Number:
     open_high: bool = False
     whole: bool = False
     advice: str = DEFAULT
+    usual: tuple[float, float] = (-math.inf, math.inf)
 
     def check(self, key: str, value: object) -> None:
         """Raise `ConfigError` if ``value`` is not such a number."""
@@ -66,6 +68,18 @@ class Number:
             return False
         above = value > self.low if self.open_low else value >= self.low
         return bool(above and (value < self.high if self.open_high else value <= self.high))
+
+    def is_unusual(self, value: Any) -> bool:
+        """Whether it is outside of the usual bounds. 0, which most often turns something off, is not."""
+        return value != 0 and not self.usual[0] <= value <= self.usual[1]
+
+    @property
+    def usual_words(self) -> str:
+        """The usual bounds; empty if there are none."""
+        low, high = (f"{bound:.15g}" for bound in self.usual)
+        if math.isinf(self.usual[1]):
+            return "" if math.isinf(self.usual[0]) else f"{low} or more"
+        return f"up to {high}" if math.isinf(self.usual[0]) else f"{low} to {high}"
 
     def _expected(self) -> str:
         low = f"{'above ' if self.open_low else ''}{self.low:.15g}"
@@ -166,6 +180,16 @@ class Limit(Protocol):
 AT_LEAST_1 = Number(1, whole=True)
 FROM_0 = Number(0, whole=True)
 ABOVE_0 = Number(0, open_low=True)
+
+
+def above_0(low: float, high: float = math.inf) -> Number:
+    """A number above 0, as a rule from ``low`` to ``high``."""
+    return Number(0, open_low=True, usual=(low, high))
+
+
+def at_least_1(low: float) -> Number:
+    """A whole number, 1 or more, as a rule ``low`` or more."""
+    return Number(1, whole=True, usual=(low, math.inf))
 
 
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wire.checks import ABOVE_0, Limit, Names, Number, Switch, Text, Word, check_fields, expect
+from wire.checks import Limit, Names, Number, Switch, Text, Word, above_0, check_fields, expect
 from wire.client_options import check_client
 from wire.moment import MAX_TIMESTAMP_MS
 
@@ -54,8 +55,12 @@ ACTION_LIMITS: dict[str, Limit] = {
     "user_tokens": Switch(),
     "propensity": Switch(),
     "max_future_s": Number(0, advice="0 allows none"),
-    "min_timestamp_ms": Number(0, MAX_TIMESTAMP_MS, whole=True, advice="631152000000 is 1990-01-01"),
-    "max_record_bytes": Number(1, 1 << 30, whole=True, advice="use the topic's max.message.bytes"),
+    "min_timestamp_ms": Number(
+        0, MAX_TIMESTAMP_MS, whole=True, advice="631152000000 is 1990-01-01", usual=(1e11, math.inf)
+    ),
+    "max_record_bytes": Number(
+        1, 1 << 30, whole=True, advice="use the topic's max.message.bytes", usual=(2_000, math.inf)
+    ),
     "max_actions_per_record": Number(1, whole=True, advice="1 refuses longer lists"),
 }
 MAX_CONTEXT = 1_000_000
@@ -76,9 +81,9 @@ KAFKA_LIMITS: dict[str, Limit] = {
     "partitions": Number(1, 100_000, whole=True),
     "replication_factor": Number(1, 32_767, whole=True, advice="3 is usual on a cluster"),
     "compression": Word(COMPRESSIONS, "zstd is the default"),
-    "actions_retention_s": ABOVE_0,
-    "weights_retention_s": Number(0, advice="0 keeps versions as long as actions"),
-    "min_compaction_lag_s": ABOVE_0,
+    "actions_retention_s": above_0(3_600),
+    "weights_retention_s": Number(0, advice="0 keeps versions as long as actions", usual=(3_600, math.inf)),
+    "min_compaction_lag_s": above_0(600, 2.5e7),
     "max_message_bytes": Number(1 << 20, 1 << 30, whole=True, advice="1048588 is Kafka's default"),
 }
 

@@ -10,6 +10,7 @@ One row per interaction (`wire.example.row_type`); item 0 marks a row that has n
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class History:
     """One user's last interactions: places ``start`` to ``end - 1`` of the user's lifetime."""
 
     __slots__ = (
-        "_bytes", "_max_context", "_rows", "_segment_len", "address", "end", "full_at", "start", "user_features",
+        "_max_context", "_rows", "_segment_len", "address", "end", "full_at", "raw", "row_bytes", "start",
+        "user_features",
     )  # fmt: skip
 
     def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
@@ -38,7 +40,7 @@ class History:
         self.user_features: Int64 = np.zeros(0, np.int64)
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        return None, {name: getattr(self, name) for name in self.__slots__ if name not in ("_bytes", "address")}
+        return None, {name: getattr(self, name) for name in self.__slots__ if name not in ("address", "raw")}
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """A copy's rows are elsewhere."""
@@ -47,7 +49,8 @@ class History:
         self._place(bytearray(self._rows.tobytes()), self._rows.dtype)
 
     def _place(self, rows: bytearray, layout: np.dtype[np.void]) -> None:
-        self._bytes, self._rows = rows, np.ndarray(len(rows) // layout.itemsize, layout, rows)
+        self.raw, self.row_bytes = rows, layout.itemsize
+        self._rows = np.ndarray(len(rows) // layout.itemsize, layout, rows)
         self.address: int = self._rows.ctypes.data  # of the first row in memory
 
     def _begin(self, start: int) -> None:
@@ -77,29 +80,16 @@ class History:
         present = chosen["item"] != 0
         return chosen if present.all() else chosen[present]
 
-    def fold(self, lesson: Lesson) -> bool:
-        """Put a record's interactions in place; whether other rows stayed where they are. Nothing is dropped until
-        `forget`."""
+    def fold(self, lesson: Lesson) -> None:
+        """Put a record's interactions in place. Nothing is dropped until `forget`."""
         rows = lesson.rows
-        num = len(rows)
-        if not num:
-            return True
-        if rows.itemsize != self._rows.itemsize:
-            raise ValueError(
-                f"example {lesson.number}: expected rows of {self._rows.itemsize} bytes, got {rows.itemsize}"
-            )
-        first = lesson.first_index
-        at, end = first - self.start, first + num
-        is_usual = at >= 0 and first <= self.end and at + num <= len(self._rows)
-        if is_usual:
-            if end > self.end:
-                self.end = end
-        else:
-            at = self._reach(first, num)
-        # As bytes: between structured arrays NumPy copies field by field, and a view costs more than copying.
-        self._bytes[at * rows.itemsize : (at + num) * rows.itemsize] = rows.tobytes()
+        if not len(rows):
+            return
+        if rows.itemsize != self.row_bytes:
+            raise ValueError(f"example {lesson.number}: expected rows of {self.row_bytes} bytes, got {rows.itemsize}")
+        at = self._reach(lesson.first_index, len(rows)) * self.row_bytes
+        self.raw[at : at + rows.nbytes] = rows.tobytes()
         self.user_features = lesson.user_feature_hash
-        return is_usual
 
     def _reach(self, first: int, num: int) -> int:
         """Make room for ``num`` places, which may be new; where the first is now."""
@@ -128,11 +118,11 @@ class History:
             return
         wanted = end - start
         most = self._max_context + 2 * self._segment_len
-        size = self._rows.itemsize
+        size = self.row_bytes
         rows = bytearray(max(wanted, min(2 * wanted, most)) * size)
         first, last = max(start, self.start), min(end, self.end)
         if last > first:
-            kept = self._bytes[(first - self.start) * size : (last - self.start) * size]
+            kept = self.raw[(first - self.start) * size : (last - self.start) * size]
             rows[(first - start) * size : (last - start) * size] = kept
         self._place(rows, self._rows.dtype)
         self.end = end
@@ -158,16 +148,39 @@ class Histories:
 
     def gather(self, lesson: Lesson) -> History:
         """`fold`, but nothing is dropped until `settle`, so that several records of a user are all there."""
-        history = self.users.get(lesson.user)
-        if history is None:
-            num_features = num_features_of(lesson.rows)
-            history = self.users[lesson.user] = History(num_features, self._max_context, lesson.segment_len)
-            self.num_bytes += history.num_bytes
-        before, start, end = history.buffer, history.start, history.end
-        if history.fold(lesson):
-            self.num_rows += history.end - end
-        else:
-            self._count(history, before, end - start)
+        return self.gather_all((lesson,))[0]
+
+    def gather_all(self, lessons: Iterable[Lesson]) -> list[History]:
+        """`gather` each of them, in order."""
+        find, touched = self.users.get, list[History]()
+        for lesson in lessons:  # this takes most of the time that a record takes, so it calls as little as possible
+            history, rows = find(lesson.user) or self.begin(lesson), lesson.rows
+            # As bytes: between structured arrays NumPy copies field by field, and a view costs more than copying.
+            data, size, first = rows.tobytes(), history.row_bytes, lesson.segment * lesson.segment_len + lesson.first
+            at = (first - history.start) * size
+            stop = at + len(data)
+            if at >= 0 and first <= history.end and stop <= len(history.raw) and data and rows.itemsize == size:
+                history.raw[at:stop] = data
+                history.user_features = lesson.user_feature_hash
+                if (end := history.start + stop // size) > history.end:
+                    self.num_rows += end - history.end
+                    history.end = end
+            else:
+                self._fold(history, lesson)
+            touched.append(history)
+        return touched
+
+    def _fold(self, history: History, lesson: Lesson) -> None:
+        """Any record, also one for which rows must move."""
+        before, num_before = history.buffer, history.end - history.start
+        history.fold(lesson)
+        self._count(history, before, num_before)
+
+    def begin(self, lesson: Lesson) -> History:
+        """The history of a user whom the lesson is the first of."""
+        history = History(num_features_of(lesson.rows), self._max_context, lesson.segment_len)
+        self.users[lesson.user] = history
+        self.num_bytes += history.num_bytes
         return history
 
     def settle(self, history: History) -> None:

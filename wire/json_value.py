@@ -12,6 +12,9 @@ Value = TypeVar("Value")
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
 """An integer that every JSON reader can represent; the sum of a few thousand of them fits into 64 bits."""
 
+MAX_EPOCH = 1 << 40
+"""More than any deployment counts, and far from what `Whole` can hold: the next writer takes the epoch above."""
+Epoch = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=MAX_EPOCH)]
 
 _anything = msgspec.json.Decoder()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from wire.errors import CodecError
-from wire.json_value import Whole, decode_json
+from wire.json_value import Epoch, Whole, decode_json
 
 
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`newest_record_ms` of the oldest example waiting in the outbox; -1 if it is empty."""
     relayed_number: Whole = -1
     """The highest example number that the broker has acknowledged."""
-    writer_epoch: Whole = 0
+    writer_epoch: Epoch = 0
     num_accepted: Whole = 0
     num_duplicate: Whole = 0
     num_dead: Whole = 0
@@ -46,7 +46,7 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
 
     component: str
     time_ms: Whole
-    epoch: Whole = -1
+    epoch: Epoch = -1
     number: Whole = -1
     newest_record_ms: Whole = -1
     swapped_ms: Whole = -1
@@ -80,7 +80,7 @@ class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", ta
     component: str
     time_ms: Whole
     claimant: str
-    epoch: Whole = -1
+    epoch: Epoch = -1
     is_standby: bool = False
     num_steps: Whole = 0
 

@@ -45,12 +45,21 @@ def address_of_key(key: bytes) -> Address | None:
         if key == FORGOTTEN_KEY:
             return Address("", MARK_USER, 0)
         if key.startswith(ITEM_KEY):
-            return Address("", MARK_ITEM, int(key[len(ITEM_KEY) :]))
+            return Address("", MARK_ITEM, _int64(key[len(ITEM_KEY) :]))
+        if not user or not place.removeprefix(b".").isdigit():
+            return None
         if place.startswith(b"."):
-            return Address(user.decode(), PIECE, int(place[1:]))
-        return Address(user.decode(), int(place), 0) if user else None
+            return Address(user.decode(), PIECE, _int64(place[1:]))
+        return Address(user.decode(), _int64(place), 0)
     except ValueError:
         return None
+
+
+def _int64(text: bytes) -> int:
+    """Raises ValueError."""
+    if not -(1 << 63) <= (number := int(text)) < 1 << 63:
+        raise ValueError
+    return number
 
 
 def keys_of_user(user: str, num_slots: int, segment_len: int) -> list[bytes]:

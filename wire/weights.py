@@ -34,7 +34,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from wire.errors import CodecError, VersionError
-from wire.json_value import Whole, decode_json
+from wire.json_value import Epoch, Whole, decode_json
 from wire.tensors import Tensors, arrays_of
 
 CLAIM_KEY = b"\x00claim"
@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a version (see the module's docstring). Times are in ms since the epoch."""
 
     model_id: str
-    epoch: Whole
+    epoch: Epoch
     number: Whole
     kind: str
     onto_number: Whole
@@ -128,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A trainer process takes an epoch, or (``released``) says that it has ended and gives it up."""
 
-    epoch: Whole
+    epoch: Epoch
     claimant: str
     released: bool = False
 

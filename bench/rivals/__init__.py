@@ -27,7 +27,7 @@ from bench.rivals.logistic import Logistic
 from bench.rivals.markov import Markov, PairMarkov
 from bench.rivals.met import LastMet
 from bench.rivals.own import Own, OwnByHour
-from bench.rivals.popular import DecayedPopular, Popular
+from bench.rivals.popular import DecayedPopular, Popular, PopularByHour
 from bench.rivals.rate import Constant, ItemRate
 from bench.rivals.sasrec import SASRec
 from bench.rivals.transformer import TransformerPP
@@ -108,6 +108,7 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             f"half-life {half_life}": Setting(partial(_decayed, half_life))
             for half_life in (100, 300, 1000, 3000, 10_000)
         },
+        "popular by hour": {f"{width:g} h": Setting(partial(_by_hour, width)) for width in (1.0, 2.0, 4.0)},
         "own frequent": {"": Setting(lambda info, _: EventByEvent(Own(info.num_rows)))},
         "own frequent, by hour": {"": Setting(lambda info, _: OwnByHour(info.num_rows))},
         "last met": {"": Setting(lambda *_: LastMet())},
@@ -194,6 +195,10 @@ def _transformer(info: StreamInfo, seed: int, way: dict[str, Any]) -> Retriever:
 
 def _decayed(half_life: float, info: StreamInfo, _: int) -> Retriever:
     return EventByEvent(DecayedPopular(info.num_rows, half_life))
+
+
+def _by_hour(width: float, info: StreamInfo, _: int) -> Retriever:
+    return PopularByHour(info.num_rows, width)
 
 
 def _cooccurrence(lags: int, decay: float, info: StreamInfo, _: int) -> Retriever:

@@ -15,6 +15,7 @@ from bench.rivals.gradient import EXACT, Gradient, SequenceModel
 from bench.rivals.sasrec import Block
 from bench.rivals.sequences import Sequences, sequences
 from bench.streams.events import Step
+from model.distinct import counted
 
 
 class BERT4Rec(SequenceModel):
@@ -62,7 +63,7 @@ class Cloze(Gradient):
             query_AD = self.model.fill(row_AL, is_last_AL)[:, -1]
             score_AV = self.model.logits(query_AD, 0, num_rows).numpy()
         self._learn(self._masked_loss(row_AL, is_last_AL, seqs.target_A, num_rows))
-        self.frequency.add(seqs.target_A.numpy())
+        self.frequency.add(*counted(seqs.target_A.numpy()))
         return score_AV
 
     def _masked_loss(self, row_AL: Tensor, is_last_AL: Tensor, target_A: Tensor, num_rows: int) -> Tensor:

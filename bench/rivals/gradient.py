@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.rivals.sequences import Sequences, sequences
 from bench.streams.events import Step
+from model.distinct import counted
 from trainer.network.frequency import FrequencyEstimator
 from trainer.network.losses import draw_negatives, log_expected_draws, pick_in_batch
 
@@ -82,7 +83,7 @@ class Gradient:
             logit_AV = self.model.logits(query_AD, 0, num_rows)
         score_AV = logit_AV.detach().clone().numpy()
         self._learn(self.loss(seqs, query_AD, logit_AV))
-        self.frequency.add(seqs.target_A.numpy())
+        self.frequency.add(*counted(seqs.target_A.numpy()))
         return score_AV
 
     def loss(self, seqs: Sequences, query_AD: Tensor, logit_AV: Tensor) -> Tensor:

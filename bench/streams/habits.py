@@ -1,8 +1,8 @@
 """Made streams of habits: what a user does next is known from what this user did before, or from the last two items.
 
-``routine``: four habits of an hour of the day each. ``loops``: own lists, played again and again in their order.
-``pairs``: what follows depends on the last two items together. ``turns``: two interests in turn, so that the last item
-but one decides.
+``daytimes``: demand follows the time of day, and most users come once. ``routine``: four habits of an hour of the day
+each. ``loops``: own lists, played again and again in their order. ``pairs``: what follows depends on the last two items
+together. ``turns``: two interests in turn, so that the last item but one decides.
 """
 
 from __future__ import annotations
@@ -38,6 +38,19 @@ def routine(num: int = 10_000, num_users: int = 150, num_items: int = 800, seed:
                 actions.append(act(user, item, "order", now + 0.05 * step))
         yield from sorted(actions, key=lambda action: int(action["timestamp"]))[: num - done]
         done, day = done + len(actions), day + 1
+
+
+def daytimes(num: int = 12_000, num_items: int = 800, seed: int = 0) -> Iterator[Action]:
+    """Each item has a time of day, of one to three hours around it; three users in five are new."""
+    rng, popular = np.random.default_rng(seed), 1 / np.arange(1, num_items + 1) ** 0.8
+    peak, width = rng.uniform(0, 24, num_items), rng.uniform(1, 3, num_items)
+    now = 0.0
+    for number in range(num):
+        now += rng.exponential(1 / 70)
+        away = np.abs(now % 24 - peak)
+        demand = popular * (np.exp(-((np.minimum(away, 24 - away) / width) ** 2) / 2) + 0.01)
+        user = number if rng.random() < 0.6 else int(rng.integers(max(1, number)))
+        yield act(user, draw(rng, demand), "view", now)
 
 
 def loops(num: int = 10_000, num_users: int = 120, num_items: int = 2_000, seed: int = 0) -> Iterator[Action]:

@@ -266,6 +266,7 @@ STREAMS: dict[str, Stream] = {
             made.bazaar,
             made.reviews,
             made.taps,
+            habits.daytimes,
             habits.routine,
             habits.loops,
             habits.pairs,

@@ -34,6 +34,26 @@ Actions = Annotated[
 ]
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"headrace {version('headrace')}")
+        except PackageNotFoundError:
+            print("headrace, not installed: expected the metadata of a package; pip install it")
+        raise typer.Exit
+
+
+def all_commands(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the package's version, and end."),
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
+
+
 def name_of_line(line: str | None) -> str | None:
     """The value of `kafka.line` that an option or argument stands for."""
     return "" if line == "main" else line

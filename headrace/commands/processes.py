@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headrace.commands.options import Bootstrap, ConfigPath, read_settings
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
 
 
 def start_logging() -> None:
@@ -16,6 +19,12 @@ def start_logging() -> None:
     from headrace.logs import configure_logs
 
     configure_logs()
+
+
+def _doubt(settings: Settings) -> None:
+    from headrace.unusual import warn
+
+    warn(settings)
 
 
 DespiteAdded = Annotated[
@@ -36,6 +45,7 @@ def worker(config: ConfigPath = None, bootstrap: Bootstrap = None, despite_added
     from stream.worker import run_worker
 
     start_logging()
+    _doubt(settings)
     raise typer.Exit(run_worker(settings, despite_added=despite_added))
 
 
@@ -100,6 +110,7 @@ def train(
     _let_idle_threads_sleep()
     start_logging()
     settings = read_settings(config, bootstrap, **({"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {}))
+    _doubt(settings)
     if file is not None:
         from headrace.file_training import train_file
 
@@ -130,6 +141,7 @@ def serve(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     from serving.process import run_server
 
     start_logging()
+    _doubt(settings)
     raise typer.Exit(run_server(settings))
 
 

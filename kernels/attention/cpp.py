@@ -22,6 +22,9 @@ from kernels.attention.args import (
 )
 from kernels.attention.buckets import BucketCache, TimeBuckets
 
+BEHIND = 64
+"""As many columns may be read behind the last row."""
+
 
 def make_buckets(
     offsets_B1: Tensor,
@@ -42,8 +45,9 @@ def make_buckets(
     keys = queries if cache_len is None else queries + cache_len.numpy()
     num_pairs = int((queries * ((keys + 63) // 64 * 64)).sum())
     # Rows, a byte per user, and an int32 per query (csrc/attention.h). Columns that no row sees stay unwritten; the
-    # kernels mask them.
-    num_bytes = num_pairs * dtype.itemsize + len(queries) + 4 + 4 * len(query_time)
+    # kernels mask them. They read 64 columns from any multiple of 16 of a row on, and once from the column after that.
+    behind = max(len(queries) + 4 + 4 * len(query_time), BEHIND * dtype.itemsize)
+    num_bytes = num_pairs * dtype.itemsize + behind
     buckets = torch.empty(-(-num_bytes // dtype.itemsize), dtype=dtype)
     thresholds = time_buckets.on(torch.device("cpu")).contiguous()
     held = [offsets_B1.contiguous(), query_time.contiguous(), key_time.contiguous(), thresholds]

@@ -68,15 +68,17 @@ inline void offer_allowed(BestPass& p, int64_t q) {
 // The standing features of the listed rows, side by side.
 inline void stand_listed(BestPass& p, int64_t num) {
     const MemoryCall& m = p.call.memory;
-    float seen[LISTED], heat[NUM_HEAT * LISTED];
+    float seen[LISTED], heat[NUM_HEAT * LISTED], hour[NUM_HOURS * LISTED];
     int64_t first[LISTED], last[LISTED];
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t row = c < num ? p.ranked[c].row : 0;
         seen[c] = m.seen_V[row], first[c] = m.first_V[row], last[c] = m.last_V[row];
         for (int h = 0; h < NUM_HEAT; ++h) heat[h * LISTED + c] = m.heat_HV[h * m.stride + row];
+        copy_hours(m, hour + c * NUM_HOURS, row);
     }
     MemoryCall few = m;
     few.stride = LISTED, few.seen_V = seen, few.heat_HV = heat, few.first_V = first, few.last_V = last;
+    few.hour_VH = hour;
     p.s.standing = p.standing, p.s.padded = LISTED;
     stand(few, p.s, 0, LISTED);
 }

@@ -13,7 +13,7 @@ namespace {
 
 using namespace headrace;
 
-constexpr int64_t AHEAD = 24;        // ids whose buckets are being prefetched
+constexpr int64_t AHEAD = 32;        // ids whose buckets are being prefetched
 constexpr int64_t BLOCK = MANY_IDS;  // ids of an insert whose rows are looked up before any is changed
 constexpr int64_t MAX_ROWS = INT32_MAX;
 
@@ -30,11 +30,15 @@ public:
     int64_t num_pending() const { return table_.num_used() - num_live_; }
 
     void lookup(const int64_t* ids, int64_t num, int64_t* rows) const {
-        for (int64_t i = 0; i < std::min(num, AHEAD); ++i) __builtin_prefetch(table_.home(ids[i]));
+        const Bucket* homes[AHEAD];
+        const auto look_ahead = [&](int64_t i) {
+            if (i < num) __builtin_prefetch(homes[i % AHEAD] = table_.home(ids[i]));
+        };
+        for (int64_t i = 0; i < AHEAD; ++i) look_ahead(i);
         for (int64_t i = 0; i < num; ++i) {
-            if (i + AHEAD < num) __builtin_prefetch(table_.home(ids[i + AHEAD]));
-            const int32_t place = table_.find(ids[i]);
+            const int32_t place = table_.find(ids[i], *homes[i % AHEAD]);
             rows[i] = place < 0 ? -1 : place;
+            look_ahead(i + AHEAD);
         }
     }
 

@@ -121,6 +121,12 @@ public:
         return slot.bucket ? slot.bucket->place[slot.index] : ABSENT;
     }
 
+    // `find` for an id whose `home` is known, where it nearly always is.
+    int32_t find(int64_t id, const Bucket& home) const {
+        const unsigned mask = matches(home, id);
+        return mask ? home.place[__builtin_ctz(mask)] : home.overflowed ? find(id) : ABSENT;
+    }
+
     // The id must not be in the map, and there must be room.
     void place(int64_t id, int32_t where) {
         put(table_of(id), id, where);

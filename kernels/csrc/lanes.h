@@ -206,7 +206,7 @@ HEADRACE_INLINE vf exp_negative(vf x) {
     p = fma(p, f, splat(1.6666665459e-1f));
     p = fma(p, f, splat(5.0000001201e-1f));
     p = fma(p, f * f, f + 1.0f);
-    const vf scale = (vf)(((vi)shifted << 23) + (127 << 23));
+    const vf scale = (vf)(((vu)shifted << 23) + (127u << 23));  // lanes beyond a block may hold anything
     const vf result = p * scale;
     return x < floor_x ? vf{} : result;
 }

@@ -69,6 +69,7 @@ inline bool rescale(const MemoryCall& m) {
         const float unit = (float)(1 / m.clock[SEEN_SCALE]);
         for (int64_t i = 0; i < m.num_rows; ++i) {
             m.seen_V[i] *= unit;
+            for (int64_t h = i * m.num_hours; h < (i + 1) * m.num_hours; ++h) m.hour_VH[h] *= unit;
             for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j)
                 m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
             m.dirty_V[i] = CHANGED;
@@ -107,6 +108,7 @@ inline bool count(const MemoryCall& m, int64_t r) {
     }
     count_groups(m, r, unit);
     count_pairs(m, r, unit);
+    count_hour(m, r, unit);
     m.seen_V[target] += unit;
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
@@ -144,6 +146,7 @@ inline bool meet(const MemoryCall& m, int64_t r) {
         m.recent[now % RECENT] = target;
     }
     m.clock[EVENTS] += 1;
+    note_time(m, r);
     return is_rescaled;
 }
 

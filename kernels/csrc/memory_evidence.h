@@ -1,6 +1,7 @@
 // What the memory knows of a row: features that do not depend on the query, and evidence from a user's history.
 #pragma once
 
+#include "memory_hours.h"
 #include "memory_pairs.h"
 
 HEADRACE_BEGIN
@@ -11,6 +12,7 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
     float heat_unit[NUM_HEAT];
     for (int h = 0; h < NUM_HEAT; ++h) heat_unit[h] = (float)(HEAT_SCALES[h] / m.clock[HEAT_SCALE + h]);
     const int64_t now = (int64_t)m.clock[EVENTS];
+    const Hours hours((int64_t)m.clock[TIME_OF_DAY]);
     for (int64_t i = from; i < to; i += W) {
         const int count = (int)min64(W, to - i);
         float* at = s.standing + i;
@@ -21,6 +23,10 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
             const vf heat = load_some(m.heat_HV + h * m.stride + i, count) * heat_unit[h];
             store_some(at + (HEAT + h) * s.padded, log1p_of(heat), count);
         }
+        vf hourly = splat(1.0f);
+        for (int j = 0; m.num_hours && j < count; ++j)
+            hourly[j] = hourly_of(m.hour_VH + (i + j) * NUM_HOURS, hours, seen_unit);
+        store_some(at + HOURLY * s.padded, log_of<vf, vi>(hourly), count);
         vf age = zero(), idle = zero();
         for (int j = 0; j < count; ++j) {
             const int64_t first = m.first_V[i + j], last = m.last_V[i + j];

@@ -115,15 +115,17 @@ inline void score_block(const RankCall& c, const MemoryCall& m, Scratch& s, Scor
 // The same of rows in any order; looks up their standing features.
 inline void score_rows(const RankCall& c, const MemoryCall& m, Scratch& s, Scored& b, const int32_t* rows,
                        int64_t num) {
-    alignas(64) float seen[SCORED], heat[NUM_HEAT * SCORED];
+    alignas(64) float seen[SCORED], heat[NUM_HEAT * SCORED], hour[NUM_HOURS * SCORED];
     int64_t first[SCORED], last[SCORED];
     for (int64_t i = 0; i < num; ++i) {
         const int64_t row = rows[i];
         seen[i] = m.seen_V[row], first[i] = m.first_V[row], last[i] = m.last_V[row];
         for (int h = 0; h < NUM_HEAT; ++h) heat[h * SCORED + i] = m.heat_HV[h * m.stride + row];
+        copy_hours(m, hour + i * NUM_HOURS, row);
     }
     MemoryCall few = m;
     few.stride = SCORED, few.seen_V = seen, few.heat_HV = heat, few.first_V = first, few.last_V = last;
+    few.hour_VH = hour;
     Scratch standing = {};
     standing.standing = b.standing, standing.padded = SCORED;
     stand(few, standing, 0, num);

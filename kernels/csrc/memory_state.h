@@ -36,6 +36,9 @@ struct MemoryCall {
     int32_t *pair_row, *pair_next;
     float* pair_count;
     uint8_t *pair_dirty, *pair_moved;
+    // Choices by the time of day: NUM_HOURS of each row, or none.
+    int64_t num_hours;
+    float* hour_VH;
     // The events.
     int64_t num_events, logit_stride;
     const int32_t* target_R;  // 0: the target has no row
@@ -58,16 +61,16 @@ struct MemoryCall {
 
 HEADRACE_BEGIN
 
-constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 8, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
+constexpr int NUM_STANDING = 8, NUM_GATHERED = 8, NUM_OWN = 8, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, LIFT = MODEL + 1, PAIR = LIFT + 1, NUM_PAIRED = 2,
               NUM_FEATURES = PAIR + NUM_PAIRED;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
 constexpr int OWN_STRIDE = NUM_OWN;  // a whole vector
-enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
+enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY, HOURLY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
 // Follow the gathered evidence.
 enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY, OWN_NEXT, OWN_HOUR };
-enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED };
+enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED, TIME_OF_DAY };
 constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
                 COUNT_DECAY = .9f;
@@ -77,8 +80,8 @@ constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HE
 constexpr int RECENT = 512, MOST_MATCHED = 3;
 constexpr float MATCHED = 4.f;
 enum GroupPart { USUAL, NEXT, OWN, GROUP_PARTS };
-constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20, NEXT_OF_PAIR = 8;
-constexpr float PAIR_SCALE = 100.f;
+constexpr int NEXT_GROUPS = 16, GROUP_LAGS = 20, NEXT_OF_PAIR = 8, NUM_HOURS = 6;
+constexpr float PAIR_SCALE = 100.f, HOUR_PRIOR = 5.f;
 constexpr float OWN_GROUP_DECAY = .9f, GROUP_SHARE_DECAY = .998f;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;

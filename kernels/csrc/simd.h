@@ -75,7 +75,7 @@ HEADRACE_INLINE vf exp2(vf x) {
 #if defined(__AVX512DQ__)
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);  // p * 2^floor(x)
 #else
-    return (vf)((vi)p + ((vi)shifted << 23));
+    return (vf)((vu)p + ((vu)shifted << 23));
 #endif
 }
 

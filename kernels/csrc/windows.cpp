@@ -1,4 +1,5 @@
 // Parts of users' histories, one after the other, as columns: what `kernels.windows` describes.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -13,6 +14,14 @@ struct Row {
     float value;
 };
 static_assert(sizeof(Row) == 32, "expected the layout of wire.example.row_type");
+
+constexpr int64_t BLOCK = 64;
+
+// How many choices and known rows come before a block of interactions, and which of its own they are.
+struct Before {
+    int64_t num_chosen, num_known;
+    uint64_t is_chosen, is_known;
+};
 
 }  // namespace
 
@@ -33,48 +42,62 @@ HEADRACE_API void headrace_count_kinds(const uint32_t* bits, const int64_t* firs
 
 // Lists the rows above 0 of `num` interactions: those of choices (a bit of `positive`, none of `negative`) with their
 // times, all, and those of the others. `bounds` (6, targets): the places in the three lists of the first interaction
-// from `first` on, and of the first from `target` on, list by list. `before` (num + 1, 2): room to work with. Writes
-// the lengths of the first two lists.
+// from `first` on, and of the first from `target` on, list by list. `before` (num / BLOCK + 1): room to work with.
+// Writes the lengths of the first two lists.
 HEADRACE_API void headrace_list_rows(const int64_t* row, const uint32_t* bits, const int64_t* time, int64_t num,
                                      uint32_t positive, uint32_t negative, const int64_t* first, const int64_t* target,
                                      int64_t num_targets, int32_t* chosen, int64_t* chosen_time, int32_t* known,
-                                     int32_t* other, int32_t* before, int64_t* bounds, int64_t* lengths) {
-    int32_t num_chosen = 0, num_known = 0;
-    for (int64_t i = 0; i < num; ++i) {
-        before[2 * i] = num_chosen, before[2 * i + 1] = num_known;
-        const bool is_known = row[i] > 0,
-                   is_chosen = is_known && (bits[i] & positive) != 0 && (bits[i] & negative) == 0;
-        // Each is written at the end of its list, and stays there if it belongs to it.
-        chosen[num_chosen] = known[num_known] = other[num_known - num_chosen] = static_cast<int32_t>(row[i]);
-        chosen_time[num_chosen] = time[i];
-        num_chosen += is_chosen, num_known += is_known;
+                                     int32_t* other, Before* before, int64_t* bounds, int64_t* lengths) {
+    int64_t num_chosen = 0, num_known = 0;
+    for (int64_t start = 0; start <= num; start += BLOCK, ++before) {
+        *before = {num_chosen, num_known, 0, 0};
+        for (int64_t i = start; i < std::min(num, start + BLOCK); ++i) {
+            const bool is_known = row[i] > 0,
+                       is_chosen = is_known & ((bits[i] & positive) != 0) & ((bits[i] & negative) == 0);
+            // Each is written at the end of its list, and stays there if it belongs to it.
+            chosen[num_chosen] = known[num_known] = other[num_known - num_chosen] = static_cast<int32_t>(row[i]);
+            chosen_time[num_chosen] = time[i];
+            num_chosen += is_chosen, num_known += is_known;
+            before->is_chosen |= uint64_t{is_chosen} << (i - start);
+            before->is_known |= uint64_t{is_known} << (i - start);
+        }
     }
-    before[2 * num] = num_chosen, before[2 * num + 1] = num_known;
+    before -= num / BLOCK + 1;
     for (int64_t r = 0; r < num_targets; ++r)
         for (int64_t end = 0; end < 2; ++end) {
-            const int32_t* at = before + 2 * (end ? target[r] : first[r]);
+            const int64_t at = end ? target[r] : first[r];
+            const Before& block = before[at / BLOCK];
+            const uint64_t earlier = (uint64_t{1} << at % BLOCK) - 1;
+            const int64_t chosen_before = block.num_chosen + __builtin_popcountll(block.is_chosen & earlier),
+                          known_before = block.num_known + __builtin_popcountll(block.is_known & earlier);
             int64_t* to = bounds + end * num_targets + r;
-            to[0] = at[0], to[2 * num_targets] = at[1], to[4 * num_targets] = at[1] - at[0];
+            to[0] = chosen_before, to[2 * num_targets] = known_before;
+            to[4 * num_targets] = known_before - chosen_before;
         }
     lengths[0] = num_chosen, lengths[1] = num_known;
 }
 
-// `windows` (users, 2): each the address of the first row, and how many there are. Returns how many have no item.
-HEADRACE_API int64_t headrace_join_windows(const int64_t* windows, int64_t num_users, int64_t num_features,
-                                           int64_t* item, int64_t* time, int64_t* domain, uint32_t* bits, float* value,
-                                           int64_t* features, int64_t* owner) {
+// The rows from each address on, `num` of each user. Returns how many have no item.
+HEADRACE_API int64_t headrace_join_windows(const int64_t* address, const int64_t* num, int64_t num_users,
+                                           int64_t num_features, int64_t* item, int64_t* time, int64_t* domain,
+                                           uint32_t* bits, float* value, int64_t* features, int64_t* owner) {
     const int64_t row_bytes = sizeof(Row) + 8 * num_features;
-    int64_t at = 0, num_absent = 0;
+    int64_t num_absent = 0;
     for (int64_t user = 0; user < num_users; ++user) {
-        const uint8_t* from = reinterpret_cast<const uint8_t*>(windows[2 * user]);
-        for (int64_t i = 0; i < windows[2 * user + 1]; ++i, ++at, from += row_bytes) {
+        const uint8_t* from = reinterpret_cast<const uint8_t*>(address[user]);
+        const int64_t size = num[user];
+        for (int64_t i = 0; i < size; ++i) {
             Row row;
-            std::memcpy(&row, from, sizeof row);
-            item[at] = row.item, time[at] = row.time, domain[at] = row.domain;
-            bits[at] = row.bits, value[at] = row.value, owner[at] = user;
+            std::memcpy(&row, from + i * row_bytes, sizeof row);
+            item[i] = row.item, time[i] = row.time, domain[i] = row.domain, bits[i] = row.bits, value[i] = row.value;
             num_absent += row.item == 0;
-            std::memcpy(features + at * num_features, from + sizeof row, static_cast<size_t>(8 * num_features));
         }
+        std::fill_n(owner, size, user);
+        for (int64_t i = 0; num_features > 0 && i < size; ++i)
+            std::memcpy(features + i * num_features, from + i * row_bytes + sizeof(Row),
+                        static_cast<size_t>(8 * num_features));
+        item += size, time += size, domain += size, bits += size, value += size, owner += size;
+        features += size * num_features;
     }
     return num_absent;
 }

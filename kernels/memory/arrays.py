@@ -13,8 +13,9 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
-"""Features of an item that are the same for all users."""
+STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity", "hourly")
+"""Features of an item that are the same for all users; the last one is how much more often than usual it is chosen at
+this time of day (`kernels.memory.hours`)."""
 OWN = ("own_count", "own_recency", "own_visit", "own_since", "shown_count", "shown_recency", "own_next", "own_hour")
 """Features of the few items that the user has chosen, or was shown and left alone."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "threads", *OWN)
@@ -28,12 +29,14 @@ usual the item's groups are (`kernels.memory.groups`)."""
 SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length", "pause")
 """The shortlist network's inputs for each row: the features, how far its score is below the best, whether the user
 chose it before, the length of the user's history, and the time since the user's last choice."""
-SILENT = ("own_next", "own_hour", "lift", *PAIRED)
+SILENT = ("hourly", "own_next", "own_hour", "lift", *PAIRED)
 """Inputs of the shortlist's network whose hidden weights start at zero: a stream in which they are always zero is
 learned as without them."""
 LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
+NUM_HOURS = 6
+"""In how many parts of the day choices are counted."""
 RECENT, DRAWN = 512, 512
 """When an event is learned from a sample: how many of the latest choices compete, and how many rows are drawn."""
 NEXT_GROUPS = 16
@@ -54,6 +57,7 @@ CLOCK = (
     "choices",
     "begun",
     "continued",
+    "time_of_day",
 )
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5, "lift": 0.5}
@@ -85,8 +89,8 @@ class MemoryArrays:
     ``gain_square`` (1 + buckets, features): weights of the features, shared and by length of the history, and their
     Adagrad state. ``shortlist_weight`` and ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its
     Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`): mean and variance of its inputs, and how many lists they cover.
-    ``clock`` (9,) float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears
-    a bit of its own; ``moved`` (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts
+    ``clock`` float64 by `CLOCK`. ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears a
+    bit of its own; ``moved`` (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts
     changed (little-endian bits), regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e
     chose, at e modulo `RECENT`.
 
@@ -100,6 +104,8 @@ class MemoryArrays:
     the pair that a slot has, 0 for none, and as the second for any; ``pair_next`` (S, `NEXT_OF_PAIR`) int32 and
     ``pair_count`` (same): the rows that followed it, and decayed counts of how often; ``pair_dirty`` (S,) and
     ``pair_moved`` (S,) uint8: as for rows.
+
+    ``hour`` (V, `NUM_HOURS` or 0) float32: decayed choices by the time of day, if these are counted.
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -135,6 +141,7 @@ class MemoryArrays:
     pair_count: Float32
     pair_dirty: NDArray[np.uint8]
     pair_moved: NDArray[np.uint8]
+    hour: Float32
 
     @staticmethod
     def empty(
@@ -144,6 +151,7 @@ class MemoryArrays:
         num_columns: int = 0,
         num_groups: int = 1,
         num_pairs: int = 0,
+        num_hours: int = 0,
     ) -> MemoryArrays:
         """An empty memory."""
 
@@ -187,6 +195,7 @@ class MemoryArrays:
             pair_count=np.zeros((num_pairs, NEXT_OF_PAIR), np.float32),
             pair_dirty=np.zeros(num_pairs, np.uint8),
             pair_moved=np.zeros(num_pairs, np.uint8),
+            hour=rows(np.float32, num_hours),
         )
 
     @property
@@ -215,6 +224,11 @@ class MemoryArrays:
         return len(self.pair_row)
 
     @property
+    def num_hours(self) -> int:
+        """`NUM_HOURS`, or 0 if times of day are not counted."""
+        return int(self.hour.shape[1])
+
+    @property
     def num_buckets(self) -> int:
         """How many lengths of history have gains of their own."""
         return len(self.gain) - 1
@@ -229,7 +243,7 @@ class MemoryArrays:
     def across_visits(self) -> float:
         """The weight of the first choice after a pause as the very next one: 1 where nearly all choices are such, or
         else the few within visits would outweigh them; but little where visits are long, since they begin anew."""
-        begun, continued = self.clock[4 + NUM_HEATS :]
+        begun, continued = self.clock[4 + NUM_HEATS : 6 + NUM_HEATS]
         share = float((begun + 0.5 * PRIOR_VISITS) / (begun + continued + PRIOR_VISITS))
         return LEAST_ACROSS + (1.0 - LEAST_ACROSS) * share**4
 

@@ -25,6 +25,8 @@ class MemoryCall(ctypes.Structure):
         ),
         ("num_pairs", c_int64),
         *((name, c_void_p) for name in ("pair_row", "pair_next", "pair_count", "pair_dirty", "pair_moved")),
+        ("num_hours", c_int64),
+        ("hour", c_void_p),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "weight_of", "past_rows", "met_rows")),
         *((name, c_void_p) for name in ("past_begin", "past_end")),

@@ -8,6 +8,7 @@ from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT, Int32, MemoryArray
 from kernels.memory.events import MemoryRules
 from kernels.memory.features import BEGUN, CHOICES, CONTINUED, COUNTED, EVENTS, HEAT, REPEATS, SEEN, visit_share
 from kernels.memory.groups import count_groups
+from kernels.memory.hours import count_hour, note_time
 from kernels.memory.pairs import count_pairs, rescale_pairs
 from kernels.memory.past import MemoryPast
 
@@ -32,9 +33,11 @@ def meet(
     past: MemoryPast | None,
     num_rows: int,
     rules: MemoryRules,
+    now_ms: int,
     weight: float = 1.0,
 ) -> None:
-    """Count one more event: a choice after ``past``, or (None) one that was only met; ``group_C``: its groups."""
+    """Count one more event, at ``now_ms``: a choice after ``past``, or (None) one that was only met; ``group_C``: its
+    groups."""
     now = int(memory.clock[EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
         memory.first[target] = now
@@ -44,12 +47,13 @@ def meet(
     memory.dirty[target] = CHANGED
     memory.group[target] = group_C
     if past is not None:
-        _count(memory, target, past, num_rows, rules, weight)
+        _count(memory, target, past, num_rows, rules, now_ms, weight)
     memory.clock[EVENTS] += 1
+    note_time(memory, now_ms)
 
 
 def _count(
-    memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules, weight: float
+    memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules, now_ms: int, weight: float
 ) -> None:
     _rescale(memory, num_rows)
     lags, decay = COUNTED
@@ -61,6 +65,7 @@ def _count(
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
     count_groups(memory, target, past, unit)
     count_pairs(memory, target, past, unit)
+    count_hour(memory, target, now_ms, unit)
     memory.seen[target] += unit
     memory.clock[SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
@@ -110,7 +115,7 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     """Rescale counts before their unit outgrows a float."""
     if memory.clock[SEEN] > RESCALE_AT:
         for counts in (
-            memory.seen, memory.after, memory.before, memory.direct,
+            memory.seen, memory.after, memory.before, memory.direct, memory.hour,
             memory.group_seen, memory.group_count, memory.group_total,
         ):  # fmt: skip
             counts *= 1.0 / memory.clock[SEEN]

@@ -76,7 +76,7 @@ def memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
     sizes = {
         "stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets,
         "num_columns": memory.num_columns, "num_groups": memory.num_groups,
-        "num_pairs": memory.num_pairs,
+        "num_pairs": memory.num_pairs, "num_hours": memory.num_hours,
     }  # fmt: skip
     return {**sizes, "num_rows": num_rows, **arrays}
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from kernels.memory.arrays import EVIDENCE, NUM_HEATS, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.events import MemoryRules
 from kernels.memory.groups import lift_of
+from kernels.memory.hours import hourly_of
 from kernels.memory.pairs import paired_of
 from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction
@@ -34,6 +35,7 @@ def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
             *np.log1p(heat * np.array(HEAT_SCALES)[:, None]),
             *(TIME_SHARE * np.log1p(each) for each in since),
             1.0 / (1.0 + seen),
+            hourly_of(memory, rows),
         ]
     )
 

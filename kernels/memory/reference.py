@@ -47,7 +47,8 @@ def memory_learn(
             rank_3R[:, r], loss_R[r] = found.ranks, found.loss
             learn(memory, found, rules, events.weight(r))
             learn_groups(memory, parts_of(memory, group_C, past), events.weight(r))
-        meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
+        chosen_after, now_ms = past if events.chosen_R[r] else None, int(events.now_ms_R[r])
+        meet(memory, target, group_C, chosen_after, num_rows, rules, now_ms, events.weight(r))
         fresh = standing_of(memory, slice(num_rows))
         if int(memory.clock[EVENTS]) % REFRESH_EVENTS == 0:
             standing_FV = fresh
@@ -62,7 +63,7 @@ def memory_learn_grouped(
 
     All events of a group are predicted first; then their updates of gains, shortlist and learned weights are applied,
     in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). Pairs of items
-    are not counted.
+    and times of day are not counted.
     """
     num = len(events)
     asked_R = events.chosen_R == 1
@@ -87,7 +88,8 @@ def memory_learn_grouped(
             learn_groups(memory, part_C3, 1.0)
         for r in together:
             (past, _), group_C = before(events, r), groups_of(memory, events, r)
-            meet(memory, int(events.target_R[r]), group_C, past if events.chosen_R[r] else None, num_rows, rules)
+            chosen_after, now_ms = past if events.chosen_R[r] else None, int(events.now_ms_R[r])
+            meet(memory, int(events.target_R[r]), group_C, chosen_after, num_rows, rules, now_ms)
     return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
 
 

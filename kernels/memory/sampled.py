@@ -109,7 +109,8 @@ def _learn_all(
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
             loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules, events.weight(r))
             learn_groups(memory, parts_of(memory, group_C, past), events.weight(r))
-        meet(memory, target, group_C, past if events.chosen_R[r] else None, num_rows, rules, events.weight(r))
+        chosen_after, now_ms = past if events.chosen_R[r] else None, int(events.now_ms_R[r])
+        meet(memory, target, group_C, chosen_after, num_rows, rules, now_ms, events.weight(r))
     none_R = np.full(num, -1, np.int32)
     return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
 

@@ -206,7 +206,7 @@ def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history
         row, inside, evidence_ptr, own_ptr, history, stride
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    standing = (s0, s1, s2, s3, s4, s5, s6)
+    standing = (s0, s1, s2, s3, s4, s5, s6, tl.zeros_like(logit))  # times of day are not counted here
     evidence = (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15)
     lift = tl.zeros_like(logit)
     if lift_ptr is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
+from operator import attrgetter
 
 import numpy as np
 
-from kernels.library import function, pointer
+from kernels.library import function, pointers
 from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsKept, OddsRules, check_ranges
 
 OUT_OF_RANGE = 2
@@ -21,6 +22,9 @@ _EVENTS = (
     "row_R", "item_R", "attribute_RA", "network_RK", "bits_R", "is_new_R", "order_R", "past_item_n", "past_bits_n",
     "past_begin_R", "past_end_R", "alike_RL", "past_alike_nL", "kept_R",
 )  # fmt: skip
+
+
+_arrays_of, _kept_of, _events_of = (attrgetter(*names) for names in (_ARRAYS, _KEPT, _EVENTS))
 
 
 class _Call(ctypes.Structure):
@@ -49,14 +53,13 @@ def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
 
 def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules) -> Float32:
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
-    given = [np.ascontiguousarray(getattr(events, name)) for name in _EVENTS]
-    arrays = [getattr(odds, name) for name in _ARRAYS]
-    ring = [None] * len(_KEPT) if kept is None else [getattr(kept, name) for name in _KEPT]
+    given = [*map(np.ascontiguousarray, _events_of(events))]
+    ring = [None] * len(_KEPT) if kept is None else pointers(*_kept_of(kept))
     call = _Call(
         len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
         len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(odds.pair_VC),
         len(events.past_item_n), 0 if kept is None else len(kept.bits_P),
-        *(None if array is None else pointer(array) for array in (*arrays, *ring, *given, logit_RK)),
+        *pointers(*_arrays_of(odds)), *ring, *pointers(*given, logit_RK),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
     status = function("odds_events")(ctypes.byref(call))

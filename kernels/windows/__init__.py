@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kernels.compiled import baseline, pointer, pointers
 
 Int64 = NDArray[np.int64]
+_BLOCK = 64  # as csrc/windows.cpp has it
 _LIST_ROWS = (*[c_void_p] * 3, c_int64, c_uint32, c_uint32, c_void_p, c_void_p, c_int64, *[c_void_p] * 7)
 
 
@@ -38,13 +39,13 @@ def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
 
     Raises `KernelUnavailable` without compiled kernels.
     """
-    num, windows_B2 = int(num_B.sum()), np.stack([address_B, num_B], axis=1)
+    num = int(num_B.sum())
     item_n, time_ms_n, domain_n, owner_n = (np.empty(num, np.int64) for _ in range(4))
     bits_n, value_n = np.empty(num, np.uint32), np.empty(num, np.float32)
     feature_nC = np.empty((num, num_features), np.int64)
-    join = baseline("headrace_join_windows", c_void_p, c_int64, c_int64, *[c_void_p] * 7, result=c_int64)
+    join = baseline("headrace_join_windows", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 7, result=c_int64)
     num_absent = join(
-        pointer(windows_B2), len(num_B), num_features,
+        *pointers(address_B, num_B), len(num_B), num_features,
         *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n),
     )  # fmt: skip
     return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n, num_absent)
@@ -82,11 +83,11 @@ def list_rows(
     Raises `KernelUnavailable` without compiled kernels.
     """
     num, rows_3n, chosen_ms = len(rows_n), np.empty((3, len(rows_n)), np.int32), np.empty(len(rows_n), np.int64)
-    before_n2, bounds_6R = np.empty((num + 1, 2), np.int32), np.empty((6, len(target_R)), np.int64)
+    before, bounds_6R = np.empty((num // _BLOCK + 1, 4), np.int64), np.empty((6, len(target_R)), np.int64)
     chosen, known, other = rows_3n
     lengths, given = np.empty(2, np.int64), [*map(np.ascontiguousarray, (rows_n, bits_n, time_ms_n, first_R, target_R))]
     assert [each.dtype for each in given] == [np.int64, np.uint32, *[np.int64] * 3], [each.dtype for each in given]
-    made = pointers(chosen, chosen_ms, known, other, before_n2, bounds_6R, lengths)
+    made = pointers(chosen, chosen_ms, known, other, before, bounds_6R, lengths)
     fill = baseline("headrace_list_rows", *_LIST_ROWS)
     fill(*pointers(*given[:3]), num, *kinds, *pointers(*given[3:]), len(target_R), *made)
     num_chosen, num_known = lengths.tolist()

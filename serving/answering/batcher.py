@@ -36,10 +36,11 @@ class Batcher:
 
     async def answer(self, job: Job) -> bytes:
         """The answer's body. Raises `OverloadedError` at once if it would take too long, and what the job raises."""
-        lane = self._long if job.weight > LONG_WEIGHT else self._short
+        weight = job.weight
+        lane = self._long if weight > LONG_WEIGHT else self._short
         loop = asyncio.get_running_loop()
-        lane.admit(job.weight)
-        waiting = Waiting(job, loop.create_future(), loop)
+        lane.admit(weight)
+        waiting = Waiting(job, weight, loop.create_future(), loop)
         if lane is self._long:
             lane.put([waiting])
         else:

@@ -106,7 +106,7 @@ class Engine:
 
     @torch.inference_mode()
     def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
-        """Cache entries for a version that is about to come into service, to `put` once it is: for the users with
+        """Cache entries for a version that is about to come into service, to `keep` once it is: for the users with
         requests under the last one, the most recent first, as many as ``budget_s`` allows."""
         until, warmed = time.monotonic() + budget_s, list[CacheEntry]()
         entries = self.cache.requested() if self._cache_is_on and not self.reuse.allowed else []
@@ -185,7 +185,14 @@ class Engine:
         if not self._cache_is_on or request.user is None or num_fresh <= 0 or fresh is None or done.is_twin:
             return
         parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
-        self.cache.put(CacheEntry(request.user, done.columns, KeysValues.cat(parts), done.born))
+        self.keep(CacheEntry(request.user, done.columns, KeysValues.cat(parts), done.born), request.num_erased)
+
+    def keep(self, entry: CacheEntry, num_erased: int) -> None:
+        """Cache an entry. ``num_erased``: of the histories, before its interactions were read: if a user was forgotten
+        since, it may be this one, and nothing of them is kept."""
+        self.cache.put(entry)
+        if self.histories.num_erased != num_erased:  # counted before the cache is told, so no order of both escapes
+            self.cache.drop(entry.user)
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Result]:
         table, start_M = version.tables[ITEMS], version.network.model.start_M

@@ -46,9 +46,10 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """A job in a lane, and who waits for its outcome."""
+    """A job in a lane, how much it weighed when it was admitted (`Job.weight` may change), and who waits for it."""
 
     job: Job
+    weight: float
     future: asyncio.Future[bytes]
     loop: asyncio.AbstractEventLoop
 
@@ -128,7 +129,7 @@ class Lane:
 
     def _work(self) -> None:
         while batch := self._take():
-            began, weight = time.perf_counter(), sum(each.job.weight for each in batch)
+            began, weight = time.perf_counter(), sum(each.weight for each in batch)
             live = [each for each in batch if not each.future.cancelled()]
             self._deliver(live, self._safely(live))
             took_s = time.perf_counter() - began
@@ -147,9 +148,9 @@ class Lane:
                 self._changed.wait()
             batch: list[Waiting] = []
             weight = 0.0
-            while self._queue and (not batch or weight + self._queue[0].job.weight <= self._max_batch_weight):
+            while self._queue and (not batch or weight + self._queue[0].weight <= self._max_batch_weight):
                 batch.append(self._queue.popleft())
-                weight += batch[-1].job.weight
+                weight += batch[-1].weight
             if self._queue:
                 self._changed.notify(1)
             return batch

@@ -20,6 +20,7 @@ class Request:
     recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment to answer for. ``allow``
     (A,) hashes: recommend only these; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
     history contains; None: only if the stream has no repeats. ``diversity``: see `serving.answering.diversity`.
+    ``num_erased``: `Histories.num_erased` before ``past`` was read.
     """
 
     user: str | None
@@ -33,6 +34,7 @@ class Request:
     allow: Int64 | None = None
     deny: Int64 | None = None
     diversity: float = 0.0
+    num_erased: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

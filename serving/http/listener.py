@@ -27,6 +27,8 @@ from wire.thinned_log import is_told
 
 logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64_000
+PIECE_BYTES = 2_048
+"""So much is parsed before the next request is looked for."""
 KEEP_ALIVE_S = 75
 
 
@@ -69,11 +71,14 @@ def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`.
+    """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`, and on
+    which what is behind a request that waits for its answer is not parsed yet.
 
     Uvicorn itself waits for ever and buffers everything: a client that sends a byte per second would hold a socket
-    indefinitely. It also loses the body of a request that offers to upgrade to HTTP/2, as the first request of Java's
-    own client does, and closes a connection whose client has finished sending before it is answered.
+    indefinitely, and one that sends thousands of requests without waiting would have all of them parsed at once, which
+    takes seconds in which nobody is answered. It also loses the body of a request that offers to upgrade to HTTP/2, as
+    the first request of Java's own client does, and closes a connection whose client has finished sending before it is
+    answered.
     """
 
     read_timeout_s = 10.0
@@ -83,21 +88,56 @@ class BoundedConnection(HttpToolsProtocol):
         """Start the clock for the first request's headers."""
         super().connection_made(transport)
         self._num_head_bytes = 0
+        self._rest, self._has_ended = bytearray(), False
+        self._running: RequestResponseCycle | None = None
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and the answer: uvicorn tells only the newest request that its client has gone."""
         self._due.cancel()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse it, and count bytes of headers that are not complete yet."""
-        self._num_head_bytes += len(data)
+        """Parse it, up to the requests that have to wait for an answer."""
+        self._rest += data
         self._unset_keepalive_if_required()
+        self._parse()
+
+    def on_response_complete(self) -> None:
+        """Go on with what has come meanwhile, after what others have sent."""
+        super().on_response_complete()
+        if self._rest and not self.transport.is_closing():
+            self.flow.pause_reading()
+            if not self.pipeline:
+                self._unset_keepalive_if_required()
+                self.loop.call_soon(self._parse)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _parse(self) -> None:
+        while self._rest and not self.pipeline and not self.transport.is_closing():
+            piece = bytes(self._rest[:PIECE_BYTES])
+            del self._rest[:PIECE_BYTES]
+            self._parse_piece(piece)
+        if self.transport.is_closing():
+            self._rest.clear()
+        elif self._rest:
+            self.flow.pause_reading()
+        elif self._has_ended and not self._ends_in_order():
+            self.transport.close()
+
+    def _parse_piece(self, piece: bytes) -> None:
+        """Parse it, and count bytes of headers that are not complete yet."""
+        self._num_head_bytes += len(piece)
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
+            self._decline(piece[offer.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(error)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -106,6 +146,10 @@ class BoundedConnection(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that sends nothing more still gets the answers to what it has sent, except a stream, which ends.
         Returns whether answers are still to come."""
+        self._has_ended = True
+        return bool(self._rest) or self._ends_in_order()
+
+    def _ends_in_order(self) -> bool:
         newest: RequestResponseCycle | None = self.cycle
         if newest is None or newest.more_body or newest.response_started:
             return False
@@ -121,7 +165,7 @@ class BoundedConnection(HttpToolsProtocol):
         head = [b"%s %s HTTP/1.1" % (method, self.url)]
         head += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
         self.parser, self._num_head_bytes = httptools.HttpRequestParser(self), 0
-        self.data_received(b"\r\n".join([*head, b"", b""]) + rest)
+        self._rest[:0] = b"\r\n".join([*head, b"", b""]) + rest
 
     def _refuse(self, error: Exception) -> None:
         """Answer 400. Whoever connects may cause this, so few of them are logged."""

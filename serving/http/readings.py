@@ -26,6 +26,8 @@ HELP = {
     "headrace_histories": "Users whose history is stored.",
     "headrace_history_bytes": "Memory used by histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
+    "headrace_items_forgotten_total": "Items whose features and domain were dropped to stay within "
+    "serving.catalogue_items.",
     "headrace_requests_waiting": "Requests that no worker has taken yet.",
     "headrace_requests_shed_total": "Requests answered 503 at once, because too many were waiting.",
     "headrace_expected_wait_seconds": "How long a short request would wait at present, as measured.",
@@ -56,6 +58,7 @@ def readings_of(service: Service) -> list[Reading]:
         "headrace_versions_refused_total": counters.num_refused, "headrace_broker_up": service.contact.is_up,
         "headrace_histories": len(service.histories), "headrace_history_bytes": service.histories.num_bytes,
         "headrace_histories_forgotten_total": service.histories.num_forgotten,
+        "headrace_items_forgotten_total": service.histories.items.num_forgotten,
         "headrace_requests_waiting": service.batcher.num_waiting,
         "headrace_requests_shed_total": service.batcher.num_shed,
         "headrace_expected_wait_seconds": service.batcher.expected_wait_s()["short"],

@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.growing import GrowingColumns
 from model.memory import Memory
 from model.rates import Rates
+from model.tokens import ITEMS
 from wire.weights import Snapshot, TableRows
 
 Int64 = NDArray[np.int64]
@@ -93,6 +94,12 @@ class RowTable:
         self._live[where] = where != 0
         self._remember(change.ids[change.row_index != 0], change.row_index[change.row_index != 0])
 
+    def lengthen(self, num_rows: int) -> None:
+        """Have at least ``num_rows`` rows; new ones belong to no key."""
+        self._grow(num_rows)
+        if self._derived is not None:
+            self._derived = self._longer("derived", self._derived, len(self._rows))
+
     def _remember(self, keys_N: Int64, rows_N: Int64) -> None:
         slots = self._map.insert(keys_N, 0)
         more = self._map.num_rows - len(self._row_of_slot)
@@ -113,6 +120,8 @@ class RowTable:
         rows = rows[rows != 0]
         where = tensor_of(rows, self._device)
         self._keys[rows], self._live[where], self._rows[where] = 0, False, 0
+        if self._derived is not None:
+            self._derived[where] = 0
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self._keys):
@@ -166,6 +175,8 @@ class TableSet:
             self.rates = Rates(config, backend=self.backend, most_kept=1)
         self.memory.apply(change.memory, is_base=is_base)
         self.rates.apply(change.rates, is_base=is_base)
+        if ITEMS in self.tables:  # a base has no row of an item that is gone, and the memory has a place for it
+            self.tables[ITEMS].lengthen(self.memory.num_rows)
 
     def apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
         """Apply the embedding rows of a version."""
@@ -179,6 +190,8 @@ class TableSet:
         """Another set with the same contents. Does not change this one."""
         other = TableSet(self.device, self.backend)
         other.apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
+        for name, table in self.tables.items():
+            other.tables[name].lengthen(table.num_rows)
         other.memory = self.memory.copy() if self.memory is not None else None
         other.rates = self.rates.copy() if self.rates is not None else None
         return other

@@ -38,8 +38,9 @@ class Catalogue:
     Beyond ``max_items``, the quarter of the items that has not been seen for longest is forgotten.
     """
 
-    def __init__(self, max_items: int = 2_000_000, num_features: int | None = None) -> None:
+    def __init__(self, max_items: int = 10_000_000, num_features: int | None = None) -> None:
         self._max_items, self._num_features = max_items, num_features
+        self.num_forgotten = 0
         self._lock = threading.Lock()
         self._place_of, self._num_notes, self._num_used = IdMap(), 0, 0
         self._first = np.zeros(FIRST_CAPACITY, np.int64)
@@ -90,6 +91,7 @@ class Catalogue:
         last_n = self._place_of.of_rows(rows)[1]
         oldest_kept = int(np.partition(last_n, len(rows) // 4)[len(rows) // 4])
         _, gone = self._place_of.evict(oldest_kept if oldest_kept > last_n.min() else oldest_kept + 1)
+        self.num_forgotten += len(gone)
         self._first[gone], self._domain[gone], self._features[gone] = NEVER, 0, 0
 
     def fulfilling(self, conditions: Conditions, among: Int64 | None = None) -> Int64:

@@ -42,17 +42,20 @@ class Histories:
 
     def __init__(
         self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None,
-        columns: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None, catalogue_items: int = 10_000_000,
     ) -> None:  # fmt: skip
         """``num_features``: how many of an interaction's columns are features of its item; None: all. ``columns``: how
-        many columns an interaction has, and how many features a user; None: as many as the first example has."""
+        many columns an interaction has, and how many features a user; None: as many as the first example has.
+        ``catalogue_items``: of how many items `items` knows something."""
         self._max_bytes, self._max_context = max_bytes, max_context
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
-        self.items = Catalogue(num_features=num_features)
+        self.items = Catalogue(catalogue_items, num_features)
         self._lock = threading.Lock()
         self.num_forgotten = 0
+        self.num_erased = 0
+        """Users whose histories were removed because somebody asked for it."""
         self.removed: set[int] = set()
         """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
@@ -97,6 +100,7 @@ class Histories:
                 self.removed = self.removed - {mark.marked_item}
             elif mark.user and self._kept is not None:
                 self._kept.drop(mark.user)
+                self.num_erased += 1
         if mark.mark is Mark.USER and mark.user:
             self.on_erased(mark.user)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ class HeldVersion:
     manifest: Manifest
     network: Network
     tables: TableSet
-    names: Mapping[int, str | int]
+    names: dict[int, str | int]
     swapped_ms: int
     side: _Side
     num_items: int
@@ -175,6 +175,7 @@ class WeightsManager:
         self._idle = self._empty_side()
         if self._current is not None:
             self._idle.tables = self._current.tables.copy(self._current.network.derived)
+            self._names = self._current.names
         self._staged, self._changes = None, []
 
     def discard_staged(self) -> None:

@@ -16,6 +16,8 @@ _UTC = re.compile(r" ?(UTC|GMT)$")
 """A suffix that some databases write after a time."""
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
+MAX_SHOWN = 7
+
 
 class Milliseconds(int):
     """A time since 1970 whose unit is known."""
@@ -44,7 +46,7 @@ class Clock:
             except ValueError:
                 pass
             else:
-                if low <= number <= high:
+                if low <= number <= high and "e" not in cell and "E" not in cell:
                     return round(number * in_ms)
         return self._bounded(cell, self._ms(cell))
 
@@ -79,7 +81,13 @@ class Clock:
             raise BadCell(f"timestamp: expected a time, got {shown(cell)}; fix or drop the row")
         if not math.isfinite(number):
             raise BadCell(f"timestamp: expected a time, got {cell!s:.40}; fix or drop the row")
-        return round(number * self._unit_for(number, cell).in_ms)
+        unit = self._unit_for(number, cell)
+        if isinstance(cell, str) and _last_digit_of(cell) * unit.in_ms > 1000:
+            raise BadCell(
+                f"timestamp: expected a time to the second, got {cell!s:.40}, whose last digits were rounded; export "
+                "the column as whole numbers"
+            )
+        return round(number * unit.in_ms)
 
     def _unit_for(self, number: float, cell: Any) -> Unit:
         looks = unit_of(number)
@@ -96,6 +104,14 @@ class Clock:
     def _usual_of(self, unit: Unit) -> tuple[float, float, float]:
         low_ms, high_ms = max(self._config.min_timestamp_ms, RECENT_MS[0]), min(self._latest_ms, RECENT_MS[1] - 1)
         return low_ms / unit.in_ms, high_ms / unit.in_ms, unit.in_ms
+
+
+def _last_digit_of(number: str) -> float:
+    """What a 1 in the place of the last digit is worth: 1e10 for 1.76E+12. 0 without an exponent, and with more digits
+    than spreadsheets and data frames show of such numbers (`MAX_SHOWN`): then those that are left out are zeros."""
+    digits, _, exponent = number.strip().lower().partition("e")
+    whole, _, fraction = digits.lstrip("+-").partition(".")
+    return 10.0 ** (int(exponent) - len(fraction)) if exponent and len(whole + fraction) <= MAX_SHOWN else 0.0
 
 
 def _remedy(cell: Any) -> str:

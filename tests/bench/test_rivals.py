@@ -122,6 +122,20 @@ def test_own_items_by_hour_and_pairs_of_items_are_told_apart() -> None:
     assert first["last-pair Markov"] > first["last-item Markov"] + 0.1
 
 
+def test_what_is_popular_at_this_hour_is_told_from_what_is_popular() -> None:
+    """Another user each time; the item depends on the hour alone."""
+    actions: Actions = [
+        {"user": step, "item": step % 4, "action": "order", "timestamp": START_MS + 21_600_000 * step}
+        for step in range(60)
+    ]
+    found = {
+        who: retrieval(evaluate_retriever(way.make(info_of(actions), 1), steps_of(actions), _ignore))["hr1"]
+        for who in ("most popular", "popular by hour")
+        for way in (next(iter(retrievers()[who].values())),)
+    }
+    assert found["popular by hour"] > 0.9 > found["most popular"]
+
+
 def test_a_later_kind_counts_as_if_it_had_been_there() -> None:
     """The constant's rate after late feedback is that of the outcomes."""
     actions = chain(num=40)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.single_pass import settings_for
-from bench.streams.habits import loops, pairs, routine, turns
+from bench.streams.habits import daytimes, loops, pairs, routine, turns
 from bench.streams.made import bazaar, music, portal, reviews, series
 from bench.streams.named import open_stream, synthetic
 from headrace.config import load_settings
@@ -80,6 +80,16 @@ def test_made_streams_are_the_same_each_time_and_have_their_shapes() -> None:
     days = [action["timestamp"] for action in made["reviews"]]
     assert days == sorted(days)
     assert all(day % 86_400_000 == days[0] % 86_400_000 for day in days)
+
+
+def test_demand_follows_the_time_of_day_and_most_users_come_once() -> None:
+    views = list(daytimes(6_000, num_items=40))
+    assert views == list(daytimes(6_000, num_items=40))
+    assert len({action["user"] for action in views}) > 0.6 * len(views)
+    hour = np.array([action["timestamp"] / 3_600_000 % 24 for action in views])
+    item = np.array([action["item"] for action in views])
+    turn = np.abs([np.exp(2j * np.pi * hour[item == each] / 24).mean() for each in np.argsort(-np.bincount(item))[:8]])
+    assert turn.min() > 0.5, "an item's choices are near one time of day"
 
 
 def test_habits_are_at_their_hours_in_their_order_or_after_two_items() -> None:

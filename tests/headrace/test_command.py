@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -251,3 +252,11 @@ def test_a_file_that_cannot_be_sent_is_one_line(content: bytes, said: str, comma
     assert done.returncode == 1
     assert done.stderr.startswith(f"headrace produce: {said}"), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package(command_line: Command) -> None:
+    from importlib.metadata import version
+
+    done = command_line("--version")
+    assert (done.returncode, done.stdout) == (0, f"headrace {version('headrace')}\n")
+    assert done.stdout.split()[1] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

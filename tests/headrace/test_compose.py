@@ -292,6 +292,32 @@ def test_prometheus_scrapes_the_ports_that_the_processes_listen_on(compose: dict
             assert str(found["port"]) == port
 
 
+def test_every_container_behind_a_name_is_scraped(compose: dict[str, Any]) -> None:
+    (server,) = (job for job in load("ops/prometheus.yml")["scrape_configs"] if job["job_name"] == "server")
+    (name,) = server["dns_sd_configs"][0]["names"]
+    second = load("ops/docker-compose.shards.yml")["services"]["server-2"]
+    assert name in second["networks"]["default"]["aliases"]
+
+
+def test_jobs_have_the_names_that_the_alerts_select_on_kubernetes_too() -> None:
+    selected = set(re.findall(r'job=~?"([a-z|]+)"', (ROOT / "ops" / "alerts.yml").read_text()))
+    jobs = {name for each in selected for name in each.split("|")}
+    (scraped,) = load("ops/prometheus-kubernetes.yml")["scrape_configs"]
+    renamed = [each for each in scraped["relabel_configs"] if each.get("target_label") == "job"]
+    label = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+    assert [each["source_labels"] for each in renamed] == [[label]] * len(renamed)
+    found = set()
+    for path in ("worker.yaml", "trainer.yaml", "server.yaml"):
+        manifests = yaml.safe_load_all((ROOT / "ops" / "kubernetes" / path).read_text())
+        pods = [each["spec"]["template"]["metadata"] for each in manifests if "template" in each.get("spec", {})]
+        (pod,) = (each for each in pods if "prometheus.io/scrape" in each.get("annotations", {}))
+        job = component = pod["labels"]["app.kubernetes.io/component"]
+        for rule in renamed:
+            job = rule.get("replacement", component) if re.fullmatch(rule.get("regex", ".*"), component) else job
+        found.add(job)
+    assert found == jobs
+
+
 def test_grafana_finds_its_data_source_and_its_dashboard(compose: dict[str, Any]) -> None:
     (source,) = load("ops/grafana/provisioning/datasources/prometheus.yml")["datasources"]
     assert source["url"] == "http://prometheus:9090"

@@ -1,6 +1,7 @@
 """One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -369,19 +370,10 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
     import re
 
     from headrace.config import Settings
-    from model.config import MODEL_LIMITS
-    from serving.config import SERVING_LIMITS
-    from state.config import STORE_LIMITS
-    from stream.config import STREAM_LIMITS
-    from trainer.config import TRAINER_LIMITS
+    from headrace.unusual import LIMITS
     from wire.checks import Number
-    from wire.config import ACTION_LIMITS, KAFKA_LIMITS, SEQUENCE_LIMITS
 
     page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
-    limits = {
-        "kafka": KAFKA_LIMITS, "action": ACTION_LIMITS, "sequence": SEQUENCE_LIMITS, "store": STORE_LIMITS,
-        "stream": STREAM_LIMITS, "model": MODEL_LIMITS, "trainer": TRAINER_LIMITS, "serving": SERVING_LIMITS,
-    }  # fmt: skip
     sections = dict(re.findall(r"^## \[(\w+)\]\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
     assert sections.keys() == Settings.model_fields.keys()
     for section, text in sections.items():
@@ -392,6 +384,84 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
             value = getattr(owner, key)
             shown = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             assert json.loads(default) == shown, f"{section}.{key}"
-            limit = limits.get(section, {}).get(key)
+            limit = LIMITS[section].get(key)
             if isinstance(limit, Number):
-                assert must_be == limit._expected(), f"{section}.{key}"
+                usual = f"; as a rule {limit.usual_words}" if limit.usual_words else ""
+                assert must_be == limit._expected() + usual, f"{section}.{key}"
+
+
+def test_values_in_another_unit_are_allowed_and_doubted(tmp_path: Path) -> None:
+    from headrace.unusual import unusual
+
+    path = write(
+        tmp_path,
+        "[kafka]\nactions_retention_s = 7\n[action]\nmin_timestamp_ms = 631152000\n"
+        "[trainer]\npublish_every_s = 1250\nevict_after_days = 86400\n"
+        "[serving]\ncache_bytes = 256\nguard_ne_rise = 25\n",
+    )
+    found = dict(unusual(read_settings(path)))
+    assert found == {
+        "kafka.actions_retention_s: expected 3600 or more seconds as a rule, got 7":
+            "write 25200 if hours are meant, 604800 if days are meant",
+        "action.min_timestamp_ms: expected 100000000000 or more milliseconds as a rule, got 631152000":
+            "write 631152000000 if seconds are meant",
+        "trainer.publish_every_s: expected 0.02 to 300 seconds as a rule, got 1250":
+            "write 1.25 if milliseconds are meant",
+        "trainer.evict_after_days: expected 0.001 to 3650 days as a rule, got 86400":
+            "write 3600 if hours are meant, 1 if seconds are meant",
+        "serving.cache_bytes: expected 1000000 or more bytes as a rule, got 256":
+            "write 256000000 if megabytes are meant, 256000000000 if gigabytes are meant",
+        "serving.guard_ne_rise: expected 0.001 to 10 as a rule, got 25": "correct it, unless it is meant",
+    }  # fmt: skip
+
+
+def test_whatever_has_usual_bounds_is_doubted_a_thousandfold_away_and_not_as_it_comes() -> None:
+    from headrace.config import Settings
+    from headrace.unusual import LIMITS, unusual
+    from wire.checks import Number
+
+    defaults = Settings()
+    assert unusual(defaults) == []
+    num_bounded = 0
+    for section, limits in LIMITS.items():
+        for key, limit in limits.items():
+            value = getattr(getattr(defaults, section), key)
+            if isinstance(limit, Number) and limit.usual_words and value:
+                num_bounded += 1
+                assert limit.is_unusual(value * 1000) or limit.is_unusual(value / 1000), f"{section}.{key}"
+                assert not limit.is_unusual(0)
+    assert num_bounded > 30
+
+
+# Keys in seconds whose large values have a use, or that Kafka's own clients bound.
+HARMLESS = {
+    "max_future_s",
+    "join_window_s",
+    "feedback_window_s",
+    "guard_patience_s",
+    "guard_new_line_s",
+    "freshness_objective_s",
+}
+
+
+def test_every_key_with_a_unit_has_usual_bounds_or_a_use_for_any_value() -> None:
+    from headrace.unusual import LIMITS
+    from wire.checks import Number
+
+    for section, limits in LIMITS.items():
+        for key, limit in limits.items():
+            if isinstance(limit, Number) and key.endswith(("_s", "_days")) and not limit.usual_words:
+                assert key in HARMLESS, f"{section}.{key}: give it usual bounds, or say here that any value has a use"
+
+
+@pytest.mark.parametrize("command", ["worker", "train", "serve"])
+def test_a_process_says_at_its_start_which_values_are_unusual(command: str, tmp_path: Path) -> None:
+    path = write(tmp_path, '[trainer]\npublish_every_s = 1250\n[kafka]\nbootstrap = "127.0.0.1:1"\n')
+    arguments = [sys.executable, "-m", "headrace", command, "--config", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        told = list(itertools.takewhile(lambda line: "broker" not in line, process.stderr))
+        process.kill()
+    [doubt] = [line for line in told if "publish_every_s" in line]
+    assert "expected 0.02 to 300 seconds as a rule, got 1250; write 1.25 if milliseconds are meant" in doubt

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from headrace.evidence import Evidence
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, trained
 from headrace.recount import Recount
 from state.sequencer import Sequencer
 from wire.action import Action, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
+from wire.status import PartitionStatus
 from wire.weights import Manifest
 
 ACTION = ActionConfig(kinds=("rate",), min_timestamp_ms=0)
@@ -238,3 +240,16 @@ def test_a_plan_that_was_cut_is_found() -> None:
     plans.feed(manifest(0, 0, [[(0, 0, 1)]]))
     plans.feed(manifest(1, 3, [[(0, 4, 5)]]))
     assert plans.gaps == ["version 1/1 begins with step 3; steps 1 to 2 were never published"]
+
+
+@pytest.mark.parametrize(("applied", "outbox_len", "num_missing"), [(None, 0, 0), (4, 0, 0), (5, 1, 0), (5, 0, 1)])
+def test_a_dead_letter_is_missing_once_a_worker_says_that_it_has_sent_everything(
+    applied: int | None, outbox_len: int, num_missing: int
+) -> None:
+    evidence = Evidence()
+    recount = Recount(ActionConfig(), SequenceConfig(), 0, 1)
+    recount.dead.add((5, -1))
+    evidence.recounts[0] = recount
+    if applied is not None:
+        evidence.statuses[0] = PartitionStatus(applied_offset=applied, outbox_len=outbox_len)
+    assert evidence.dead_letters().violations.num == num_missing

@@ -20,7 +20,7 @@ from kernels.memory import (
     memory_learn,
     memory_scores,
 )
-from kernels.memory.arrays import CLOCK, SEEN_AGAIN
+from kernels.memory.arrays import CLOCK, NUM_HOURS, SEEN_AGAIN
 from kernels.memory.past import DAY_MS, VISIT_MS
 from tests.kernels.yardstick import force, levels
 
@@ -41,6 +41,7 @@ class Stream:
     weighed: bool = False
     num_columns: int = 0
     num_pairs: int = 32
+    num_hours: int = NUM_HOURS
 
     def events(self) -> MemoryEvents:
         rng = np.random.default_rng(self.seed)
@@ -73,7 +74,8 @@ class Stream:
         return replace(timeless, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms[1:], np.int64))
 
     def memory(self, width: int) -> MemoryArrays:
-        return MemoryArrays.empty(self.num_rows + 4, width, NUM_BUCKETS, self.num_columns, NUM_GROUPS, self.num_pairs)
+        sizes = self.num_columns, NUM_GROUPS, self.num_pairs, self.num_hours
+        return MemoryArrays.empty(self.num_rows + 4, width, NUM_BUCKETS, *sizes)
 
     def logits(self) -> np.ndarray:
         shape = (int((self.events().chosen_R == 1).sum()), self.num_rows + 3)
@@ -124,7 +126,7 @@ def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
     for name in (
         "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "moved", "num_neighbours",
         "shortlist_weight", "shortlist_square", "shortlist_norm", "group_seen", "group_count", "group_total",
-        "group_share", "pair_count", "pair_dirty", "pair_moved",
+        "group_share", "pair_count", "pair_dirty", "pair_moved", "hour",
     ):  # fmt: skip
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)
     for name in ("group", "group_next", "pair_row", "pair_next"):
@@ -151,7 +153,7 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
     stream=st.builds(
         Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
         repeats=st.booleans(), seed=st.integers(0, 10_000), weighed=st.booleans(), num_columns=st.integers(0, 3),
-        num_pairs=st.sampled_from([0, 1, 4, 256]),
+        num_pairs=st.sampled_from([0, 1, 4, 256]), num_hours=st.sampled_from([0, NUM_HOURS]),
     )
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)

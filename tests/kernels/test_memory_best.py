@@ -86,7 +86,7 @@ def test_any_queries_are_answered_as_the_definition_does(world: World) -> None:
 
 def test_equal_scores_come_in_the_order_of_rows() -> None:
     world = World(num_queries=1, k=6)
-    world.memory.seen[:], world.memory.heat[:], world.memory.first[1:] = 0, 0, 0
+    world.memory.seen[:], world.memory.heat[:], world.memory.hour[:], world.memory.first[1:] = 0, 0, 0, 0
     world.memory.num_neighbours[:] = 0
     world.memory.last[:] = -1
     world.memory.shortlist_weight[:] = 0

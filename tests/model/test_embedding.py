@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.row_types import as_float32
+from model.distinct import counted
 from model.embedding import EmbeddingTable
 from model.row_store import PRECISIONS
 from tests.trainer.samples import MODEL, TRAINER, assert_same_arrays, columns, example
@@ -217,7 +218,7 @@ def test_the_frequency_of_an_item_is_its_share_of_a_decayed_recount(half_life: f
     rng, ours, weights = np.random.default_rng(0), FrequencyEstimator(half_life), np.zeros(200)
     for _ in range(20):
         rows = np.minimum(rng.geometric(0.05, rng.integers(0, 12)), 199)
-        ours.add(rows)
+        ours.add(*counted(rows))
         np.add.at(weights, rows, 1.0)
         weights *= 0.5 ** (len(rows) / half_life)
         np.testing.assert_allclose(ours.share(np.arange(200)), weights / max(weights.sum(), 1e-300), atol=1e-12)

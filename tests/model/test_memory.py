@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import FEATURES, MemoryArrays
-from kernels.memory.arrays import CLOCK, FIRST_GAINS
+from kernels.memory.arrays import CLOCK, FIRST_GAINS, NUM_HOURS
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory
@@ -140,6 +140,8 @@ def test_an_evicted_row_is_nobodys_neighbour() -> None:
     memory.forget(np.array([3, 4]))
     arrays = memory.arrays
     assert not arrays.group[[3, 4]].any()
+    assert not arrays.hour[[3, 4]].any()
+    assert arrays.hour[5].any()
     for row in range(10):
         assert not {3, 4} & set(arrays.neighbour_row[row, : arrays.num_neighbours[row]].tolist())
     assert arrays.num_neighbours[3] == arrays.seen[3] == 0
@@ -192,22 +194,22 @@ def test_a_memory_whose_width_stays_grows_in_place_and_learns_the_same(monkeypat
 
 def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
-    arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
+    arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8, num_hours=NUM_HOURS)
     by_row = [array.nbytes for name in MemoryArrays.__slots__ if 256 in (array := getattr(arrays, name)).shape[:2]]
-    assert len(by_row) == 13
+    assert len(by_row) == 14
     assert sum(by_row) / 256 <= 512
 
 
-@pytest.mark.parametrize("num_builds", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("num_builds", [0, 1, 2, 3, 4, 5, 6])
 def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
-    """Builds that did not count visits published a shorter clock. Those without pairs have two features less, those
-    without sequences and times of day four, those without groups five, those without what was shown seven, those
-    without the times of choices ten."""
+    """Builds that did not count visits published a shorter clock. Those without an item's times of day have a feature
+    less, those without pairs three, those without a user's sequences and times of day five, those without groups six,
+    those without what was shown eight, those without the times of choices eleven."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
     at = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added]
     for held in (memory.changes(everything=True), memory.state_dict()):
-        lacks = (("pair",) if num_builds else ()) + (("group",) if num_builds > 2 else ())
+        lacks = tuple(name for name, since in (("hour", 0), ("pair", 1), ("group", 3)) if num_builds > since)
         older = {name: array.copy() for name, array in held.items() if not name.startswith(lacks)}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
         older["clock"] = older["clock"][: CLOCK.index("begun")]
@@ -225,7 +227,34 @@ def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
         assert other.arrays.across_visits == Memory(MODEL).arrays.across_visits
         learn(other, rng, 30, 20)
         assert other.is_finite
-        assert other.arrays.gain[:, at].any() or num_builds < 2  # a reader counts no pairs that its trainer does not
+        assert other.arrays.gain[:, at].any() or num_builds < 3  # a reader counts only what its trainer does
+
+
+@pytest.mark.parametrize("older", [3, 5])
+def test_a_memory_of_a_build_with_other_numbers_of_neighbours_is_continued(
+    older: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.memory_room.FREE_BYTES", 0)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", older)
+    before, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(before, rng, 30, 100)
+    state, base = before.copy().state_dict(), before.copy().changes(everything=True)
+    before.mark_published()
+    learn(before, np.random.default_rng(1), 30, 20)
+    monkeypatch.setattr("model.memory_room.FEWEST_NEIGHBOURS", 4)
+    trainer, server = Memory(MODEL), Memory(MODEL)
+    trainer.load_state_dict(state)
+    trainer.mark_published()
+    learn(trainer, np.random.default_rng(1), 30, 20)
+    server.apply(base, is_base=True)
+    server.apply(before.changes(everything=False), is_base=False)
+    ours, theirs = before.state_dict(), trainer.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    np.testing.assert_array_equal(scores(server, [1, 2]), scores(trainer, [1, 2]))
+    trainer.grow(3000)
+    assert trainer.arrays.width == 4
+    learn(trainer, rng, 3000, 20)
+    assert trainer.is_finite
 
 
 def test_what_is_kept_is_everything() -> None:

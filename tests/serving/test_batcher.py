@@ -125,6 +125,25 @@ def test_requests_of_one_turn_of_the_loop_are_handed_over_together() -> None:
     assert engine.sizes == [16]
 
 
+def test_a_request_whose_weight_changes_while_it_waits_leaves_none_behind() -> None:
+    started, release, cost = threading.Event(), threading.Event(), CostModel()
+    cost.note(1.0, 0.01)
+    made, growing = batcher(max_batch=1, cost=cost), PlainJob()
+
+    async def ask() -> None:
+        first = asyncio.create_task(made.answer(PlainJob(started=started, release=release)))
+        assert await asyncio.to_thread(started.wait, 30)
+        second = asyncio.create_task(made.answer(growing))
+        await asyncio.sleep(0)
+        growing.weight = 3.0
+        release.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(ask())
+    made.close()
+    assert made.expected_wait_s()["short"] == 0.0
+
+
 def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
     made, started, release = batcher(), threading.Event(), threading.Event()
 

@@ -51,6 +51,20 @@ def test_a_user_who_is_forgotten_is_answered_cold_and_nothing_of_him_is_cached(s
     assert client.post("/recommend", json={"user": "u2", **AT}).json()["cold"] is False
 
 
+def test_a_user_who_is_forgotten_while_a_request_is_answered_is_not_cached(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = service.engine._read_histories
+
+    def forget_first(*given: Any) -> None:
+        service.histories.feed(0, mark(Mark.USER, 100, user="u1"))
+        read(*given)
+
+    monkeypatch.setattr(service.engine, "_read_histories", forget_first)
+    assert Client(build_app(service)).post("/recommend", json={"user": "u1", **AT}).json()["cold"] is False
+    assert service.engine.cache.get("u1") is None
+
+
 def test_what_a_fenced_writer_forgets_is_not_forgotten(service: Service) -> None:
     service.histories.feed(0, encode_example(fence(0, 9)))
     service.histories.feed(0, mark(Mark.USER, 100, user="u1", writer_epoch=3))

@@ -6,14 +6,16 @@ from __future__ import annotations
 import gzip
 import logging
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.http.listener import options_of
+from serving.http.listener import PIECE_BYTES, BoundedConnection, options_of
+from tests.brokers import wait_until
 from tests.serving.live import live_server
 from wire.thinned_log import NUM_LOGGED
 
@@ -182,3 +184,62 @@ def test_what_anybody_can_cause_is_logged_a_few_times(port: int, caplog: pytest.
         for _ in range(3 * NUM_LOGGED):
             assert statuses(answer(port, b"\x16\x03\x01\x00\xa5")) == [400]
     assert len(caplog.records) <= NUM_LOGGED
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The paths of the requests that the server has parsed so far."""
+    found: list[bytes] = []
+    complete = BoundedConnection.on_headers_complete
+
+    def note(self: BoundedConnection) -> None:
+        found.append(self.url)
+        complete(self)
+
+    monkeypatch.setattr(BoundedConnection, "on_headers_complete", note)
+    return found
+
+
+def sent_until_it_is_full(port: int) -> socket.socket:
+    """A connection whose client has sent as many requests as it could, and reads nothing."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=SOON_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.setblocking(False)
+    block = memoryview(get(b"/openapi.json", b"") * 200)
+    try:
+        while True:
+            block = block[connection.send(block) :] or memoryview(get(b"/openapi.json", b"") * 200)
+    except BlockingIOError:
+        return connection
+
+
+def test_requests_that_nobody_waits_for_are_not_parsed_ahead_of_their_answers(port: int, parsed: list[bytes]) -> None:
+    """Parsed at once, those that ten clients can send took half a minute, in which nobody else was answered, and
+    600 MB."""
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(closing(sent_until_it_is_full(port)))
+        for _ in range(5):
+            assert statuses(answer(port, get(b"/healthz"))) == [200]
+        assert parsed.count(b"/openapi.json") < 10 * (PIECE_BYTES // len(get(b"/openapi.json", b"")) + 100)
+
+
+def test_requests_are_answered_however_many_are_sent_at_once(port: int) -> None:
+    sent = (request(more=b"") + get(b"/version", b"")) * 400
+    assert statuses(answer(port, sent + get(b"/healthz"))) == [200] * 801
+    assert statuses(answer(port, sent, half_closed=True)) == [200] * 800
+
+
+def test_a_client_that_goes_before_its_answers_is_no_error(
+    port: int, parsed: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    short = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+    num = PIECE_BYTES // len(short)
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=SOON_S)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.sendall(short * num)
+        wait_until(lambda: len(parsed) == num, 60, "all of them to be parsed")
+        time.sleep(0.2)  # until the connection is full
+    for _ in range(5):
+        assert statuses(answer(port, get(b"/healthz"))) == [200]
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from model.embedding import EmbeddingTable
 from model.growing import keep_in
 from model.tokens import ITEMS
+from serving.answering.engine import Engine
+from serving.answering.request import Request
 from serving.model.tables import RowTable, TableSet
+from serving.users.histories import Histories
 from serving.versions.manager import HeldVersion, WeightsManager
-from tests.serving.world import World, versions
+from tests.serving.world import World, slice_of, versions
 from trainer.versions.weights import Weights
 from wire.errors import ConfigError, VersionError
 from wire.weights import TableRows, Version
@@ -56,6 +59,42 @@ def test_every_version_is_what_its_base_and_deltas_say(settle: bool) -> None:
         if settle:
             manager.settle()
     assert manager.num_copies == 0
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_answers_go_on_after_the_item_of_the_last_row_is_gone(kind: str, copied: bool) -> None:
+    world = World(num_users=3)
+    manager, expected = WeightsManager(), None
+    for version in versions(world, 2, base_every=100):
+        expected = follow(manager, version, expected)
+    items = world.learner.items
+    last = items.num_rows - 1
+    world.learner.remove_items(set(items.keys_of(np.array([last])).tolist()))
+    expected = follow(manager, world.decoded(kind), expected)
+    if copied:
+        manager.discard()
+        expected = follow(manager, world.decoded("delta"), expected)
+    same_as(manager.current, expected)
+    assert manager.current is not None
+    assert len(expected.tables[ITEMS].live) == manager.current.tables[ITEMS].num_rows == last + 1
+    past = slice_of(world.histories["u1"], -12, None)
+    request = Request("u1", past, np.zeros(0, np.int64), int(past.timestamp_ms[-1]) + 7000, k=100, exclude_seen=False)
+    (found,) = Engine(Histories(10**8)).answer(manager.current, [request])
+    assert len(found.items) == manager.current.num_items > 0
+
+
+def test_names_of_a_base_that_was_not_taken_replace_none() -> None:
+    world = World(num_users=3)
+    base, first, second = versions(world, 3, base_every=100)
+    manager, expected = WeightsManager(), None
+    for version in (base, first):
+        expected = follow(manager, version, expected)
+    manager.begin_anew()
+    manager.stage(Version(base.manifest, replace(base.snapshot, names={})))
+    manager.end_anew()
+    expected = follow(manager, second, expected)
+    same_as(manager.current, expected)
 
 
 def test_several_versions_staged_before_one_swap_are_all_in_it() -> None:

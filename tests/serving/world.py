@@ -120,6 +120,11 @@ class World:
             quality=Quality(probe=probe_outputs(self.learner.model)),
         ), blob  # fmt: skip
 
+    def decoded(self, kind: str = "base") -> Version:
+        """`version`, as a reader decodes it."""
+        manifest, blob = self.version(kind)
+        return Version(manifest, decode_blob(blob))
+
     def records(self, kind: str, next_offset: int, *, chunk_bytes: int = 4000) -> list[Record]:
         """Learn a little and return the next version's records; ``next_offset``: where the first one will be."""
         self.learn()
@@ -141,8 +146,7 @@ def versions(world: World, num: int, *, base_every: int = 4) -> Iterator[Version
     """Versions in memory: a base now and then, deltas in between."""
     for index in range(num):
         world.learn()
-        manifest, blob = world.version("base" if index % base_every == 0 else "delta")
-        yield Version(manifest, decode_blob(blob))
+        yield world.decoded("base" if index % base_every == 0 else "delta")
 
 
 def encoded(examples: Sequence[Example]) -> list[bytes]:

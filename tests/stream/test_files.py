@@ -405,6 +405,9 @@ GOOD_ROW = "u,i,4,978300760\n"
          "a.jsonl:2: expected an action, got a request to forget user u; use headrace forget"),
         ("a.json", b'[{"forget": true, "item": 5}]', "element 1: expected an action, got a request to forget item 5"),
         ("a.csv", f"{CSV}1.23457E+17,i,4,978300760\n".encode(), "2: user: .* got '1.23457E.17', a float .* rounded"),
+        ("a.csv", f"{CSV}u,i,4,9.783E+08\n".encode(), "2: timestamp: .* to the second, got 9.783E.08, whose"),
+        ("a.csv", f"{CSV}u,i,4,978300760\nu,i,4,9.78301e8\n".encode(), "3: timestamp: .*to the second"),
+        ("a.csv", f"{CSV}u,i,4,1.76E+12\n".encode(), "2: timestamp: .* got 1.76E.12, whose .* whole numbers"),
         ("a.csv", f"{CSV}u,1e+18,4,978300760\n".encode(), "2: item: .* a float that stands for several integers"),
         ("a.csv", f"{CSV}-9007199254740992.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
         ("a.csv", f"{CSV}9007199254740994.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
@@ -458,6 +461,18 @@ def test_what_cannot_be_sent_is_refused_in_one_line(
         read_actions(tmp_path / name, ActionConfig(kinds=("see", "click"), features=("genre",)))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_time_with_an_exponent_and_all_its_digits_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "numpy.csv"
+    times = (
+        f"{978300760:.18e}",
+        "9.78300760e+08",
+        "1.00000000000e9",
+        "9.7830076e8",
+    )  # as numpy.savetxt writes all numbers
+    path.write_text(CSV + "".join(f"u,i,4,{time}\n" for time in times))
+    assert [each["timestamp"] for each in read_actions(path)] == [*[978300760000] * 3, 1000000000000]
 
 
 SMALL = """

@@ -14,8 +14,9 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
 from headrace.doctor import beginnings
+from state.errors import StoreMismatch
 from state.store import Record
-from stream.claim import Claim, Headers, TopicIds, WriteFence, claim, open_store
+from stream.claim import ACTIONS_ID, Claim, Headers, TopicIds, WriteFence, claim, open_store
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.relay import OutboxRelay
@@ -23,11 +24,13 @@ from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
 from wire.errors import TopicReplaced, TopicsMismatch
-from wire.example_codec import LAYOUT, MAGIC
+from wire.example import fence
+from wire.example_codec import LAYOUT, MAGIC, MAX_NUMBER, encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
 from wire.kafka.identity import identities
 from wire.partitioner import partition_of
+from wire.topics import FORGOTTEN_KEY, ITEM_KEY, fence_key
 
 START_MS = 1_700_000_000_000
 Make = Callable[..., WorkerProcess]
@@ -300,9 +303,13 @@ def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: 
     home = produce(deployment, 5)
     work_off(deployment, process)
     foreign = [b"7 bytes", b"", None, b"HRE", MAGIC + bytes([LAYOUT]) + bytes(47), b"\xff" * 100]
+    places = (b"", b"0", b"-1", b"-2", b"-3", b"9" * 30, b".0", b".-5", b"." + b"9" * 30, b"x")
+    keys = [user + b"\0" + place for user in (b"u1", b"nobody", b"\xff", b"") for place in places]
     with KafkaProducer(bootstrap_servers=deployment.broker.bootstrap) as producer:
         for value in foreign:
             producer.send(deployment.topics.sequences, value, key=b"x", partition=home)
+        for key in (*keys, FORGOTTEN_KEY, ITEM_KEY, ITEM_KEY + b"9" * 30, ITEM_KEY + b"-1"):
+            producer.send(deployment.topics.sequences, None, key=key, partition=home)
     produce(deployment, 5, first=5)
     process.start()
     wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
@@ -378,6 +385,16 @@ def test_a_fence_of_which_the_broker_does_not_say_where_it_is_counts_and_the_nex
         claimed = take(deployment, 0, write)
     assert claimed.log.writer_epoch == 2
     claimed.store.close()
+
+
+def test_a_fence_above_which_there_is_none_and_one_of_no_topic_are_refused(deployment: Deployment) -> None:
+    with fences(deployment) as write:
+        write(0, fence_key(MAX_NUMBER), encode_example(fence(0, MAX_NUMBER)), [])
+        with pytest.raises(StoreMismatch, match=f"expected writer epochs below {MAX_NUMBER}"):
+            take(deployment, 0, write)
+        write(1, fence_key(1), encode_example(fence(1, 1)), [(ACTIONS_ID, b"\xff")])
+        with pytest.raises(TopicReplaced):
+            take(deployment, 1, write)
 
 
 @pytest.mark.usefixtures("admin")

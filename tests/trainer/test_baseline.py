@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from model.distinct import counted
 from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
 from trainer.learner.step import Learner
 from trainer.metrics.baseline import PopularityBaseline
@@ -42,7 +43,7 @@ def test_popularity_ranks_are_those_of_a_recount(seed: int) -> None:
         resumed.load(baseline.count_V)
         baseline = resumed if step % 2 else baseline
         met = np.minimum(rng.geometric(0.1, 400 if step > 3 else 40), num_rows - 1)
-        baseline.learn(met)
+        baseline.learn(*counted(met))
         history.update(met.tolist())
         gone = rng.integers(1, num_rows, 1)
         baseline.forget(gone)

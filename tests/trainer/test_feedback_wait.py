@@ -102,7 +102,7 @@ def test_each_interaction_is_learned_when_its_window_is_over_with_all_its_kinds(
 
 def test_kinds_that_are_told_as_they_come_too_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     late: Callable[..., object] = trainer.examples.waiting._late
-    monkeypatch.setattr(trainer.examples.waiting, "_late", lambda example, history, waits: late(example, history, {}))
+    monkeypatch.setattr(trainer.examples.waiting, "_late", lambda example, _: late(example, {}))
     with pytest.raises(AssertionError):
         check_each_piece_once(steps_of())
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
-from tests.brokers import Broker
+from tests.brokers import Broker, wait_until
 from tests.process_factory import Child
 from tests.trainer.stage import Stage
+from trainer.versions import election
+from trainer.versions.election import Claimant, Election, Leadership
+from wire.weights import CLAIM_HEADERS, Claim
 
 Make = Callable[..., Stage]
 SELDOM_S = 0.2
@@ -123,8 +129,12 @@ def test_of_several_standbys_one_takes_over(stage: Make) -> None:
 
 
 def test_a_standby_whose_broker_was_away_gives_the_leader_its_time(stage: Make, durable_kafka: Broker) -> None:
-    made = stage()
-    leader, standby = stand_by(made)
+    made = stage(trainer={"takeover_after_s": 60.0})  # the leader may take that long to find the broker again
+    made.feed(20)
+    leader = made.start("leader")
+    made.wait_published()
+    standby = made.start("standby")
+    standby.wait_for("standby: another trainer leads")
     durable_kafka.kill()
     standby.wait_for("broker away")
     durable_kafka.restart()
@@ -132,6 +142,52 @@ def test_a_standby_whose_broker_was_away_gives_the_leader_its_time(stage: Make, 
     made.feed_until(lambda: len(made.recount().versions) > num_versions + 3, "the leader goes on", 60, SELDOM_S)
     assert (leader.status, standby.status) == (None, None)
     assert {each.epoch for each in made.recount().claims} == {0}
+
+
+class Clock:
+    """A clock that goes on at each look at it, by as much as the test says."""
+
+    def __init__(self) -> None:
+        self.now_s, self.step_s, self.num_looks = 0.0, 0.0, 0
+
+    def monotonic(self) -> float:
+        self.now_s, self.num_looks = self.now_s + self.step_s, self.num_looks + 1
+        return self.now_s
+
+    def is_looked_at(self, num_more: int) -> Callable[[], bool]:
+        last = self.num_looks + num_more
+        return lambda: self.num_looks >= last
+
+
+@pytest.mark.parametrize("is_outage", [False, True], ids=["a pause", "an outage"])
+def test_what_a_standby_did_not_see_is_no_silence(
+    is_outage: bool, stage: Make, durable_kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock jumps by hours between two looks, as in a process that was stopped; then it runs, and nobody beats."""
+    made, clock, stop = stage(), Clock(), threading.Event()
+    monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=clock.monotonic))
+    leader = Claim(epoch=0, claimant="leader")
+    made.send_raw(made.topics.weights, msgspec.json.encode(leader), CLAIM_HEADERS)
+    standby = Election(made.settings.kafka, made.settings.trainer, Claimant.on(None), stop)
+    led: list[Leadership] = []
+    thread = threading.Thread(target=lambda: led.append(standby.lead(lambda _: True)))
+    thread.start()
+    try:
+        wait_until(clock.is_looked_at(6), 60, "some looks")
+        if is_outage:
+            durable_kafka.kill()
+        clock.now_s += 10_000.0
+        if is_outage:
+            durable_kafka.restart()
+        has_looked = clock.is_looked_at(6)
+        wait_until(lambda: bool(led) or has_looked(), 60, "some more looks")
+        assert not led, "it has not taken over"
+        clock.step_s = 1.0
+        wait_until(lambda: bool(led), 60, "it takes over")
+        assert led[0].epoch == 1
+    finally:
+        stop.set()
+        thread.join(60)
 
 
 def test_a_standby_that_does_not_wait_is_caught(stage: Make) -> None:

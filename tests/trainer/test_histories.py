@@ -55,7 +55,7 @@ def test_bytes_stay_below_the_bound_and_the_quietest_are_forgotten_first() -> No
 
 def restored_by_all(histories: TrainedHistories, example: Example) -> None:
     """A build that takes every example in the topic."""
-    histories.settle(Histories.gather(histories, example))
+    histories.settle(*Histories.gather_all(histories, (example,)))
 
 
 @pytest.mark.parametrize(("restore", "is_exact"), [(TrainedHistories.restore, True), (restored_by_all, False)])

@@ -24,6 +24,7 @@ from trainer.versions.log import read_manifests
 from trainer.versions.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
+from wire.json_value import MAX_EPOCH
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
 from wire.shape import SHAPE, encode_shape, shape_of
@@ -247,6 +248,10 @@ def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: M
     expected = f"topic {made.topics.sequences}: {counts}"
     assert expected in ends_with_one_line(child)
     assert expected in ends_with_one_line(made.start())
+    made.feed(20)
+    child = made.start("a", (), "", "--despite-added-partitions")
+    made.wait_published()
+    assert child.stop() == 0
 
 
 def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Make) -> None:
@@ -308,6 +313,16 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     assert len(told) == NUM_LOGGED
     assert "Traceback" not in child.log()
     assert all(made.topics.sequences in line for line in told)
+
+
+def test_an_epoch_above_which_there_is_none_is_one_line(stage: Make) -> None:
+    made = stage()
+    made.feed(20)
+    last = ServerStatus(component="server", time_ms=0, epoch=MAX_EPOCH, number=0)
+    made.send_raw(made.topics.status, encode_status(last))
+    line = ends_with_one_line(made.start())
+    assert f"expected an epoch below {MAX_EPOCH}" in line
+    assert "start over under another kafka.prefix" in line
 
 
 @pytest.mark.parametrize(

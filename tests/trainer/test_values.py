@@ -55,11 +55,13 @@ def test_without_it_no_weight_is_for_values_and_none_is_counted() -> None:
 
 def test_the_error_of_the_mean_over_the_variance_is_one() -> None:
     metrics, given = ValueMetrics(), np.array([1.0, 2.0, 6.0])
-    metrics.add(np.full(3, 3.0), given)
+    metrics.add(given)
+    metrics.add_errors(np.full(3, 3.0), given)
     assert metrics.report() == {"num": 3, "mse": pytest.approx(14 / 3), "nse": pytest.approx(1.0)}
     resumed = PrequentialMetrics(("view",), 10)
     kept = PrequentialMetrics(("view",), 10)
-    kept.values.add(np.zeros(2), given[:2])
+    kept.values.add(given[:2])
+    kept.values.add_errors(np.zeros(2), given[:2])
     resumed.load_state_dict(kept.state_dict())
     assert resumed.values.report() == kept.values.report()
 

@@ -16,10 +16,10 @@ from safetensors.numpy import load as load_tensors
 
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.checkpoint.snapshot import weights_snapshot
+from trainer.checkpoint.snapshot import restore_published, weights_snapshot
 from trainer.learner.step import Learner
 from trainer.versions.weights import Weights
-from wire.assembler import VersionAssembler
+from wire.assembler import MAX_BEGUN, VersionAssembler
 from wire.errors import VersionError
 from wire.tensors import Tensors, arrays_of
 from wire.weights import (
@@ -146,6 +146,20 @@ def test_a_base_and_its_deltas_are_the_learners_weights_bit_for_bit() -> None:
     assert late.weights is not None
     assert_same_arrays(values_of(late.weights, learner), truth_of(learner))
     assert reader.drops == late.drops == []
+
+
+def test_a_trainer_learns_on_from_a_version_without_the_item_of_the_last_row() -> None:
+    learner, world = Learner(MODEL, TRAINER), World(3)
+    learner.step(world.examples(6))
+    last = learner.items.num_rows - 1
+    learner.remove_items(set(learner.items.keys_of(np.array([last])).tolist()))
+    reader = Reader()
+    reader.read(records(weights_snapshot(learner, everything=True), 0, "base"))
+    started = Learner(MODEL, TRAINER)
+    assert reader.weights is not None
+    restore_published(started, reader.weights)
+    assert started.memory.num_rows == started.items.num_rows == last + 1
+    assert started.step(world.examples(6)).num_targets > 0
 
 
 def without_tombstones(rows: TableRows) -> TableRows:
@@ -309,6 +323,14 @@ def test_records_of_two_versions_may_interleave() -> None:
     reader = Reader().read(mixed)
     assert [each.manifest.number for each in reader.taken] == [0, 1]
     assert reader.drops == []
+
+
+def test_chunks_of_versions_that_never_come_do_not_pile_up() -> None:
+    foreign = [(b"9/%d" % number, chunk_headers(0), bytes(1000)) for number in range(100)]
+    reader = Reader().read([*foreign, *records(small(), 3, "base")])
+    assert len(reader.assembler._chunks) == MAX_BEGUN - 1
+    assert ["expected its manifest" in drop for drop in reader.drops] == [True] * (101 - MAX_BEGUN)
+    assert [each.manifest.number for each in reader.taken] == [3]
 
 
 def test_a_version_that_is_not_above_the_last_is_dropped() -> None:

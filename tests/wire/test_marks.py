@@ -17,7 +17,7 @@ from wire.example import PIECE, Address, Mark, fence
 from wire.example_codec import decode_example, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.hashing import item_hash
-from wire.topics import address_of_key, example_key, fence_key, keys_of_user
+from wire.topics import ITEM_KEY, address_of_key, example_key, fence_key, keys_of_user
 
 CONFIG = ActionConfig(kinds=("click",))
 ADDRESSES = [
@@ -92,7 +92,9 @@ def test_a_key_gives_its_address_back(address: Address) -> None:
 
 
 def test_keys_that_stand_for_nothing_give_none() -> None:
-    for key in (fence_key(3), b"", b"nobody", b"u\0x", b"\xff\0001"):
+    foreign = (b"", b"nobody", b"u\0x", b"\xff\0001", b"u\0-1", b"u\0-2", b"u\0.-5", b"u\0" + b"9" * 19)
+    items = (ITEM_KEY, ITEM_KEY + b"x", ITEM_KEY + b"9" * 19, ITEM_KEY + b"9" * 5000)
+    for key in (fence_key(3), *foreign, *items):
         assert address_of_key(key) is None
 
 

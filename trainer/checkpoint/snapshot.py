@@ -111,7 +111,7 @@ def restore_published(learner: Learner, weights: Weights) -> None:
     optimisers' state, frequency counts, the popularity baseline and metrics."""
     manifest = weights.manifest
     for name, parameter in learner.model.named_parameters():
-        parameter.data.copy_(torch.from_numpy(weights.dense[name]))
+        parameter.data.copy_(torch.tensor(weights.dense[name]))
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)

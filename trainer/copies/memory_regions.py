@@ -39,7 +39,7 @@ class MemoryRegion:
     @property
     def row_bytes(self) -> int:
         """See `Region`."""
-        return 20 * self._memory.arrays.width + 37
+        return 20 * self._memory.arrays.width + 37 + 4 * self._memory.arrays.num_hours
 
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`; ``heat`` is (U, 3). For a version, also which neighbours' counts have changed."""

@@ -20,7 +20,7 @@ from kernels.windows import join_windows
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import propensities, query_times, states, unpack_kinds
-from trainer.examples.pieces import Choose, Pieces, merge, pieces_of, taught_at_once
+from trainer.examples.pieces import Choose, Pieces, merge, taught_at_once
 from wire.example import Lesson
 from wire.history import Histories, History
 
@@ -109,25 +109,28 @@ def build_batch(
     examples: Sequence[Lesson], histories: Histories, config: ModelConfig, choose: Choose = taught_at_once
 ) -> JaggedBatch:
     """Fold the examples into ``histories``, in the order given, and lay out what they teach (``choose``)."""
-    touched = [histories.gather(example) for example in examples]
-    taught = choose(examples, touched, histories)
-    batch = _lay_out(pieces_of(taught), config) if taught else None
+    touched = histories.gather_all(examples)
+    pieces = choose(examples, touched, histories)
+    batch = _lay_out(pieces, config) if pieces.histories else nothing_learned(config)
     for history in touched:
         if history.end > history.full_at:
             histories.settle(history)
-    return batch if batch is not None else nothing_learned(config)
+    return batch
 
 
 def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
     owner_R, place_R, learned_R, is_new_R = merge(pieces)
-    first_B1 = np.append(np.flatnonzero(np.append(True, np.diff(owner_R) != 0)), len(owner_R))
-    held = [(history.address, history.start, history.end) for history in pieces.histories]
-    address_B, start_B, end_B = np.array(held, np.int64).T
+    histories = pieces.histories
+    first_B1 = np.searchsorted(owner_R, np.arange(len(histories) + 1))
+    start_B = np.array([history.start for history in histories], np.int64)
+    end_B = np.array([history.end for history in histories], np.int64)
     first_B = np.maximum(place_R[first_B1[:-1]] - config.max_context, start_B)
     length_B = np.maximum(np.minimum(place_R[first_B1[1:] - 1] + 1, end_B) - first_B, 0)
-    layout = pieces.histories[0].buffer.dtype
+    address_B = np.array([history.address for history in histories], np.int64)
+    layout = histories[0].buffer.dtype
     columns = join_windows(address_B + (first_B - start_B) * layout.itemsize, length_B, layout["features"].shape[0])
-    starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
+    starts_B1 = np.zeros(len(histories) + 1, np.int64)
+    np.cumsum(length_B, out=starts_B1[1:])
     target_R = starts_B1[owner_R] + place_R - first_B[owner_R]
     bits_n = columns.bits_n
     _put_seen(bits_n, pieces.seen, starts_B1[:-1], first_B)
@@ -140,7 +143,7 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
         domain_n=columns.domain_n,
         value_n=columns.value_n,
         feature_nF=np.ascontiguousarray(columns.feature_nC[:, : config.num_features]),
-        user_feature_BF=_user_features(pieces.histories),
+        user_feature_BF=_user_features(histories),
         state_nU=states(columns.feature_nC, config),
         propensity_n=propensities(columns.feature_nC, config),
         owner_n=columns.owner_n,
@@ -160,8 +163,9 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
 
 
 def _user_features(histories: Sequence[History]) -> Int64:
-    joined = np.concatenate([history.user_features for history in histories])
-    return joined.reshape(len(histories), len(histories[0].user_features))
+    num = len(histories[0].user_features)
+    joined = [history.user_features for history in histories] if num else [np.zeros(0, np.int64)]
+    return np.concatenate(joined).reshape(len(histories), num)
 
 
 def _put_seen(bits_n: Bits, seen: list[tuple[int, int, int, Bits]], start_B: Int64, first_B: Int64) -> None:

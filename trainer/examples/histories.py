@@ -9,7 +9,7 @@ users; so a checkpoint says which users the trainer knew, and from which example
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,16 +60,28 @@ class TrainedHistories(Histories):
         """What a step teaches."""
         return taught_at_once if self.waiting is None else self.waiting.choose
 
-    def gather(self, lesson: Lesson) -> History:
-        """As `Histories.gather`; also notes that the user has acted."""
-        self._num_touches += 1
-        self._touched[lesson.user] = self._num_touches
-        self._born.setdefault(lesson.user, lesson.number)
-        self.unsaved[lesson.user] = None
-        history = super().gather(lesson)
-        if self.waiting is not None:
-            self.waiting.take(lesson, history)
+    def gather_all(self, lessons: Iterable[Lesson]) -> list[History]:
+        """As `Histories.gather_all`; also notes that the users have acted."""
+        lessons = list(lessons)
+        users = [lesson.user for lesson in lessons]
+        first, self._num_touches = self._num_touches + 1, self._num_touches + len(users)
+        self._touched.update(zip(users, range(first, first + len(users)), strict=True))
+        self.unsaved.update(dict.fromkeys(users))
+        if self.waiting is None:
+            return super().gather_all(lessons)
+        return [self._gather_waiting(each) for each in lessons]
+
+    def _gather_waiting(self, lesson: Lesson) -> History:
+        """One at a time: what is known now of the interactions before it, a later record may change."""
+        assert self.waiting is not None
+        (history,) = super().gather_all((lesson,))
+        self.waiting.take(lesson, history)
         return history
+
+    def begin(self, lesson: Lesson) -> History:
+        """As `Histories.begin`; also notes that the trainer has the user from this example on."""
+        self._born.setdefault(lesson.user, lesson.number)
+        return super().begin(lesson)
 
     def drop(self, user: str) -> None:
         """Forget a user."""
@@ -127,7 +139,7 @@ class TrainedHistories(Histories):
         else:  # a new line of training, which starts after examples that another line has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
-        history = super().gather(example)
+        (history,) = super().gather_all((example,))
         if self.waiting is not None:
             self.waiting.restore(example, history)
         self.settle(history)

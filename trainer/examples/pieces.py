@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,98 +18,69 @@ Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 
 
-class Taught(NamedTuple):
-    """Pieces of one user: their places in the user's lifetime, their kinds, and whether each interaction is new.
+@dataclass(slots=True, eq=False)
+class Pieces:
+    """All pieces of a step, as they are found: for each user a history, a seed and a key; for each piece its user, its
+    place in that user's lifetime, its kinds, and whether the interaction is new. Those of one user may stand in several
+    places.
 
-    ``seed`` is derived from the example that they come from. ``seen``: a place, and the kinds of the interactions from
-    there on as they were known when the only piece's interaction was new; None: they count as they are known now.
+    ``seen``: of some pieces user, place, and the kinds of the interactions from another place on as they were known
+    when the piece's interaction was new; before the others they count as they are known now.
     """
 
-    user: str
-    history: History
-    seed: int
-    places: list[int]
-    bits: list[int]
-    is_new: list[bool]
-    seen: tuple[int, Bits] | None = None
+    number_of: dict[str, int] = field(default_factory=dict)
+    histories: list[History] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    user_keys: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    bits: list[int] = field(default_factory=list)
+    is_new: list[bool] = field(default_factory=list)
+    seen: list[tuple[int, int, int, Bits]] = field(default_factory=list)
+
+    def begin(self, user: str, history: History, partition: int, number: int) -> int:
+        """The number of a user of whom there is no piece yet. The seed is derived from the first example."""
+        owner = self.number_of[user] = len(self.histories)
+        self.histories.append(history)
+        self.seeds.append((partition << 40) + number)  # of no other example
+        self.user_keys.append(_key_of(user))
+        return owner
+
+    def put(self, owner: int, places: Sequence[int], bits: Iterable[int], *, is_new: bool) -> None:
+        """Add pieces of one user."""
+        self.owners += [owner] * len(places)
+        self.places += places
+        self.bits += bits
+        self.is_new += [is_new] * len(places)
 
 
-Choose = Callable[[Sequence[Lesson], Sequence[History], Histories], list[Taught]]
+Choose = Callable[[Sequence[Lesson], Sequence[History], Histories], Pieces]
 """What a step teaches, from its examples, the histories that they were folded into, and all histories."""
 
 
-def taught_at_once(examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> list[Taught]:
+def taught_at_once(examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> Pieces:
     """Every piece of the examples."""
     del histories
-    return [
-        _taught_by(example, history)
-        for example, history in zip(examples, touched, strict=True)
-        if example.num_new or example.num_feedback
-    ]
-
-
-def seed_of(partition: int, number: int) -> int:
-    """A number for an example of a partition, which no other example has."""
-    return (partition << 40) + number
-
-
-def _taught_by(example: Lesson, history: History) -> Taught:
-    num_new, held = example.num_new, example.rows["bits"]
-    first, num = example.first_index, len(held)
-    places = [first + num - 1] if num_new == 1 else list(range(first + num - num_new, first + num))
-    bits = held[num - num_new :].tolist()
-    is_new = [True] * num_new
-    if num_feedback := example.num_feedback:
-        places = (first + example.feedback_index).tolist() + places
-        bits = example.feedback_bits.tolist() + bits
-        is_new = [False] * num_feedback + is_new
-    return Taught(example.user, history, seed_of(example.partition, example.number), places, bits, is_new)
-
-
-@dataclass(slots=True, eq=False)
-class Pieces:
-    """All pieces of a step: for each user a history, a seed and a key; for each piece its user, its place
-    in that user's lifetime, its kinds, and whether the interaction is new."""
-
-    histories: list[History]
-    seeds: list[int]
-    user_keys: list[int]
-    owner_P: Int64
-    place_P: Int64
-    bits_P: Bits
-    is_new_P: Bools
-    seen: list[tuple[int, int, int, Bits]]
-    """Of some pieces: user, place, and the kinds of the interactions from another place on, as known then."""
-
-
-def pieces_of(taught: Sequence[Taught]) -> Pieces:
-    """The pieces of all users. Those of one user may stand in several places."""
-    number_of: dict[str, int] = {}
-    users, seeds, keys = list[History](), list[int](), list[int]()
-    owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
-    seen = list[tuple[int, int, int, Bits]]()
-    for each in taught:
-        number = number_of.setdefault(each.user, len(users))
-        if number == len(users):
-            users.append(each.history)
-            seeds.append(each.seed)
-            keys.append(_key_of(each.user))
-        owners += [number] * len(each.places)
-        places += each.places
-        bits += each.bits
-        is_new += each.is_new
-        if each.seen is not None:
-            seen.append((number, each.places[0], *each.seen))
-    return Pieces(
-        users,
-        seeds,
-        keys,
-        np.array(owners, np.int64),
-        np.array(places, np.int64),
-        np.array(bits, np.uint32),
-        np.array(is_new, np.bool_),
-        seen,
-    )
+    pieces = Pieces()
+    find, put = pieces.number_of.get, pieces.put
+    for each, history in zip(examples, touched, strict=True):
+        num_new, num_later = each.num_new, len(each.feedback_index)
+        if num_new or num_later:
+            owner = find(each.user)
+            if owner is None:
+                owner = pieces.begin(each.user, history, each.partition, each.number)
+            held, first = each.rows["bits"], each.segment * each.segment_len + each.first
+            if num_new == 1:  # as nearly always in live traffic
+                pieces.owners.append(owner)
+                pieces.places.append(first + len(held) - 1)
+                pieces.bits.append(held.item(-1))
+                pieces.is_new.append(True)
+            elif num_new:
+                end, new = first + len(held), held[-num_new:].tolist()
+                put(owner, range(end - num_new, end), new, is_new=True)
+            if num_later:
+                put(owner, (first + each.feedback_index).tolist(), each.feedback_bits.tolist(), is_new=False)
+    return pieces
 
 
 @lru_cache(maxsize=1 << 16)
@@ -121,10 +91,15 @@ def _key_of(user: str) -> int:
 
 def merge(pieces: Pieces) -> tuple[Int64, Int64, Bits, Bools]:
     """Merge the pieces of each interaction: owners, places, kinds, and whether it is new, sorted by owner and place."""
-    order = np.lexsort((pieces.place_P, pieces.owner_P))
-    owner, place = pieces.owner_P[order], pieces.place_P[order]
+    owner, place = np.array(pieces.owners, np.int64), np.array(pieces.places, np.int64)
+    bits, is_new = np.array(pieces.bits, np.uint32), np.array(pieces.is_new, np.bool_)
+    later = owner[1:] - owner[:-1]
+    if ((later > 0) | ((later == 0) & (place[1:] > place[:-1]))).all():
+        return owner, place, bits, is_new
+    order = np.lexsort((place, owner))
+    owner, place = owner[order], place[order]
     differs = np.ones(len(order), np.bool_)
     differs[1:] = (owner[1:] != owner[:-1]) | (place[1:] != place[:-1])
     starts = np.flatnonzero(differs)
-    bits = np.bitwise_or.reduceat(pieces.bits_P[order], starts)
-    return owner[starts], place[starts], bits, np.logical_or.reduceat(pieces.is_new_P[order], starts)
+    bits = np.bitwise_or.reduceat(bits[order], starts)
+    return owner[starts], place[starts], bits, np.logical_or.reduceat(is_new[order], starts)

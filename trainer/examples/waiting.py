@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.examples.pieces import Taught, seed_of
+from trainer.examples.pieces import Pieces
 from wire.example import Lesson
 from wire.history import Histories, History
 
@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
     place: int
     user: str
     seen: tuple[int, NDArray[np.uint32]]
-    """See `trainer.examples.pieces.Taught`."""
+    """A place, and the kinds of the interactions from there on as they were known when this one was new."""
 
 
 class Waiting:
@@ -68,15 +68,19 @@ class Waiting:
     def __len__(self) -> int:
         return sum(len(places) for places in self._waits.values())
 
-    def choose(self, examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> list[Taught]:
+    def choose(self, examples: Sequence[Lesson], touched: Sequence[History], histories: Histories) -> Pieces:
         """What a step teaches (`trainer.examples.pieces.Choose`), once all of its examples were taken."""
-        late = [_late(each, history, self._waits.get(each.user, {}))
+        late = [(each, history, *_late(each, self._waits.get(each.user, {})))
                 for each, history in zip(examples, touched, strict=True) if each.num_feedback]  # fmt: skip
         self.clock_ms = max([self.clock_ms, *(each.newest_record_ms for each in examples)])
         due, self._due = [*self._due, *self._over()], []
         self._cover()
-        known = [each for entry in due if (each := _known(entry, histories.users[entry.user])).places]
-        return known + [each for each in late if each.places]
+        pieces = Pieces()
+        for entry in due:
+            _put_known(pieces, entry, histories.users[entry.user])
+        for example, history, places, bits in late:
+            _put(pieces, history, example, places, bits, is_new=False)
+        return pieces
 
     def resume(self, learned_ms: int) -> None:
         """Continue where records up to this time are learned."""
@@ -137,28 +141,31 @@ class Waiting:
                 self.covered_offset[partition] = offsets.popleft()[1]
 
 
-def _known(entry: _Entry, history: History) -> Taught:
-    """An interaction with all kinds that it has by now; empty if its place was lost with missing examples."""
+def _put(
+    pieces: Pieces, history: History, of: Lesson | _Entry, places: list[int], bits: list[int], *, is_new: bool
+) -> int:
+    """Add pieces that come from an example; returns the user's number, -1 without pieces."""
+    if not places:
+        return -1
+    owner = pieces.number_of.get(of.user)
+    if owner is None:
+        owner = pieces.begin(of.user, history, of.partition, of.number)
+    pieces.put(owner, places, bits, is_new=is_new)
+    return owner
+
+
+def _put_known(pieces: Pieces, entry: _Entry, history: History) -> None:
+    """Add an interaction with all kinds that it has by now, unless its place was lost with missing examples."""
     _, rows = history.window(entry.place, entry.place + 1)
-    num = len(rows)
-    return Taught(
-        entry.user,
-        history,
-        seed_of(entry.partition, entry.number),
-        [entry.place] * num,
-        rows["bits"].tolist(),
-        [True] * num,
-        entry.seen if num else None,
-    )
+    owner = _put(pieces, history, entry, [entry.place] * len(rows), rows["bits"].tolist(), is_new=True)
+    if owner >= 0:
+        pieces.seen.append((owner, entry.place, *entry.seen))
 
 
-def _late(example: Lesson, history: History, waits: dict[int, _Entry]) -> Taught:
-    """Kinds of interactions that have been learned already."""
+def _late(example: Lesson, waits: dict[int, _Entry]) -> tuple[list[int], list[int]]:
+    """Places and kinds of interactions that have been learned already."""
     places = (example.first_index + example.feedback_index).tolist()
     pieces = [
         (place, bits) for place, bits in zip(places, example.feedback_bits.tolist(), strict=True) if place not in waits
     ]
-    return Taught(
-        example.user, history, seed_of(example.partition, example.number), [place for place, _ in pieces],
-        [bits for _, bits in pieces], [False] * len(pieces),
-    )  # fmt: skip
+    return [place for place, _ in pieces], [bits for _, bits in pieces]

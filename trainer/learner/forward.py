@@ -72,7 +72,7 @@ class ForwardPass:
         input_rows_n = self._items.lookup(batch.item_n)
         target_row_R = self.target_rows(batch)
         wanted = np.flatnonzero(batch.is_wanted_R)
-        learned_S = target_row_R[wanted] > 0
+        learned = np.flatnonzero(target_row_R[wanted] > 0)
         chosen = RetrievalRows.choose(self._items, self._config, self._step, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
         if self.sharding is not None:
@@ -96,11 +96,11 @@ class ForwardPass:
         query_SD = self._model.retrieval_query(before_SM)
         table_UD = self._model.retrieval_table(leaf_UD)
         loss_S = chosen.loss(
-            query_SD if learned_S.all() else query_SD[self._tensor(learned_S)], table_UD,
-            target_row_R[wanted][learned_S], self._items, self._frequency, self._config, self._step,
+            query_SD if len(learned) == len(wanted) else query_SD.index_select(0, self._tensor(learned)), table_UD,
+            target_row_R[wanted][learned], self._items, self._frequency, self._config, self._step,
         )  # fmt: skip
         if self._weights.differ:
-            loss_S = loss_S * self._tensor(self._weights.over(batch, wanted[learned_S]))
+            loss_S = loss_S * self._tensor(self._weights.over(batch, wanted[learned]))
         logits_RK = self._model.rank_logits(item_RM, self._tensor(self.prior(whole, target_row_R)))
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves,

@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.transfer import ToHost, to_device
 from model.config import ModelConfig
+from model.distinct import counted
 from model.embedding import EmbeddingTable
 from model.growing import keep_in
 from model.hstu import HSTU, log_value
@@ -160,10 +161,11 @@ class Learner:
         ranking = forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
+        given_R, expected = np.zeros(0, np.float32), list[Tensor]()
         if forward.value_R is not None:
-            forward.value_loss = self._value_loss(batch, forward.value_R)
+            given_R, *expected = self._ask_values(batch, forward)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
-        asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking)
+        asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking, *expected)
         choices = self._predict_choices(whole, forward, seen_rows_n)
         if sharding is None:
             self._learn(forward, ranking)
@@ -174,7 +176,9 @@ class Learner:
         if sharding is not None:  # other ranks have computed gradients meanwhile
             self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
-        losses = asked.wait()[1:]
+        _, *losses = asked.wait()
+        if expected:
+            self.metrics.values.add_errors(losses[2], given_R)
         return self._report(started, whole.num_targets, batch.num_tokens, (float(losses[0]), float(losses[1])))
 
     def apply_marks(self, marks: Sequence[Lesson]) -> None:
@@ -234,15 +238,19 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
-    def _value_loss(self, batch: JaggedBatch, value_R: Tensor) -> Tensor:
-        """The mean squared error of the values that are known by now; counts them, as predicted before."""
-        given_R = self._tensor(batch.value_n[batch.target_R])
-        known = torch.isfinite(given_R)
-        expected, given = value_R[known], log_value(given_R[known])
-        self.metrics.values.add(expected.detach().cpu().numpy(), given.cpu().numpy())
+    def _ask_values(self, batch: JaggedBatch, forward: Forward) -> tuple[NDArray[np.float32], Tensor]:
+        """The values of the targets that are known by now, and what was expected of them. Their mean squared error
+        becomes a loss, and they are counted, but for their errors, which have yet to come from a GPU."""
+        assert forward.value_R is not None, "the model predicts values"
+        value_R = batch.value_n[batch.target_R]
+        known = np.flatnonzero(np.isfinite(value_R))
+        given_R = log_value(torch.from_numpy(value_R[known])).numpy()
+        expected_R = forward.value_R.index_select(0, self._tensor(known))
+        self.metrics.values.add(given_R)
         with torch.no_grad():
             self.model.value_mean.fill_(self.metrics.values.mean)
-        return mean_or_zero((expected - given).square())
+        forward.value_loss = mean_or_zero((expected_R - self._tensor(given_R)).square())
+        return given_R, expected_R
 
     def _learn(self, forward: Forward, ranking: Tensor) -> None:
         if not forward.has_gradients:
@@ -261,13 +269,13 @@ class Learner:
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
             rows_R = forward.target_row_R
-            met_S = rows_R[batch.is_wanted_R & (rows_R > 0)]
-            self.frequency.add(met_S)
-            self.popularity.learn(met_S)
+            met = counted(rows_R[batch.is_wanted_R & (rows_R > 0)])
+            self.frequency.add(*met)
+            self.popularity.learn(*met)
         self.histories.bound()
-        self.num_interactions += sum(example.num_new for example in examples)
-        self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
+            self.num_interactions += example.num_new
+            self.num_feedback += example.num_feedback
             if example.names:
                 self.learn_names(example.names)
         self.newest_event_ms = now_ms

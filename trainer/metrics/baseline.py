@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.outcomes import move_counts
 from model.distinct import distinct
 from model.growing import GrowingColumns
 
@@ -33,7 +34,7 @@ class PopularityBaseline:
     def load(self, count_V: Int64) -> None:
         """Become the baseline that had these counts."""
         self.count_V = self._columns.taken("count", count_V)
-        self._with_BC = np.zeros((1, BLOCK), np.int64)
+        self._with_BC, self._block_B = np.zeros((1, BLOCK), np.int64), np.zeros(1, np.int64)
         self._move(np.zeros_like(count_V), count_V)
 
     def _move(self, from_N: Int64, to_N: Int64) -> None:
@@ -42,12 +43,8 @@ class PopularityBaseline:
         if num_blocks > len(self._with_BC):
             more = max(num_blocks, 2 * len(self._with_BC)) - len(self._with_BC)
             self._with_BC = np.append(self._with_BC, np.zeros((more, BLOCK), np.int64), axis=0)
-        flat = self._with_BC.reshape(-1)
-        np.subtract.at(flat, from_N[from_N > 0] - 1, 1)
-        np.add.at(flat, to_N[to_N > 0] - 1, 1)
-        self._block_B = self._with_BC.sum(axis=1) if len(self._block_B) != len(self._with_BC) else self._block_B
-        for block in {*((from_N[from_N > 0] - 1) // BLOCK).tolist(), *((to_N[to_N > 0] - 1) // BLOCK).tolist()}:
-            self._block_B[block] = self._with_BC[block].sum()
+            self._block_B = np.append(self._block_B, np.zeros(more, np.int64))
+        move_counts(self._with_BC, self._block_B, from_N, to_N)
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.count_V):
@@ -100,14 +97,13 @@ class PopularityBaseline:
         num_equal = np.bincount(owner[(more == 0) & (exclude_rows != target_R[owner])], minlength=len(target_R))
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
 
-    def learn(self, rows_R: Int64) -> None:
-        """Count one occurrence of each of these rows."""
-        if len(rows_R):
-            rows_U, num_U = np.unique(rows_R, return_counts=True)
+    def learn(self, rows_U: Int64, num_U: Int64) -> None:
+        """Count occurrences of distinct rows, ascending, and how many there are of each (`model.distinct.counted`)."""
+        if len(rows_U):
             self._grow(int(rows_U[-1]) + 1)
             before_U = self.count_V[rows_U]
-            self.count_V[rows_U] = before_U + num_U
-            self._move(before_U, before_U + num_U)
+            self.count_V[rows_U] = after_U = before_U + num_U
+            self._move(before_U, after_U)
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted."""

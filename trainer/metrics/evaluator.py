@@ -137,13 +137,12 @@ class Evaluator:
             self._count_earlier(earlier)
         share_S = self._ranked(len(wanted), step)
         ranked_S = share_S & (choices.rank_R >= 0)
-        ranked = np.flatnonzero(ranked_S)
         if self.on_ranked is not None:
             self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1), step)
         rank_KS = np.full((len(RANKERS), len(wanted)), UNRANKED, np.int64)
         by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
         for name, rank_S in by_memory.items():
-            rank_KS[RANKERS.index(name), ranked] = rank_S[ranked]
+            np.copyto(rank_KS[RANKERS.index(name)], rank_S, where=ranked_S)
         coming = np.flatnonzero(choices.rank_R == COMING)
         if ranks_popular(step):
             asked = np.flatnonzero(share_S & ((choices.rank_R >= 0) | (choices.rank_R == COMING)))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.outcomes import KindCounts, score_kinds
 from model.arrivals import MOST_REMEMBERED, Arrivals
 
 Int64 = NDArray[np.int64]
@@ -23,7 +24,9 @@ Bools = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 NUM_AUC_BINS = 2048
-_SUMS = ("entropy", "calibration", "auc_bins")
+_SUMS = {"entropy": "entropy_K4", "calibration": "calibration_K2", "auc_bins": "bins_K2B"}
+"""Names in checkpoints."""
+_COLUMNS = ("model", "baseline", "done")
 
 
 def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] | np.bool_) -> Float64:
@@ -32,110 +35,40 @@ def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] 
     return np.asarray(-np.log(np.clip(np.where(label, given, 1.0 - given), 1e-7, 1 - 1e-7)))
 
 
-class FirstPredictions:
-    """The predictions for the newest interactions, made when they were new, and the kinds that they have now.
-
-    A ring: the interaction with number n (`Arrivals.number`) is in row n modulo its length.
-    """
-
-    def __init__(self, most: int, num_kinds: int) -> None:
-        self.model = np.zeros((most, num_kinds), np.float32)
-        self.baseline = np.zeros((most, num_kinds), np.float32)
-        self.done = np.zeros((most, num_kinds), np.bool_)
-        self.end = self.filled = 0
-        """The next number, and how many before it are here."""
-
-    def extend(self, number_R: Int64, model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> None:
-        """Add the interactions with the next numbers, in any order, overwriting the oldest."""
-        if not len(number_R):
-            return
-        most, self.end = len(self.done), int(number_R.max()) + 1
-        is_newest_R = number_R >= self.end - most
-        rows = number_R[is_newest_R] % most
-        self.model[rows], self.baseline[rows] = model_RK[is_newest_R], baseline_RK[is_newest_R]
-        self.done[rows] = done_RK[is_newest_R]
-        self.filled = min(most, self.filled + len(rows))
-
-    def find(self, number_R: Int64) -> Int64:
-        """The row of each interaction; -1 if it is forgotten."""
-        is_here_R = (number_R >= self.end - self.filled) & (number_R < self.end)
-        return np.where(is_here_R, number_R % len(self.done), -1)
-
-    def newest(self, num: int, lag: int = 0) -> Int64:
-        """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
-        return (self.end - 1 - np.arange(min(lag, self.filled), min(lag + num, self.filled))) % len(self.done)
-
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        """The rows in use, for a checkpoint."""
-        columns = {f"first_{name}": getattr(self, name)[: self.end] for name in ("model", "baseline", "done")}
-        return columns | {"first_span": np.array([self.end, self.filled])}
-
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`. A ring of another length takes what fits."""
-        self.end, filled = state["first_span"].tolist()
-        self.filled = min(filled, len(self.done))
-        rows = self.newest(self.filled)
-        for name in ("model", "baseline", "done"):
-            theirs = state[f"first_{name}"]
-            getattr(self, name)[rows] = theirs[(self.end - 1 - np.arange(self.filled)) % max(1, len(theirs))]
-
-
 class KindMetrics:
     """Sums over all interactions, and a window of ``window`` of the newest; ``arrivals`` numbers them."""
 
     def __init__(self, kinds: tuple[str, ...], window: int, arrivals: Arrivals) -> None:
         self.kinds, self._window, self._arrivals = kinds, window, arrivals
-        self.entropy = np.zeros((len(kinds), 4))  # count, done, model's loss, baseline's loss
-        self.calibration = np.zeros((len(kinds), 2))  # expected, done
-        self.auc_bins = np.zeros((len(kinds), 2, NUM_AUC_BINS), np.int64)
-        self.num_too_late = 0
-        self.first = FirstPredictions(window + MOST_REMEMBERED, len(kinds))
+        self.counts = KindCounts.empty(len(kinds), NUM_AUC_BINS, window + MOST_REMEMBERED)
 
     @property
     def num(self) -> int:
         """How many interactions were counted."""
-        return int(self.entropy[0, 0])
+        return int(self.counts.entropy_K4[0, 0])
+
+    @property
+    def num_too_late(self) -> int:
+        """How many outcomes came when their interactions were forgotten."""
+        return int(self.counts.span_3[2])
 
     def add(self, number_R: Int64, model_RK: Float64, baseline_RK: Float64, done_RK: Bools, is_new_R: Bools) -> None:
         """Count a batch: new interactions with the kinds that they have, and late kinds of earlier ones.
 
-        ``number_R``: the interactions' numbers; the batch's predictions for earlier ones are ignored.
+        ``number_R``: the interactions' numbers; the batch's predictions for earlier ones are ignored. Raises ValueError
+        for what is no probability.
         """
-        new = np.flatnonzero(is_new_R)
-        model, baseline = model_RK[new].astype(np.float32), baseline_RK[new].astype(np.float32)
-        self.entropy += _entropy_sums(model, baseline, done_RK[new])
-        self.calibration += _expected_and_done(model, done_RK[new])
-        _count_auc_bins(self.auc_bins, model, done_RK[new], np.ones_like(done_RK[new]))
-        self.first.extend(number_R[new], model, baseline, done_RK[new])
-        late = np.flatnonzero(~is_new_R)
-        if len(late):
-            self._add_late(self.first.find(number_R[late]), done_RK[late])
-
-    def _add_late(self, row_R: Int64, done_RK: Bools) -> None:
-        self.num_too_late += int((row_R < 0).sum())
-        rows, done_RK = row_R[row_R >= 0], done_RK[row_R >= 0]
-        model, baseline, came_RK = self.first.model[rows], self.first.baseline[rows], done_RK & ~self.first.done[rows]
-        self.first.done[rows] |= done_RK
-        num_came_K = came_RK.sum(axis=0)
-        self.entropy[:, 1] += num_came_K
-        self.calibration[:, 1] += num_came_K
-        for column, part in ((2, model), (3, baseline)):
-            change = binary_log_loss(part, np.True_) - binary_log_loss(part, np.False_)
-            self.entropy[:, column] += np.where(came_RK, change, 0.0).sum(axis=0)
-        _count_auc_bins(self.auc_bins, model, np.ones_like(came_RK), came_RK)
-        _count_auc_bins(self.auc_bins, model, np.zeros_like(came_RK), came_RK, sign=-1)
+        score_kinds(self.counts, number_R, model_RK, baseline_RK, done_RK, is_new_R)
 
     def report(self) -> dict[str, Any]:
         """The metrics over everything so far: see `_report`."""
-        aucs = [_binned_auc(bins) for bins in self.auc_bins]
-        return _report(self.kinds, self.entropy, self.calibration, aucs)
+        aucs = [_binned_auc(bins) for bins in self.counts.bins_K2B]
+        return _report(self.kinds, self.counts.entropy_K4, self.counts.calibration_K2, aucs)
 
     def window_report(self) -> dict[str, Any]:
         """The metrics over the window."""
         model, baseline, done = self._newest()
-        bins = np.zeros((len(self.kinds), 2, NUM_AUC_BINS), np.int64)
-        _count_auc_bins(bins, model, done, np.ones_like(done))
-        aucs = [_binned_auc(each) for each in bins]
+        aucs = [_binned_auc(bins) for bins in _auc_bins(model, done)]
         return _report(self.kinds, _entropy_sums(model, baseline, done), _expected_and_done(model, done), aucs)
 
     def window_calibration(self) -> float | None:
@@ -145,24 +78,40 @@ class KindMetrics:
         return _ratio(expected, came)
 
     def _newest(self) -> tuple[Float32, Float32, Bools]:
-        rows = self.first.newest(self._window, min(MOST_REMEMBERED, self._arrivals.lag))
-        return self.first.model[rows], self.first.baseline[rows], self.first.done[rows]
+        counts = self.counts
+        rows = self._rows(self._window, min(MOST_REMEMBERED, self._arrivals.lag))
+        return counts.model_PK[rows], counts.baseline_PK[rows], counts.done_PK[rows]
+
+    def _rows(self, num: int, lag: int = 0) -> Int64:
+        """Where the last ``num`` interactions before the newest ``lag`` are, the newest first."""
+        end, filled, _ = self.counts.span_3.tolist()
+        numbers = end - 1 - np.arange(min(lag, filled), min(lag + num, filled))
+        return np.asarray(numbers % len(self.counts.done_PK))
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Arrays for a checkpoint."""
-        sums = {name: getattr(self, name) for name in _SUMS}
-        return {**sums, "num_too_late": np.array([self.num_too_late]), **self.first.state_dict()}
+        """Arrays for a checkpoint, of the ring the rows in use."""
+        counts, (end, filled, num_too_late) = self.counts, self.counts.span_3.tolist()
+        columns = {f"first_{name}": getattr(counts, f"{name}_PK")[:end] for name in _COLUMNS}
+        sums = {name: getattr(counts, field) for name, field in _SUMS.items()}
+        return {**sums, **columns, "num_too_late": np.array([num_too_late]), "first_span": np.array([end, filled])}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`.
+        """The inverse of `state_dict`. A ring of another length takes what fits.
 
         Earlier builds found first predictions by keys of their own: late kinds of those interactions are not counted.
         """
-        for name in _SUMS:
-            setattr(self, name, state[name].copy())
-        self.num_too_late = int(state["num_too_late" if "num_too_late" in state else "late_counts"][0])
-        if "first_span" in state:
-            self.first.load_state_dict(state)
+        counts = self.counts
+        for name, field in _SUMS.items():
+            setattr(counts, field, state[name].copy())
+        counts.span_3[2] = state["num_too_late" if "num_too_late" in state else "late_counts"][0]
+        if "first_span" not in state:
+            return
+        end, filled = state["first_span"].tolist()
+        counts.span_3[:2] = end, min(filled, len(counts.done_PK))
+        rows, back = self._rows(filled), np.arange(counts.span_3[1])
+        for name in _COLUMNS:
+            theirs = state[f"first_{name}"]
+            getattr(counts, f"{name}_PK")[rows] = theirs[(end - 1 - back) % max(1, len(theirs))]
 
 
 def _entropy_sums(model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> Float64:
@@ -179,11 +128,13 @@ def _expected_and_done(model_RK: Float32, done_RK: Bools) -> Float64:
     return np.stack([model_RK.sum(axis=0, dtype=np.float64), done_RK.sum(axis=0, dtype=np.float64)], axis=1)
 
 
-def _count_auc_bins(bins_K2B: Int64, model_RK: Float32, done_RK: Bools, counts_RK: Bools, sign: int = 1) -> None:
-    """Add ``sign`` to the bins of probabilities, without and with each kind, where ``counts_RK``."""
+def _auc_bins(model_RK: Float32, done_RK: Bools) -> Int64:
+    """(K, 2, B) how many interactions without and with each kind there are, by the probability of it."""
+    num_kinds = model_RK.shape[1]
     bins_RK = np.minimum((model_RK.astype(np.float64) * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
-    places_RK = (2 * np.arange(model_RK.shape[1]) + done_RK) * NUM_AUC_BINS + bins_RK
-    np.add.at(bins_K2B.reshape(-1), places_RK[counts_RK], sign)
+    places_RK = (2 * np.arange(num_kinds) + done_RK) * NUM_AUC_BINS + bins_RK
+    counts = np.bincount(places_RK.ravel(), minlength=2 * num_kinds * NUM_AUC_BINS)
+    return counts.reshape(num_kinds, 2, NUM_AUC_BINS)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.outcomes import score_ranks
 from model.arrivals import Arrivals
 from trainer.metrics.kinds import KindMetrics
 from trainer.metrics.ring import Ring
@@ -91,12 +92,12 @@ class PrequentialMetrics:
 
     def add(self, predictions: Predictions) -> None:
         """Add one batch."""
-        ranked = np.flatnonzero(predictions.ranked_S)
-        self.add_ranks(
-            predictions.rank_KS.take(ranked, axis=1),
-            predictions.slice_XS.take(ranked, axis=1),
-            predictions.domain_S[ranked],
-        )
+        rank_KS, slice_XS, domain_S = predictions.rank_KS, predictions.slice_XS, predictions.domain_S
+        if not predictions.ranked_S.all():
+            ranked = np.flatnonzero(predictions.ranked_S)
+            rank_KS, slice_XS = rank_KS.take(ranked, axis=1), slice_XS.take(ranked, axis=1)
+            domain_S = domain_S[ranked]
+        self.add_ranks(rank_KS, slice_XS, domain_S)
         self.add_losses(predictions.log_loss_S)
         self.ranking.add(
             predictions.number_R,
@@ -113,10 +114,14 @@ class PrequentialMetrics:
 
     def add_ranks(self, rank_KS: Int64, slice_XS: NDArray[np.bool_], domain_S: Int64) -> None:
         """Add ranked choices: see `Predictions`."""
-        gains = rank_gains(rank_KS)
-        self.ranks += (gains @ slice_XS.T.astype(np.float64)).transpose(1, 2, 0)
+        score_ranks(self.ranks, rank_KS, slice_XS, UNRANKED)
         self.rank_window.extend(rank_KS.T)
-        for domain in np.unique(domain_S[domain_S != 0]).tolist() if domain_S.any() else ():
+        if domain_S.any():
+            self._add_domains(rank_KS, domain_S)
+
+    def _add_domains(self, rank_KS: Int64, domain_S: Int64) -> None:
+        gains = rank_gains(rank_KS)
+        for domain in np.unique(domain_S[domain_S != 0]).tolist():
             if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
                 sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))
                 sums += gains[:, :, domain_S == domain].sum(axis=2).T

@@ -14,10 +14,14 @@ class ValueMetrics:
     def __init__(self) -> None:
         self.sums = np.zeros(4)  # how many, squared errors, values, squared values
 
-    def add(self, expected_R: NDArray[np.floating[Any]], given_R: NDArray[np.floating[Any]]) -> None:
-        """Count values and what was expected of them."""
-        expected_R, given_R = expected_R.astype(np.float64), given_R.astype(np.float64)
-        self.sums += (len(given_R), ((expected_R - given_R) ** 2).sum(), given_R.sum(), (given_R**2).sum())
+    def add(self, given_R: NDArray[np.floating[Any]]) -> None:
+        """Count values; `add_errors` follows."""
+        given_R = given_R.astype(np.float64)
+        self.sums += (len(given_R), 0.0, given_R.sum(), (given_R**2).sum())
+
+    def add_errors(self, expected_R: NDArray[np.floating[Any]], given_R: NDArray[np.floating[Any]]) -> None:
+        """Add the errors of what was expected of values that are counted."""
+        self.sums[1] += ((expected_R.astype(np.float64) - given_R.astype(np.float64)) ** 2).sum()
 
     @property
     def mean(self) -> float:

@@ -31,18 +31,18 @@ class FrequencyEstimator:
             self._count_V = self._columns.longer("count", self._count_V, num)
             self._clock_V = self._columns.longer("clock", self._clock_V, num)
 
-    def add(self, rows_N: NDArray[np.int64]) -> None:
-        """Count one sighting of each of these rows (they may repeat)."""
-        if not len(rows_N):
+    def add(self, rows_U: NDArray[np.int64], num_U: NDArray[np.int64]) -> None:
+        """Count sightings of distinct rows, ascending, and how many there are of each (`model.distinct.counted`)."""
+        if not len(rows_U):
             return
-        rows, counts = np.unique(rows_N, return_counts=True)
-        self.grow(int(rows[-1]) + 1)
-        decay = np.exp(-self._rate * (self._clock - self._clock_V[rows]))
-        self._count_V[rows] = self._count_V[rows] * decay + counts
-        self._clock_V[rows] = self._clock
-        self._total = self._total + len(rows_N)
-        self._clock += len(rows_N)
-        self._total *= float(np.exp(-self._rate * len(rows_N)))
+        self.grow(int(rows_U[-1]) + 1)
+        num = int(num_U.sum())
+        decay_U = np.exp(-self._rate * (self._clock - self._clock_V[rows_U]))
+        self._count_V[rows_U] = self._count_V[rows_U] * decay_U + num_U
+        self._clock_V[rows_U] = self._clock
+        self._total = self._total + num
+        self._clock += num
+        self._total *= float(np.exp(-self._rate * num))
 
     def share(self, rows_N: NDArray[np.int64]) -> NDArray[np.float64]:
         """(N,) each row's share of the stream; 0 for a row never seen."""

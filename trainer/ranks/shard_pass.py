@@ -24,6 +24,7 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch
 from trainer.metrics.evaluator import Leaf
 from trainer.network.direct_step import DirectStep, output_places
+from trainer.network.graph import times_in_order
 from trainer.network.losses import exact_retrieval_loss, ranking_loss, sampled_retrieval_loss
 from trainer.network.optim import AdamW, lr_scale
 from trainer.ranks.shards import Shard, ShardedStep, ShardOutputs, SummedGradients
@@ -144,11 +145,12 @@ class ShardPass:
         kinds_nK, value_n = to_device(batch.kinds_nK, device), to_device(batch.value_n, device)
         x_TM, tail = model.tokens(leaf_UD, place_n, kinds_nK, value_n, side_nM), tail_of(batch)
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
+        offsets_B1 = 2 * batch.starts_B1
         y_SM = model.encode(
-            x_TM, to_device(2 * batch.starts_B1, device), to_device(query_time_T, device),
+            x_TM, to_device(offsets_B1, device), to_device(query_time_T, device),
             to_device(key_time_T, device), tail=tail, context_gradient=config.context_gradient,
-            dropouts=config.dropouts(model.config.num_layers),
-            seed=shard.seed, backend=config.backend,
+            dropouts=config.dropouts(model.config.num_layers), seed=shard.seed, backend=config.backend,
+            in_order=times_in_order(key_time_T, offsets_B1) if device.type == "cuda" else None,
         )  # fmt: skip
         wanted = np.flatnonzero(batch.is_wanted_R)
         places = output_places(batch, wanted, tail)
@@ -179,7 +181,7 @@ class ShardPass:
         learned_S = target_row_S > 0
         if not learned_S.any():
             return query_SD.sum() * 0.0
-        query_RD = query_SD[to_device(learned_S, device)]
+        query_RD = query_SD.index_select(0, to_device(np.flatnonzero(learned_S), device))
         target = to_device(step.places(ITEMS, target_row_S[learned_S]), device)
         if step.exact:
             loss_R = exact_retrieval_loss(query_RD, table_UD, target, to_device(self._live_V, device), backend)

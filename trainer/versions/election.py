@@ -6,8 +6,8 @@ in the status topic show that it is alive. A trainer that finds a leader waits u
 - the leader has released its claim, as a trainer does that is stopped normally;
 - or the leader was an earlier process on the same checkpoint folder, whose lock this process now holds;
 - or the leader has sent no heartbeat for ``trainer.takeover_after_s`` (at least three heartbeats, which are sent every
-  ``lag_every_s``) while the broker answered this trainer: the standby measures silence by its own clock, and an outage
-  of the broker does not count as silence.
+  ``lag_every_s``) while the broker answered this trainer: the standby measures silence by its own clock, a look at a
+  time, and neither an outage of the broker nor a pause of its own counts as silence.
 
 So a live leader is never fenced off, unless an operator asks for it (``--take-over``).
 """
@@ -29,10 +29,11 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from trainer.config import TrainerConfig
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, TrainerError
 from trainer.versions.log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing
+from wire.json_value import MAX_EPOCH
 from wire.kafka.consumer import PROMPT, make_consumer, partitions_of, read, spans
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
@@ -153,7 +154,13 @@ class Election:
     def _claim(
         self, reader: KafkaConsumer, writer: KafkaProducer, epoch: int, enough: Callable[[list[Manifest]], bool]
     ) -> Leadership | None:
-        """Claim an epoch; None if another trainer's claim of it came first."""
+        """Claim an epoch; None if another trainer's claim of it came first. Raises `TrainerError` if nobody would read
+        it."""
+        if epoch > MAX_EPOCH:
+            raise TrainerError(
+                f"{self._where.topic}: expected an epoch below {MAX_EPOCH} in the topics of weights and statuses, got "
+                f"{epoch - 1}, above which there is none: a foreign record; start over under another kafka.prefix"
+            )
         claim = Claim(epoch=epoch, claimant=self._claimant.name)
         sent = send_claim(writer, self._where.topic, claim)
         manifests, taken = read_manifests(reader, self._where, enough, end=sent.offset)
@@ -174,16 +181,17 @@ class Election:
         )  # fmt: skip
         self._on_standby()
         statuses = self._follow_statuses()
-        heard = time.monotonic()
+        silent_s, looked_s = 0.0, time.monotonic()
         try:
             while not self._is_over(claims.newest):
                 if self._stop.wait(LOOK_S):
                     raise StoppedError("waiting as a standby")
                 claims.refresh()
+                silent_s, looked_s = silent_s + _counted(time.monotonic() - looked_s), time.monotonic()
                 if self._has_beaten(statuses, leader) or claims.newest != leader:
-                    heard = time.monotonic()
+                    silent_s = 0.0
                 leader = claims.newest or leader
-                if time.monotonic() - heard > self._patience_s:
+                if silent_s > self._patience_s:
                     log.warning("taking over: the leader is silent", leader=leader.claimant, epoch=leader.epoch)
                     return
         finally:
@@ -206,6 +214,12 @@ class Election:
             for record in (record for records in batches.values() for record in records):
                 found |= _is_of(record.value, claim)
         return found
+
+
+def _counted(waited_s: float) -> float:
+    """How much of the time between two looks counts as silence. Where it is longer than a look takes, this process did
+    not run or the broker did not answer, and what the leader has sent meanwhile may come only with the next look."""
+    return min(waited_s, 2 * LOOK_S)
 
 
 def _is_of(value: bytes | None, claim: Claim) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.memory import Memory
 from model.rates import Rates
+from model.tokens import ITEMS
 from wire.assembler import VersionAssembler
 from wire.errors import VersionError
 from wire.weights import Manifest, TableRows, Version
@@ -42,6 +43,12 @@ class Table:
             live[gone], rows[gone], ids[gone] = False, 0, 0
         ids[change.row_index], rows[change.row_index], live[change.row_index] = change.ids, change.rows, True
         return Table(ids, rows, live)
+
+    def lengthened(self, num_rows: int) -> Table:
+        """The table with at least ``num_rows`` rows; further ones belong to no key."""
+        more = max(0, num_rows - len(self.ids))
+        ids, live = np.append(self.ids, np.zeros(more, np.int64)), np.append(self.live, np.zeros(more, np.bool_))
+        return Table(ids, np.pad(self.rows, ((0, more), (0, 0))), live) if more else self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +83,7 @@ class Weights:
         return Weights(
             version.manifest,
             version.snapshot.dense,
-            {name: Table.of(rows) for name, rows in changes},
+            _with_all_rows({name: Table.of(rows) for name, rows in changes}, memory),
             version.snapshot.names,
             memory,
             rates,
@@ -100,7 +107,9 @@ class Weights:
         memory.apply(version.snapshot.memory, is_base=False)
         rates.apply(version.snapshot.rates, is_base=False)
         names = {**self.names, **version.snapshot.names}
-        return Weights(version.manifest, version.snapshot.dense, tables, names, memory, rates)
+        return Weights(
+            version.manifest, version.snapshot.dense, _with_all_rows(tables, memory), names, memory, rates
+        )  # fmt: skip
 
 
 def newest_weights(
@@ -121,6 +130,11 @@ def newest_weights(
         if version.manifest.which == until:
             break
     return weights, manifests
+
+
+def _with_all_rows(tables: dict[str, Table], memory: Memory) -> dict[str, Table]:
+    """Tables with an item row for each of the memory's: a version has no row of an item that is gone, the last too."""
+    return {**tables, ITEMS: tables[ITEMS].lengthened(memory.num_rows)} if ITEMS in tables else tables
 
 
 def _name(manifest: Manifest) -> str:

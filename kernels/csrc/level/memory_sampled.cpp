@@ -38,7 +38,7 @@ struct Candidates {
             target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
     float *score = nullptr, *push = nullptr, *logit = nullptr, *share = nullptr, *standing = nullptr;
-    float *seen = nullptr, *heat = nullptr;
+    float *seen = nullptr, *heat = nullptr, *hour = nullptr;
     int64_t *first = nullptr, *last = nullptr;
 };
 
@@ -65,6 +65,7 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Sparse& sparse, 
         c.standing = arena.get<float>(c.most * NUM_STANDING);
         c.seen = arena.get<float>(c.most);
         c.heat = arena.get<float>(c.most * NUM_HEAT);
+        c.hour = arena.get<float>(c.most * NUM_HOURS);
         c.first = arena.get<int64_t>(c.most);
         c.last = arena.get<int64_t>(c.most);
         if (pass == 0 && !arena.allocate()) return false;
@@ -128,11 +129,14 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
         __builtin_prefetch(m.last_V + ahead);
         __builtin_prefetch(m.seen_V + ahead);
         for (int h = 0; h < NUM_HEAT; ++h) __builtin_prefetch(m.heat_HV + h * m.stride + ahead);
+        if (m.num_hours) __builtin_prefetch(m.hour_VH + ahead * NUM_HOURS);
         c.seen[i] = m.seen_V[row], c.first[i] = m.first_V[row], c.last[i] = m.last_V[row];
         for (int h = 0; h < NUM_HEAT; ++h) c.heat[h * c.most + i] = m.heat_HV[h * m.stride + row];
+        copy_hours(m, c.hour + i * NUM_HOURS, row);
     }
     MemoryCall few = m;
     few.stride = c.most, few.seen_V = c.seen, few.heat_HV = c.heat, few.first_V = c.first, few.last_V = c.last;
+    few.hour_VH = c.hour;
     Scratch standing = {};
     standing.standing = c.standing, standing.padded = c.most;
     stand(few, standing, 0, c.num);

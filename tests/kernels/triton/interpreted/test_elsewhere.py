@@ -21,12 +21,13 @@ from model.config import ModelConfig
 from model.memory import Memory
 from tests.kernels.triton.elsewhere import all_here, elsewhere
 from tests.kernels.triton.interpreted.test_padding import with_domains
+from tests.trainer.samples import KINDS, World
 from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner, small_arrays
 from trainer.config import TrainerConfig
-from trainer.learner.step import Learner
+from trainer.learner.step import Learner, StepReport
 from trainer.network import graph_step
 from trainer.versions.collection import Collection
 from wire.example import Example, rows_of
@@ -95,6 +96,43 @@ def test_a_step_on_a_gpu_waits_for_nothing_but_its_results(model: ModelConfig, w
     replays = [graph.num_replays for graph in gpu.captures.graphs]
     assert sum(replays) == (2 if way is ONE_GRAPH else 4 if "cuda_graphs" in way else 0)
     assert max(replays, default=2) == 2, "a graph is replayed in another step"
+
+
+OTHERS = {"num_features": 2, "num_user_features": 1, "kinds": KINDS}
+RANKS_CHECK = "_local_scalar_dense at sharding.py"
+"""Several processes learn nothing before the gradients are known to be finite."""
+
+
+@pytest.mark.parametrize(
+    ("model", "way", "waits"),
+    [
+        (replace(MODEL, **OTHERS, predict_value=True, use_value=True),
+         {"stochastic_length_alpha": 1.5, "kind_weights": {"click": 2.0}, "feedback": "fnw"}, set()),
+        (replace(MODEL, **OTHERS, predict_value=True), {"admit_after": 3, "most": 5}, set()),
+        (replace(MODEL, **OTHERS, user_tokens=True), {"admit_after": 3, "feedback": "reversal"} | ONE_GRAPH, set()),
+        (replace(MODEL, **OTHERS), {"admit_after": 3, "shards": 2}, {RANKS_CHECK}),
+        (replace(MODEL, **OTHERS), {"admit_after": 3, "shards": 2, "most": 5}, {RANKS_CHECK}),
+    ],
+    ids=["values, thinned", "values, sampled, admitted late", "user tokens, one graph", "shards", "shards, sampled"],
+)  # fmt: skip
+def test_no_option_makes_a_step_wait(model: ModelConfig, way: dict[str, Any], waits: set[str]) -> None:
+    """Features, values, late feedback, items without rows."""
+    alone, worlds = learner_on("cpu", model=model, **way), [World(3), World(3)]
+    expected = [alone.step(worlds[0].examples(5)) for _ in range(4)]
+    with elsewhere() as gpu:
+        learner = learner_on("cuda:0", 8, model, **way)
+        found = list[StepReport]()
+        for step in range(4):
+            found.append(learner.step(worlds[1].examples(5)))
+            if step == 0:
+                gpu.waits.clear()
+        assert {each.split(":")[0] for each in gpu.waits} == waits
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.retrieval_loss, ours.ranking_loss) == pytest.approx(
+            (theirs.retrieval_loss, theirs.ranking_loss), rel=1e-3
+        )
+    assert learner.metrics.values.sums == pytest.approx(alone.metrics.values.sums, rel=1e-3)
+    assert bool(alone.metrics.values.sums[1]) == model.predict_value
 
 
 def test_values_are_learned_the_same_with_one_graph_and_with_two() -> None:

@@ -30,7 +30,7 @@ from wire.example import Example, rows_of
 
 CPU = torch.device("cpu")
 GROUP = 8
-STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, num_pairs=0, seed=4)
+STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, num_pairs=0, num_hours=0, seed=4)
 
 
 def started(stream: Stream = STREAM, *, width: int = 16, events: int = 64 * GROUP) -> MemoryArrays:
