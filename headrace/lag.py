@@ -77,12 +77,13 @@ class TooLate(Exception):
 def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> Iterator[dict[str, Any] | None]:
     """Messages as they arrive, None while none does. Raises `TooLate` after the one that is."""
     newest: dict[str, Any] | None = None
-    started_s = time.time()
+    started_s = time.monotonic()
     for record in messages:
         message = decode_lag(record.value) if record is not None else None
         newest = message or newest
         yield message
-        if newest is None and (once or max_s is not None) and time.time() - started_s > max(max_s or 0, FIRST_WORD_S):
+        waited_s = time.monotonic() - started_s
+        if newest is None and (once or max_s is not None) and waited_s > max(max_s or 0, FIRST_WORD_S):
             raise TooLate("expected a message, got none; start a trainer (headrace train)")
         if newest is not None and max_s is not None and (late := excess(newest, time.time(), max_s)):
             raise TooLate(late)

@@ -27,8 +27,8 @@ from wire.example_codec import MAX_NUMBER, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.beginning import removed
-from wire.kafka.consumer import ANSWER_S, STALL_S, Span, ends, make_consumer, read
-from wire.kafka.identity import check_same
+from wire.kafka.consumer import ANSWER_S, STALL_S, ends, make_consumer
+from wire.kafka.identity import check_same, record_ms_at
 from wire.shape import SHAPE, disagreement, encode_shape, shape_of
 from wire.topics import Topics, address_of_key, example_key, fence_key
 
@@ -147,7 +147,7 @@ def check_reached(settings: Settings, partition: int, applied_offset: int, recor
     consumer = make_consumer(settings.kafka, max_partition_fetch_bytes=1)
     try:
         end = ends(consumer, [where])[where]
-        found_ms = _time_of(consumer, where, applied_offset, record_ms) if end > applied_offset else record_ms
+        found_ms = record_ms_at(consumer, where, applied_offset, record_ms) if end > applied_offset else record_ms
     finally:
         consumer.close()
     what = f"it ends at {end}" if end <= applied_offset else "another record is there" if found_ms != record_ms else ""
@@ -156,14 +156,6 @@ def check_reached(settings: Settings, partition: int, applied_offset: int, recor
             f"topic {topic}: expected it to reach beyond {position}, but {what}: records were lost, or it is another "
             f"topic. {remedies(settings)[topic]}"
         )
-
-
-def _time_of(consumer: KafkaConsumer, where: TopicPartition, offset: int, otherwise: int) -> int:
-    """The timestamp of the record at an offset; ``otherwise`` if that is unknown, or the record is gone."""
-    if otherwise < 0 or consumer.beginning_offsets([where])[where] > offset:
-        return otherwise
-    found = next(read(consumer, where.topic, {where.partition: Span(offset, offset + 1)}), None)
-    return otherwise if found is None else int(found.timestamp)
 
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:

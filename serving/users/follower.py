@@ -7,11 +7,12 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kafka import TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from serving.topic_thread import TopicThread
 from serving.users.histories import Histories
@@ -19,7 +20,7 @@ from serving.users.shard import Shard
 from wire.holding import as_ranges
 from wire.kafka.admin import partitions_added
 from wire.kafka.batches import Batch, by_batch
-from wire.kafka.beginning import removed
+from wire.kafka.beginning import OUT_OF_RANGE, out_of_range, removed
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
 
@@ -78,10 +79,7 @@ class HistoryFollower(TopicThread):
                 if self.is_replaced():
                     logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
                     partitions = partitions_of(self.consumer, self.topic)
-                    self._wait_for_all_but(0)
-                    self.histories.begin_anew()
-                    self.caught_up.clear()  # until the new one is read, histories are as incomplete as after a start
-                    self._left = None
+                    self._begin_anew()
                     self._hold(len(partitions))
                     is_placed = False
                 self._look_at_partitions(len(partitions))
@@ -89,16 +87,34 @@ class HistoryFollower(TopicThread):
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
                     self._fold(partition.partition, [record.value for record in records])
                 self._check_goals()
-            except OffsetOutOfRangeError:
-                logger.warning("sequences topic: the next record is gone; reading from its start again")
-                self._wait_for_all_but(0)
-                self.histories.forget_partitions()
-                is_placed = False
+            except OUT_OF_RANGE as error:
+                with suppress(KafkaError):  # then the next poll says so again
+                    self._go_back(error)
+                    is_placed = False
             except KafkaError as error:
                 if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self.stopping.wait(POLL_MS / 1000)
+
+    def _go_back(self, error: OffsetOutOfRangeError | LogTruncationError) -> None:
+        """Prepare to read from the start again, since a record that is asked for is not there. Raises KafkaError."""
+        _, cut = out_of_range(self.consumer, error)
+        if cut:
+            logger.warning("%s has lost the end of partitions %s: reading it again from its start, since histories "
+                           "hold what is lost", self.topic, [each.partition for each in cut])  # fmt: skip
+            self._begin_anew()
+        else:
+            logger.warning("sequences topic: the next record is gone; reading from its start again")
+            self._wait_for_all_but(0)
+            self.histories.forget_partitions()
+
+    def _begin_anew(self) -> None:
+        """Drop all histories; until what is there now is read, they are as incomplete as after a start."""
+        self._wait_for_all_but(0)
+        self.histories.begin_anew()
+        self.caught_up.clear()
+        self._left = None
 
     def _hold(self, num_partitions: int) -> None:
         """Learn how many partitions there are, and divide them among the threads, those with more work evenly."""

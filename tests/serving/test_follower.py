@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient, KafkaConsumer
 
 from serving.users.follower import HistoryFollower
 from serving.users.histories import Histories
-from tests.brokers import Broker, wait_until
+from tests.brokers import Broker, taken_back, wait_until
 from tests.serving.wire import Wire
 from tests.serving.world import example, interactions, slice_of
 from wire.kafka.admin import ensure_topics
@@ -88,6 +88,18 @@ def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, his
     past = histories.get("a")
     assert past is not None
     np.testing.assert_array_equal(past.interactions.item_hash, ROWS.item_hash[10:12])
+
+
+def test_what_a_topic_lost_with_its_end_is_in_no_history(
+    wire: Wire, histories: Histories, durable_kafka: Broker
+) -> None:
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0, segment_len=4)])
+    with taken_back(durable_kafka, wire.topics.sequences):
+        wire.tell([example("b", slice_of(ROWS, 3, 5), number=1, segment_len=4)])
+        wait_until(lambda: length_of(histories, "b") == 2, 60, "both to be read")
+    durable_kafka.restart()
+    wait_until(lambda: histories.get("b") is None, 60, "the loss to be noticed")
+    wait_until(lambda: length_of(histories, "a") == 3, 60, "what is left to be read again")
 
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,14 +78,26 @@ def half_a_journal_line(reach: Callable[..., None]) -> None:
 
 def half_a_checkpoint(reach: Callable[..., None]) -> None:
     """Leave a file of a checkpoint torn."""
-    original = trainer.checkpoint.folder._write_synced
+    original = trainer.checkpoint.folder.write_file
 
-    def wrapped(path: Path, *content: Any) -> None:
+    def wrapped(path: Path, *content: Any, sync: bool = True) -> None:
         whole = b"".join(content)
         reach(lambda: path.write_bytes(whole[: len(whole) // 2]))
-        original(path, *content)
+        original(path, *content, sync=sync)
 
-    trainer.checkpoint.folder._write_synced = wrapped
+    trainer.checkpoint.folder.write_file = wrapped
+
+
+def checkpoint_visible(reach: Callable[..., None]) -> None:
+    """A checkpoint has its name, which is not synced."""
+    original = trainer.checkpoint.folder.sync_folder
+
+    def wrapped(path: Path) -> None:
+        if not path.name.startswith("tmp-"):
+            reach()
+        original(path)
+
+    trainer.checkpoint.folder.sync_folder = wrapped
 
 
 def half_a_piece(reach: Callable[..., None]) -> None:
@@ -121,8 +133,8 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "learned": lambda reach: _after(Learner, "step", reach),
     "half_a_piece": half_a_piece,
     "half_a_checkpoint": half_a_checkpoint,
-    "checkpoint_hidden": lambda reach: _after(trainer.checkpoint.folder, "_write_synced", reach),
-    "checkpoint_visible": lambda reach: _before(trainer.checkpoint.folder, "_sync_folder", reach),
+    "checkpoint_hidden": lambda reach: _after(trainer.checkpoint.folder, "write_file", reach),
+    "checkpoint_visible": checkpoint_visible,
     "checkpointed": lambda reach: _after(Folder, "write", reach),
     "journal_started": lambda reach: _after(Journal, "start", reach),
     "claimed": lambda reach: _after(Publisher, "lead", reach),

@@ -122,7 +122,7 @@ class Stage:
         self.settings: Settings = read_settings(self.config_path)
         self.topics = Topics.under(prefix)
         ensure_topics(self.settings.kafka)
-        self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=2, acks="all")
+        self._producer = self._connect()
         self._consumer = KafkaConsumer(
             bootstrap_servers=broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20
         )
@@ -137,6 +137,9 @@ class Stage:
         self.decided: dict[int, PlanStep] = {}
         for number in range(NUM_PARTITIONS):
             self.fence(number, 1)
+
+    def _connect(self) -> KafkaProducer:
+        return KafkaProducer(bootstrap_servers=self.broker.bootstrap, linger_ms=2, acks="all")
 
     # As a worker
 
@@ -205,6 +208,14 @@ class Stage:
         self.sent = {number: [] for number in range(NUM_PARTITIONS)}
         for number in range(NUM_PARTITIONS):
             self.fence(number, 1)
+
+    def number_anew(self, num_sent: Mapping[int, int]) -> None:
+        """Number and send on as a worker that was restored from this many examples of each partition."""
+        for number, num in num_sent.items():
+            del self.sent[number][num:]
+            self._sequencers[number]._emitter.next_number = num
+        self._producer.close(timeout=2)
+        self._producer = self._connect()
 
     def forget_records(self, share: float) -> None:
         """Delete this share of the sequences topic's records, as retention would."""

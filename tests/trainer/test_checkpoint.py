@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,53 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=r"cannot be used .*name a folder that this user may write"):
         CheckpointFolder(tmp_path / "file" / "below", print).open()
+
+
+def to_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is brought to disk from now on, and what is renamed and removed, in order; folders with a slash."""
+    told, sync, rename, unlink = list[str](), os.fsync, Path.rename, Path.unlink
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        told.append(f"{path.name}/" if path.is_dir() else path.name)
+        sync(descriptor)
+
+    def renamed(path: Path, to: Path) -> Path:
+        told.append(f"{path.name} becomes {to.name}")
+        return rename(path, to)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        told.append(f"{path.name} goes")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    return told
+
+
+def test_what_a_name_stands_for_is_on_disk_before_the_name(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, draft = to_disk(monkeypatch), folder.draft(None)
+    folder.write(Checkpoint(1, {"a": np.arange(10)}, {}), draft)
+    assert told == [
+        "arrays.safetensors", "tmp-rows", "tmp-rows becomes rows.log", "meta.json", "tmp-000000000001/",
+        "tmp-000000000001 becomes checkpoint-000000000001", "kept/",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_a_journal_that_begins_is_on_disk_before_its_name_and_its_name_before_later_ones_go(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    journal = Journal(folder.path, fsync=fsync)
+    journal.start(7)
+    told = to_disk(monkeypatch)
+    journal.start(5, [[(0, 1, 2)]])
+    journal.close()
+    whole = ["tmp-journal", "tmp-journal becomes journal-000000000005", "kept/", "journal-000000000007 goes", "kept/"]
+    assert told == (whole if fsync else [whole[1], whole[3]])
 
 
 FULL_DISK = """

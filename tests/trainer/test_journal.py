@@ -172,11 +172,23 @@ def test_steps_that_are_followed_are_the_steps_that_were_cut(stream: list[tuple[
         assert ranges(followed) == plan
 
 
-def test_a_plan_of_another_stream_is_a_gap() -> None:
+@pytest.mark.parametrize(
+    ("waiting", "step", "got"),
+    [
+        ((5, 6), (0, 4, 5), "got 5 to 5:"),
+        ((5, 9), (0, 5, 8), "got 5 to 5:"),
+        ((5, 7, 8), (0, 5, 8), "got 5 to 5, 7 to 8:"),
+        ((9,), (0, 5, 8), "got 9 next:"),
+        ((4, 5, 6), (0, 5, 6), "got 4 to 6:"),
+    ],
+)
+def test_a_recorded_step_whose_examples_are_not_all_there_is_a_gap(
+    waiting: tuple[int, ...], step: tuple[int, int, int], got: str
+) -> None:
     scheduler = Scheduler(10, 100, 100)
-    scheduler.add([arrived(0, 5), arrived(0, 6)])
-    with pytest.raises(GapError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
-        scheduler.replay_batch([(0, 4, 5)])
+    scheduler.add([arrived(0, number) for number in waiting])
+    with pytest.raises(GapError, match=f"expected examples {step[1]} to {step[2]} of partition 0, {got} .*published"):
+        scheduler.replay_batch([step])
 
 
 def test_what_was_published_counts_over_what_was_only_written_down() -> None:

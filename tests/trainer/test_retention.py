@@ -4,9 +4,11 @@ outgrow a record, however seldom one is published."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 
 import msgspec
 import pytest
@@ -111,6 +113,11 @@ def test_a_trainer_that_learns_a_little_now_and_then_publishes_a_base_in_time_to
     assert kinds(recount)[num_versions] == "base"
     assert len(recount.versions[num_versions].manifest.plan) > 0
     made.check(recount)
+
+
+def test_a_wall_clock_that_steps_back_delays_no_base() -> None:
+    """By the wall clock, the next base could come after retention has taken the last one."""
+    assert signature(Publisher).parameters["clock"].default is time.monotonic
 
 
 def test_a_trainer_goes_on_from_a_base_that_added_nothing(stage: Make) -> None:

@@ -125,7 +125,7 @@ class CheckpointFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             blob = Tensors(checkpoint.arrays)
-            _write_synced(temporary / "arrays.safetensors", *blob.parts)
+            write_file(temporary / "arrays.safetensors", *blob.parts)
             meta = {
                 "format": FORMAT,
                 "step": checkpoint.step,
@@ -139,11 +139,12 @@ class CheckpointFolder:
                 draft.path.rename(temporary / "rows.log")
             text = json.dumps(meta).encode()
             digest = xxhash.xxh3_128_hexdigest(text)
-            _write_synced(temporary / "meta.json", text + b"\n" + digest.encode() + b"\n")
+            write_file(temporary / "meta.json", text + b"\n" + digest.encode() + b"\n")
+            sync_folder(temporary)  # its entries, before its name says that they are there
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise unwritable(final, error) from error
@@ -204,11 +205,13 @@ def part_of(arrays: Arrays, part: str) -> Arrays:
     return {name[len(part) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
-def _write_synced(path: Path, *content: Buffer) -> None:
+def write_file(path: Path, *content: Buffer, sync: bool = True) -> None:
+    """Write a file, which with ``sync`` is on disk on return; its name is, after `sync_folder`. Raises OSError."""
     with path.open("wb", buffering=0) as file:
         for buffer in content:
             _write_all(file, buffer)
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def _write_all(file: io.FileIO, buffer: Buffer) -> None:
@@ -217,7 +220,8 @@ def _write_all(file: io.FileIO, buffer: Buffer) -> None:
         view = view[file.write(view) or 0 :]
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Bring a folder's entries to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from trainer.checkpoint.folder import numbered
+from trainer.checkpoint.folder import numbered, sync_folder, write_file
 from trainer.checkpoint.plan import Plan, parse_steps
 from trainer.errors import JournalError
 from wire.weights import PlanStep
@@ -36,14 +36,20 @@ class Journal:
         try:
             lines = [encode_line(number, step) for number, step in enumerate(steps, first_step)]
             lines += [encode_line(number, None) for number in sorted(set_aside) if number >= first_step]
-            temporary.write_bytes(b"".join(lines))
+            write_file(temporary, b"".join(lines), sync=self._fsync)
             temporary.rename(path)
+            self._sync()
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            for later in [each for each in journal_starts(self._folder) if each > first_step]:
+                (self._folder / f"journal-{later:012d}").unlink(missing_ok=True)
+            self._sync()
         except OSError as error:
             raise _unwritable(path, error) from error
-        for later in journal_starts(self._folder):
-            if later > first_step:
-                (self._folder / f"journal-{later:012d}").unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        """Have the folder's entries survive a power failure, if what is in the files shall."""
+        if self._fsync:
+            sync_folder(self._folder)
 
     def append(self, step: int, plan: PlanStep | None) -> None:
         """Record one step, or (None) that it is set aside. On return the record survives a kill of this process."""

@@ -6,11 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from trainer.errors import GapError, SourceError
 from trainer.examples.histories import TrainedHistories
@@ -22,7 +23,7 @@ from wire.example import Lesson, num_features_of
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import partitions_added, partitions_mismatch
-from wire.kafka.beginning import removed
+from wire.kafka.beginning import OUT_OF_RANGE, out_of_range, removed
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently
@@ -31,7 +32,8 @@ from wire.topics import Topics
 from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
-METADATA_MS = 5_000
+READING = {"metadata_max_age_ms": 5_000, "auto_offset_reset": "none"}
+"""Whoever goes back to the start of a topic that lost its end takes other examples for repeats."""
 GONE_S = 5.0
 """A topic that the broker has not known for this long is gone."""
 RETRY_S = 0.2
@@ -94,9 +96,7 @@ class KafkaSource:
         """Connect, and wait until the topic exists. Raises `wire.kafka.retry.StoppedError` once ``stop`` is set, and
         `wire.errors.TopicsMismatch`; ``despite_added``: not for a topic with more partitions, whose first it reads."""
         topic = Topics.under(kafka.prefix).sequences
-        consumer = patiently(
-            lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
-        )
+        consumer = patiently(lambda: make_consumer(kafka, **READING), "reading examples", kafka, stop)
         try:
             partitions = patiently(lambda: _find(consumer, topic), "finding the sequences topic", kafka, stop)
             num, expected = len(partitions), kafka.partitions
@@ -137,7 +137,7 @@ class KafkaSource:
             log.error("users' histories are not complete", why=gone)
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
         while reading and not self._stop.is_set():
-            for where, records in self._consumer.poll(timeout_ms=200).items():
+            for where, records in self._next(0.2).items():
                 before = [record for record in records if record.offset < behind[where]]
                 for _, lesson in self._read(where.partition, before):
                     if logs[where].feed(lesson) is Verdict.ACCEPT:
@@ -159,7 +159,7 @@ class KafkaSource:
         for where, records in self._fetched(timeout_s).items():
             for record, lesson in self._read(where.partition, records):
                 if self._is_accepted(where.partition, record.offset, lesson):
-                    self._tracker.add(lesson, record.offset)
+                    self._tracker.add(lesson, record.offset, record.timestamp)
                     self._num_waiting[where.partition] += 1
                     lessons.append(lesson)
         if not lessons:
@@ -171,7 +171,7 @@ class KafkaSource:
         fetched: dict[TopicPartition, list[Any]] = {}
         try:
             is_there = self._check_topic()
-            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            fetched = self._next(timeout_s)
         except UnknownTopicOrPartitionError:
             is_there = False
         except KafkaError as error:
@@ -182,6 +182,21 @@ class KafkaSource:
             self._note_missing()
             self._stop.wait(min(timeout_s, RETRY_S))
         return fetched
+
+    def _next(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
+        """Records by partition, of one that lost its start from where it begins now. Raises `SourceError` if one has
+        lost its end."""
+        try:
+            return dict(self._consumer.poll(timeout_ms=int(timeout_s * 1000)))
+        except OUT_OF_RANGE as error:
+            with suppress(KafkaTimeoutError):  # the next poll says so again
+                later, cut = out_of_range(self._consumer, error)
+                for where in cut:
+                    position = self.positions[where.partition]
+                    raise lost_end(where, position, "up to which it was learned", "its end is gone") from error
+                for where, begin in later.items():
+                    self._consumer.seek(where, begin)
+            return {}
 
     def _note_missing(self) -> None:
         """The broker does not know the topic now: one that has just started may not know it yet."""
@@ -267,6 +282,14 @@ class KafkaSource:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def lost_end(where: TopicPartition, position: Position, expected: str, got: str) -> SourceError:
+    """The error of a partition in which other records than those learned are before ``position``, or none."""
+    return SourceError(
+        f"{where.topic} partition {where.partition}: expected it to reach offset {position.next_offset}, "
+        f"{expected} (example {position.next_number}), but {got}: records were lost, or it is another topic. {REMEDY}"
+    )
 
 
 def _find(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:

@@ -1,4 +1,5 @@
-"""Whether positions fit the topic in which they are resumed: it must be the same one, and reach as far."""
+"""Whether positions fit the topic in which they are resumed: it must be the same one, reach as far, and have the same
+record before each."""
 
 from __future__ import annotations
 
@@ -6,15 +7,17 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from kafka import TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
-from trainer.errors import GapError, SourceError
-from trainer.sources.kafka import GAP_REMEDY, REMEDY
+from trainer.errors import GapError
+from trainer.sources.kafka import GAP_REMEDY, lost_end
 from trainer.sources.source import Position
 from wire.config import KafkaConfig
 from wire.kafka.admin import make_admin
 from wire.kafka.beginning import removed
 from wire.kafka.consumer import ends, make_consumer, partitions_of
+from wire.kafka.identity import record_ms_at
 from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import TOPIC_ID
@@ -41,33 +44,35 @@ def sequences_identity(kafka: KafkaConfig, stop: threading.Event) -> dict[str, A
 
 
 def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], on_gap: str, stop: threading.Event) -> None:
-    """Raise `SourceError` if a position lies beyond the end of its partition; or before its beginning, with
-    ``trainer.on_gap = "stop"``: the gap would be met only when the next example arrives."""
+    """Raise `SourceError` if a position lies beyond the end of its partition, or behind another record than the one
+    that was learned; or before its beginning, with ``trainer.on_gap = "stop"``: the gap would be met only when the next
+    example arrives."""
     if any(position.next_offset for position in positions.values()):
         topic = Topics.under(kafka.prefix).sequences
-        begins, reached = patiently(
-            lambda: _span(kafka, topic, positions), "comparing positions with the sequences topic", kafka, stop
+        begins = patiently(
+            lambda: _check_ends(kafka, topic, positions), "comparing positions with the sequences topic", kafka, stop
         )
-        for partition, position in sorted(positions.items()):
-            if position.next_offset > reached[partition]:
-                raise SourceError(
-                    f"{topic} partition {partition}: expected it to reach offset {position.next_offset}, where the "
-                    f"checkpoint resumes (example {position.next_number}), but it ends at {reached[partition]}: "
-                    f"records were lost, or it is another topic. {REMEDY}"
-                )
         read = {partition: each.next_offset for partition, each in positions.items() if each.next_offset}
         gone = removed(topic, {partition: begins.get(partition, 0) for partition in read}, read)
         if gone and on_gap == "stop":
             raise GapError(f"{gone}. {GAP_REMEDY}")
 
 
-def _span(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position]) -> tuple[dict[int, int], dict[int, int]]:
-    """The beginning of each partition, and its end; 0 for one that does not exist."""
-    reader = make_consumer(kafka, auto_offset_reset="none")
+def _check_ends(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position]) -> dict[int, int]:
+    """The beginning of each partition that exists. Raises `SourceError`."""
+    reader = make_consumer(kafka, auto_offset_reset="none", max_partition_fetch_bytes=1)
     try:
         known = [each for each in partitions_of(reader, topic) if each.partition in positions]
         begins = {where.partition: begin for where, begin in reader.beginning_offsets(known).items()}
         reached = {where.partition: end for where, end in ends(reader, known).items()}
-        return begins, dict.fromkeys(positions, 0) | reached
+        for partition, position in sorted(positions.items()):
+            where, end = TopicPartition(topic, partition), reached.get(partition, 0)
+            if position.next_offset > end:
+                raise lost_end(where, position, "where the checkpoint resumes", f"it ends at {end}")
+            if position.next_offset and partition in reached:
+                found_ms = record_ms_at(reader, where, position.next_offset - 1, position.record_ms)
+                if found_ms != position.record_ms:
+                    raise lost_end(where, position, "where the checkpoint resumes", "another record is before that")
+        return begins
     finally:
         reader.close()

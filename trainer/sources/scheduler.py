@@ -81,12 +81,17 @@ class Scheduler:
         return [example for part in step for example in self._take(*part)]
 
     def _take(self, partition: int, first: int, last: int) -> Sequence[Lesson]:
-        examples = [self._pop(partition) for _ in range(last - first + 1)]
-        if examples[0].number != first or examples[-1].number != last:
+        queue, examples = self._waiting[partition], list[Lesson]()
+        while queue and queue[0].number <= last:
+            examples.append(self._pop(partition))
+        got = ranges(examples)
+        if got != [(partition, first, last)]:
+            numbers = ", ".join(f"{low} to {high}" for _, low, high in got) or f"{queue[0].number} next"
             raise GapError(
-                f"plan: expected examples {first} to {last} of partition {partition}, got {examples[0].number} to "
-                f"{examples[-1].number}; the checkpoint belongs to another stream: name an empty "
-                "trainer.checkpoint_dir, or start from the last published version with --from-published"
+                f"plan: expected examples {first} to {last} of partition {partition}, got {numbers}: the others were "
+                "compacted or deleted, and a recorded step is never repeated in part (whatever trainer.on_gap is), or "
+                "the checkpoint belongs to another stream. Name an empty trainer.checkpoint_dir, and start from "
+                "the last published version, with --from-published"
             )
         return examples
 

@@ -14,13 +14,15 @@ from wire.weights import PlanStep
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where to resume in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
-    the last action offset up to which all actions are in trained examples."""
+    """Where to resume in a partition: the next example number, the Kafka offset to read from, the writer's epoch, the
+    last action offset up to which all actions are in trained examples, and the Kafka timestamp of the record before
+    (ms; -1 if unknown, as in checkpoints of earlier builds)."""
 
     next_number: int = 0
     next_offset: int = 0
     writer_epoch: int = 0
     covered_offset: int = -1
+    record_ms: int = -1
 
 
 class Source(Protocol):
@@ -54,6 +56,7 @@ class Untrained(NamedTuple):
     offset: int
     writer_epoch: int
     covered_offset: int
+    record_ms: int
 
 
 class PositionTracker:
@@ -63,9 +66,10 @@ class PositionTracker:
         self.positions = positions
         self._untrained: dict[int, deque[Untrained]] = {}
 
-    def add(self, example: Lesson, offset: int) -> None:
-        """Note an example that was handed to the trainer, and its offset."""
-        untrained = Untrained(example.number, offset, example.writer_epoch, example.resume_from_offset - 1)
+    def add(self, example: Lesson, offset: int, record_ms: int = -1) -> None:
+        """Note an example that was handed to the trainer, and its record's offset and Kafka timestamp."""
+        covered_offset = example.resume_from_offset - 1
+        untrained = Untrained(example.number, offset, example.writer_epoch, covered_offset, record_ms)
         self._untrained.setdefault(example.partition, deque()).append(untrained)
 
     def trained(self, step: PlanStep) -> None:
@@ -75,5 +79,5 @@ class PositionTracker:
             while waiting and waiting[0].number <= last:
                 done = waiting.popleft()
                 self.positions[partition] = Position(
-                    done.number + 1, done.offset + 1, done.writer_epoch, done.covered_offset
+                    done.number + 1, done.offset + 1, done.writer_epoch, done.covered_offset, done.record_ms
                 )

@@ -65,7 +65,7 @@ class Publisher:
         kafka: KafkaConfig,
         config: TrainerConfig,
         stop: threading.Event,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         writer: WeightsWriter | None = None,
     ) -> None:
         self._kafka, self._config, self._stop, self._clock = kafka, config, stop, clock

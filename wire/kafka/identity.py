@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing, TopicReplaced
 from wire.kafka.admin import check_policies, make_admin, partitions_added
+from wire.kafka.consumer import Span, read
 from wire.kafka.refusal import refusal
 
 LOOK_S = 5.0
@@ -63,12 +64,23 @@ def check_same(name: str, before: str, now: str, where: str, remedy: str) -> Non
         )
 
 
+def record_ms_at(consumer: KafkaConsumer, where: TopicPartition, offset: int, otherwise: int) -> int:
+    """The Kafka timestamp (ms) of the record at an offset before the end; ``otherwise`` if that is negative (unknown),
+    or the record is gone. Assigns the partition. Raises KafkaError.
+
+    It tells one record from another at its place, as in a broker whose data was restored from an older copy."""
+    if otherwise < 0 or consumer.beginning_offsets([where])[where] > offset:
+        return otherwise
+    found = next(read(consumer, where.topic, {where.partition: Span(offset, offset + 1)}), None)
+    return otherwise if found is None else int(found.timestamp)
+
+
 class TopicWatch:
     """Compares topics with what they were at first. For one thread at a time."""
 
     def __init__(self, kafka: KafkaConfig, known: Mapping[str, Identity], remedies: Mapping[str, str]) -> None:
         self._kafka, self._known, self._remedies = kafka, dict(known), remedies
-        self._num_misses = 0
+        self._num_misses = dict.fromkeys(known, 0)
         self._admin: KafkaAdminClient | None = None
 
     def look(self, where: str) -> None:
@@ -84,14 +96,14 @@ class TopicWatch:
                 raise refused from error
 
     def _compare(self, found: Mapping[str, Identity], where: str) -> None:
-        self._num_misses = self._num_misses + 1 if found.keys() < self._known.keys() else 0
         for name, before in self._known.items():
             now = found.get(name)
+            self._num_misses[name] = 0 if now is not None else self._num_misses[name] + 1
             if now is not None:
                 check_same(name, before.id, now.id, where, self._remedies[name])
                 if now.num_partitions != before.num_partitions:
                     raise partitions_added(name, before.num_partitions, now.num_partitions)
-            elif self._num_misses >= MISSES:
+            elif self._num_misses[name] >= MISSES:
                 raise TopicMissing(
                     f"topic {name}: expected it to exist still, with {where}, but it is gone. {self._remedies[name]}"
                 )
