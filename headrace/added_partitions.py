@@ -11,8 +11,8 @@ import msgspec
 from kafka.errors import KafkaError
 
 from headrace.config import Settings
-from headrace.dead_letters import actions_of
-from stream.producer import placed
+from stream.producer import BULK
+from wire.action import Rejection, decode_record
 from wire.errors import HeadraceError
 from wire.kafka.consumer import connect, read, spans
 from wire.kafka.producer import make_producer
@@ -20,7 +20,7 @@ from wire.partitioner import partition_of
 from wire.topics import Topics
 
 BATCH_RECORDS = 500
-ACKNOWLEDGED_S = 60.0
+ACKNOWLEDGED_S = 150.0
 CARRIED = "carried_from"
 """The header of a record that was carried: PARTITION/OFFSET in the old topic."""
 
@@ -30,7 +30,7 @@ def carry(old: Settings, new: Settings) -> int:
     returns how many records there are. Actions of a list go to the partitions of their users."""
     source, target = (Topics.under(each.kafka.prefix).actions for each in (old, new))
     consumer = connect(old.kafka)
-    producer = make_producer(new.kafka, max_in_flight_requests_per_connection=1)  # a user's actions stay in their order
+    producer = make_producer(new.kafka, **BULK)  # idempotent: workers do not look at headers
     try:
         added = {number: span for number, span in spans(consumer, source).items() if number >= old.kafka.partitions}
         there = _carried(new, target) if added else set()
@@ -54,16 +54,19 @@ def carry(old: Settings, new: Settings) -> int:
 
 
 def _parts(record: Any, new: Settings) -> Iterator[tuple[int, bytes | None]]:
-    """A record by new partition. One that is more or less than actions (a request to forget, or what a worker refuses)
-    stays as it is."""
-    actions = actions_of(record.value, new.action)
-    if not actions:
-        yield partition_of(record.key or b"", new.kafka.partitions), record.value
-    of: dict[int, list[dict[str, Any]]] = {}
-    for action in actions:
-        of.setdefault(placed(action, new.kafka.partitions), []).append(action)
-    for home, some in of.items():
-        yield home, msgspec.json.encode(some)
+    """A record by new partition: actions where their users belong, and what a worker refuses where its key does. One
+    that belongs to one partition stays as it is."""
+    num, outcomes = new.kafka.partitions, decode_record(record.value, record.timestamp, new.action)
+    by_key = partition_of(record.key or b"", num)
+    users = ["" if isinstance(each, Rejection) else each.user for each in outcomes]
+    homes = [partition_of(user.encode(), num) if user else by_key for user in users]
+    if len(set(homes)) == 1:
+        yield homes[0], record.value
+        return
+    elements = msgspec.json.decode(record.value, type=list[msgspec.Raw])
+    for home in sorted(set(homes)):
+        some = [bytes(element) for element, its in zip(elements, homes, strict=True) if its == home]
+        yield home, b"[" + b",".join(some) + b"]"
 
 
 def _carried(new: Settings, target: str) -> set[tuple[bytes, int]]:

@@ -87,24 +87,20 @@ def _bookmark(consumer: KafkaConsumer, where: TopicPartition) -> int:
 
 def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
     """The actions in a dead letter if the worker would now accept all of them, otherwise none."""
+    outcomes = decode_record(record.value, time.time_ns() // 1_000_000, config)
+    if not record.value or not all(isinstance(outcome, Action) for outcome in outcomes):
+        return []
+    try:
+        content: Any = decode_json(record.value)
+    except CodecError:  # a number that no double can hold, in a field that is not used
+        return []
     letter = _described(record)
+    actions = content if isinstance(content, list) else [content]
     place = f"dead-letter/{letter['from']}"
     return [
         action if action.get("id") is not None else {**action, "id": f"{place}/{max(letter['index'], 0) + number}"}
-        for number, action in enumerate(actions_of(record.value, config))
+        for number, action in enumerate(actions)
     ]
-
-
-def actions_of(value: bytes | None, config: ActionConfig) -> list[dict[str, Any]]:
-    """The actions of a record if the worker would now accept all of them, otherwise none."""
-    outcomes = decode_record(value, time.time_ns() // 1_000_000, config)
-    if not value or not all(isinstance(outcome, Action) for outcome in outcomes):
-        return []
-    try:
-        content: Any = decode_json(value)
-    except CodecError:  # a number that no double can hold, in a field that is not used
-        return []
-    return content if isinstance(content, list) else [content]
 
 
 def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:

@@ -228,12 +228,12 @@ class Memory:
         changes = upgraded(changes)
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
-            self._resize(capacity, width, num_columns_of(changes), keep=not is_base)
+            self._resize(capacity, width, num_columns_of(changes), num_hours_of(changes), keep=not is_base)
         self.arrays = with_hours(self.arrays, num_hours_of(changes))
         take_over(self._take_back(), changes)
         self.num_rows = num_rows
 
-    def _resize(self, capacity: int, width: int, num_columns: int, *, keep: bool) -> None:
+    def _resize(self, capacity: int, width: int, num_columns: int, num_hours: int, *, keep: bool) -> None:
         """When the width changes, every row is published again, so it does not matter what a narrower one cuts off. So
         are all pairs in another table, from which some are gone that this one still has.
         Weights that are published as steps then start from zero (`trainer.versions.rounding`)."""
@@ -245,7 +245,7 @@ class Memory:
             if is_other:
                 self.arrays.weight[:] = 0.0
         else:
-            nothing = MemoryArrays.empty(0, width, NUM_BUCKETS, num_columns)
+            nothing = MemoryArrays.empty(0, width, NUM_BUCKETS, num_columns, num_hours=num_hours)
             self.arrays = reshaped(nothing, capacity, width, self._columns)
 
     def adopt(self, published: Memory) -> None:

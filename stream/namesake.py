@@ -9,8 +9,10 @@ has begun.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import Counter
 from itertools import chain
 from typing import Any
 
@@ -55,20 +57,24 @@ def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
 
 
 def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threading.Event) -> None:
-    """Raise `NameTaken` if another process goes on reporting under this name. Takes `SILENCE_S`, or until ``stop`` is
-    set. Raises KafkaError when no broker answers."""
+    """Raise `NameTaken` if another process, which began to report before this one, goes on reporting under this name:
+    of two that begin together, one stays. Takes `SILENCE_S`, or until ``stop`` is set. Raises KafkaError when no broker
+    answers."""
     consumer = make_consumer(kafka, **PROMPT)
     try:
         [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
         end = ends(consumer, [where])[where]
+        begin = consumer.beginning_offsets([where])[where]
         consumer.assign([where])
-        consumer.seek(where, end)
-        deadline_s, others = time.monotonic() + SILENCE_S, 0
+        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
+        deadline_s, first, live = time.monotonic() + SILENCE_S, dict[str, int](), Counter[str]()
         while time.monotonic() < deadline_s and not stop.is_set():
             for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
-                status = _report(record, component)
-                others += status is not None and status.process != process
-        if others >= MOST_LATE:
+                if (status := _report(record, component)) is not None:
+                    first.setdefault(status.process, record.offset)
+                    live[status.process] += record.offset >= end
+        ours = first.get(process, math.inf)
+        if any(live[other] >= MOST_LATE and at < ours for other, at in first.items() if other != process):
             raise NameTaken(
                 f"stream.component {component!r}: expected a unique name, but another worker reports under it, from a "
                 "copy of this disk; give this one a name of its own, and remove its store.path (it is restored from "

@@ -54,12 +54,14 @@ def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
 def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules) -> Float32:
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     given = [*map(np.ascontiguousarray, _events_of(events))]
-    ring = [None] * len(_KEPT) if kept is None else pointers(*_kept_of(kept))
+    # Held until the call returns: another thread may give the odds longer ones meanwhile.
+    arrays, ring = [*_arrays_of(odds)], None if kept is None else [*_kept_of(kept)]
+    item_VC, domain_VC, feature_VC, _, pair_VC, *_ = arrays
     call = _Call(
         len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
-        len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(odds.pair_VC),
+        len(item_VC), len(domain_VC), len(feature_VC), len(pair_VC),
         len(events.past_item_n), 0 if kept is None else len(kept.bits_P),
-        *pointers(*_arrays_of(odds)), *ring, *pointers(*given, logit_RK),
+        *pointers(*arrays), *([None] * len(_KEPT) if ring is None else pointers(*ring)), *pointers(*given, logit_RK),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
     status = function("odds_events")(ctypes.byref(call))

@@ -97,7 +97,7 @@ class RowTable:
     def lengthen(self, num_rows: int) -> None:
         """Have at least ``num_rows`` rows; new ones belong to no key."""
         self._grow(num_rows)
-        if self._derived is not None:
+        if self._derived is not None and len(self._derived) < len(self._rows):
             self._derived = self._longer("derived", self._derived, len(self._rows))
 
     def _remember(self, keys_N: Int64, rows_N: Int64) -> None:

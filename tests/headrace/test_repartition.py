@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -324,6 +326,21 @@ def test_actions_in_partitions_that_were_added_are_not_left_behind(
     wanted, _ = oracle(new.settings, [*migration.all[:NUM_BEFORE], *added])
     assert found == wanted
     assert num_dead == 1, "what is not an action is refused as it would have been"
+
+
+def test_what_a_worker_refuses_in_a_list_that_is_carried_takes_no_other_action_along() -> None:
+    new = replace(Settings(), kafka=replace(Settings().kafka, partitions=8))
+    at_ms = 1_700_000_000_000
+    users = [user for user in (f"u{number}" for number in range(99)) if partition_of(user.encode(), 4) == 2]
+    given = [{"user": user, "item": 1, "action": "click", "timestamp": at_ms} for user in users]
+    given.insert(3, {"user": users[0], "item": 1, "action": "nonsense", "timestamp": at_ms})
+    record = SimpleNamespace(key=users[0].encode(), value=msgspec.json.encode(given), timestamp=at_ms)
+    carried = {home: msgspec.json.decode(body) for home, body in added_partitions._parts(record, new) if body}
+    assert sorted(map(str, given)) == sorted(str(each) for some in carried.values() for each in some)
+    for home, some in carried.items():
+        assert {partition_of(each["user"].encode(), 8) for each in some if each["action"] == "click"} <= {home}
+    whole = SimpleNamespace(key=b"u1", value=b"no JSON", timestamp=at_ms)
+    assert list(added_partitions._parts(whole, new)) == [(partition_of(b"u1", 8), b"no JSON")]
 
 
 def test_topics_that_hold_anything_else_are_refused(migration: MigrationCase) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, odds_learn, odds_predict
+from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, cpp, odds_learn, odds_predict
 from tests.kernels.yardstick import force, levels
 
 
@@ -117,6 +120,25 @@ def test_any_stream_is_learned_and_predicted_as_the_definition_does(stream: Stre
     ours, theirs = odds_predict(odds, events), odds_predict(odds, events, backend="reference")
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
     assert_same(odds, before)
+
+
+def test_what_a_prediction_reads_outlives_a_thread_that_grows_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    odds, function, alive = Stream().empty(), cpp.function, []
+    names = [each.name for each in fields(odds) if isinstance(getattr(odds, each.name), np.ndarray)]
+    read = [weakref.ref(each) for each in cpp._arrays_of(odds)]
+
+    def while_others_grow(name: str) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            for name_ in names:
+                setattr(odds, name_, getattr(odds, name_).copy())
+            alive.extend(each() is not None for each in read)
+            return function(name)(*given)
+
+        return call
+
+    monkeypatch.setattr(cpp, "function", while_others_grow)
+    odds_predict(odds, Stream().events())
+    assert alive == [True] * len(read)
 
 
 @pytest.mark.parametrize("horizon", [0, 7])

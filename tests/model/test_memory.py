@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kernels.memory import FEATURES, MemoryArrays
 from kernels.memory.arrays import CLOCK, FIRST_GAINS, NUM_HOURS
 from model.config import ModelConfig
+from model.growing import keep_in
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
@@ -132,6 +134,22 @@ def test_a_version_without_groups_is_continued_with_groups() -> None:
     assert adopted.groups_of(np.array([[50, 7], [60, 8], [50, 9]])).tolist() == [[1, 1], [2, 2], [1, 3]]
     learn(adopted, np.random.default_rng(1), 10, 100)
     assert adopted.arrays.group_total.all()
+
+
+def test_every_column_of_a_readers_memory_grows_in_files_from_the_first_base_on(tmp_path: Path) -> None:
+    keep_in(str(tmp_path))
+    try:
+        trainer, server = Memory(MODEL), Memory(MODEL)
+        learn(trainer, np.random.default_rng(0), 30)
+        server.apply(trainer.changes(everything=True), is_base=True)
+        assert server.arrays.hour.any()
+        for name in ("seen", "hour", "weight"):
+            root = getattr(server.arrays, name)
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            assert not root.flags.owndata, f"{name}: in a file, not in memory"
+    finally:
+        keep_in("")
 
 
 def test_an_evicted_row_is_nobodys_neighbour() -> None:

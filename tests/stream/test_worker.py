@@ -350,6 +350,16 @@ def test_a_worker_on_a_copy_of_anothers_disk_says_so_and_the_first_continues(
     first.start()  # the process before it on this disk is none to wait for, or to give way to
     time.sleep(5.0)
     assert first.process.poll() is None, first.log()[-2000:]
+    first.stop()
+    both = first, second
+    for each in both:
+        each.start()
+    try:
+        wait_until(lambda: any(each.process.poll() is not None for each in both), 60, "one of two to end", 0.2)
+        time.sleep(5.0)
+        assert sorted(each.process.poll() is None for each in both) == [False, True], "the other one stays"
+    finally:
+        second.end()
 
 
 def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deployment: Deployment, worker: Make) -> None:

@@ -35,8 +35,8 @@ from wire.status import TrainerStatus, encode_status
 from wire.topics import LAG_KEY, Topics
 
 log = structlog.get_logger("trainer")
-MOST_BLOCKED_MS = 2_000
-"""How long sending to a topic that has been deleted may hold up the heartbeats."""
+UNSENT_MS = {"max_block_ms": 2_000, "request_timeout_ms": 2_000, "delivery_timeout_ms": 2_500}
+"""How long a record that cannot be sent, such as one to a topic that has been deleted, may hold up the heartbeats."""
 
 
 class LagReporter(threading.Thread):
@@ -110,7 +110,7 @@ class LagReporter(threading.Thread):
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
         connections.append(reader := make_consumer(self._kafka))
         connections.append(asker := make_consumer(self._kafka, **PROMPT))
-        connections.append(writer := make_producer(self._kafka, acks=1, max_block_ms=MOST_BLOCKED_MS))
+        connections.append(writer := make_producer(self._kafka, acks=1, **UNSENT_MS))
         status = partitions_of(reader, self._topics.status)
         self._beat(writer)  # also while another topic is missing: else a standby would take over
         actions, _ = (partitions_of(reader, topic) for topic in (self._topics.actions, self._topics.lag))

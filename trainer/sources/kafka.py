@@ -60,14 +60,15 @@ class KafkaSource:
         max_buffered: int,
         stop: threading.Event,
         shape: Shape | None = None,
+        num_known: int = 0,
     ) -> None:
         self._consumer, self._partitions, self._topic = consumer, partitions, partitions[0].topic
         self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._tracker = PositionTracker(dict(positions))
         self._stop = stop
-        self._topic_id, self._num_known = "", 0
-        """The topic's id and number of partitions, once the broker has told them."""
+        self._topic_id, self._num_known = "", num_known
+        """The topic's id and number of partitions, once the broker has told them ("", 0)."""
         self._last_missed_s = self._missing_since_s = -math.inf
         self._decoder = ExampleReader(self._topic, None if shape is None else shape.columns)
         self._num_columns = 0 if shape is None else shape.columns[0]
@@ -105,8 +106,9 @@ class KafkaSource:
             partitions = [each for each in partitions if each.partition < expected]
             consumer.assign(partitions)
             return cls(
-                consumer, partitions, positions, on_gap=on_gap, max_buffered=max_buffered, stop=stop, shape=shape
-            )
+                consumer, partitions, positions, on_gap=on_gap, max_buffered=max_buffered, stop=stop, shape=shape,
+                num_known=num,
+            )  # fmt: skip
         except BaseException:
             consumer.close()
             raise
