@@ -53,7 +53,16 @@ from model.memory_room import (
     with_counts_of,
     with_hours,
 )
-from model.memory_version import LEARNED, ROWS, counted_alike, num_columns_of, num_hours_of, published_memory, take_over
+from model.memory_version import (
+    LEARNED,
+    ROWS,
+    counted_alike,
+    num_columns_of,
+    num_hours_of,
+    published_memory,
+    size_of,
+    take_over,
+)
 from model.upgrade import upgraded
 
 if TYPE_CHECKING:
@@ -222,11 +231,12 @@ class Memory:
         self.arrays.pair_moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """Apply what a version carries, which may be nothing; a base replaces everything."""
+        """Apply what a version carries, which may be nothing; a base replaces everything. Raises ValueError for
+        a size that no memory has."""
         if not changes:
             return
         changes = upgraded(changes)
-        num_rows, capacity, width = changes["size"].tolist()
+        num_rows, capacity, width = size_of(changes, self._most)
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, num_columns_of(changes), num_hours_of(changes), keep=not is_base)
         self.arrays = with_hours(self.arrays, num_hours_of(changes))

@@ -79,6 +79,18 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
     take_over_pairs(arrays, changes)
 
 
+def size_of(changes: Mapping[str, NDArray[Any]], most: int) -> tuple[int, int, int]:
+    """The rows of a version's memory, those with room, and how many neighbours each of these may have, at most ``most``
+    by the configuration. Raises ValueError for a size that no memory has, and that would take any amount of room."""
+    num_rows, capacity, width = changes["size"].tolist()
+    if not (0 < num_rows <= capacity <= max(2 * num_rows, 1 << 18) and 0 < width <= max(most, 1)):
+        raise ValueError(
+            f"memory.size: expected rows, room for at most twice as many, and 1 to {most} neighbours, got {num_rows}, "
+            f"{capacity}, {width}"
+        )
+    return num_rows, capacity, width
+
+
 def num_columns_of(changes: Mapping[str, NDArray[Any]]) -> int:
     """How many columns of groups a version has; earlier builds had none."""
     return len(changes.get("group_total", ()))

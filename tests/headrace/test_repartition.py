@@ -329,7 +329,7 @@ def test_actions_in_partitions_that_were_added_are_not_left_behind(
 
 
 def test_what_a_worker_refuses_in_a_list_that_is_carried_takes_no_other_action_along() -> None:
-    new = replace(Settings(), kafka=replace(Settings().kafka, partitions=8))
+    new: Any = SimpleNamespace(kafka=replace(Settings().kafka, partitions=8), action=Settings().action)
     at_ms = 1_700_000_000_000
     users = [user for user in (f"u{number}" for number in range(99)) if partition_of(user.encode(), 4) == 2]
     given = [{"user": user, "item": 1, "action": "click", "timestamp": at_ms} for user in users]

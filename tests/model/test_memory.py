@@ -152,6 +152,15 @@ def test_every_column_of_a_readers_memory_grows_in_files_from_the_first_base_on(
         keep_in("")
 
 
+@pytest.mark.parametrize("size", [(0, 1024, 6), (30, 29, 6), (30, 1 << 40, 6), (1 << 40, 1024, 6), (30, 1024, 1 << 30)])
+def test_a_version_that_states_a_size_that_no_memory_has_is_refused(size: tuple[int, int, int]) -> None:
+    trainer = Memory(MODEL)
+    learn(trainer, np.random.default_rng(0), 30)
+    changes = trainer.changes(everything=True)
+    with pytest.raises(ValueError, match=r"memory\.size: expected"):
+        Memory(MODEL).apply({**changes, "size": np.array(size, np.int64)}, is_base=True)
+
+
 def test_an_evicted_row_is_nobodys_neighbour() -> None:
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 10, 100)
