@@ -236,7 +236,7 @@ class Memory:
         if not changes:
             return
         changes = upgraded(changes)
-        num_rows, capacity, width = size_of(changes, self._most)
+        num_rows, capacity, width = size_of(changes)
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, num_columns_of(changes), num_hours_of(changes), keep=not is_base)
         self.arrays = with_hours(self.arrays, num_hours_of(changes))

@@ -14,6 +14,8 @@ from model.memory_pairs import take_over_pairs
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
+MOST_NEIGHBOURS = 4096
+"""The most that ``model.memory_neighbours`` may be."""
 ROWS = ("num_neighbours", "seen", "first", "last", "group", "hour")
 """Columns of a row that are published."""
 GROUPS = ("group_key", "group_seen", "group_next", "group_count", "group_total", "group_share")
@@ -79,14 +81,14 @@ def take_over(arrays: MemoryArrays, changes: Mapping[str, NDArray[Any]]) -> None
     take_over_pairs(arrays, changes)
 
 
-def size_of(changes: Mapping[str, NDArray[Any]], most: int) -> tuple[int, int, int]:
-    """The rows of a version's memory, those with room, and how many neighbours each of these may have, at most ``most``
-    by the configuration. Raises ValueError for a size that no memory has, and that would take any amount of room."""
+def size_of(changes: Mapping[str, NDArray[Any]]) -> tuple[int, int, int]:
+    """The rows of a version's memory, those with room, and how many neighbours each of these may have. Raises
+    ValueError for a size that no memory has, and that would take any amount of room."""
     num_rows, capacity, width = changes["size"].tolist()
-    if not (0 < num_rows <= capacity <= max(2 * num_rows, 1 << 18) and 0 < width <= max(most, 1)):
+    if not (0 < num_rows <= capacity <= max(2 * num_rows, 1 << 18) and 0 < width <= MOST_NEIGHBOURS):
         raise ValueError(
-            f"memory.size: expected rows, room for at most twice as many, and 1 to {most} neighbours, got {num_rows}, "
-            f"{capacity}, {width}"
+            f"memory.size: expected rows, room for at most twice as many, and 1 to {MOST_NEIGHBOURS} neighbours, got "
+            f"{num_rows}, {capacity}, {width}"
         )
     return num_rows, capacity, width
 

@@ -216,7 +216,7 @@ class Rates:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all weights are; counts only ever grow by one."""
+        """Whether all weights are; counts grow by one, and are halved before they are too large for that."""
         return all(bool(np.isfinite(getattr(self.arrays, name)).all()) for name in (*_WEIGHTS, *_HOW_SURELY))
 
     def copy(self) -> Rates:

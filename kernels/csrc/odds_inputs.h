@@ -48,6 +48,7 @@ constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS
 constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f,
                 LATE_STRENGTH = 2.f;
 constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f, PAIR_STRENGTH = 3.f;
+constexpr float MOST_COUNTED = 1 << 22;
 constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f},
                 ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
 constexpr float KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;

@@ -45,6 +45,8 @@ MOST_PAIRED = 6
 """Of domain and features, so many are paired, the first ones: the number of pairs grows with the square."""
 PAIR_ROWS = 1 << 16
 """Rows of the pairs' table, which pairs are hashed to: a power of 2."""
+MOST_COUNTED = 1 << 22
+"""Of interactions in a row, whose counts are then all halved: a float32 no longer grows by one from 2^24 on."""
 FIRST_SQUARE = 1.0
 LEAST_RATE = 1e-6
 ATTRIBUTE_TABLES = ("domain", "feature", "pause")

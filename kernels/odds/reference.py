@@ -16,6 +16,7 @@ from kernels.odds.arrays import (
     LATE_DECAYS,
     LATE_STRENGTH,
     LEAST_RATE,
+    MOST_COUNTED,
     NUM_CONFIDENCES,
     OWN_STRENGTH,
     PAIR_STRENGTH,
@@ -202,11 +203,16 @@ def _count(odds: OddsArrays, events: OddsEvents, r: int, came_K: Float64) -> Non
     come_C = np.append(is_new, came_K)
     blocks = odds.item_VC[row].reshape(-1, odds.num_kinds + 1)
     for block_C, decay in zip(blocks, (1.0, *RECENT_DECAYS), strict=True):
-        block_C[:] = block_C * (decay if is_new else 1.0) + come_C
+        block_C[:] = _bounded(block_C * (decay if is_new else 1.0) + come_C)
     odds.item_dirty_V[row] = 0xFF
     row_A = events.attribute_RA[r].tolist()
     for name, at in [*_tables(odds, row_A), *(("pair", at) for at in pair_rows(row_A, len(odds.pair_VC)))]:
-        getattr(odds, f"{name}_VC")[at] += come_C.astype(np.float32)
+        counts_VC = getattr(odds, f"{name}_VC")
+        counts_VC[at] = _bounded(counts_VC[at] + come_C.astype(np.float32))
         if name != "pause":
             getattr(odds, f"{name}_dirty_V")[at] = 0xFF
     odds.total_C += come_C
+
+
+def _bounded(count_C: Float64 | Float32) -> Float64 | Float32:
+    return count_C * np.float32(0.5) if count_C[0] >= MOST_COUNTED else count_C

@@ -15,6 +15,7 @@ from typing import Any
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.answer_bodies import Problem
@@ -70,6 +71,18 @@ def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
     )  # fmt: skip
 
 
+class _Flow(FlowControl):
+    """Does not read on, whatever a request asks for, while there is something that has to wait to be parsed."""
+
+    def __init__(self, transport: Any, is_behind: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_behind = is_behind
+
+    def resume_reading(self) -> None:
+        if not self._is_behind():
+            super().resume_reading()
+
+
 class BoundedConnection(HttpToolsProtocol):
     """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`, and on
     which what is behind a request that waits for its answer is not parsed yet.
@@ -90,6 +103,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._rest, self._has_ended = bytearray(), False
         self._running: RequestResponseCycle | None = None
+        self.flow = _Flow(transport, lambda: bool(self._rest or self.pipeline))
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -130,6 +144,21 @@ class BoundedConnection(HttpToolsProtocol):
             self.flow.pause_reading()
         elif self._has_ended and not self._ends_in_order():
             self.transport.close()
+        elif not self.pipeline and not self._is_answering():
+            self._read_on()
+
+    def _is_answering(self) -> bool:
+        newest: RequestResponseCycle | None = self.cycle
+        return newest is not None and not newest.response_complete
+
+    def _read_on(self) -> None:
+        """Wait for more of a request, as long as its clock says, or for one, as long as a connection is kept alive:
+        what came last may have begun none."""
+        self.flow.resume_reading()
+        if self._due.cancelled() and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _parse_piece(self, piece: bytes) -> None:
         """Parse it, and count bytes of headers that are not complete yet."""

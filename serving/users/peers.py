@@ -65,6 +65,8 @@ class Peers:
 
     def _note(self, status: ServerStatus, age_s: float) -> None:
         known = self._peers.get(status.component)
+        if known is not None and self._clock_s - age_s < known.heard_s:
+            return  # heard again after a newer one: the topic is read from an earlier place than before
         if not status.address:  # of an earlier build, or not meant to be reached
             self._peers.pop(status.component, None)
             return

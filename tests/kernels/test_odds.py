@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, cpp, odds_learn, odds_predict
+from kernels.odds.arrays import MOST_COUNTED
 from tests.kernels.yardstick import force, levels
 
 
@@ -120,6 +121,24 @@ def test_any_stream_is_learned_and_predicted_as_the_definition_does(stream: Stre
     ours, theirs = odds_predict(odds, events), odds_predict(odds, events, backend="reference")
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
     assert_same(odds, before)
+
+
+def test_rates_stay_what_they_are_where_a_float_could_no_longer_count() -> None:
+    stream, rules = Stream(num_rows=1, num_events=400, attributes=(1, 1)), OddsRules()
+    counted = "item_VC", "domain_VC", "feature_VC", "pause_VC", "pair_VC"
+    both = {}
+    for backend in ("cpp", "reference"):
+        odds, kept = stream.empty(), stream.nothing_kept()
+        columns = 1 + stream.num_kinds
+        for name in counted:
+            getattr(odds, name)[:, :columns] = np.array([MOST_COUNTED - 20, *[MOST_COUNTED / 4] * stream.num_kinds])
+        odds_learn(odds, kept, stream.events(), rules, backend=backend)
+        both[backend] = odds
+        assert odds.item_VC[0, 0] < MOST_COUNTED / 2 + stream.num_events
+        np.testing.assert_allclose(odds.item_VC[0, 1:columns] / odds.item_VC[0, 0], 0.25, atol=1e-3)
+        assert max(getattr(odds, name).max() for name in counted) < MOST_COUNTED
+    for name in counted:
+        np.testing.assert_allclose(getattr(both["cpp"], name), getattr(both["reference"], name), rtol=1e-6)
 
 
 def test_what_a_prediction_reads_outlives_a_thread_that_grows_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import gzip
 import logging
+import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
@@ -228,6 +229,65 @@ def test_requests_are_answered_however_many_are_sent_at_once(port: int) -> None:
     sent = (request(more=b"") + get(b"/version", b"")) * 400
     assert statuses(answer(port, sent + get(b"/healthz"))) == [200] * 801
     assert statuses(answer(port, sent, half_closed=True)) == [200] * 800
+
+
+def test_a_request_whose_end_comes_after_the_answers_before_it_is_answered(port: int) -> None:
+    one = get(b"/healthz", b"cookie: " + b"c" * 900 + b"\r\n")
+    sent = one * 2 + get(b"/healthz")
+    cut = 2 * len(one) + 30
+    for ahead in (cut, PIECE_BYTES + 10, PIECE_BYTES - 10):
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=SOON_S)) as connection:
+            connection.sendall(sent[:ahead])
+            found = b""
+            while found.count(b"HTTP/1.1 ") < 2 - (ahead < 2 * len(one)):
+                found += connection.recv(65536)
+            connection.sendall(sent[ahead:])
+            while piece := connection.recv(65536):
+                found += piece
+        assert statuses(found) == [200] * 3
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"x"])
+def test_a_connection_whose_client_has_sent_what_is_no_request_ends(
+    port: int, rest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = BoundedConnection.connection_made
+
+    def soon(self: BoundedConnection, transport: Any) -> None:
+        self.timeout_keep_alive = 1
+        made(self, transport)
+
+    monkeypatch.setattr(BoundedConnection, "connection_made", soon)
+    one = get(b"/healthz", b"")
+    more = b"content-length: 100\r\n" if rest == b"x" else b""
+    num_missing = PIECE_BYTES - len(one) - len(get(b"/healthz", b"a: \r\n" + more))
+    padded = get(b"/healthz", b"a: " + b"b" * num_missing + b"\r\n" + more)
+    for sent in (get(b"/healthz", more), one + padded):
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as connection:
+            connection.sendall(sent + rest)
+            found = b""
+            while piece := connection.recv(65536):
+                found += piece
+        assert statuses(found) == [200] * sent.count(b"GET ")
+
+
+def test_requests_with_bodies_that_are_sent_ahead_do_not_fill_the_memory(port: int) -> None:
+    connections: list[BoundedConnection] = []
+    with pytest.MonkeyPatch.context() as patch:
+        made = BoundedConnection.connection_made
+        patch.setattr(BoundedConnection, "connection_made", lambda *given: (connections.append(given[0]), made(*given)))
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=SOON_S)) as connection:
+            connection.setblocking(False)
+            block, num_answered, unparsed = request(more=b"") * 500, 0, [0]
+            left = memoryview(block)
+            while num_answered < 100:
+                select.select([connection], [connection], [], SOON_S)
+                with suppress(BlockingIOError):
+                    left = left[connection.send(left) :] or memoryview(block)
+                with suppress(BlockingIOError):
+                    num_answered += connection.recv(1 << 20).count(b"HTTP/1.1 200")
+                unparsed += [len(each._rest) for each in connections]
+    assert max(unparsed) < 2 * 262_144, "what two reads bring"
 
 
 def test_a_client_that_goes_before_its_answers_is_no_error(

@@ -133,10 +133,13 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     learn(c, s, log, slope);
 }
 
-// Counts one more interaction, or kinds that arrived for an earlier one.
-HEADRACE_INLINE void come(float* count, uint32_t bits, bool is_new) {
+// Counts one more interaction, or kinds that arrived for an earlier one. Counts are halved long before a float cannot
+// grow by one any more.
+HEADRACE_INLINE void come(float* count, int64_t columns, uint32_t bits, bool is_new) {
     count[0] += is_new;
     for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
+    if (count[0] >= MOST_COUNTED)
+        for (int64_t i = 0; i < columns; ++i) count[i] *= 0.5f;
 }
 
 inline void count(const OddsCall& c, const Scratch& s, int64_t r) {
@@ -147,16 +150,16 @@ inline void count(const OddsCall& c, const Scratch& s, int64_t r) {
         float* block = c.item + (row * NUM_BLOCKS + b) * columns;
         if (b > 0 && is_new)
             for (int64_t i = 0; i < columns; ++i) block[i] *= RECENT_DECAYS[b - 1];
-        come(block, bits, is_new);
+        come(block, columns, bits, is_new);
     }
     c.item_dirty[row] = 0xFF;
     for (int64_t a = 0; a < c.num_attributes; ++a) {
         const int64_t at = c.attribute_RA[r * c.num_attributes + a];
-        come(attribute_count(c, a, at), bits, is_new);
+        come(attribute_count(c, a, at), columns, bits, is_new);
         if (a < c.num_attributes - 1) (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 0xFF;
     }
     for (int64_t p = 0; p < s.num_pairs; ++p) {
-        come(c.pair + s.pair[p] * columns, bits, is_new);
+        come(c.pair + s.pair[p] * columns, columns, bits, is_new);
         c.pair_dirty[s.pair[p]] = 0xFF;
     }
     c.total[0] += is_new;
