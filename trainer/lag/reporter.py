@@ -58,6 +58,7 @@ class LagReporter(threading.Thread):
         self._own = f"/{kafka.line}" if kafka.line else ""
         self._stopped = threading.Event()
         self._refused: HeadraceError | None = None
+        self._unremoved = list[str]()
         self._absence = Absence("reporting the lag", kafka)
         self._around = ClusterState(line=kafka.line)
         self._sampler = Throughput()
@@ -128,9 +129,18 @@ class LagReporter(threading.Thread):
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 self._send(writer, self._topics.lag, LAG_KEY, value)
-                for name in self._around.forget_silent(int(time.time() * 1000)):  # each start may have a new name
-                    self._send(writer, self._topics.status, name.encode(), None)
+                self._remove_silent(writer)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
+
+    def _remove_silent(self, writer: KafkaProducer) -> None:
+        """Remove processes from the status topic, since each start may have a new name; those again of which the broker
+        did not take the record."""
+        names = [*self._around.forget_silent(int(time.time() * 1000))]
+        while self._unremoved:
+            names.append(self._unremoved.pop())
+        for name in names:
+            sent = self._send(writer, self._topics.status, name.encode(), None)
+            sent.add_errback(lambda _, name: self._unremoved.append(name), name=name)
 
     def _beat(self, writer: KafkaProducer) -> None:
         """Send the heartbeat: standbys listen for the leader's; their own show that there are standbys."""
@@ -148,11 +158,11 @@ class LagReporter(threading.Thread):
         key, value = status.component.encode(), encode_status(status)
         self._send(writer, self._topics.status, key, value)
 
-    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes | None) -> None:
+    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes | None) -> Any:
         """Send without waiting: the next message has it all. Raises if one was refused, as later ones would be too."""
         if self._refused is not None:
             raise self._refused
-        writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)
+        return writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)
 
     def _note_refusal(self, error: BaseException) -> None:
         self._refused = refusal(error, self._kafka.bootstrap, "writing") or self._refused
