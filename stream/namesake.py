@@ -13,10 +13,12 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
@@ -34,13 +36,7 @@ MOST_LATE = 2
 
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
     """Raise `NameTaken` if another worker of this name is alive. Raises KafkaError when no broker answers."""
-    consumer = make_consumer(kafka, **PROMPT)
-    try:
-        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
-        end = ends(consumer, [where])[where]
-        begin = consumer.beginning_offsets([where])[where]
-        consumer.assign([where])
-        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
+    with _newest_reports(kafka) as (consumer, where, end):
         known = _newest(consumer, component, until=lambda: consumer.position(where) >= end)
         if known is None or known.disk == disk:
             return
@@ -52,21 +48,13 @@ def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
                 f"under it and has {len(later.partitions)} partitions; give this worker a name and a disk of its own, "
                 "or stop that one"
             )
-    finally:
-        consumer.close()
 
 
 def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threading.Event) -> None:
     """Raise `NameTaken` if another process, which began to report before this one, goes on reporting under this name:
     of two that begin together, one stays. Takes `SILENCE_S`, or until ``stop`` is set. Raises KafkaError when no broker
     answers."""
-    consumer = make_consumer(kafka, **PROMPT)
-    try:
-        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
-        end = ends(consumer, [where])[where]
-        begin = consumer.beginning_offsets([where])[where]
-        consumer.assign([where])
-        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
+    with _newest_reports(kafka) as (consumer, _, end):
         deadline_s, first, live = time.monotonic() + SILENCE_S, dict[str, int](), Counter[str]()
         while time.monotonic() < deadline_s and not stop.is_set():
             for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
@@ -80,6 +68,19 @@ def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threadin
                 "copy of this disk; give this one a name of its own, and remove its store.path (it is restored from "
                 "Kafka), or stop that one"
             )
+
+
+@contextmanager
+def _newest_reports(kafka: KafkaConfig) -> Iterator[tuple[KafkaConsumer, TopicPartition, int]]:
+    """A consumer that reads the newest `NUM_LOOKED_AT` reports first, their partition, and where that ends now."""
+    consumer = make_consumer(kafka, **PROMPT)
+    try:
+        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
+        end = ends(consumer, [where])[where]
+        begin = consumer.beginning_offsets([where])[where]
+        consumer.assign([where])
+        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
+        yield consumer, where, end
     finally:
         consumer.close()
 
