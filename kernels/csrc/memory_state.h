@@ -87,6 +87,8 @@ constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed 
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
 constexpr int64_t VISIT_MS = 30 * 60 * 1000, MINUTE_MS = 60 * 1000, DAY_MS = 24 * 60 * MINUTE_MS, AROUND_MINUTES = 120;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
+// Of a count beside a row's own: the most that it gives as a share, and the least of that row's that it is divided by.
+constexpr float MOST_SHARE = 2.f, LEAST_SEEN = 1e-37f;
 constexpr float OUT = -1e30f;
 
 typedef float v8 __attribute__((vector_size(32)));

@@ -20,6 +20,9 @@ LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (1, 1.0), (60, 0.97)
 WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
            "direct": DIRECT, "threads": THREADS}  # fmt: skip
 """Those of the features that sum up what is counted beside past choices."""
+MOST_SHARE, LEAST_SEEN = 2.0, 1e-37
+"""Of a count beside a row's own: the most that it gives as a share, and the least of that row's that it is divided by.
+"""
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
 EVENTS, SEEN, HEAT = 0, 1, 2
 REPEATS, CHOICES, BEGUN, CONTINUED = range(HEAT + NUM_HEATS, HEAT + NUM_HEATS + 4)
@@ -48,23 +51,27 @@ def shares_of(
 ) -> dict[str, Float64]:
     """What the counts of other rows beside a past choice say of them: relative to that choice's own count (``follows``,
     ``threads``), and as cosines; nothing without an own count.
+
+    A row's own count is as old as its choices, but what follows one counts from the moment when it does. Where a user
+    comes back after many half-lives, such a share would be without bound, so it is at most `MOST_SHARE`.
     """
     root, root_N = (_inverse_root(memory.seen[rows]) for rows in (row, other_N))
     both_N, inverse, cosine_N = after_N + 0.5 * before_N, root * root, root * root_N
-    wide_N = both_N * cosine_N
+    wide_N = np.minimum(both_N * cosine_N, MOST_SHARE)
     return {
-        "follows": both_N * inverse,
+        "follows": np.minimum(both_N * inverse, MOST_SHARE),
         "chain": 0.1 * np.log1p(COSINE_SCALE * wide_N),
         "wide": wide_N,
-        "after": after_N * cosine_N,
-        "before": before_N * cosine_N,
-        "threads": direct_N * inverse,
+        "after": np.minimum(after_N * cosine_N, MOST_SHARE),
+        "before": np.minimum(before_N * cosine_N, MOST_SHARE),
+        "threads": np.minimum(direct_N * inverse, MOST_SHARE),
     }
 
 
 def _inverse_root(seen: Float32) -> Float64:
     """One over the square root of rows' own counts; 0 where nothing is counted."""
-    return np.where(seen > 0, 1.0 / np.sqrt(np.where(seen > 0, seen.astype(float), 1.0)), 0.0)
+    least = np.maximum(seen.astype(float), LEAST_SEEN)
+    return np.where(seen > 0, 1.0 / np.sqrt(least), 0.0)
 
 
 def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
