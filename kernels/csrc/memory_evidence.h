@@ -12,7 +12,7 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
     float heat_unit[NUM_HEAT];
     for (int h = 0; h < NUM_HEAT; ++h) heat_unit[h] = (float)(HEAT_SCALES[h] / m.clock[HEAT_SCALE + h]);
     const int64_t now = (int64_t)m.clock[EVENTS];
-    const Hours hours((int64_t)m.clock[TIME_OF_DAY]);
+    const Hours hours((int64_t)m.clock[NEWEST_MS]);
     for (int64_t i = from; i < to; i += W) {
         const int count = (int)min64(W, to - i);
         float* at = s.standing + i;
