@@ -133,11 +133,15 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     learn(c, s, log, slope);
 }
 
-// Counts one more interaction, or kinds that arrived for an earlier one. Counts are halved long before a float cannot
-// grow by one any more.
+// Counts one more interaction, or kinds that arrived for an earlier one: each at most as often as interactions, since
+// the earlier one may have been counted in another row, which is gone by now. Counts are halved long before a float
+// cannot grow by one any more.
 HEADRACE_INLINE void come(float* count, int64_t columns, uint32_t bits, bool is_new) {
     count[0] += is_new;
-    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
+    for (; bits; bits &= bits - 1) {
+        float& kind = count[1 + __builtin_ctz(bits)];
+        if (kind < count[0]) kind = kind + 1.0f < count[0] ? kind + 1.0f : count[0];
+    }
     if (count[0] >= MOST_COUNTED)
         for (int64_t i = 0; i < columns; ++i) count[i] *= 0.5f;
 }
