@@ -289,14 +289,18 @@ class Learner:
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints."""
+        """Learn the producers' ids of items, for versions and checkpoints. The newest stand last, as in a checkpoint
+        that is put together from what has changed."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
-            known.update(names)
+            for item, name in names.items():
+                known.pop(item, None)
+                known[item] = name
 
     def _forget_names(self) -> None:
         for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms).tolist():
+            for known in (self.unpublished_names, self.unsaved_names):
+                known.pop(item, None)
             self.unsaved_names[item] = self.names.pop(item)
-            self.unpublished_names.pop(item, None)
 
     def _release(self, rows: Int64) -> None:
         """Clear all that is counted of these rows of the item table."""
