@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rocksdict import WriteBatch
 
 from state import name_store
 from state.config import StoreConfig
@@ -16,6 +17,7 @@ from state.store import PartitionStore
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.example_codec import decode_example
+from wire.hashing import item_hash
 
 ANY_TIME, NO_JOINS = ActionConfig(min_timestamp_ms=0), SequenceConfig(join_window_s=0.0)
 BACKENDS = pytest.mark.parametrize("backend", ["cpp", "python"])
@@ -77,6 +79,18 @@ def test_a_name_is_sent_once_a_day(backend: str, tmp_path: Path) -> None:
     with partition(tmp_path, backend) as ours:  # another process knows what this one has sent
         assert ours.click(1, ("v", "a"), ("w", "c")) == []
         assert ours.click(2, ("v", "a")) == ["a"]
+
+
+@BACKENDS
+def test_a_store_of_a_build_that_sent_names_once_sends_them_again(backend: str, tmp_path: Path) -> None:
+    with partition(tmp_path, backend) as ours:
+        batch = WriteBatch(raw_mode=True)
+        for item in ("a", "b"):
+            batch.put(b"n" + item_hash(item).to_bytes(8, "big", signed=True), b"")
+        ours.store._db.write(batch)
+        assert ours.click(0, ("u", "a")) == ["a"]
+        assert ours.click(0, ("v", "a")) == []
+        assert ours.num_stored == 1, "what was sent on an unknown day is removed"
 
 
 @BACKENDS
