@@ -219,7 +219,7 @@ class EmbeddingTable:
 
     def is_finite(self) -> bool:
         """Whether all weights and states are finite."""
-        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(self.num_rows)
+        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(0, self.num_rows)
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""
