@@ -56,7 +56,8 @@ class RowStore:
         self._renew_views()
 
     def _renew_views(self) -> None:
-        weight_VD, state_V = (torch.from_numpy(self._memory[name].array) for name in ("weight", "state"))
+        num = min(len(rows.array) for rows in self._memory.values())
+        weight_VD, state_V = (torch.from_numpy(self._memory[name].array[:num]) for name in ("weight", "state"))
         self.weight, self.state = weight_VD.view(self._dtype), state_V
 
     @property
