@@ -100,7 +100,7 @@ class GrowingRows:
             return self._full(num_rows * self._row_bytes, error)
         return MemoryError(
             f"expected memory for {num_rows:,} rows of {self._row_bytes} bytes, the system refused it ({error}); evict "
-            "(trainer.evict_after_days, max_items), or give the process more (also of address space: ulimit -v)"
+            "(trainer.evict_after_days, max_items), or give the process more"
         )
 
     def _map(self, num_bytes: int) -> tuple[IO[bytes] | None, mmap.mmap]:

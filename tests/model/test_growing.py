@@ -70,6 +70,17 @@ def test_a_column_grows_in_place_until_it_is_replaced() -> None:
     assert replaced.sum() == 4
 
 
+def test_after_a_refusal_nobody_reserves_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.growing._is_refused", False)
+    rows = GrowingRows((64,), np.float32, 1 << 45)  # more than a process can have
+    rows.array[:] = 1.0
+    rows.grow(1_000)
+    assert rows.array[:LEAST_ROWS].all()
+    assert not rows.array[LEAST_ROWS:].any()
+    for each in (rows, GrowingRows((2,), np.int64)):
+        assert each._reserved == len(each.array)
+
+
 LIMITED = """
 import resource, sys
 import numpy as np
