@@ -10,11 +10,12 @@ import pytest
 import serving.users.peers
 from serving.errors import MisdirectedError, NotReadyError
 from serving.request_bodies import RecommendRequest
-from serving.users.addresses import address_of, is_address
+from serving.users.addresses import address_of
 from serving.users.peers import Peers, in_order
 from serving.users.placing import Placing
 from serving.users.question import Question
 from serving.users.shard import Shard
+from wire.checks import is_base_url
 from wire.cluster import ClusterState
 from wire.errors import ConfigError
 from wire.partitioner import partition_of
@@ -168,7 +169,7 @@ def test_what_a_server_tells_others_while_it_cannot_answer_is_none() -> None:
 
 def test_an_address_is_a_host_and_a_port() -> None:
     for good in ("http://a", "https://a.b:80", "http://[::1]:8080", "http://127.0.0.1:1"):
-        assert is_address(good)
+        assert is_base_url(good)
     for bad in (
         "",
         "a:80",
@@ -180,10 +181,10 @@ def test_an_address_is_a_host_and_a_port() -> None:
         "http://a:80\n",
         "http://a?b",
     ):
-        assert not is_address(bad)
+        assert not is_base_url(bad)
     assert address_of("127.0.0.1", 80) == "http://127.0.0.1:80"
     assert address_of("::1", 80) == "http://[::1]:80"
-    assert is_address(address_of("0.0.0.0", 8080))
+    assert is_base_url(address_of("0.0.0.0", 8080))
     assert "0.0.0.0" not in address_of("0.0.0.0", 8080)
 
 
