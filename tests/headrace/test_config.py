@@ -272,6 +272,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
         ('[store]\npath = "a\\u0000b"\n', "store.path: expected at most 4000 characters, none of them a control"),
         ('[stream]\ncomponent = "a\\nb"\n', "stream.component: expected at most 4000 characters, none of them"),
         ("[serving]\nhost = 'a..b'\n", "serving.host: expected a host name or an address, got 'a..b'"),
+        (
+            "[trainer]\nfeedback = 'wait'\nfeedback_window_s = 86400\n",
+            "trainer.feedback_window_s: expected at most 43200 with feedback = 'wait', half of",
+        ),
         ("[stream]\nmetrics_host = ''\n", "stream.metrics_host: expected a host name or an address, got ''"),
     ],
 )
@@ -279,6 +283,15 @@ def test_what_no_key_can_hold_is_refused(text: str, said: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as caught:
         read_settings(write(tmp_path, text))
     assert said in str(caught.value)
+
+
+def test_a_long_wait_for_feedback_is_taken_where_the_topic_keeps_what_waits(tmp_path: Path) -> None:
+    text = "[trainer]\nfeedback_window_s = 604800\n{}[kafka]\nmin_compaction_lag_s = {}\n"
+    assert not refusal_of(write(tmp_path, text.format("feedback = 'wait'\n", 1_209_600)))
+    assert "give kafka.min_compaction_lag_s 1209600" in refusal_of(
+        write(tmp_path, text.format("feedback = 'wait'\n", 86_400))
+    )
+    assert not refusal_of(write(tmp_path, text.format("", 86_400)))  # nothing waits
 
 
 def refusal_of(path: Path) -> str:
