@@ -11,14 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from msgspec.structs import asdict
 
 from headrace import added_partitions
 from headrace.audit import audit
 from headrace.config import Settings, read_settings
 from headrace.migration import Migrator, NotDrained, restore
 from headrace.migration_writer import Writer
-from headrace.repartition import StillWritten, repartition
+from headrace.repartition import StillWaiting, StillWritten, repartition
 from state.sequencer import Sequencer
 from state.store import PartitionStore
 from state.user import User
@@ -28,6 +30,9 @@ from stream.migration import refuse_unfinished
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.trainer.stage import admin_of
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
+from trainer.sources.source import Position
 from wire.action import Action, decode_record
 from wire.errors import HeadraceError
 from wire.kafka.admin import ensure_topics
@@ -263,6 +268,26 @@ def test_what_the_old_worker_has_not_applied_is_not_left_behind(migration: Migra
         migration.to(migration.next())
     with pytest.raises(NotDrained):
         restore(migration.old.settings, tmp_path / "again")
+
+
+def test_what_waits_for_feedback_does_not_stay_unlearned_in_silence(migration: MigrationCase, tmp_path: Path) -> None:
+    """Migrated interactions are no new ones to a trainer, so those that wait (`trainer.feedback`) would be lost."""
+    old = migration.old.settings
+    numbers = restore(old, tmp_path / "source").numbers
+
+    def checkpoint(step: int, learned_ms: int) -> None:
+        meta = {"positions": {str(n): asdict(Position(next_number=number)) for n, number in numbers.items()}}
+        arrays = {"histories.born": np.zeros(0, np.int64), "histories.waiting_ms": np.array([learned_ms, learned_ms])}
+        folder = CheckpointFolder(Path(old.trainer.checkpoint_dir), print).open()
+        folder.write(Checkpoint(step, arrays, meta))
+        folder.close()
+
+    checkpoint(1, learned_ms=0)
+    with pytest.raises(StillWaiting, match=r"nothing waits for feedback any more, but [1-9]"):
+        repartition(old, migration.next("waits").settings)
+    assert repartition(old, migration.next("waits").settings, without_waiting=True) == 0
+    checkpoint(2, learned_ms=2**53)
+    assert repartition(old, migration.next("learned").settings) == 0
 
 
 def test_actions_that_arrive_in_the_old_topics_are_counted(
