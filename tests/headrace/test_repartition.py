@@ -4,6 +4,9 @@ been done, wherever the migration was interrupted."""
 from __future__ import annotations
 
 import itertools
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +31,7 @@ from state.user_store import UserStore
 from stream.errors import MigrationUnfinished
 from stream.migration import refuse_unfinished
 from stream.simulate import World, WorldConfig
-from tests.brokers import Broker
+from tests.brokers import ApacheKafka, Broker
 from tests.trainer.stage import admin_of
 from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.reading import Checkpoint
@@ -43,6 +46,8 @@ from wire.topics import Topics
 
 KINDS = ("impression", "click", "like")
 NUM_BEFORE, NUM_AFTER = 900, 400
+REQUEST_S = 1.0
+"""How long a producer waits for an answer while the broker pauses."""
 Kept = dict[str, tuple[int, list[bytes], bytes]]
 """User → the first kept segment, all kept ones as stored, and the user's features."""
 
@@ -351,6 +356,53 @@ def test_actions_in_partitions_that_were_added_are_not_left_behind(
     wanted, _ = oracle(new.settings, [*migration.all[:NUM_BEFORE], *added])
     assert found == wanted
     assert num_dead == 1, "what is not an action is refused as it would have been"
+
+
+def carried_while_the_broker_pauses(migration: MigrationCase, monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """How often each record of added partitions is in the new topic, after a pause in which requests time out and are
+    repeated; the broker then takes the first ones too."""
+    broker = migration.kafka
+    if not isinstance(broker, ApacheKafka):
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    with admin_of(broker) as admin:
+        admin.create_partitions({migration.old.topics.actions: 4})
+    later = migration.all[NUM_BEFORE:]
+    migration.old.send([each for each in later if partition_of(str(each["user"]).encode(), 4) >= 2], among=4)
+    new, parts, num_read = migration.next(), added_partitions._parts, itertools.count()
+
+    def pause_in_the_middle(record: Any, settings: Settings) -> Iterator[tuple[int, bytes | None]]:
+        if next(num_read) == 20:
+            pause.start()
+            began.wait(60)
+        yield from parts(record, settings)
+
+    def hold() -> None:
+        with broker.paused():
+            began.set()
+            time.sleep(4 * REQUEST_S)
+
+    pause, began = threading.Thread(target=hold), threading.Event()
+    monkeypatch.setattr(added_partitions, "_parts", pause_in_the_middle)
+    monkeypatch.setitem(added_partitions.BULK, "request_timeout_ms", int(1000 * REQUEST_S))
+    num_carried = added_partitions.carry(migration.old.settings, new.settings)
+    pause.join()
+    consumer = connect(new.settings.kafka)
+    records = read(consumer, new.topics.actions, spans(consumer, new.topics.actions))
+    found = Counter(dict(each.headers)[added_partitions.CARRIED] for each in records)
+    consumer.close()
+    assert len(found) == num_carried > 100
+    return found
+
+
+def test_a_pause_of_the_broker_carries_nothing_twice(migration: MigrationCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(carried_while_the_broker_pauses(migration, monkeypatch).values()) == {1}
+
+
+def test_a_carry_that_repeats_what_was_not_acknowledged_is_caught(
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(added_partitions.BULK, "enable_idempotence", False)
+    assert max(carried_while_the_broker_pauses(migration, monkeypatch).values()) > 1
 
 
 def test_what_a_worker_refuses_in_a_list_that_is_carried_takes_no_other_action_along() -> None:
