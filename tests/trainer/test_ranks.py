@@ -22,6 +22,7 @@ from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
+from trainer.ranks.agreement import BUILD, LEVEL, MACHINE, TORCH, _difference
 from wire.config import KafkaConfig
 from wire.kafka.consumer import accepts_connections
 
@@ -230,6 +231,14 @@ def test_ranks_that_do_not_fit_say_so_in_one_line(run: RankRun) -> None:
         assert [child.wait(120) for child in children] == [1, 1]
         for child in children:
             assert child.log().splitlines()[-1].startswith(line), child.log()
+
+
+def test_ranks_on_other_kinds_of_machines_are_told_apart() -> None:
+    ours = {BUILD: "b", TORCH: "t", MACHINE: "x86_64", LEVEL: "portable"}
+    assert _difference(1, ours, ours) == ""
+    assert _difference(1, ours | {MACHINE: "aarch64"}, ours) == (
+        "the kind of machine: rank 0 has 'x86_64', rank 1 has 'aarch64'; run all processes on x86-64, or all on arm64"
+    )
 
 
 def test_more_processes_than_shards_are_refused_in_one_line(run: RankRun) -> None:
