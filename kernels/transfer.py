@@ -32,6 +32,7 @@ class ToHost:
 
     def __init__(self, *values: Tensor) -> None:
         self._values, self._arrived = [each.detach() for each in values], None
+        self._here: list[NDArray[Any]] | None = None
         if values[0].is_cuda:
             shapes = [each.shape for each in values]
             there = torch.cat([each.reshape(-1) for each in self._values]) if len(values) > 1 else self._values[0]
@@ -44,6 +45,8 @@ class ToHost:
 
     def wait(self) -> list[NDArray[Any]]:
         """The values, once they have arrived. Work that the GPU was given later is not waited for."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return [each.numpy() for each in self._values]
+        if self._here is None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            self._here = [each.numpy() for each in self._values]
+        return self._here

@@ -98,9 +98,9 @@ class Rates:
     def learn(self, events: OddsEvents, number_R: Int64) -> Float32:
         """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
 
-        ``number_R``: of the events' interactions, from `arrivals`."""
+        ``number_R``: of the events' interactions, from `arrivals`; decides their ``kept_R``."""
         self._make_room(events)
-        events = replace(events, kept_R=self.kept.place(number_R, events.is_new_R > 0))
+        events.kept_R = self.kept.place(number_R, events.is_new_R > 0)
         rules = OddsRules(horizon=self.horizon)
         logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.tokens import DOMAINS, FEATURES, Int64, changed, query_times, side_inputs, token_times, unpack_kinds
+from kernels.windows import unpack_kinds
+from model.tokens import DOMAINS, FEATURES, Int64, changed, query_times, side_inputs, token_times
 
 USERS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=5), min_size=1, max_size=4)
 

@@ -16,7 +16,7 @@ from model.embedding import EmbeddingTable
 from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch
 from trainer.metrics.baseline import PopularityBaseline
-from trainer.metrics.prequential import RANKERS, UNRANKED, Predictions, PrequentialMetrics
+from trainer.metrics.prequential import RANKERS, SLICES, UNRANKED, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
@@ -75,7 +75,7 @@ class Forward:
     """``logits_RK`` and both losses, asked for before a GPU is given more work."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ranked:
     """(R, K) the probability of each kind for R targets, and the one from the item's rate alone; (R,) the numbers of
     their interactions (`model.arrivals`)."""
@@ -131,7 +131,7 @@ class Evaluator:
         had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
-        wanted = np.flatnonzero(batch.is_wanted_R)
+        wanted = batch.choice_S
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
         if earlier is not None:
             self._count_earlier(earlier)
@@ -211,14 +211,11 @@ class Evaluator:
     def _slices(self, target_S: Int64, age_S: Int64, num_known: int) -> NDArray[np.bool_]:
         head = self._popularity.at_share(1 - HEAD_SHARE, num_known)
         count_S, known_S = self._popularity.count_of(target_S), target_S > 0
-        return np.stack(
-            [
-                np.ones(len(target_S), np.bool_),
-                ~known_S | (count_S < NEW_ITEM_SIGHTINGS),
-                age_S < NEW_USER_INTERACTIONS,
-                known_S & (count_S < head),
-            ]
-        )
+        slice_XS = np.ones((len(SLICES), len(target_S)), np.bool_)
+        slice_XS[1] = ~known_S | (count_S < NEW_ITEM_SIGHTINGS)
+        slice_XS[2] = age_S < NEW_USER_INTERACTIONS
+        slice_XS[3] = known_S & (count_S < head)
+        return slice_XS
 
 
 def ranks_popular(step: int) -> bool:
