@@ -136,8 +136,8 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
 // Counts one more interaction, or kinds that arrived for an earlier one. Counts are halved long before a float cannot
 // grow by one any more.
 HEADRACE_INLINE void come(float* count, int64_t columns, uint32_t bits, bool is_new) {
-    count[0] += is_new;
-    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
+    for (int64_t i = 0; i < columns; i += W)
+        store_some(count + i, load_some(count + i, columns - i) + columns_of(bits, (int)(i / W), is_new), columns - i);
     if (count[0] >= MOST_COUNTED)
         for (int64_t i = 0; i < columns; ++i) count[i] *= 0.5f;
 }
