@@ -100,7 +100,7 @@ HEADRACE_API void headrace_unpack_kinds(const uint32_t* bits, int64_t num, int64
 // The rows from each address on, `num` of each user. Returns how many have no item.
 HEADRACE_API int64_t headrace_join_windows(const int64_t* address, const int64_t* num, int64_t num_users,
                                            int64_t num_features, int64_t* item, int64_t* time, int64_t* domain,
-                                           uint32_t* bits, float* value, int64_t* features, int64_t* owner) {
+                                           uint32_t* bits, float* value, int64_t* features) {
     const int64_t row_bytes = sizeof(Row) + 8 * num_features;
     int64_t num_absent = 0;
     for (int64_t user = 0; user < num_users; ++user) {
@@ -112,11 +112,10 @@ HEADRACE_API int64_t headrace_join_windows(const int64_t* address, const int64_t
             item[i] = row.item, time[i] = row.time, domain[i] = row.domain, bits[i] = row.bits, value[i] = row.value;
             num_absent += row.item == 0;
         }
-        std::fill_n(owner, size, user);
         for (int64_t i = 0; num_features > 0 && i < size; ++i)
             std::memcpy(features + i * num_features, from + i * row_bytes + sizeof(Row),
                         static_cast<size_t>(8 * num_features));
-        item += size, time += size, domain += size, bits += size, value += size, owner += size;
+        item += size, time += size, domain += size, bits += size, value += size;
         features += size * num_features;
     }
     return num_absent;

@@ -23,8 +23,7 @@ _LIST_ROWS = (*[c_void_p] * 3, c_int64, c_uint32, c_uint32, c_void_p, c_void_p, 
 
 @dataclass(slots=True, eq=False)  # frozen would take several us more to make
 class Columns:
-    """Of n rows of B users. ``feature_nC`` (n, C): all features; ``owner_n``: the rows' users, from 0;
-    ``num_absent``: how many rows have no item."""
+    """Of n rows of B users. ``feature_nC`` (n, C): all features; ``num_absent``: how many rows have no item."""
 
     item_n: Int64
     time_ms_n: Int64
@@ -32,7 +31,6 @@ class Columns:
     bits_n: NDArray[np.uint32]
     value_n: NDArray[np.float32]
     feature_nC: Int64
-    owner_n: Int64
     num_absent: int
 
 
@@ -42,15 +40,15 @@ def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
     Raises `KernelUnavailable` without compiled kernels.
     """
     num = int(num_B.sum())
-    item_n, time_ms_n, domain_n, owner_n = (np.empty(num, np.int64) for _ in range(4))
+    item_n, time_ms_n, domain_n = (np.empty(num, np.int64) for _ in range(3))
     bits_n, value_n = np.empty(num, np.uint32), np.empty(num, np.float32)
     feature_nC = np.empty((num, num_features), np.int64)
-    join = baseline("headrace_join_windows", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 7, result=c_int64)
+    join = baseline("headrace_join_windows", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 6, result=c_int64)
     num_absent = join(
         *pointers(address_B, num_B), len(num_B), num_features,
-        *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n),
+        *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC),
     )  # fmt: skip
-    return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n, num_absent)
+    return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, num_absent)
 
 
 def take_ranges(columns: Sequence[NDArray[Any]], begin_B: Int64, length_B: Int64) -> list[NDArray[Any]]:

@@ -28,7 +28,7 @@ Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 COLUMNS = ("item_n", "bits_n", "time_ms_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
-"""Those that have a row for each interaction, beside its owner."""
+"""Those that have a row for each interaction."""
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
@@ -38,8 +38,8 @@ class JaggedBatch:
     """Columns of the interactions, and where the targets are.
 
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
-    of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
-    sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
+    of each target among the n, ascending; ``owner_R`` (R,) int64: its user. ``previous_R`` (R,) int64: index of the
+    interaction before it in the same sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
     earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
     it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
     predicts. ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
@@ -58,7 +58,7 @@ class JaggedBatch:
     user_feature_BF: Int64
     state_nU: Int64
     propensity_n: NDArray[np.float64]
-    owner_n: Int64
+    owner_R: Int64
     target_R: Int64
     previous_R: Int64
     age_R: Int64
@@ -69,15 +69,12 @@ class JaggedBatch:
     seed_B: Int64
     user_key_B: Int64
     num_kinds: int
-    _owner_R: Int64 | None = field(default=None, init=False, repr=False)
     _choice_S: Int64 | None = field(default=None, init=False, repr=False)
 
     @property
-    def owner_R(self) -> Int64:  # noqa: N802  (shape suffix)
-        """(R,) each target's user."""
-        if self._owner_R is None:
-            self._owner_R = self.owner_n[self.target_R]
-        return self._owner_R
+    def owner_n(self) -> Int64:
+        """(n,) each interaction's user."""
+        return np.repeat(np.arange(len(self.starts_B1) - 1), np.diff(self.starts_B1))
 
     @property
     def choice_S(self) -> Int64:  # noqa: N802  (shape suffix)
@@ -164,7 +161,7 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
         user_feature_BF=_user_features(histories),
         state_nU=states(columns.feature_nC, config),
         propensity_n=propensities(columns.feature_nC, config),
-        owner_n=columns.owner_n,
+        owner_R=owner_R,
         target_R=target_R,
         previous_R=previous(target_R, starts_B1[owner_R]),
         age_R=place_R,
@@ -212,7 +209,7 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         user_feature_BF=np.zeros((0, config.num_user_features), np.int64),
         state_nU=np.zeros((0, config.num_user_features * config.user_tokens), np.int64),
         propensity_n=np.zeros(0),
-        owner_n=none,
+        owner_R=none,
         target_R=none,
         previous_R=none,
         age_R=none,
@@ -235,9 +232,8 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     return replace(
         batch,
         starts_B1=starts_B1,
-        owner_n=owner,
         target_R=target_R,
-        previous_R=previous(target_R, starts_B1[owner[target_R]]),
+        previous_R=previous(target_R, starts_B1[batch.owner_R]),
         **columns,
     )
 

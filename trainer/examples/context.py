@@ -22,11 +22,10 @@ def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
     np.cumsum(length_B, out=starts_B1[1:])
     if starts_B1[-1] == len(batch.item_n):
         return batch
-    names = ("owner_n", *COLUMNS)
-    columns = take_ranges([getattr(batch, name) for name in names], first_B, length_B)
+    columns = take_ranges([getattr(batch, name) for name in COLUMNS], first_B, length_B)
     target_R = batch.target_R - (first_B - starts_B1[:-1])[batch.owner_R]
     previous_R = previous(target_R, starts_B1[batch.owner_R])
-    given = dict(zip(names, columns, strict=True))
+    given = dict(zip(COLUMNS, columns, strict=True))
     return replace(batch, starts_B1=starts_B1, target_R=target_R, previous_R=previous_R, **given)
 
 
