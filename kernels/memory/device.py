@@ -27,7 +27,7 @@ from kernels.memory.triton_groups import NOTES, Groups
 from kernels.memory.triton_learn import NUM_PROGRAMS, learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
-from kernels.transfer import ToHost, to_device
+from kernels.transfer import ToHost, staged, to_device
 from kernels.triton_shared import INTERPRETED, next_power
 
 FEW, MOST_GROUP = 16 if INTERPRETED else 32, 128
@@ -126,11 +126,12 @@ class DeviceMemory:
             events.past_ms.view(np.int32), events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
         padded = [_padded(len(each)) for each in parts]
-        joined, begin = np.empty(sum(padded), np.int32), 0
+        (joined, host), begin = staged(sum(padded), torch.int32, self._device), 0
         for part, length in zip(parts, padded, strict=True):
             joined[begin : begin + len(part)] = part
             begin += length
-        sent, past, met, shown, group, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        there = host.to(self._device, non_blocking=True)
+        sent, past, met, shown, group, past_ms, now_ms, outcome = there.split(padded)
         times = past_ms.view(torch.int64), now_ms.view(torch.int64)
         return Sent(sent, past, met, shown, group, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 

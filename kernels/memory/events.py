@@ -179,5 +179,6 @@ class MemoryOutcome:
 
     def ordered(self, index_R: Int64) -> MemoryOutcome:
         """The same outcomes in another order."""
-        columns = self.rank_R, self.model_rank_R, self.count_rank_R, self.loss_R
-        return MemoryOutcome(*(column[index_R] for column in columns))
+        return MemoryOutcome(
+            self.rank_R[index_R], self.model_rank_R[index_R], self.count_rank_R[index_R], self.loss_R[index_R]
+        )

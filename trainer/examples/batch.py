@@ -39,13 +39,14 @@ class JaggedBatch:
 
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
     of each target among the n, ascending; ``owner_R`` (R,) int64: its user. ``previous_R`` (R,) int64: index of the
-    interaction before it in the same sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
-    earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
-    it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
-    predicts. ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
-    user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
-    (after `trainer.examples.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
-    ``propensity_n``: the probability with which the item was shown, NaN if unknown.
+    interaction before it in the same sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime.
+    ``is_new_R``: whether it is new, or an earlier one that got feedback. ``learned_bits_R``: the kinds that the step
+    brings; ``previous_bits_R``: those that it had before. ``is_wanted_R``: whether the step makes it a choice
+    (`model.kinds`), which is what retrieval predicts. ``seed_B``: a number derived from the user's first example in the
+    step. ``user_key_B``: the hash of each user's name. ``user_feature_BF``: the user's latest features. ``state_nU``
+    (n, U): those as of each interaction (after `trainer.examples.changes.with_changes`, of the changes alone); no
+    columns without ``model.user_tokens``. ``propensity_n``: the probability with which the item was shown, NaN if
+    unknown.
     """
 
     starts_B1: Int64

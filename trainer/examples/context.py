@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
     columns = take_ranges([getattr(batch, name) for name in COLUMNS], first_B, length_B)
     target_R = batch.target_R - (first_B - starts_B1[:-1])[batch.owner_R]
     previous_R = previous(target_R, starts_B1[batch.owner_R])
-    given = dict(zip(COLUMNS, columns, strict=True))
+    given: dict[str, Any] = dict(zip(COLUMNS, columns, strict=True))
     return replace(batch, starts_B1=starts_B1, target_R=target_R, previous_R=previous_R, **given)
 
 

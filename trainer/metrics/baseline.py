@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.outcomes import move_counts
+from kernels.outcomes import count_met, move_counts
 from model.distinct import distinct
 from model.growing import GrowingColumns
 
@@ -80,21 +80,16 @@ class PopularityBaseline:
             np.where(is_counted_R, same_R, num_live - num_counted),
         )
 
-    def ranks(
-        self, target_R: Int64, num_live: int, exclude_rows: Int64, exclude_offsets_R1: Int64
-    ) -> tuple[Int64, Int64]:
-        """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
+    def ranks(self, row_R: Int64, num_live: int, rows_n: Int64, first_R: Int64, target_R: Int64) -> tuple[Int64, Int64]:
+        """(R,) ranks of rows among all live items, and among those that the user has not met: target r has met
+        ``rows_n[first_R[r]:target_R[r]]``, of which 0 is none.
 
-        Ties count half, rounded up, as in `kernels.rank_of_target`. Targets and excluded rows are live ones.
+        Ties count half, rounded up, as in `kernels.rank_of_target`. All rows are live ones.
         """
-        self._grow(int(max(target_R.max(initial=0), exclude_rows.max(initial=0))) + 1)
-        target_count = self.count_V[target_R]
-        higher, equal = self._above_and_with(target_count, num_live)
+        self._grow(int(max(row_R.max(initial=0), rows_n.max(initial=0))) + 1)
+        higher, equal = self._above_and_with(self.count_V[row_R], num_live)
         equal = equal - 1
-        owner = np.repeat(np.arange(len(target_R)), np.diff(exclude_offsets_R1))
-        more = self.count_V[exclude_rows] - target_count[owner]
-        num_higher = np.bincount(owner[more > 0], minlength=len(target_R))
-        num_equal = np.bincount(owner[(more == 0) & (exclude_rows != target_R[owner])], minlength=len(target_R))
+        num_higher, num_equal = count_met(self.count_V, rows_n, first_R, target_R, row_R)
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
 
     def learn(self, rows_U: Int64, num_U: Int64) -> None:
