@@ -39,6 +39,7 @@ launches."""
 SCRATCH_COLUMNS = GATHERED.value + OWN_COLUMNS.value + 1
 """Numbers of scratch memory for each event and row."""
 BLOCK = 64 if INTERPRETED else 1024
+_NAN_BITS = np.float32(np.nan).view(np.int32)
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
@@ -264,7 +265,7 @@ def told_of(events: MemoryEvents, num_buckets: int) -> tuple[NDArray[np.int32], 
     """(R, `EVENT`) what kernels read of each event, and `Sent.outcome_4R`. ``num_buckets``: of lengths of history."""
     num = len(events)
     event = np.empty((num, EVENT.value), np.int32)
-    outcome_4R = np.full((4, _padded(num)), np.float32(np.nan).view(np.int32))
+    outcome_4R = np.full((4, _padded(num)), _NAN_BITS)
     given = [np.ascontiguousarray(getattr(events, name)) for name in _TOLD]
     call = _SendCall(
         num, EVENT.value, num_buckets, VISIT_MS, outcome_4R.shape[1], *pointers(*given, event, outcome_4R)

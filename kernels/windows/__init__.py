@@ -58,12 +58,14 @@ def take_ranges(columns: Sequence[NDArray[Any]], begin_B: Int64, length_B: Int64
     Raises `KernelUnavailable` without compiled kernels.
     """
     num = int(length_B.sum())
-    taken = [each[:num] if not each.strides[0] else np.empty((num, *each.shape[1:]), each.dtype) for each in columns]
-    pairs = [(each, made) for each, made in zip(columns, taken, strict=True) if each.strides[0]]
-    sizes = np.array([each[:1].nbytes for each, _ in pairs], np.int64)
-    addresses = np.array([pointers(*each) for each in zip(*pairs, strict=True)], np.int64)
+    taken = [np.empty((num, *each.shape[1:]), each.dtype) if each.strides[0] else each[:num] for each in columns]
+    given, made = [each for each in columns if each.strides[0]], [each for each in taken if each.strides[0]]
+    sizes, addresses = c_int64 * len(given), c_void_p * len(given)
     take = baseline("headrace_take_ranges", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 3, result=None)
-    take(*pointers(begin_B, length_B), len(begin_B), len(pairs), *pointers(sizes, *addresses))
+    take(
+        *pointers(begin_B, length_B), len(begin_B), len(given), sizes(*[each[:1].nbytes for each in given]),
+        addresses(*pointers(*given)), addresses(*pointers(*made)),
+    )  # fmt: skip
     return taken
 
 
