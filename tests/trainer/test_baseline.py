@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from model.distinct import counted
 from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
 from trainer.learner.step import Learner
 from trainer.metrics.baseline import PopularityBaseline
-from trainer.metrics.evaluator import POPULAR_STEPS, ranks_popular
-from trainer.metrics.prequential import UNRANKED
+from trainer.metrics.evaluator import POPULAR_STEPS, Evaluator, ranks_popular
+from trainer.metrics.prequential import UNRANKED, PrequentialMetrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,3 +93,12 @@ def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
             done += [piece.bits >> bit & 1 for bit in range(3)]
         wanted.update(retrieved)
         assert before.num_interactions + sum(piece.is_new for piece in pieces) == learner.num_interactions
+
+
+def test_which_choices_are_ranked_depends_on_seed_and_step_alone() -> None:
+    config = replace(TRAINER, metric_share=0.5, seed=7)
+    steps = [3, 0, 3, 1 << 40, 1, 3]
+    evaluator = Evaluator(config, PopularityBaseline(), PrequentialMetrics(MODEL.kinds, 16))
+    for step in steps:
+        random = np.random.Generator(np.random.Philox(key=[8, step])).random(99)
+        np.testing.assert_array_equal(evaluator._ranked(99, step), random < 0.5)
