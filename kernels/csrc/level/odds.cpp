@@ -6,6 +6,7 @@ HEADRACE_BEGIN
 
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f;
 constexpr double EVENTS_REMEMBERED = 2000.;
+constexpr int64_t LINE = 64, MOST_FETCHED = 256;
 
 HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
 
@@ -166,6 +167,15 @@ inline void count(const OddsCall& c, const Scratch& s, int64_t r) {
     for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
 }
 
+// Begins to fetch what an event reads: its item's counts, and the last of what its user did, which is far from what
+// others did.
+HEADRACE_INLINE void fetch(const OddsCall& c, int64_t r) {
+    const int64_t end = c.past_end_R[r], begin = max64(c.past_begin_R[r], end - MOST_FETCHED);
+    for (int64_t i = begin; i < end; i += LINE / sizeof(int64_t)) __builtin_prefetch(c.past_item + i);
+    for (int64_t i = begin; i < end; i += LINE / sizeof(uint32_t)) __builtin_prefetch(c.past_bits + i);
+    __builtin_prefetch(c.item + c.row_R[r] * NUM_BLOCKS * (1 + c.num_kinds));
+}
+
 HEADRACE_INLINE bool is_within(int64_t from, int64_t to, int64_t num) { return from >= 0 && from <= to && to <= num; }
 
 inline bool fits(const OddsCall& c) {
@@ -198,6 +208,7 @@ HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
     if (!make_scratch(c, s)) return 1;
     for (int64_t i = 0; i < c.num_events; ++i) {
         const int64_t r = c.order_R[i];
+        if (i + 1 < c.num_events) fetch(c, c.order_R[i + 1]);
         float* logit = c.logit_RK + r * c.num_kinds;
         gather(c, s, r);
         predict(c, s, s.log, logit);
