@@ -33,6 +33,7 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
+from trainer.learner.eviction import evicted_before_ms
 from trainer.learner.forward import ForwardPass
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
@@ -52,10 +53,6 @@ if TYPE_CHECKING:
     from trainer.ranks.messages import Ranks
 
 Int64 = NDArray[np.int64]
-MS_PER_DAY = 86_400_000.0
-KEPT_SHARE = 0.9
-"""How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,
-so it should be seldom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +277,9 @@ class Learner:
             self.learn_names(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._evict(now_ms)
+        is_due = (self.num_steps + 1) % self.config.evict_every_steps == 0
+        if is_due and (before_ms := evicted_before_ms(self.items, self.config, now_ms)) is not None:
+            self._release(self.items.evict(before_ms))
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
@@ -292,17 +290,6 @@ class Learner:
         """Learn the producers' ids of items, for versions and checkpoints."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             known.update(names)
-
-    def _evict(self, now_ms: int) -> None:
-        """Drop items that are too old, and if there are too many those that were met the longest time ago."""
-        config, before_ms = self.config, None
-        if config.evict_after_days > 0:
-            before_ms = now_ms - int(config.evict_after_days * MS_PER_DAY)
-        if 0 < config.max_items < self.items.num_live:
-            oldest_ms = self.items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
-            before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
-        if before_ms is not None:
-            self._release(self.items.evict(before_ms))
 
     def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)
