@@ -74,7 +74,7 @@ def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float
 
     Raises `KernelUnavailable` without compiled kernels.
     """
-    kinds_nK = np.empty((len(bits_n), num_kinds), np.float32)
+    bits_n, kinds_nK = np.ascontiguousarray(bits_n, np.uint32), np.empty((len(bits_n), num_kinds), np.float32)
     unpack = baseline("headrace_unpack_kinds", c_void_p, *[c_int64] * 2, c_void_p, result=None)
     unpack(pointer(bits_n), len(bits_n), num_kinds, pointer(kinds_nK))
     return kinds_nK

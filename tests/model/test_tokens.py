@@ -19,6 +19,7 @@ def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
     expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
     np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
     np.testing.assert_array_equal(unpack_kinds(bits, 3), np.array(expected)[:, :3])
+    np.testing.assert_array_equal(unpack_kinds(bits[::2], 32), expected[::2], "a column of a history's rows")
 
 
 @given(USERS)
