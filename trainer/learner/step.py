@@ -33,9 +33,10 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
-from trainer.learner.eviction import evicted_before_ms
+from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
 from trainer.learner.memory_pass import MemoryPass
+from trainer.learner.past_names import PastNames
 from trainer.learner.ranking_pass import RankingPass
 from trainer.metrics.baseline import PopularityBaseline
 from trainer.metrics.evaluator import Evaluator, Forward
@@ -102,6 +103,7 @@ class Learner:
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
+        self.past_names = PastNames()
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
@@ -277,9 +279,9 @@ class Learner:
             self.learn_names(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        is_due = (self.num_steps + 1) % self.config.evict_every_steps == 0
-        if is_due and (before_ms := evicted_before_ms(self.items, self.config, now_ms)) is not None:
-            self._release(self.items.evict(before_ms))
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._release(evict(self.config, self.tables, self.rates, now_ms))
+        self._forget_names()
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
@@ -287,11 +289,21 @@ class Learner:
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints."""
+        """Learn the producers' ids of items, for versions and checkpoints. The newest stand last, as in a checkpoint
+        that is put together from what has changed."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
-            known.update(names)
+            for item, name in names.items():
+                known.pop(item, None)
+                known[item] = name
+
+    def _forget_names(self) -> None:
+        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms).tolist():
+            for known in (self.unpublished_names, self.unsaved_names):
+                known.pop(item, None)
+            self.unsaved_names[item] = self.names.pop(item)
 
     def _release(self, rows: Int64) -> None:
+        """Clear all that is counted of these rows of the item table."""
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
