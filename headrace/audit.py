@@ -28,6 +28,7 @@ from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.example_reader import ExampleReader
+from wire.kafka.beginning import removed
 from wire.kafka.consumer import connect, read, spans, topic_id_of
 from wire.shape import SHAPE, decode_shape, shape_of
 from wire.topics import Topics
@@ -70,16 +71,20 @@ class Reader:
     def _read_sequences(self) -> None:
         held = spans(self._consumer, self._topics.sequences)
         self._found.sequences_id = topic_id_of(self._consumer, self._topics.sequences)
-        self._found.ledgers = {number: SequenceLedger(number, span.first) for number, span in held.items()}
+        self._found.cut = removed(self._topics.sequences, {number: span.first for number, span in held.items()})
+        self._found.ledgers = {number: SequenceLedger(number) for number in held}
         decoder = ExampleReader(self._topics.sequences)
         for record in read(self._consumer, self._topics.sequences, held):
             try:
                 example = decoder.read(record.partition, record.offset, record.value)
             except CodecError as error:
                 self._found.unread.add(str(error))
-                continue
-            if example is not None:
-                self._found.ledgers[record.partition].feed(record.offset, example)
+                example = None
+            ledger = self._found.ledgers[record.partition]
+            if example is None:
+                ledger.pass_over(record.offset)
+            else:
+                ledger.feed(record.offset, example)
                 if example.is_fence and (shape := decode_shape(dict(record.headers).get(SHAPE))) is not None:
                     self._found.shapes.append(shape)
         self._found.num_foreign = decoder.num_foreign
@@ -114,18 +119,20 @@ class Reader:
             recount.refused_before = {
                 (offset, index) for partition, offset, index in self._found.refused_before if partition == number
             }
-            status, last = self._found.statuses.get(number), self._found.ledgers[number].last
+            ledger = self._found.ledgers[number]
+            status, last = self._found.statuses.get(number), ledger.last
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()
-            recount.watch_users = {name: user.upto for name, user in self._found.ledgers[number].users.items()}
-            recount.start_from(self._found.ledgers[number].migrated)
+            recount.watch_users = {name: user.upto for name, user in ledger.users.items()}
+            recount.watch_times, recount.resume_from = ledger.times, last.resume_from_offset if last else 0
+            recount.start_from(ledger.migrated)
             self._found.recounts[number] = recount
         for record in read(
             self._consumer, self._topics.actions, {number: held[number] for number in self._found.whole}
         ):
             self._found.recounts[record.partition].feed(record)
         for recount in self._found.recounts.values():
-            recount.drain()
+            recount.end()
 
 
 def audit(settings: Settings) -> Report:

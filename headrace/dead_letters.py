@@ -21,7 +21,8 @@ from wire.config import ActionConfig
 from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.json_value import decode_json
-from wire.kafka.consumer import Span, connect, ends, read, spans
+from wire.kafka.admin import partitions_mismatch
+from wire.kafka.consumer import Span, connect, ends, partitions_of, read, spans
 from wire.topics import Topics
 
 SHOWN_CHARACTERS = 200
@@ -47,7 +48,8 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
 
 
 def resend(settings: Settings, *, first: int | None = None) -> int:
-    """Send again what the configuration now accepts; exit status 1 if any of it is still refused.
+    """Send again what the configuration now accepts; exit status 1 if any of it is still refused. Raises
+    `TopicsMismatch` if the actions topic has fewer partitions than the configuration says.
 
     Begins after the last time, which a consumer group's committed offset remembers, or at offset ``first`` of the
     dead letters' topic. An action without an ``id`` gets one from its letter, so workers recognise what is sent twice.
@@ -56,6 +58,7 @@ def resend(settings: Settings, *, first: int | None = None) -> int:
     where = TopicPartition(topics.dead_letters, 0)
     consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
     try:
+        _check_partitions(settings, consumer, topics.actions)
         begin = first if first is not None else _bookmark(consumer, where)
         end, first_refused = begin, -1
         batch = BatchConfig.within(settings.action)
@@ -77,6 +80,17 @@ def resend(settings: Settings, *, first: int | None = None) -> int:
         reasons = ", ".join(f"{name} {num:,}" for name, num in still.most_common())
         say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {first_refused}")
     return 1 if still else 0
+
+
+def _check_partitions(settings: Settings, consumer: KafkaConsumer, topic: str) -> None:
+    expected, found = settings.kafka.partitions, len(partitions_of(consumer, topic))
+    if found < expected:
+        raise partitions_mismatch(topic, expected, found)
+    if found > expected:
+        say(
+            f"{topic} has {found} partitions, and kafka.partitions is {expected}: actions are sent to the first "
+            f"{expected}, where the workers of a deployment that was created with so many take them"
+        )
 
 
 def _bookmark(consumer: KafkaConsumer, where: TopicPartition) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
+from headrace.ledger import SequenceLedger, Violations, differences, num_absent
+from headrace.plan_ledger import PlanLedger, compare, num_waiting, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report
 from wire.shape import PARTITIONS, Shape
@@ -32,6 +33,8 @@ class Evidence:
     """The examples."""
     sequences_id: str = ""
     """The broker's id of the topic that holds them."""
+    cut: str = ""
+    """What was removed from the start of its partitions, in words."""
     plans: PlanLedger = field(default_factory=PlanLedger)
     """The steps of the published versions."""
     statuses: dict[int, PartitionStatus] = field(default_factory=dict)
@@ -116,6 +119,12 @@ class Evidence:
                         f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
                         f"= {wanted}, the worker counted {reported}"
                     )
+        for number, status in self.statuses.items():
+            if status.num_gone:
+                violations.add(
+                    f"partition {number}: {status.num_gone:,} records of the actions topic were removed before the "
+                    "worker read them"
+                )
         if self.num_in_added:
             violations.add(
                 f"{self.num_in_added:,} records are in partitions that were added to the actions topic: nobody takes "
@@ -156,8 +165,16 @@ class Evidence:
     def numbers(self) -> Check:
         """The examples' numbers have no gaps."""
         violations = Violations()
-        for ledger in self.ledgers.values():
+        if self.cut:
+            violations.add(self.cut)
+        for number, ledger in self.ledgers.items():
             _take(violations, ledger.lost)
+            status, last = self.statuses.get(number), ledger.log.last_number
+            if status is not None and status.relayed_number > last:
+                violations.add(
+                    f"partition {number}: the broker acknowledged examples up to {status.relayed_number}, its topic "
+                    f"ends with {last}"
+                )
         _take(violations, self.unread)
         held = sum(len(ledger.pieces) for ledger in self.ledgers.values())
         gone = sum(ledger.num_missing for ledger in self.ledgers.values())
@@ -186,6 +203,7 @@ class Evidence:
         checked = total = waiting = 0
         for number, recount in self.recounts.items():
             ledger, settled = self.ledgers[number], self._settled(number)
+            _take(violations, recount.wrong_times)
             total += recount.num_interactions - recount.num_forgotten
             # The mark may not have reached the topic yet.
             unsure = set() if settled else recount.forgotten
@@ -195,15 +213,17 @@ class Evidence:
                 user = ledger.users.get(name)
                 delivered = user.num if user else 0
                 where = f"partition {number}, user {name!r}"
-                missing = expected.end - delivered
-                waiting += max(0, missing)
+                due = expected.end if settled else (recount.due or {}).get(name, 0)
+                waiting += max(0, expected.end - max(delivered, due))
                 if user is not None:
+                    if absent := num_absent(user.history, recount.sequence):
+                        violations.add(f"{where}: {absent} of the interactions that are kept are not there")
                     checked += min(delivered, expected.end)
                     wrong = differences(expected if settled else recount.users_at.get(name), user.history)
                     if wrong:
                         violations.add(f"{where}: {wrong}")
-                if missing > 0 and settled:
-                    violations.add(f"{where}: {missing} interactions never arrived")
+                if due > delivered:
+                    violations.add(f"{where}: {due - delivered} interactions never arrived")
             for name in ledger.users.keys() - recount.users.keys() - unsure:
                 violations.add(f"partition {number}, user {name!r}: has examples, but no accepted action")
         found = f"{checked:,} interactions equal what the actions say" + (
@@ -233,23 +253,15 @@ class Evidence:
         found = trained(line, self.ledgers, violations)
         num = sum(each.num_interactions for each in found.values())
         num_feedback = sum(each.num_feedback for each in found.values())
+        num_set_aside = sum(each.num_set_aside for each in found.values())
         available = sum(ledger.num_interactions for ledger in self.ledgers.values())
         if manifest is not None:
-            for partition, last in manifest.covered.items():
-                reached = found[partition].last if partition in found else -1
-                # Before the first step that the topic has, the trainer may have learned all of a partition.
-                if last != reached and (partition in found or line.first_step == 0):
-                    violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
-            whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
-            stated = manifest.num_interactions, manifest.num_feedback
-            if whole and stated != (num, num_feedback):
-                violations.add(
-                    f"the steps train {num} interactions and {num_feedback} pieces of later feedback, the manifest "
-                    f"says {stated[0]} and {stated[1]}"
-                )
+            compare(manifest, line, found, self.ledgers, violations)
         newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
         text = f"{num:,} interactions and {num_feedback:,} later pieces in {len(line.steps):,} steps of {newest}"
-        text += f", {available - num:,} on their way" if available > num else ""
+        waiting = num_waiting(manifest, found, self.ledgers)
+        text += f", {num_set_aside:,} in steps that were set aside" if num_set_aside else ""
+        text += f", {waiting:,} on their way" if waiting else ""
         accepted = sum(recount.sequencer.num_accepted for recount in self.recounts.values())
         sums = {
             "num_produced": sum(recount.num_produced for recount in self.recounts.values()),
@@ -260,6 +272,7 @@ class Evidence:
             "num_interactions": sum(recount.num_interactions for recount in self.recounts.values()),
             "num_delivered": available,
             "num_trained": num,
+            "num_set_aside": num_set_aside,
             "num_feedback_delivered": sum(ledger.num_feedback for ledger in self.ledgers.values()),
             "num_feedback_trained": num_feedback,
             "num_versions": self.plans.num_versions,

@@ -7,62 +7,108 @@ whatever is killed, restored or replayed. `docs/operations.md` lists what remain
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import msgspec
+from kafka import KafkaConsumer, TopicPartition
 
 from headrace.config import Settings
 from headrace.sentences import say
 from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
+from wire.example_reader import ExampleReader
 from wire.hashing import canonical
-from wire.kafka.consumer import connect, read, spans
+from wire.kafka.consumer import connect, read, read_from, spans
 from wire.kafka.producer import send_one
 from wire.topics import Topics
 
 LOOK_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request, at its place in the actions topic, and where what comes of it is written: after ``marks_from`` in the
+    sequences topic, or after ``letters_from`` among the dead letters."""
+
+    partition: int
+    offset: int
+    marks_from: int
+    letters_from: int
+
+
 def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
-    """Send the request and wait until a worker has carried it out. Status 1 if that takes longer than ``wait_s``."""
+    """Send the request and wait until a worker has carried it out. Status 1 if that takes longer than ``wait_s``.
+    Raises `HeadraceError` if the worker refuses it, or if it cannot be sent to where the worker would take it."""
+    content: dict[str, str | bool] = {"forget": not is_back, what: name}
     try:
-        request = forget_request_of({"forget": not is_back, what: name})
+        request = forget_request_of(content)
     except Refused as error:
         raise HeadraceError(str(error)) from None
     assert request is not None
-    partition, offset = _send(settings, request, {"forget": not is_back, what: name})
-    if not _is_carried_out(settings, partition, offset, wait_s):
+    sent = _send(settings, request, content)
+    if not _is_carried_out(settings, sent, wait_s):
         say(
-            f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will "
-            "do that as soon as one runs; `headrace lag` shows which stage is behind"
+            f"sent (partition {sent.partition}, offset {sent.offset}), but not carried out within {wait_s:.0f} s: a "
+            "worker will do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1
     say(_told(settings, request))
     return 0
 
 
-def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> tuple[int, int]:
-    topic, key = Topics.under(settings.kafka.prefix).actions, canonical(request.user or request.item).encode()
-    placed = send_one(settings.kafka, topic, key, msgspec.json.encode(content), "request")
-    return int(placed.partition), int(placed.offset)
+def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> _Sent:
+    topics, key = Topics.under(settings.kafka.prefix), canonical(request.user or request.item).encode()
+    consumer = connect(settings.kafka)
+    try:
+        marks, letters = (spans(consumer, topic) for topic in (topics.sequences, topics.dead_letters))
+    finally:
+        consumer.close()
+    placed = send_one(settings.kafka, topics.actions, key, msgspec.json.encode(content), "request")
+    return _Sent(placed.partition, placed.offset, marks[placed.partition].end, letters[0].end)
 
 
-def _is_carried_out(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
-    """Whether a worker has applied that offset, and the results have left its outbox."""
-    topic, until = Topics.under(settings.kafka.prefix).status, time.monotonic() + wait_s
+def _is_carried_out(settings: Settings, sent: _Sent, wait_s: float) -> bool:
+    """Whether a worker has applied that offset, and what it made of the request has left its outbox. That it applied
+    the offset is not enough: it may have refused the request, or have reported on a topic that was there before."""
+    topics, until = Topics.under(settings.kafka.prefix), time.monotonic() + wait_s
     consumer = connect(settings.kafka)
     try:
         while time.monotonic() < until:
             cluster = ClusterState()
-            for record in read(consumer, topic, spans(consumer, topic)):
+            for record in read(consumer, topics.status, spans(consumer, topics.status)):
                 cluster.note(record.value)
-            status = cluster.workers.get(partition)
-            if status is not None and status.applied_offset >= offset and status.outbox_len == 0:
-                return True
+            status = cluster.workers.get(sent.partition)
+            if status is not None and status.applied_offset >= sent.offset and status.outbox_len == 0:
+                if _is_marked(consumer, topics.sequences, sent):
+                    return True
+                _check_letters(consumer, topics, sent)
             time.sleep(LOOK_S)
     finally:
         consumer.close()
     return False
+
+
+def _is_marked(consumer: KafkaConsumer, topic: str, sent: _Sent) -> bool:
+    """Whether the sequences topic has the request's mark, by which all readers forget."""
+    decoder = ExampleReader(topic)
+    for record in read_from(consumer, TopicPartition(topic, sent.partition), sent.marks_from):
+        example = decoder.read(record.partition, record.offset, record.value)
+        if example is not None and example.mark is not None and example.user_offset == sent.offset:
+            return True
+    return False
+
+
+def _check_letters(consumer: KafkaConsumer, topics: Topics, sent: _Sent) -> None:
+    """Raise `HeadraceError` if the request is among the dead letters."""
+    for record in read_from(consumer, TopicPartition(topics.dead_letters, 0), sent.letters_from):
+        letter = read_headers(record.headers)
+        if (letter.topic, letter.partition, letter.offset) == (topics.actions, sent.partition, sent.offset):
+            raise HeadraceError(
+                f"nothing is forgotten: the worker refused the request ({letter.reason}: {letter.message}). Correct "
+                "that, kafka.partitions for instance, which must be the worker's, and send it again"
+            )
 
 
 def _told(settings: Settings, request: ForgetRequest) -> str:
@@ -75,8 +121,9 @@ def _told(settings: Settings, request: ForgetRequest) -> str:
             "row and its counts, and learns nothing about it until `headrace forget item ID --undo`"
         )
     return (
-        f"user {request.user}: removed from the worker's store and from the servers. In the sequences topic the user's "
-        "records have tombstones, and Kafka's compaction will remove them. The actions remain in the actions topic "
-        f"until its retention ends ({days:g} days), and refused ones in the dead-letter topic. The weights keep what "
-        "they learned from the user, without the name. docs/operations.md has the full list"
+        f"user {request.user}: removed from the worker's store and, as they read on, from the servers. In the "
+        "sequences topic the user's records have tombstones, and Kafka's compaction will remove them. The actions "
+        f"remain in the actions topic until its retention ends ({days:g} days), and refused ones in the dead-letter "
+        "topic. The weights keep what they learned from the user, without the name. docs/operations.md has the full "
+        "list"
     )

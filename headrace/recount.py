@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from headrace.ledger import empty_history
+from headrace.ledger import Violations, empty_history
 from state.segment import Segment
 from state.sequencer import Sequencer
 from state.user import User
@@ -19,6 +19,7 @@ from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Counts, Example, num_features_of
 from wire.history import History
+from wire.moment import MAX_TIMESTAMP_MS
 from wire.partitioner import partition_of
 
 DRAIN_EVERY = 512
@@ -33,7 +34,7 @@ class Recount:
         self.partition = partition
         self.num_partitions = num_partitions
         self.sequencer = Sequencer(action, sequence, partition)
-        self._num_slots = sequence.num_slots
+        self.sequence = sequence
         self.num_records = self.num_forgotten = self.num_migrated = 0
         self.forgotten: set[str] = set()
         """Users who were forgotten; ``num_forgotten`` is the number of their interactions."""
@@ -51,10 +52,18 @@ class Recount:
         self.watch_users: dict[str, tuple[int, int]] = {}
         self.users_at: dict[str, History] = {}
         """The users of ``watch_users``, as they were after that action."""
+        self.watch_times: Mapping[int, tuple[int, int]] = {}
+        """Offset → the lowest and the highest time that examples which end with it state (`SequenceLedger.times`)."""
+        self.wrong_times = Violations()
+        self._newest_ms = -1
+        self.resume_from = 0
+        """The examples say that they cover every action before this offset."""
+        self.due: dict[str, int] | None = None
+        """How many interactions of each user those are; None until that offset is reached."""
 
     def start_from(self, examples: Iterable[Example]) -> None:
         """Begin with the users migrated from another deployment (`Example.is_migrated`), before any record."""
-        users, num_slots = self.sequencer.users, self._num_slots
+        users, num_slots = self.sequencer.users, self.sequence.num_slots
         for each in examples:
             if each.mark is not None:
                 continue
@@ -73,6 +82,9 @@ class Recount:
 
     def feed(self, record: Any) -> None:
         """Apply one Kafka record."""
+        if self.due is None and record.offset >= self.resume_from:
+            self._note_due()
+        self._check_time(record)
         self.num_records += 1
         decoded = decode_record(record.value, record.timestamp, self.action)
         if isinstance(decoded[0], ForgetRequest):
@@ -107,8 +119,33 @@ class Recount:
         if record.offset in self.watch:
             self.counts_at[record.offset] = self.sequencer.counts
 
+    def _note_due(self) -> None:
+        self.drain()
+        self.due = {name: history.end for name, history in self.users.items()}
+
+    def _check_time(self, record: Any) -> None:
+        """An example states the newest time of the actions that it covers. The last of them is one, and none of them is
+        newer than all so far."""
+        record_ms = min(max(record.timestamp, -1), MAX_TIMESTAMP_MS)
+        self._newest_ms = max(self._newest_ms, record_ms)
+        lowest, highest = self.watch_times.get(record.offset, (record_ms, record_ms))
+        if lowest < record_ms or highest > self._newest_ms:
+            wrong = lowest if lowest < record_ms else highest
+            self.wrong_times.add(
+                f"partition {self.partition}: an example says that its newest action, at offset {record.offset}, came "
+                f"at {wrong} ms; the actions topic says {record_ms}"
+            )
+
+    def end(self) -> None:
+        """All records are applied."""
+        self.drain()
+        if self.due is None:
+            self._note_due()
+
     def _forget(self, request: ForgetRequest, record_ms: int) -> None:
         history = self.users.pop(request.user, None)
+        if self.due is not None:
+            self.due.pop(request.user, None)
         self.forgotten.add(request.user)
         self.num_forgotten += history.end if history is not None else 0
         self.sequencer.forget(request, record_ms)

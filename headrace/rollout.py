@@ -26,7 +26,7 @@ def pin(settings: Settings, version: str, reason: str = "") -> int:
 def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
     """Pin a version that is in the topic; None: the last one of the epoch before the newest, or the one before it."""
     settings = on_line(settings, followed_line(settings))
-    listed = manifests(settings)
+    listed = _reachable(manifests(settings))
     if version is None:
         if len(listed) < 2:
             raise VersionError(f"rollback: expected two versions or more in the topic, got {len(listed)}")
@@ -83,6 +83,12 @@ def who() -> str:
 
 def _known(settings: Settings, which: Which) -> Manifest | None:
     return next((each for each in reversed(manifests(settings)) if each.which == which), None)
+
+
+def _reachable(listed: list[Manifest]) -> list[Manifest]:
+    """The versions whose base is still in the topic."""
+    present = {each.which for each in listed}
+    return [each for each in listed if (each.epoch, each.base_number) in present]
 
 
 def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) -> int:

@@ -48,7 +48,7 @@ class EmbeddingTable:
         precision: str = "float32",
     ) -> None:
         self.width = width
-        self.map = IdMap(1024, admit_after=admit_after, backend="reference" if backend == "reference" else "auto")
+        self.map = IdMap(1024, admit_after=admit_after, backend=backend if backend == "reference" else "auto")
         self.store = RowStore(width, device, backend, precision, (seed, salt))
         self._marks = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
         self._grow(1)
@@ -148,7 +148,8 @@ class EmbeddingTable:
         self.store.grow(num_rows)
         for marks in self._marks.values():
             marks.grow(num_rows)
-        self.live, self.dirty = self._marks["live"].array, self._marks["dirty"].array
+        num = min(len(marks.array) for marks in self._marks.values())
+        self.live, self.dirty = (marks.array[:num] for marks in self._marks.values())
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
         rows = np.empty((num_rows, self.width), np.float32)
@@ -219,7 +220,7 @@ class EmbeddingTable:
 
     def is_finite(self) -> bool:
         """Whether all weights and states are finite."""
-        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(self.num_rows)
+        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(0, self.num_rows)
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""

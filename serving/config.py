@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serving.users.addresses import ADDRESS, Addresses
+from serving.users.addresses import Addresses, OwnAddress
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, above_0, at_least_1, check_fields
 from wire.holding import Partitions
 
@@ -19,7 +19,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "port": Number(0, 65_535, whole=True, advice="0 takes any free port, 8080 is usual"),
     "name": Text(),
     "partitions": Partitions(),
-    "address": Text(rf"({ADDRESS})?", "http://HOST:PORT, or nothing", "leave the path out"),
+    "address": OwnAddress(),
     "peers": Addresses(),
     "peer_timeout_s": above_0(0.05, 120),
     "device": Word(DEVICES, "use auto"),
@@ -53,7 +53,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "swap_wait_s": Number(0, advice="1 is usual", usual=(0.001, 120)),
     "drain_timeout_s": above_0(0.1, 3_600),
     "status_every_s": above_0(0.05, 30),
-    "pin": Text(r"(\d+/\d+)?", "EPOCH/NUMBER, such as 3/17, or nothing", "`headrace versions` lists them"),
+    "pin": Text(r"([0-9]+/[0-9]+)?", "EPOCH/NUMBER, such as 3/17, or nothing", "`headrace versions` lists them"),
     "guard": Switch(),
     "guard_hr_drop": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "guard_ne_rise": above_0(0.001, 10),

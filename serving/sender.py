@@ -18,9 +18,9 @@ from serving.request_bodies import ActionRequest, ForgetRequest
 from wire.action import Rejection, decode_record
 from wire.action_json import Refused, forget_request_of
 from wire.config import ActionConfig, KafkaConfig
+from wire.errors import TopicsMismatch
 from wire.hashing import canonical
-from wire.kafka.producer import make_producer
-from wire.partitioner import partition_of
+from wire.kafka.producer import home_of, make_producer
 from wire.topics import Topics
 
 TIMEOUT_S = 10.0
@@ -36,7 +36,7 @@ class ActionSender:
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
         """Send an action and wait for the broker. Raises `RequestError` for one that the worker would refuse, and
-        `NotReadyError` if the broker does not answer."""
+        `NotReadyError` if the broker does not answer, or if its topic has another number of partitions."""
         name = uuid.uuid4().hex
         action: dict[str, Any] = {
             "id": name, "user": request.user, "item": request.item, "action": request.action, "timestamp": timestamp_ms,
@@ -67,8 +67,11 @@ class ActionSender:
         with self._lock:
             try:
                 self._client = client = self._client or self._connect()
-                partition = partition_of(key, len(client.partitions_for(self._topic)))
-                return client.send(self._topic, key=key, value=value, partition=partition).get(TIMEOUT_S)
+                home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
+                return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
+            except TopicsMismatch as error:
+                self.close()  # a new client looks again at how many there are
+                raise NotReadyError(f"nothing was sent: {error}", "a topic as kafka.partitions says") from error
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__

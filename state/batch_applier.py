@@ -7,6 +7,7 @@ does not: requests to forget, refreshes and restores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from rocksdict import WriteBatch
 
@@ -19,10 +20,23 @@ from state.sequencer import Sequencer
 from state.user_store import UserStore
 from wire.action_json import ForgetRequest
 from wire.config import SequenceConfig
+from wire.example import Counts
 from wire.topics import keys_of_user
 
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """What one `PartitionStore.apply` did. ``num_records``: without those that had been applied before."""
+
+    num_records: int
+    num_examples: int
+    num_dead: int
+    counts: Counts
+    """The partition's totals."""
+    applied_offset: int
 
 
 def records_after(offset: int, records: Iterable[Record]) -> list[Record]:

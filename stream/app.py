@@ -84,7 +84,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         group_of(kafka, stream),
         consumer_options(kafka, stream),
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap.split(",")],
-        datadir=str(datadir),
+        datadir=str(datadir).replace("{", "{{").replace("}", "}}"),  # Faust takes it for a format
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,  # the leader topic is for timers that run on one worker only

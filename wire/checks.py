@@ -6,6 +6,7 @@ anything else would be a traceback hours later, in a client's library.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,10 @@ MAX_DAYS = 1e5
 MAX_CHARACTERS = 4_000
 _PATHS = ("path", "_dir", "_file", "_folder")
 """Ends of keys that name a file or a folder."""
+_SPACED = ("kafka.bootstrap", "password", "username")
+"""Ends of keys whose values may have spaces around them."""
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
@@ -215,12 +220,14 @@ def _check_plausible(key: str, value: Any) -> None:
         text = str(value)
         expected = f"at most {MAX_CHARACTERS} characters, none of them a control character"
         expect(len(text) <= MAX_CHARACTERS and text.isprintable(), key, expected, text, "remove what is too much")
+        is_bare = text == text.strip() or key.endswith(_SPACED)
+        expect(is_bare, key, "text without spaces around it", text, "remove them")
         is_plain = not key.endswith(_PATHS) or not any(part.startswith(("~", "$")) for part in Path(text).parts)
         expect(
             is_plain, key, "a path, in which nothing is expanded", text, "write the folder of ~ or of a variable out"
         )
-        is_host = not key.endswith("host") or _is_host(text)
-        expect(is_host, key, "a host name or an address", text, "127.0.0.1 is this machine, 0.0.0.0 any address of it")
+        is_fine = not key.endswith("host") or is_host(text)
+        expect(is_fine, key, "a host name or an address", text, "127.0.0.1 is this machine, 0.0.0.0 any address of it")
     elif isinstance(value, bool):
         return
     elif isinstance(value, int):
@@ -232,8 +239,41 @@ def _check_plausible(key: str, value: Any) -> None:
         expect(is_held, key, f"0 or at least {MIN_FLOAT:g}, the least that 32 bits hold", value, "give a larger number")
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Whether the text is an IP address, or a name that a machine can have. DNS knows no underscore, but names of
+    containers have some."""
+    if ":" in text:
+        return _is_ip(text)
     try:
-        return bool(text.encode("idna"))
+        plain = text.encode("idna").decode()
     except UnicodeError:
+        return False
+    labels = plain.removesuffix(".").split(".")
+    if len(labels) > 1 and all(label.isdigit() for label in labels):
+        return _is_ip(plain)
+    return len(plain) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+
+
+def is_host_port(text: str) -> bool:
+    """Whether the text is HOST:PORT, with an IPv6 address in brackets."""
+    host, _, port = text.rpartition(":")
+    is_port = _PORT.fullmatch(port) is not None and 0 < int(port) < 65_536
+    return is_port and (is_host(host[1:-1]) if _is_bracketed(host) else ":" not in host and is_host(host))
+
+
+def is_base_url(text: str) -> bool:
+    """Whether the text is http://HOST or http://HOST:PORT (or https), without a path."""
+    scheme, _, place = text.partition("://")
+    is_place = is_host_port(place) or is_host(place[1:-1] if _is_bracketed(place) else place.replace(":", " "))
+    return scheme in ("http", "https") and is_place
+
+
+def _is_bracketed(host: str) -> bool:
+    return host.startswith("[") and host.endswith("]") and ":" in host
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
         return False

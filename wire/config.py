@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wire.checks import Limit, Names, Number, Switch, Text, Word, above_0, check_fields, expect
+from wire.checks import Limit, Names, Number, Switch, Text, Word, above_0, check_fields, expect, is_host_port
 from wire.client_options import check_client
 from wire.moment import MAX_TIMESTAMP_MS
 
@@ -23,20 +22,12 @@ MAX_EXAMPLE_BYTES = 900_000
 """Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
-_ADDRESS = re.compile(r"\s*(\[[\w:.%]+\]|[\w.-]+):([0-9]{1,5})\s*")
-
-
-def _is_address(text: str) -> bool:
-    found = _ADDRESS.fullmatch(text)
-    return found is not None and 0 < int(found[2]) < 65536
-
-
 class _Brokers:
     """The limit of ``kafka.bootstrap``."""
 
     def check(self, key: str, value: Any) -> None:
         """Raise `ConfigError` unless every one is host:port."""
-        fine = isinstance(value, str) and all(map(_is_address, value.split(",")))
+        fine = isinstance(value, str) and all(is_host_port(each.strip()) for each in value.split(","))
         expect(fine, key, "host:port, or several with commas between", value, "Kafka's usual port is 9092")
 
 
@@ -63,6 +54,10 @@ ACTION_LIMITS: dict[str, Limit] = {
     ),
     "max_actions_per_record": Number(1, whole=True, advice="1 refuses longer lists"),
 }
+MAX_TOPIC = 249
+"""The most characters that Kafka allows in a topic's name."""
+LONGEST_TOPIC = ".trainer.lag.v1."
+"""What stands between prefix and line in the longest name (`wire.topics`)."""
 MAX_CONTEXT = 1_000_000
 """A request to forget a user sends a tombstone for each place that is kept."""
 SEQUENCE_LIMITS: dict[str, Limit] = {
@@ -187,6 +182,9 @@ class KafkaConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "kafka", KAFKA_LIMITS)
+        most = MAX_TOPIC - len(self.prefix) - len(LONGEST_TOPIC)
+        expected = f"at most {most} characters behind this kafka.prefix, since a topic's name has at most {MAX_TOPIC}"
+        expect(len(self.line) <= most, "kafka.line", expected, self.line, "choose a shorter one")
 
     @property
     def weights_kept_s(self) -> float:

@@ -55,28 +55,32 @@ class Gate:
             await send(message)
 
         self._metrics.in_flight += 1
+        is_whole = True
         try:
-            await self._pass(scope, receive, sending)
+            is_whole = await self._pass(scope, receive, sending)
         finally:
             self._metrics.in_flight -= 1
-            if scope["path"] != "/events":  # a stream stays open as long as the page does
+            if is_whole and scope["path"] != "/events":  # a stream stays open as long as the page does
                 self._metrics.observe(scope["path"], status, time.perf_counter() - started)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer the request; False if its body never came whole, since then nobody waits for an answer."""
         operation = BY_PATH.get(scope["path"])
         if operation is not None and operation.role:
             try:
                 self._access.check(scope["headers"], operation.role)
             except UnauthorizedError as error:
                 await self._refuse(response_to(error), scope, receive, send)
-                return
+                return True
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
-            return
+            return True
         body = await self._body(scope["headers"], receive)
+        if body is None:
+            return False
         if isinstance(body, Response):
             await self._refuse(body, scope, receive, send)
-            return
+            return True
         is_told = False
 
         async def receiving() -> Message:
@@ -87,33 +91,31 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, receiving, send)
+        return True
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
-        """The whole body, or the refusal."""
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response | None:
+        """The whole body, or the refusal, or None if the connection ended before the body did."""
         declared = _declared_bytes(headers)
         if declared > self._max_body_bytes:
             return self._too_large(declared)
-        message = await self._next(receive)
-        if message is None:
-            return self._too_slow()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return body if len(body) <= self._max_body_bytes else self._too_large(len(body))
-        pieces, num_bytes, deadline = [body], len(body), time.monotonic() + self._read_timeout_s
-        while message.get("more_body", False):
+        pieces, num_bytes, deadline = list[bytes](), 0, time.monotonic() + self._read_timeout_s
+        while True:
             message = await self._next(receive, deadline - time.monotonic())
             if message is None:
                 return self._too_slow()
+            if message["type"] == "http.disconnect":
+                return None
             pieces.append(message.get("body", b""))
             num_bytes += len(pieces[-1])
             if num_bytes > self._max_body_bytes:
                 return self._too_large(num_bytes)
-        return b"".join(pieces)
+            if not message.get("more_body", False):
+                return b"".join(pieces)
 
-    async def _next(self, receive: Receive, timeout_s: float | None = None) -> Message | None:
+    async def _next(self, receive: Receive, timeout_s: float) -> Message | None:
         """The next chunk; None if it does not arrive in time."""
         try:
-            async with asyncio.timeout(self._read_timeout_s if timeout_s is None else timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await receive()
         except TimeoutError:
             return None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import platform
-import re
 from typing import Any
 
-from wire.checks import expect
+from wire.checks import expect, is_base_url
 
-ADDRESS = r"https?://(\[[\w:.%]+\]|[\w.-]+)(:[0-9]{1,5})?"
-"""A base URL without a path."""
 EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104
+
+
+class OwnAddress:
+    """The limit of a server's own base URL, which may be empty."""
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise `ConfigError` unless it is one."""
+        fine = isinstance(value, str) and (not value or is_base_url(value))
+        expect(fine, key, "http://HOST:PORT, or nothing", value, "leave the path out")
 
 
 class Addresses:
@@ -18,13 +24,8 @@ class Addresses:
 
     def check(self, key: str, value: Any) -> None:
         """Raise `ConfigError` unless each is one."""
-        fine = isinstance(value, tuple) and all(isinstance(each, str) and is_address(each) for each in value)
+        fine = isinstance(value, tuple) and all(isinstance(each, str) and is_base_url(each) for each in value)
         expect(fine, key, "a list of http://HOST:PORT", value, "leave the path out")
-
-
-def is_address(text: str) -> bool:
-    """Whether the text is a base URL without a path."""
-    return re.fullmatch(ADDRESS, text) is not None
 
 
 def address_of(host: str, port: int) -> str:

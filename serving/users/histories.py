@@ -166,11 +166,13 @@ class Histories:
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Drop users and requests to forget: the topic was created again, and its histories start over."""
+        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end. The
+        clock too, since requests without a time would be asked at that of the old topic, for ever if it was ahead."""
         self.forget_partitions()
         self.removed = set()
+        self.items.clear()
         with self._lock:
-            self._kept, self._decoder.columns = None, self._columns
+            self._kept, self._decoder.columns, self.clock_ms = None, self._columns, -1
 
     def get(self, user: str) -> Past | None:
         """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a

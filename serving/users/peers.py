@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.users.addresses import is_address
+from wire.checks import is_base_url
 from wire.cluster import FORGOTTEN_MS, SILENT_MS
 from wire.holding import partitions_held
 from wire.status import ServerStatus, status_of
@@ -83,7 +83,7 @@ class Peers:
         known.heard_s = self._clock_s - age_s
 
     def _may_ask(self, address: str) -> bool:
-        return is_address(address) and (not self.allowed or address in self.allowed)
+        return is_base_url(address) and (not self.allowed or address in self.allowed)
 
     def live(self) -> list[Peer]:
         """The servers that have not fallen silent, by name."""

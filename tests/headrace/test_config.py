@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace.config import ConfigError, read_settings
 from headrace.environment import CLIENT, unset_settings
+from stream.app import build_app
+from wire.config import MAX_TOPIC, KafkaConfig
+from wire.topics import topics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -272,6 +276,42 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
         ('[store]\npath = "a\\u0000b"\n', "store.path: expected at most 4000 characters, none of them a control"),
         ('[stream]\ncomponent = "a\\nb"\n', "stream.component: expected at most 4000 characters, none of them"),
         ("[serving]\nhost = 'a..b'\n", "serving.host: expected a host name or an address, got 'a..b'"),
+        ("[serving]\nhost = 'a b'\n", "serving.host: expected a host name or an address, got 'a b'"),
+        ("[serving]\nhost = 'localhost:8080'\n", "serving.host: expected a host name or an address"),
+        ("[serving]\nhost = '[::1]'\n", "serving.host: expected a host name or an address, got '[::1]'"),
+        ("[serving]\nhost = ':::1'\n", "serving.host: expected a host name or an address, got ':::1'"),
+        ("[serving]\nhost = '-a'\n", "serving.host: expected a host name or an address, got '-a'"),
+        ("[serving]\nhost = '127.0.0.256'\n", "serving.host: expected a host name or an address"),
+        ("[trainer]\nmetrics_host = 'http://a'\n", "trainer.metrics_host: expected a host name or an address"),
+        ("[stream]\nmetrics_host = 'a/b'\n", "stream.metrics_host: expected a host name or an address"),
+        ("[serving]\naddress = 'http://a b:80'\n", "serving.address: expected http://HOST:PORT, or nothing"),
+        ("[serving]\naddress = 'http://a:65536'\n", "serving.address: expected http://HOST:PORT, or nothing"),
+        ("[serving]\npeers = ['http://a:0']\n", "serving.peers: expected a list of http://HOST:PORT"),
+        ("[kafka]\nbootstrap = 'a..b:9092'\n", "kafka.bootstrap: expected host:port"),
+        ("[kafka]\nbootstrap = '[zz]:9092'\n", "kafka.bootstrap: expected host:port"),
+        ("[kafka]\nbootstrap = 'a:9092,'\n", "kafka.bootstrap: expected host:port"),
+        ("[kafka]\nbootstrap = '10.0.0.999:9092'\n", "kafka.bootstrap: expected host:port"),
+        ("[store]\npath = ' data'\n", "store.path: expected text without spaces around it, got ' data'; remove them"),
+        ("[trainer]\ntables_folder = ' '\n", "trainer.tables_folder: expected text without spaces around it"),
+        ("[serving]\ntokens_file = 'a '\n", "serving.tokens_file: expected text without spaces around it"),
+        ("[serving]\nname = ' '\n", "serving.name: expected text without spaces around it"),
+        ("[stream]\ngroup = ' a'\n", "stream.group: expected text without spaces around it"),
+        ("[stream]\ncomponent = '   '\n", "stream.component: expected text without spaces around it"),
+        ("[trainer]\nmodel_id = 'a '\n", "trainer.model_id: expected text without spaces around it"),
+        ("[kafka.client]\nclient_id = 'a '\n", "kafka.client.client_id: expected text without spaces around it"),
+        ("[kafka.client]\nclient_id = ''\n", "kafka.client.client_id: expected a string that is not empty"),
+        ('[kafka.client]\nclient_id = "a\\u0000"\n', "kafka.client.client_id: expected at most 4000 characters, none"),
+        ('[kafka]\nprefix = "a\\n"\n', "kafka.prefix: expected 1 to 200 of"),
+        ('[serving]\npin = "3/17\\n"\n', "serving.pin: expected EPOCH/NUMBER"),
+        ('[serving]\npin = "\u0663/17"\n', "serving.pin: expected EPOCH/NUMBER"),
+        (
+            f"[kafka]\nprefix = '{'a' * 200}'\nline = '{'b' * 40}'\n",
+            "kafka.line: expected at most 33 characters behind this kafka.prefix",
+        ),
+        (
+            "[trainer]\nfeedback = 'wait'\nfeedback_window_s = 86400\n",
+            "trainer.feedback_window_s: expected at most 43200 with feedback = 'wait', half of",
+        ),
         ("[stream]\nmetrics_host = ''\n", "stream.metrics_host: expected a host name or an address, got ''"),
     ],
 )
@@ -279,6 +319,43 @@ def test_what_no_key_can_hold_is_refused(text: str, said: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as caught:
         read_settings(write(tmp_path, text))
     assert said in str(caught.value)
+
+
+NAMES = ("localhost", "broker_1", "a-b.example.", "zoë.example", "10.0.0.1", "::1", "fe80::1%eth0", "0123456789ab")
+
+
+@pytest.mark.parametrize("host", NAMES)
+def test_what_a_machine_may_be_called_is_a_host(host: str, tmp_path: Path) -> None:
+    place = f"[{host}]" if ":" in host else host
+    text = f"[serving]\nhost = '{host}'\naddress = 'http://{place}:80'\npeers = ['http://{place}']\n"
+    settings = read_settings(write(tmp_path, f"{text}[kafka]\nbootstrap = '{place}:9092, {place}:9093'\n"))
+    assert (settings.serving.host, settings.serving.peers) == (host, (f"http://{place}",))
+
+
+def test_names_and_paths_may_have_spaces_and_any_letters_and_passwords_anything(tmp_path: Path) -> None:
+    path = tmp_path / "a {b} zoë"
+    text = f"[store]\npath = '{path}'\n[serving]\nname = 'server zoë 1'\n[kafka.client]\nsasl_mechanism = 'PLAIN'\n"
+    text += "security_protocol = 'SASL_PLAINTEXT'\nsasl_plain_username = ' u '\nsasl_plain_password = ' p '\n"
+    settings = read_settings(write(tmp_path, text))
+    assert (settings.store.path, settings.serving.name) == (path, "server zoë 1")
+    assert settings.kafka.client["sasl_plain_password"] == " p "
+    router: Any = None
+    app = build_app(settings.kafka, settings.stream, router, path)
+    assert Path(app.conf.datadir) == path
+
+
+def test_the_longest_topic_is_the_one_that_bounds_the_line() -> None:
+    kafka = KafkaConfig(prefix="a" * 200, line="b" * 33)
+    assert max(len(each.name) for each in topics_of(kafka)) == MAX_TOPIC
+
+
+def test_a_long_wait_for_feedback_is_taken_where_the_topic_keeps_what_waits(tmp_path: Path) -> None:
+    text = "[trainer]\nfeedback_window_s = 604800\n{}[kafka]\nmin_compaction_lag_s = {}\n"
+    assert not refusal_of(write(tmp_path, text.format("feedback = 'wait'\n", 1_209_600)))
+    assert "give kafka.min_compaction_lag_s 1209600" in refusal_of(
+        write(tmp_path, text.format("feedback = 'wait'\n", 86_400))
+    )
+    assert not refusal_of(write(tmp_path, text.format("", 86_400)))  # nothing waits
 
 
 def refusal_of(path: Path) -> str:

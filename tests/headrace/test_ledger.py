@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from headrace.evidence import Evidence
-from headrace.ledger import PlanLedger, SequenceLedger, Violations, trained
+from headrace.ledger import SequenceLedger, Violations
+from headrace.plan_ledger import PlanLedger, trained
 from headrace.recount import Recount
 from state.sequencer import Sequencer
 from wire.action import Action, decode_record
@@ -38,7 +39,7 @@ def examples() -> list[Example]:
 
 
 def ledger_of(stream: list[Example], offsets: list[int] | None = None) -> SequenceLedger:
-    ledger = SequenceLedger(0, 0 if offsets is None else offsets[0])
+    ledger = SequenceLedger(0)
     for offset, example in zip(offsets or range(len(stream)), stream, strict=True):
         ledger.feed(offset, example)
     return ledger

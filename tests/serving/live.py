@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import uvicorn
+from starlette.types import ASGIApp
 
+import serving.http.listener
 from serving.config import ServingConfig
 from serving.http.app import build_app
 from serving.http.listener import options_of
@@ -34,28 +35,40 @@ def service_of(manager: WeightsManager, config: ServingConfig, features: tuple[s
     return service
 
 
-class Server(uvicorn.Server):
-    """Uvicorn in a thread other than the main one, which must not handle signals."""
+class Server(serving.http.listener.Server):
+    """The server in a thread other than the main one, which must not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_end(self) -> None:
+        """Nothing was kept open for requests."""
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp, config: ServingConfig) -> Iterator[tuple[Server, int]]:
+    """A server of this application, and its port, until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    server = Server(options_of(app, config))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 60, "the server to listen")
+        yield server, listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive()
 
 
 @contextlib.contextmanager
 def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple[Service, int]]:
     """A service and its port; everything is stopped when the block ends."""
     service = service or service_of(MANAGER, ServingConfig(**config))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    server = Server(options_of(build_app(service), service.config))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
     try:
-        wait_until(lambda: server.started, 60, "the server to listen")
-        yield service, listener.getsockname()[1]
+        with listening(build_app(service), service.config) as (_, port):
+            yield service, port
     finally:
-        server.should_exit = True
-        thread.join(60)
         service.close()
-        listener.close()
-        assert not thread.is_alive()

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.http.listener import PIECE_BYTES, BoundedConnection, options_of
+from serving.http.connection import PIECE_BYTES, BoundedConnection
+from serving.http.listener import options_of
 from tests.brokers import wait_until
 from tests.serving.live import live_server
 from wire.thinned_log import NUM_LOGGED

@@ -10,11 +10,12 @@ import pytest
 import serving.users.peers
 from serving.errors import MisdirectedError, NotReadyError
 from serving.request_bodies import RecommendRequest
-from serving.users.addresses import address_of, is_address
+from serving.users.addresses import address_of
 from serving.users.peers import Peers, in_order
 from serving.users.placing import Placing
 from serving.users.question import Question
 from serving.users.shard import Shard
+from wire.checks import is_base_url
 from wire.cluster import ClusterState
 from wire.errors import ConfigError
 from wire.partitioner import partition_of
@@ -96,6 +97,24 @@ def test_earlier_reports_are_as_old_as_they_say() -> None:
     assert names(peers, 0) == ["a"], "its clock may be wrong; what has just arrived is new"
 
 
+def test_a_report_that_is_heard_again_after_a_newer_one_changes_nothing() -> None:
+    """Whoever reads the status topic begins anew after a failure, and hears the last thousand reports again."""
+    peers, now_ms = Peers("own"), int(time.time() * 1000)
+
+    def tell(partitions: str, age_s: float, **more: Any) -> None:
+        told = {"num_partitions": 4, "address": "http://a:80", **more}
+        status = ServerStatus(component="a", time_ms=now_ms - int(age_s * 1000), partitions=partitions, **told)
+        peers.hear(encode_status(status), is_earlier=age_s > 0)
+
+    tell("1-3", 0)
+    for older in ({}, {"address": "http://before:80"}, {"address": ""}, {"num_partitions": 2}):
+        tell("all", 60, **older)
+        assert [names(peers, partition) for partition in range(4)] == [[], ["a"], ["a"], ["a"]], older
+    assert peers.unheld(frozenset({0}), 4) == set()
+    tell("2/2", 0)
+    assert [names(peers, partition) for partition in range(4)] == [[], ["a"], [], ["a"]], "a newer one counts"
+
+
 def test_only_allowed_addresses_are_asked() -> None:
     peers = Peers("own", ("http://a:80",))
     peers.hear(report("a"))
@@ -168,7 +187,7 @@ def test_what_a_server_tells_others_while_it_cannot_answer_is_none() -> None:
 
 def test_an_address_is_a_host_and_a_port() -> None:
     for good in ("http://a", "https://a.b:80", "http://[::1]:8080", "http://127.0.0.1:1"):
-        assert is_address(good)
+        assert is_base_url(good)
     for bad in (
         "",
         "a:80",
@@ -180,10 +199,10 @@ def test_an_address_is_a_host_and_a_port() -> None:
         "http://a:80\n",
         "http://a?b",
     ):
-        assert not is_address(bad)
+        assert not is_base_url(bad)
     assert address_of("127.0.0.1", 80) == "http://127.0.0.1:80"
     assert address_of("::1", 80) == "http://[::1]:80"
-    assert is_address(address_of("0.0.0.0", 8080))
+    assert is_base_url(address_of("0.0.0.0", 8080))
     assert "0.0.0.0" not in address_of("0.0.0.0", 8080)
 
 

@@ -80,6 +80,29 @@ def test_a_reopened_store_continues_where_it_was(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_was_passed_over_after_the_last_record_is_on_disk(tmp_path: Path, at_once: bool) -> None:
+    """Markers of transactions, say: they are no records, and nothing is missing if the topic begins after them."""
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
+    store.apply([(0, 2_000, None, action())])
+    assert (store.applied_offset, store.next_offset) == (0, 1)
+    store.pass_over(5, at_once=at_once)
+    store.pass_over(3)
+    assert (store.applied_offset, store.next_offset) == (0, 5)
+    if not at_once:
+        store.ack(store.outbox()[-1].index)
+    store.close()
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
+    assert (store.applied_offset, store.next_offset) == (0, 5)
+    store.apply([(4, 3_000, None, action("v"))])
+    assert (store.applied_offset, store.next_offset, store.counts.num_accepted) == (4, 5, 2), "offsets decide"
+    store.apply([(7, 4_000, None, action("w"))])
+    assert store.next_offset == 8
+    store.restore([])
+    assert store.next_offset == 0
+    store.close()
+
+
 def test_waiting_entries_are_produced_under_the_current_epoch(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.set_writer_epoch(1)

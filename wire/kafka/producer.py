@@ -9,10 +9,12 @@ from kafka.errors import KafkaError
 
 from wire.config import KafkaConfig
 from wire.errors import HeadraceError
+from wire.kafka.admin import partitions_mismatch
 from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.partitioner import partition_of
+from wire.topics import topics_of
 
 SEND_S = 20.0
 """How long `send_one` waits for the broker."""
@@ -45,19 +47,32 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     return KafkaProducer(**{**ours, **options, **sync_options(kafka)})
 
 
+def home_of(kafka: KafkaConfig, topic: str, key: bytes, num_found: int) -> int:
+    """The partition of a topic of the deployment in which the key's records belong: by the number of partitions that it
+    was created with, whatever was added since. ``num_found``: how many it is known to have.
+
+    Raises `TopicsMismatch` if that is another number: the configuration may be that of another deployment.
+    """
+    [expected] = [each.num_partitions for each in topics_of(kafka) if each.name == topic]
+    if num_found != expected:
+        raise partitions_mismatch(topic, expected, num_found)
+    return partition_of(key, expected)
+
+
 def send_one(kafka: KafkaConfig, topic: str, key: bytes, value: bytes | None, what: str) -> Any:
     """Send a record to its key's partition, and wait until the broker has it; returns its metadata.
 
-    Raises `TopicMissing`, or `HeadraceError` if the broker does not accept it; ``what`` names the record there.
+    Raises `TopicMissing`, `TopicsMismatch` (`home_of`), or `HeadraceError` if the broker does not accept it; ``what``
+    names the record there.
     """
     consumer = connect(kafka)
     try:
-        num_partitions = len(partitions_of(consumer, topic))
+        home = home_of(kafka, topic, key, len(partitions_of(consumer, topic)))
     finally:
         consumer.close()
     producer = make_producer(kafka)
     try:
-        return producer.send(topic, key=key, value=value, partition=partition_of(key, num_partitions)).get(SEND_S)
+        return producer.send(topic, key=key, value=value, partition=home).get(SEND_S)
     except KafkaError as error:
         raise refusal(error, kafka.bootstrap, "writing") or HeadraceError(
             f"the broker did not accept the {what} ({error}); nothing has changed, try again"

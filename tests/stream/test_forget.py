@@ -1,0 +1,145 @@
+"""`headrace forget` says that somebody is forgotten only when a worker has done it, whatever becomes of the topic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaAdminClient
+
+import headrace.forget
+import wire.kafka.producer
+from headrace.config import Settings
+from headrace.dead_letters import resend
+from headrace.forget import forget
+from serving.errors import NotReadyError
+from serving.request_bodies import ForgetRequest
+from serving.sender import ActionSender
+from tests.brokers import wait_until
+from tests.stream.audit import is_idle
+from tests.stream.workers import Deployment, WorkerProcess
+from wire.errors import HeadraceError, TopicsMismatch
+from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
+from wire.status import PartitionStatus, WorkerStatus, encode_status
+
+START_MS = 1_700_000_000_000
+NAMES = [str(number).encode() for number in range(99)]
+USER = next(name for name in NAMES if partition_of(name, 3) == 1 - partition_of(name, 2)).decode()
+"""Whose partition of two is another one than that of three, and there is a worker for both."""
+
+
+@pytest.fixture
+def admin(deployment: Deployment) -> Iterator[KafkaAdminClient]:
+    if deployment.broker.kind != "apache":
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    client = KafkaAdminClient(bootstrap_servers=deployment.broker.bootstrap)
+    yield client
+    client.close()
+
+
+def settings_of(deployment: Deployment, **changed: Any) -> Settings:
+    return Settings(kafka=dataclasses.replace(deployment.kafka, **changed))
+
+
+def running(deployment: Deployment, worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    """A worker that has applied an action of the user."""
+    click = {"user": USER, "item": 1, "action": "click", "timestamp": START_MS}
+    home = partition_of(USER.encode(), deployment.partitions)
+    deployment.produce([(home, USER.encode(), msgspec.json.encode(click))])
+    process = worker().start()
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
+    return process
+
+
+def num_sent(deployment: Deployment) -> int:
+    return sum(deployment.ends(deployment.topics.actions).values()) - 1
+
+
+def test_a_request_is_not_sent_to_a_topic_that_was_given_partitions(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Callable[..., WorkerProcess]
+) -> None:
+    running(deployment, worker).stop()
+    admin.create_partitions({deployment.topics.actions: 3})
+    sender = ActionSender(deployment.kafka, deployment.action)
+    with pytest.raises(TopicsMismatch, match="expected 2 partitions, the broker has 3"):
+        forget(settings_of(deployment), "user", USER)
+    with pytest.raises(NotReadyError, match=r"nothing was sent: .* expected 2 partitions, the broker has 3"):
+        sender.forget(ForgetRequest(user=USER))
+    sender.close()
+    assert num_sent(deployment) == 0
+
+
+def test_partitions_that_are_added_while_a_request_is_sent_do_not_lead_it_astray(
+    deployment: Deployment,
+    admin: KafkaAdminClient,
+    worker: Callable[..., WorkerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running(deployment, worker).stop()
+    look = wire.kafka.producer.home_of
+
+    def slowly(*arguments: Any) -> int:
+        home = look(*arguments)
+        admin.create_partitions({deployment.topics.actions: 3})
+        worker("again").start("--despite-added-partitions")
+        return home
+
+    monkeypatch.setattr(wire.kafka.producer, "home_of", slowly)
+    assert forget(settings_of(deployment), "user", USER) == 0
+    assert "removed from the worker's store" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_request_that_the_worker_refuses_is_not_told_as_carried_out(
+    deployment: Deployment,
+    worker: Callable[..., WorkerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As when the configuration is that of no worker: the topic has three partitions, the deployment two of them."""
+    running(deployment, worker)
+    monkeypatch.setattr(wire.kafka.producer, "home_of", lambda *_: partition_of(USER.encode(), 3))
+    with pytest.raises(HeadraceError, match=r"nothing is forgotten: .* \(wrong_partition: user '"):
+        forget(settings_of(deployment), "user", USER)
+    assert "removed" not in capsys.readouterr().out
+
+
+def test_a_report_on_a_topic_that_was_there_before_is_no_evidence(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker is gone, and what it last said concerns offsets of a topic that was deleted."""
+    home = partition_of(USER.encode(), deployment.partitions)
+    status = WorkerStatus(component="w", time_ms=START_MS, partitions={home: PartitionStatus(applied_offset=999)})
+    producer = make_producer(deployment.kafka)
+    producer.send(deployment.topics.status, key=b"w", value=encode_status(status)).get(20)
+    producer.close()
+    assert forget(settings_of(deployment), "user", USER, wait_s=1.0) == 1
+    assert "but not carried out within 1 s" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("what", ["user", "item"])
+def test_somebody_whom_nobody_knows_is_forgotten_too(
+    what: str, deployment: Deployment, worker: Callable[..., WorkerProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    running(deployment, worker)
+    assert forget(settings_of(deployment), what, "nobody") == 0
+    assert f"{what} nobody:" in capsys.readouterr().out
+
+
+def test_actions_are_not_sent_again_to_partitions_that_the_topic_does_not_have(deployment: Deployment) -> None:
+    with pytest.raises(TopicsMismatch, match="expected 4 partitions, the broker has 2"):
+        resend(settings_of(deployment, partitions=4))
+
+
+def test_each_look_for_what_became_of_a_request_is_needed(
+    deployment: Deployment, worker: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that trusts the worker's report alone is caught by the tests above."""
+    running(deployment, worker)
+    monkeypatch.setattr(wire.kafka.producer, "home_of", lambda *_: partition_of(USER.encode(), 3))
+    monkeypatch.setattr(headrace.forget, "_is_marked", lambda *_: True)
+    assert forget(settings_of(deployment), "user", USER) == 0
