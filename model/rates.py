@@ -150,7 +150,14 @@ class Rates:
         arrays = self.arrays
         rows = rows_N[rows_N < len(arrays.item_VC)]
         arrays.total_C -= arrays.item_VC[rows, : 1 + arrays.num_kinds].sum(axis=0, dtype=np.float64)
-        arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, CHANGED
+        self.forget_values("item", rows)
+
+    def forget_values(self, table: str, rows_N: Int64) -> None:
+        """These rows of one of `TABLES` were evicted; what was counted stays in the totals. Pairs are left as they are:
+        the next value in such a row shares their counts, as values with the same hash do."""
+        counts = getattr(self.arrays, f"{table}_VC")
+        rows = rows_N[rows_N < len(counts)]
+        counts[rows], getattr(self.arrays, f"{table}_dirty_V")[rows] = 0.0, CHANGED
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
         """What a version carries: all rows with counts, or those changed since `mark_published`; and all weights."""

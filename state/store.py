@@ -281,7 +281,7 @@ class PartitionStore:
         if self._is_new and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # an interrupted restore
         self._outbox.forget()
-        names = Names(self._users.is_named)
+        names = Names(self._users.names.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
         self._sequencer.resume(self._meta.now.position)
         self._intake = Intake(
@@ -290,7 +290,7 @@ class PartitionStore:
         compiled = None
         if self._config.backend == "cpp":
             rules = rules_of(self._action, self._sequence, self.partition, self._num_partitions)
-            compiled = CompiledUsers(rules, self._users)
+            compiled = CompiledUsers(rules, self._users, names)
         self._applier = BatchApplier(
             self._sequencer, self._intake, compiled, self._users, self._outbox, self._sequence,
             self._config.max_cached_users, lambda: self._meta.now.outbox_next, self._write,

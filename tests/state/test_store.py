@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocksdict import WriteBatch
 
+import state.database
 from state.config import StoreConfig
 from state.database import Database
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
@@ -635,3 +637,15 @@ def test_the_mark_of_an_item_is_sent_again_when_it_was_overwritten(tmp_path: Pat
     ]  # fmt: skip
     assert store.refresh([Address("", MARK_USER, 0)]) == 1
     store.close()
+
+
+def test_the_log_of_the_database_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state.database, "LOG_BYTES", 20_000)
+    database = Database(tmp_path, StoreConfig(write_buffer_bytes=1 << 20))
+    database.open()
+    for number in range(1500):
+        batch = WriteBatch(raw_mode=True)
+        batch.put(number.to_bytes(4, "big"), random.Random(number).randbytes(20_000))
+        database.write(batch)
+    database.close()
+    assert 0 < sum(file.stat().st_size for file in tmp_path.glob("LOG*")) < 3 * 20_000
