@@ -94,9 +94,7 @@ class EmbeddingTable:
         """(N,) rows; 0 for keys without one."""
         if not len(keys_N):
             return np.zeros(0, np.int64)
-        rows = self.map.lookup(keys_N)
-        rows += 1  # 0 for the absent key too, which is never inserted
-        return rows
+        return self.map.lookup(keys_N, 1)  # 0 for the absent key too, which is never inserted
 
     def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
         """Count one sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""

@@ -73,7 +73,7 @@ class RowStore:
     def grow(self, num_rows: int) -> None:
         """Grow to this share of ``num_rows`` rows. On a GPU, where memory cannot grow in place, this copies."""
         num = -(-num_rows // self.share.size)
-        if num <= len(self.state):
+        if num <= self.state.shape[0]:  # len of a tensor takes longer
             return
         if self._memory:
             for rows in self._memory.values():

@@ -268,15 +268,15 @@ class Learner:
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
             rows_R = forward.target_row_R
-            met = counted(rows_R[batch.is_wanted_R & (rows_R > 0)])
+            row_S = rows_R[batch.choice_S]
+            met = counted(row_S[row_S > 0])
             self.frequency.add(*met)
             self.popularity.learn(*met)
         self.histories.bound()
-        for example in examples:
-            self.num_interactions += example.num_new
-            self.num_feedback += example.num_feedback
-            if example.names:
-                self.learn_names(example.names)
+        self.num_interactions += sum([each.num_new for each in examples])
+        self.num_feedback += sum([len(each.feedback_index) for each in examples])
+        for names in [each.names for each in examples if each.names]:
+            self.learn_names(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
@@ -285,7 +285,7 @@ class Learner:
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
-        newest_ms = max(each.newest_record_ms for each in examples) if waiting is None else waiting.learned_ms
+        newest_ms = max([each.newest_record_ms for each in examples]) if waiting is None else waiting.learned_ms
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.outcomes import move_counts
+from kernels.outcomes import count_met, move_counts
 from model.distinct import distinct
 from model.growing import GrowingColumns
 
@@ -28,10 +28,10 @@ def places_of(count_N: Int64) -> Int64:
     return np.asarray((shift_N << FINE_BITS) + (count_N >> shift_N))
 
 
-def least_count(place: int) -> int:
-    """The least count that has this place."""
-    shift = max(0, (place >> FINE_BITS) - 1)
-    return (place - (shift << FINE_BITS)) << shift
+def least_count(place_N: Int64) -> Int64:
+    """(N,) the least counts that have these places."""
+    shift_N = np.maximum((place_N >> FINE_BITS) - 1, 0)
+    return np.asarray((place_N - (shift_N << FINE_BITS)) << shift_N)
 
 
 class PopularityBaseline:
@@ -81,7 +81,8 @@ class PopularityBaseline:
         below_B = np.cumsum(self._block_B)
         block = int(np.searchsorted(below_B, place, side="right"))
         within_C = np.cumsum(self._with_BC[block]) + below_B[block] - self._block_B[block]
-        return least_count(1 + block * BLOCK + int(np.searchsorted(within_C, place, side="right")))
+        at = 1 + block * BLOCK + int(np.searchsorted(within_C, place, side="right"))
+        return int(least_count(np.array(at)))
 
     def _above_and_with(self, place_R: Int64, num_live: int) -> tuple[Int64, Int64]:
         """(R,) how many live items have a count of a higher place, and how many one of the same."""
@@ -98,21 +99,18 @@ class PopularityBaseline:
             np.where(is_counted_R, same_R, num_live - num_counted),
         )
 
-    def ranks(
-        self, target_R: Int64, num_live: int, exclude_rows: Int64, exclude_offsets_R1: Int64
-    ) -> tuple[Int64, Int64]:
-        """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
+    def ranks(self, row_R: Int64, num_live: int, rows_n: Int64, first_R: Int64, target_R: Int64) -> tuple[Int64, Int64]:
+        """(R,) ranks of rows among all live items, and among those that the user has not met: target r has met
+        ``rows_n[first_R[r]:target_R[r]]``, of which 0 is none.
 
-        Ties count half, rounded up, as in `kernels.rank_of_target`. Targets and excluded rows are live ones.
+        Ties count half, rounded up, as in `kernels.rank_of_target`. All rows are live ones.
         """
-        self._grow(int(max(target_R.max(initial=0), exclude_rows.max(initial=0))) + 1)
-        target_place = places_of(self.count_V[target_R])
-        higher, equal = self._above_and_with(target_place, num_live)
+        self._grow(int(max(row_R.max(initial=0), rows_n.max(initial=0))) + 1)
+        place_R = places_of(self.count_V[row_R])
+        higher, equal = self._above_and_with(place_R, num_live)
         equal = equal - 1
-        owner = np.repeat(np.arange(len(target_R)), np.diff(exclude_offsets_R1))
-        more = places_of(self.count_V[exclude_rows]) - target_place[owner]
-        num_higher = np.bincount(owner[more > 0], minlength=len(target_R))
-        num_equal = np.bincount(owner[(more == 0) & (exclude_rows != target_R[owner])], minlength=len(target_R))
+        same_2R = least_count(place_R), least_count(place_R + 1)
+        num_higher, num_equal = count_met(self.count_V, rows_n, first_R, target_R, row_R, *same_2R)
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
 
     def learn(self, rows_U: Int64, num_U: Int64) -> None:
