@@ -6,7 +6,8 @@
 #
 # The GPU variant keeps a C compiler, which Triton calls for each kernel's launcher, and its trainer asks for CUDA instead
 # of taking what is there. No variant holds test tools. Everything is checked against the lock file's hashes, but a CPU
-# build of torch, which the lock file does not know: there its index is trusted.
+# build of torch, which the lock file does not know, and on arm64 what compiles faust-streaming, which has no wheel there:
+# for these the index is trusted.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
@@ -34,7 +35,8 @@ COPY stream stream
 COPY trainer trainer
 COPY wire wire
 COPY schema schema
-# The kernels hold a path for each processor generation and choose at run time: the image runs on any x86-64 machine.
+# The kernels hold a path for each processor generation and choose at run time: the image runs on any machine of the
+# architecture that it was built on, x86-64 or arm64.
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable . && /venv/bin/python -m kernels.build
 
 FROM python:${PYTHON}-slim

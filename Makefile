@@ -1,4 +1,5 @@
-# Everything here runs on a fresh machine with Python 3.11 or newer, g++ and make: each target sets up what it needs.
+# Everything here runs on a fresh machine with Linux (x86-64 or arm64), Python 3.11 to 3.14 with venv, g++ and make: each
+# target sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -31,12 +32,29 @@ help: ## this list
 
 setup: $(SETUP) ## only what the others do first: .venv with exact versions and hashes, and the compiled kernels
 
+# What a machine may lack, each in one line and before anything is downloaded. The lock file has packages for these.
+define CHECK_MACHINE
+@refuse() { echo "headrace: $$1" >&2; exit 2; }; \
+machine="$$(uname -s) $$(uname -m)"; \
+case "$$machine" in "Linux x86_64" | "Linux aarch64") ;; \
+	*) refuse "expected Linux on x86-64 or arm64, got $$machine; use Docker there (README.md, \"Run it\")" ;; \
+esac; \
+command -v "$(PYTHON)" >/dev/null || \
+	refuse "expected Python 3.11 to 3.14, found no $(PYTHON); install it, or set PYTHON=/path/to/python3.11"; \
+"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	refuse "expected Python 3.11 to 3.14, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11"; \
+test -x $(BIN)/pip || "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	refuse "expected Python with venv, got $(PYTHON) without; install python3-venv, or set PYTHON=/path/to/python3.11"; \
+test -n "$$CXX" || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	refuse "expected a C++ compiler, found neither g++ nor clang++; install g++, or set CXX"
+endef
+
 $(PACKAGES):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "headrace: expected Python 3.11 or newer, got $$($(PYTHON) --version); set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(CHECK_MACHINE)
 	@echo "headrace: setting up $(VENV); torch alone is a few GB the first time"
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --require-hashes -r constraints.txt
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install --quiet --require-hashes -r constraints.txt || { echo "headrace: pip could not install the packages of" \
+		"constraints.txt, for the reason above; it needs a package index and 10 GB on the disk" >&2; exit 2; }
 	@rm -f $(VENV)/.packages-* && touch $@
 
 # The environment may be shared by several checkouts (VENV=…): it belongs to the one that installed itself last.

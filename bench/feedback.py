@@ -31,8 +31,8 @@ from bench.streams.simulated import MODEL, WORLDS, steps
 from bench.timing import Row, row
 from headrace.ledger import empty_history
 from kernels.transfer import ToHost
+from kernels.windows import unpack_kinds
 from model.rates import probability
-from model.tokens import unpack_kinds
 from stream.simulate import KINDS
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner

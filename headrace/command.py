@@ -18,7 +18,7 @@ from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
 from headrace.interrupts import INTERRUPTED, heed_interrupts, status_of_interrupt
 from headrace.sentences import say
-from headrace.system_limits import raise_file_limit, system_error
+from headrace.system_limits import raise_file_limit, system_error, too_few_threads, too_small_stack
 
 _LISTED = (
     demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, switch, replay,
@@ -55,8 +55,8 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
-    if too_few := raise_file_limit():
-        say(f"headrace {command}: {too_few}", is_error=True)
+    if too_little := raise_file_limit() or too_small_stack() or too_few_threads():
+        say(f"headrace {command}: {too_little}", is_error=True)
         return 1
     try:
         app(args=words, prog_name=prog)

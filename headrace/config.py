@@ -126,6 +126,15 @@ class Settings(BaseSettings):
                 getattr(self.trainer, key),
                 "leave one of them out",
             )
+        longest_s = self.kafka.min_compaction_lag_s / 2
+        expect(
+            self.trainer.feedback != "wait" or self.trainer.feedback_window_s <= longest_s,
+            "trainer.feedback_window_s",
+            f"at most {longest_s:.15g} with feedback = 'wait', half of kafka.min_compaction_lag_s: what waits is read "
+            "again from the topic at a restart",
+            self.trainer.feedback_window_s,
+            f"give kafka.min_compaction_lag_s {2 * self.trainer.feedback_window_s:.15g}, or wait less",
+        )
         return self
 
     @classmethod

@@ -27,7 +27,7 @@ from wire.kafka.admin import config_drift, make_admin, mismatch, partition_count
 from wire.kafka.beginning import removed
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
-from wire.status import ServerStatus, Status, WorkerStatus, status_of
+from wire.status import ServerStatus, Status, WorkerStatus, role_of, status_of
 from wire.topics import Topics, topics_of
 
 LISTEN_S = 3.5
@@ -128,8 +128,8 @@ def beginnings(settings: Settings, consumer: KafkaConsumer) -> Iterator[Finding]
 def heard(
     settings: Settings, line: str, consumer: KafkaConsumer
 ) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any], dict[str, list[str]]]:
-    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message,
-    and from where reports came under each name, in their order.
+    """Listen for a while: the last report of every process; by role and name how far each clock is behind ours, and
+    from where reports came, in their order; and the newest lag message.
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
@@ -150,20 +150,22 @@ def heard(
             continue
         state.hear(record.value, time.time_ns() // 1_000_000)
         if (status := status_of(record.value)) is not None:
-            behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
-            under.setdefault(status.component, []).append(sender_of(status))
+            named = f"{role_of(status)} {status.component}"  # a worker and a server may well have one name
+            behind_s.setdefault(named, []).append(time.time() - status.time_ms / 1000)
+            under.setdefault(named, []).append(sender_of(status))
     return state, behind_s, lag, under
 
 
 def sender_of(status: Status) -> str:
-    """What tells processes of one name apart, as far as they say it."""
+    """What tells processes of one role and name apart, as far as they say it."""
     if isinstance(status, ServerStatus):
         return status.address
     return status.process if isinstance(status, WorkerStatus) else status.claimant
 
 
 def namesakes(under: dict[str, list[str]]) -> Iterator[Finding]:
-    """Names under which several processes report in turns. (One that is started again takes over, and that is all.)"""
+    """Roles and names under which several processes report in turns. (One that is started again takes over, and that is
+    all.)"""
     for name, senders in under.items():
         if sum(before != after for before, after in pairwise(senders)) > 1:
             words = f"{len(set(senders))} processes report as {name}: only one of them counts at a time"

@@ -43,7 +43,7 @@ class FileSource:
         self._tracker = PositionTracker(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
         self._histories: TrainedHistories | None = None
-        self._offset, self._ended = 0, False
+        self._offset, self._ended, self._newest_ms = 0, False, 0
 
     @property
     def positions(self) -> dict[int, Position]:
@@ -66,6 +66,8 @@ class FileSource:
         if chunk is None:
             self._ended = True
             return []
+        self._newest_ms = max([self._newest_ms, *(action.timestamp_ms for action in chunk)])
+        self._sequencer.names.turn(self._newest_ms)
         for action in chunk:
             self._sequencer.apply(action, self._offset, action.timestamp_ms)
             self._offset += 1

@@ -12,6 +12,7 @@ examples that it has written already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,7 +26,7 @@ from state.emitter import Draft, Emitter
 from state.names import Names
 from state.store import PartitionStore
 from wire.errors import HeadraceError
-from wire.example import Mark
+from wire.example import Example, Mark
 from wire.example_codec import pack
 from wire.example_reader import ExampleReader
 from wire.hashing import canonical, item_hash
@@ -53,21 +54,28 @@ class Source:
     """Partition → the next example's number."""
     ends: dict[int, int]
     """Partition → where its actions end."""
+    num_waiting: int
+    """Interactions that are newer than what the trainer has learned."""
 
 
-def restore(settings: Settings, folder: Path) -> Source:
-    """Rebuild every partition of a deployment in ``folder``, without those that were added. Raises `NotDrained`."""
+def restore(settings: Settings, folder: Path, learned_ms: float = math.inf) -> Source:
+    """Rebuild every partition of a deployment in ``folder``, without those that were added. Raises `NotDrained`.
+
+    ``learned_ms``: the Kafka timestamp up to which actions are learned.
+    """
     topics, consumer = Topics.under(settings.kafka.prefix), connect(settings.kafka)
     try:
         examples, actions = spans(consumer, topics.sequences), spans(consumer, topics.actions)
         if why := removed(topics.sequences, {number: span.first for number, span in examples.items()}):
             raise HeadraceError(why)
-        numbers = {
-            number: _rebuild(settings, folder, number, consumer, span, actions[number])
+        rebuilt = {
+            number: _rebuild(settings, folder, number, consumer, span, actions[number], learned_ms)
             for number, span in sorted(examples.items())
             if number < settings.kafka.partitions
         }
-        return Source(folder, numbers, {number: span.end for number, span in actions.items()})
+        numbers = {number: next_number for number, (next_number, _) in rebuilt.items()}
+        ends = {number: span.end for number, span in actions.items()}
+        return Source(folder, numbers, ends, sum(num for _, num in rebuilt.values()))
     finally:
         consumer.close()
 
@@ -83,16 +91,22 @@ def opened(settings: Settings, folder: Path, number: int) -> PartitionStore:
 
 
 def _rebuild(
-    settings: Settings, folder: Path, number: int, consumer: KafkaConsumer, examples: Span, actions: Span
-) -> int:
-    topics, store = Topics.under(settings.kafka.prefix), opened(settings, folder, number)
-    decoder = ExampleReader(topics.sequences)
+    settings: Settings, folder: Path, number: int, consumer: KafkaConsumer, examples: Span, actions: Span,
+    learned_ms: float,
+) -> tuple[int, int]:  # fmt: skip
+    """The next example's number, and how many interactions are newer than ``learned_ms``."""
+    topics, store, num_waiting = Topics.under(settings.kafka.prefix), opened(settings, folder, number), 0
+
+    def kept() -> Iterator[Example]:
+        nonlocal num_waiting
+        decoder = ExampleReader(topics.sequences)
+        for record in read(consumer, topics.sequences, {number: examples}):
+            if (example := decoder.read(number, record.offset, record.value)) is not None:
+                num_waiting += example.num_new if example.newest_record_ms > learned_ms else 0
+                yield example
+
     try:
-        found = (
-            decoder.read(number, record.offset, record.value)
-            for record in read(consumer, topics.sequences, {number: examples})
-        )
-        store.restore(each for each in found if each is not None)
+        store.restore(kept())
         next_number = store.next_number
         rest = Span(max(actions.first, store.applied_offset + 1), actions.end)
         actions_left = read(consumer, topics.actions, {number: rest})
@@ -107,7 +121,7 @@ def _rebuild(
                 "send the producers' actions to the new topics, and let the old worker run until `headrace lag` says "
                 "that nothing is left"
             )
-        return next_number
+        return next_number, num_waiting
     finally:
         store.close()
 

@@ -7,6 +7,7 @@ then no worker starts on the new topics (`stream.migration`).
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -39,9 +40,13 @@ KEPT = ("model", "trainer", "lineage", "parent", "num_set_aside_interactions")
 """The fields of a checkpoint's metadata that are kept; the others are about topics."""
 
 
-def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) -> int:
+def repartition(old: Settings, new: Settings, *, without_trainer: bool = False, without_waiting: bool = False) -> int:
     """Migrate the users and the trainer's checkpoint of ``old`` to ``new``; or, if that is done, report whether actions
-    have arrived in the old topics since. Returns the exit status."""
+    have arrived in the old topics since. Returns the exit status.
+
+    ``without_waiting``: go on though interactions wait for their feedback (`trainer.feedback`), which are not learned
+    then.
+    """
     _check_pair(old, new)
     ensure_topics(new.kafka)
     found = migration_to(new.kafka)
@@ -54,8 +59,12 @@ def repartition(old: Settings, new: Settings, *, without_trainer: bool = False) 
         return _compare_ends(old, new, found.ends)
     _say(new, Migration(source=old.kafka.prefix, is_done=False, made_ms=_now_ms(), made_by=who()))
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        source = restore(old, Path(folder))
-        checkpoint = None if without_trainer else _last_checkpoint(old, source)
+        checkpoint = None if without_trainer else _last_checkpoint(old)
+        source = restore(old, Path(folder), _learned_ms(checkpoint))
+        if checkpoint is not None:
+            _check_covers(old, checkpoint, source)
+        if source.num_waiting and not without_waiting:
+            raise StillWaiting(old, source.num_waiting)
         tallies, num_users = fill(old, new, source)
     positions = verify(new, tallies)
     if checkpoint is not None:
@@ -87,6 +96,17 @@ class StillWritten(HeadraceError):
             f"{Topics.under(old.kafka.prefix).actions}: expected no action after the migration began, got {num} "
             "records; find the producer that still writes there, let the old worker and trainer learn them and stop, "
             "and migrate to another kafka.prefix"
+        )
+
+
+class StillWaiting(HeadraceError):
+    """The trainer has taken interactions that it has not learned, and a migrated one is never learned."""
+
+    def __init__(self, old: Settings, num: int) -> None:
+        super().__init__(
+            f"trainer.feedback: expected that nothing waits for feedback any more, but {num:,} interactions do; start "
+            f"the old worker and trainer again, send one action after {old.trainer.feedback_window_s:g} s, by which "
+            "they are learned, and give --without-waiting for that one"
         )
 
 
@@ -133,8 +153,7 @@ def _now_ms() -> int:
 # The trainer
 
 
-def _last_checkpoint(old: Settings, source: Source) -> Checkpoint:
-    """The newest checkpoint, which must cover everything in the topic."""
+def _last_checkpoint(old: Settings) -> Checkpoint:
     path = Path(old.trainer.checkpoint_dir)
     folder = CheckpointFolder(path, lambda what: log.error("checkpoint damaged", what=what))
     found = folder.load()
@@ -143,15 +162,26 @@ def _last_checkpoint(old: Settings, source: Source) -> Checkpoint:
             f"checkpoint_dir {path}: expected the old trainer's checkpoints, found none; name its folder, or give "
             "--without-trainer: a new trainer then learns from the first new action on"
         )
-    positions = msgspec.convert(found.meta["positions"], dict[int, Position], strict=False)
+    return found
+
+
+def _learned_ms(checkpoint: Checkpoint | None) -> float:
+    """Up to which Kafka timestamp the trainer has learned what it took; infinite unless it waits for feedback."""
+    times = checkpoint.arrays["histories.waiting_ms"].tolist() if checkpoint is not None else []
+    return times[1] if times else math.inf
+
+
+def _check_covers(old: Settings, checkpoint: Checkpoint, source: Source) -> None:
+    """Refuse a checkpoint that does not cover everything in the topic."""
+    path = Path(old.trainer.checkpoint_dir)
+    positions = msgspec.convert(checkpoint.meta["positions"], dict[int, Position], strict=False)
     learned = {number: positions.get(number, Position()).next_number for number in source.numbers}
-    if learned != source.numbers or read_journal(path, found.step).steps:
+    if learned != source.numbers or read_journal(path, checkpoint.step).steps:
         missing = sum(source.numbers.values()) - sum(learned.values())
         raise HeadraceError(
             f"checkpoint_dir {path}: expected a checkpoint that covers everything, but {max(0, missing)} examples come "
             "after it; let the old trainer learn them, and stop it with SIGTERM, which writes one"
         )
-    return found
 
 
 def _keep(checkpoint: Checkpoint, new: Settings, positions: dict[int, Position]) -> None:

@@ -2,8 +2,9 @@
 
 Sources and how often each is compiled:
 
-- ``csrc/*.cpp``: once, for any processor of this architecture;
-- ``csrc/level/*.cpp``: once per instruction set (portable, avx2, avx512), with ``HEADRACE_LEVEL`` defined as its name;
+- ``csrc/*.cpp``: once, for any processor of this architecture (x86-64, arm64);
+- ``csrc/level/*.cpp``: once per instruction set (portable; on x86-64 also avx2 and avx512), with ``HEADRACE_LEVEL``
+  defined as its name;
 - ``csrc/amx/*.cpp``: once, for AMX (x86-64 and a compiler that knows it).
 
 The library links to nothing of torch, so one build serves every torch and Python version; the choice among the
@@ -50,6 +51,7 @@ COMMON_FLAGS = [
     "-Wno-maybe-uninitialized",  # g++ 12 warns about its own AVX-512 header
     "-Wno-uninitialized",
     "-Wno-unknown-pragmas",
+    "-Wno-unknown-warning-option",  # clang does not know all of these
 ]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mprefer-vector-width=256"]
 AVX512_FLAGS = [
@@ -84,8 +86,11 @@ class Unit:
 
 
 def compiler() -> str:
-    """The C++ compiler: $CXX, else g++, else clang++."""
-    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
+    """The C++ compiler: $CXX, or if that is unset g++, or clang++."""
+    chosen = os.environ.get("CXX")
+    if chosen and not shutil.which(chosen):
+        raise BuildError(f"CXX: expected a C++ compiler, found no {chosen!r}; unset it, or set it to one command")
+    for candidate in (chosen, "g++", "clang++"):
         if candidate and shutil.which(candidate):
             return candidate
     raise BuildError("expected a C++ compiler (g++ 10 or newer), found none; install g++, or set CXX")
@@ -131,23 +136,18 @@ def object_folder() -> Path:
     return Path(cache) / "headrace" / "objects"
 
 
+def command_for(cxx: str, unit: Unit, sources: Path = SOURCES) -> list[str]:
+    """The compiler run of one source, less where its object goes."""
+    level = [f"-DHEADRACE_LEVEL={unit.level}", f"-DHEADRACE_LEVEL_{unit.level.upper()}=1"]
+    return [cxx, *COMMON_FLAGS, *unit.flags, *level, f"-I{sources}", "-c", str(unit.source)]
+
+
 def compile_unit(cxx: str, unit: Unit, target: Path, sources: Path = SOURCES) -> None:
     """Compile one source into ``target``, whole or not at all; raises `BuildError` with the compiler's output."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [
-            cxx,
-            *COMMON_FLAGS,
-            *unit.flags,
-            f"-DHEADRACE_LEVEL={unit.level}",
-            f"-DHEADRACE_LEVEL_{unit.level.upper()}=1",
-            f"-I{sources}",
-            "-c",
-            str(unit.source),
-            "-o",
-            str(made),
-        ]
+        command = [*command_for(cxx, unit, sources), "-o", str(made)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
             raise BuildError(f"{' '.join(command)}\n{run.stderr}")

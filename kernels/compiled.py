@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ LIBRARY_PATH = Path(__file__).parent / "build" / "libheadrace_kernels.so"
 
 _DATA_AT = object.__basicsize__
 """Where the object of a NumPy array has the address of its data: right behind the head that every object has."""
+_IS_CONTIGUOUS = attrgetter("flags.c_contiguous")
 
 
 class KernelUnavailable(RuntimeError):
@@ -90,7 +92,9 @@ def pointer(array: NDArray[Any]) -> int:
 
 def pointers(*arrays: NDArray[Any]) -> list[int]:
     """`pointer` of each."""
-    return [pointer(each) for each in arrays]
+    assert all(map(_IS_CONTIGUOUS, arrays)), "expected contiguous arrays"
+    at = ctypes.c_size_t.from_address
+    return [at(id(each) + _DATA_AT).value for each in arrays]
 
 
 def _check_pointer() -> None:

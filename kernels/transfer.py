@@ -16,14 +16,15 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
     A plain copy to a GPU waits until the GPU has done everything that it was given before.
     """
-    return on_its_way(array, device).to(device, non_blocking=True)
-
-
-def on_its_way(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor from which a copy to the device does not wait: in pinned memory if it is a GPU. That memory
-    is not used again before copies from it are done, even if the tensor is gone."""
     host = torch.from_numpy(np.ascontiguousarray(array))
-    return host.pin_memory() if device.type == "cuda" else host
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
+def staged(num: int, dtype: torch.dtype, device: torch.device) -> tuple[NDArray[Any], Tensor]:
+    """An array of ``num`` numbers to be filled, and the same memory as a tensor from which a copy to the device does
+    not wait: pinned if it is a GPU. It is not used again before copies from it are done, even if the tensor is gone."""
+    host = torch.empty(num, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.numpy(), host
 
 
 class ToHost:
@@ -32,6 +33,7 @@ class ToHost:
 
     def __init__(self, *values: Tensor) -> None:
         self._values, self._arrived = [each.detach() for each in values], None
+        self._here: list[NDArray[Any]] | None = None
         if values[0].is_cuda:
             shapes = [each.shape for each in values]
             there = torch.cat([each.reshape(-1) for each in self._values]) if len(values) > 1 else self._values[0]
@@ -44,6 +46,8 @@ class ToHost:
 
     def wait(self) -> list[NDArray[Any]]:
         """The values, once they have arrived. Work that the GPU was given later is not waited for."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return [each.numpy() for each in self._values]
+        if self._here is None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            self._here = [each.numpy() for each in self._values]
+        return self._here

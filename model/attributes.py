@@ -13,6 +13,9 @@ from model.config import ModelConfig
 from model.tokens import DOMAINS, FEATURES
 
 Int64 = NDArray[np.int64]
+_PAUSE_MS = 1000 * ((1 << np.arange(NUM_PAUSES - 1)) - 1)
+"""From which pause on each row counts, beginning with row 1."""
+_PAUSE_MS[0] = np.iinfo(np.int64).min
 
 
 class Rows(Protocol):
@@ -33,22 +36,22 @@ def attributes_of(
     tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, pause_R: Int64, config: ModelConfig
 ) -> NDArray[np.int32]:
     """(R, A) rows of the interactions' attributes: the domain, the item's features, the user's features, the pause."""
-    rows = [feature_RF[:, :0]]
+    first, num_features = int(config.use_domain), feature_RF.shape[1]
+    attribute_RA = np.empty((len(pause_R), first + num_features + 1), np.int32)
     if config.use_domain:
-        rows.append(_rows_of(tables, DOMAINS, domain_R[:, None]))
-    if feature_RF.shape[1]:
-        rows.append(_rows_of(tables, FEATURES, feature_RF))
-    rows.append(pause_R[:, None])
-    return np.concatenate(rows, axis=1).astype(np.int32)
+        attribute_RA[:, 0] = _rows_of(tables, DOMAINS, domain_R)
+    if num_features:
+        attribute_RA[:, first:-1] = _rows_of(tables, FEATURES, feature_RF)
+    attribute_RA[:, -1] = pause_R
+    return attribute_RA
 
 
 def pauses(time_ms_R: Int64, last_ms_R: Int64, has_last_R: NDArray[np.bool_] | bool) -> Int64:
     """(R,) rows of the pauses between interactions and the last ones before them."""
-    seconds_R = np.maximum(time_ms_R - last_ms_R, 0) // 1000
-    return np.where(has_last_R, np.minimum(np.frexp(seconds_R + 1)[1], NUM_PAUSES - 1), 0).astype(np.int64)
+    return np.searchsorted(_PAUSE_MS, time_ms_R - last_ms_R, side="right") * has_last_R
 
 
-def _rows_of(tables: Mapping[str, Rows], name: str, key_RA: Int64) -> Int64:
+def _rows_of(tables: Mapping[str, Rows], name: str, keys: Int64) -> Int64:
     if name not in tables:
-        return np.zeros_like(key_RA)
-    return tables[name].lookup(np.ascontiguousarray(key_RA.reshape(-1))).reshape(key_RA.shape)
+        return np.zeros_like(keys)
+    return tables[name].lookup(np.ascontiguousarray(keys.reshape(-1))).reshape(keys.shape)

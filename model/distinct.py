@@ -20,8 +20,10 @@ def counted(rows: Int64) -> tuple[Int64, Int64]:
     """(U,) each of these numbers once, ascending, and (U,) how often it is among them."""
     ordered = np.sort(rows, axis=None)
     first = np.flatnonzero(_are_first(ordered))
-    bounds_U1 = np.append(first, len(ordered))
-    return ordered[first], bounds_U1[1:] - bounds_U1[:-1]
+    num_U = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=num_U[:-1])
+    num_U[-1:] = len(ordered) - first[-1:]
+    return ordered[first], num_U
 
 
 def _are_first(ordered: Int64) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from kernels.transfer import to_device
 from model.dirty import CHANGED, UNPUBLISHED, UNSAVED, clear, is_dirty
 from model.distinct import distinct
 from model.growing import GrowingRows
+from model.key_set import KeySet
 from model.row_store import RowStore
 from model.share import WHOLE, Owners, Share
 
@@ -48,7 +49,7 @@ class EmbeddingTable:
         precision: str = "float32",
     ) -> None:
         self.width = width
-        self.map = IdMap(1024, admit_after=admit_after, backend="reference" if backend == "reference" else "auto")
+        self.map = IdMap(1024, admit_after=admit_after, backend=backend if backend == "reference" else "auto")
         self.store = RowStore(width, device, backend, precision, (seed, salt))
         self._marks = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
         self._grow(1)
@@ -63,7 +64,8 @@ class EmbeddingTable:
         """Where to ask for rows that this process does not hold; None if it holds all."""
         self.before_change: Callable[[Int64 | None], None] = lambda _: None
         """Called with rows that are about to be learned or dropped; with None if all of them may move."""
-        self._blocked: set[int] = set()
+        self.blocked = KeySet()
+        """Keys that get no row."""
         self._init_std, self._seed, self._salt = init_std, seed, salt
         self.live[0], self.dirty[0] = True, CHANGED
         self.weight[0] = self._initial_rows(1, step=-1)[0]
@@ -92,15 +94,13 @@ class EmbeddingTable:
         """(N,) rows; 0 for keys without one."""
         if not len(keys_N):
             return np.zeros(0, np.int64)
-        rows = self.map.lookup(keys_N)
-        rows += 1  # 0 for the absent key too, which is never inserted
-        return rows
+        return self.map.lookup(keys_N, 1)  # 0 for the absent key too, which is never inserted
 
     def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
         """Count one sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
         present = keys_N != 0
-        if self._blocked:
-            present &= ~np.isin(keys_N, np.fromiter(self._blocked, np.int64))
+        if self.blocked:
+            present &= ~self.blocked.holds(keys_N)
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
@@ -148,7 +148,8 @@ class EmbeddingTable:
         self.store.grow(num_rows)
         for marks in self._marks.values():
             marks.grow(num_rows)
-        self.live, self.dirty = self._marks["live"].array, self._marks["dirty"].array
+        num = min(len(marks.array) for marks in self._marks.values())
+        self.live, self.dirty = (marks.array[:num] for marks in self._marks.values())
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
         rows = np.empty((num_rows, self.width), np.float32)
@@ -175,17 +176,12 @@ class EmbeddingTable:
 
     def block(self, keys_N: Int64) -> Int64:
         """Drop these keys as `evict` does, and give them no row again until `unblock`; returns their rows."""
-        self._blocked |= set(keys_N.tolist())
+        self.blocked |= set(keys_N.tolist())
         return self._drop(*self.map.remove(keys_N))
-
-    @property
-    def blocked(self) -> frozenset[int]:
-        """Keys that are blocked."""
-        return frozenset(self._blocked)
 
     def unblock(self, keys_N: Int64) -> None:
         """These keys may have rows again."""
-        self._blocked -= set(keys_N.tolist())
+        self.blocked -= set(keys_N.tolist())
 
     def _drop(self, keys: Int64, rows: Int64) -> Int64:
         rows = rows + 1
@@ -219,7 +215,7 @@ class EmbeddingTable:
 
     def is_finite(self) -> bool:
         """Whether all weights and states are finite."""
-        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(self.num_rows)
+        return self.owners.is_finite() if self.owners is not None else self.store.is_finite(0, self.num_rows)
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""
@@ -280,7 +276,7 @@ class EmbeddingTable:
             "live": self.live[:rows],
             "dirty": self.live[:rows] & is_dirty(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
-            "blocked": np.array(sorted(self._blocked), np.int64),
+            "blocked": self.blocked.array,
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},
         }
 
@@ -297,4 +293,4 @@ class EmbeddingTable:
         self.weight[:rows] = torch.from_numpy(np.ascontiguousarray(state["weight"]))
         self.state[:rows] = torch.from_numpy(np.ascontiguousarray(state["state"]))
         self.tombstones = state["tombstones"].tolist()
-        self._blocked = set(state["blocked"].tolist()) if "blocked" in state else set()
+        self.blocked = KeySet(state["blocked"].tolist() if "blocked" in state else ())

@@ -1,8 +1,9 @@
 """An array of rows that grows in place, without a pause.
 
 Address space is reserved for many rows, and the system backs a page with memory when it is first written. So a larger
-table is a longer view of the same memory: nothing is copied, and unused rows take no memory. If the reservation is
-refused (a limit on address space) or outgrown, it is replaced by another one, with a copy.
+table is a longer view of the same memory: nothing is copied, and unused rows take no memory. Where address space is
+limited or counted as memory, which the rest of the process needs too, no more is reserved than there are rows, and half
+of that again; a reservation that is outgrown is replaced by another one, with a copy.
 
 With `keep_in` the rows are in files instead, mapped into memory: the system keeps the pages that are used in memory,
 and writes others to the disk when it needs room. The files have no names, so they end with the process, however it
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 import sys
 import tempfile
 from math import prod
@@ -33,6 +35,8 @@ _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _MORE_OF_MEMORY, _MORE_OF_A_FILE = 2, 8
 """What grows gets room for so large a part of its rows again. Unused memory costs nothing, unused blocks do."""
 _folder: Path | None = None
+_is_refused = False
+"""Whether the system has refused a reservation: later ones would only take what is left from others."""
 
 
 def keep_in(folder: str) -> None:
@@ -47,6 +51,18 @@ def keep_in(folder: str) -> None:
         except OSError as error:
             what = f"no tables can be kept there (tables_folder): {os.strerror(error.errno or errno.EIO).lower()}"
             raise OSError(error.errno, what, folder) from error
+
+
+def _is_scarce() -> bool:
+    """Whether a reservation would take something from the rest of the process: a limit on its address space or, with
+    `keep_in`, on the size of its files; or a system that promises no more memory than it has."""
+    limits = [resource.RLIMIT_AS, *([resource.RLIMIT_FSIZE] if _folder is not None else [])]
+    if _is_refused or any(resource.getrlimit(each)[0] != resource.RLIM_INFINITY for each in limits):
+        return True
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return False
 
 
 class GrowingRows:
@@ -64,25 +80,28 @@ class GrowingRows:
         self.array = self._view(LEAST_ROWS)
 
     def _reserve(self, num_rows: int) -> tuple[int, Any]:
-        """Reserve as many rows as the system allows, at least ``num_rows``."""
-        reserved = max(self._wanted, num_rows)
-        while True:
-            try:
-                file, memory = self._map(reserved * self._row_bytes)
-            except (OSError, MemoryError) as error:
-                if reserved == num_rows:
-                    if self._folder is not None:
-                        raise self._full(num_rows * self._row_bytes, error) from error
-                    raise MemoryError(
-                        f"expected memory for {num_rows:,} rows of {self._row_bytes} bytes, the system refused it "
-                        f"({error}); evict (trainer.evict_after_days, max_items), or give the process more"
-                    ) from error
-                reserved = max(num_rows, reserved // 2)
-            else:
-                self._allocate(file, 0, num_rows)
-                self._close()
-                self._file = file
-                return reserved, memory
+        """Reserve many rows if the system allows it, at least ``num_rows``."""
+        global _is_refused  # noqa: PLW0603  (like the folder)
+        reserved = num_rows if _is_scarce() else max(self._wanted, num_rows)
+        try:
+            file, memory = self._map(reserved * self._row_bytes)
+        except (OSError, MemoryError) as error:
+            if reserved > num_rows:
+                _is_refused = True
+                return self._reserve(num_rows)
+            raise self._refusal(num_rows, error) from error
+        self._allocate(file, 0, num_rows)
+        self._close()
+        self._file = file
+        return reserved, memory
+
+    def _refusal(self, num_rows: int, error: OSError | MemoryError) -> OSError | MemoryError:
+        if self._folder is not None:
+            return self._full(num_rows * self._row_bytes, error)
+        return MemoryError(
+            f"expected memory for {num_rows:,} rows of {self._row_bytes} bytes, the system refused it ({error}); evict "
+            "(trainer.evict_after_days, max_items), or give the process more"
+        )
 
     def _map(self, num_bytes: int) -> tuple[IO[bytes] | None, mmap.mmap]:
         if self._folder is None:

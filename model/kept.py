@@ -32,6 +32,8 @@ class KeptInputs:
     def place(self, number_R: Int64, is_new_R: NDArray[np.bool_]) -> NDArray[np.int32]:
         """(R,) where the inputs of a step's earlier interactions are; -1 for those that are not kept until its end, and
         for new ones, which follow in the order of their numbers."""
+        if is_new_R.all():
+            return np.full(len(number_R), -1, np.int32)
         num = int(self.rows.count_2[0]) + int(is_new_R.sum())
         is_kept_R = ~is_new_R & (number_R >= max(0, num - len(self)))
         return np.where(is_kept_R, number_R % len(self), -1).astype(np.int32)

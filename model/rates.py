@@ -98,9 +98,9 @@ class Rates:
     def learn(self, events: OddsEvents, number_R: Int64) -> Float32:
         """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
 
-        ``number_R``: of the events' interactions, from `arrivals`."""
+        ``number_R``: of the events' interactions, from `arrivals`; decides their ``kept_R``."""
         self._make_room(events)
-        events = replace(events, kept_R=self.kept.place(number_R, events.is_new_R > 0))
+        events.kept_R = self.kept.place(number_R, events.is_new_R > 0)
         rules = OddsRules(horizon=self.horizon)
         logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)
@@ -114,10 +114,10 @@ class Rates:
     @property
     def horizon(self) -> int:
         """After how many interactions the weights learn one; at the start of a stream they learn nothing."""
-        num, done_K, most = self.arrays.total_C[0], self.arrays.total_C[1:], len(self.kept) // 2
-        if np.minimum(done_K, np.maximum(num - done_K, 0.0)).sum() < LEAST_OUTCOMES:
+        (num, *done), most = self.arrays.total_C.tolist(), len(self.kept) // 2  # a few numbers: faster without NumPy
+        if sum(min(each, max(num - each, 0.0)) for each in done) < LEAST_OUTCOMES:
             return most
-        if not self.late_kinds.any():
+        if not any(self.late_kinds):
             return 0
         num_coming = self.arrivals.num - int(self.kept.rows.count_2[0])  # new ones of the present step
         return min(self.arrivals.lag, most) if self.arrivals.is_settled(num_coming) else most
@@ -126,14 +126,14 @@ class Rates:
         """Whether the ``num`` newest interactions with known outcomes were predicted by weights that had learned; where
         kinds come late, those of a new stream were not, and are predicted as if nothing were ever done."""
         has_begun = self.kept.rows.count_2[1] > 0
-        return bool(has_begun) and (not self.late_kinds.any() or self.arrivals.is_settled(self.arrivals.lag + num))
+        return bool(has_begun) and (not any(self.late_kinds) or self.arrivals.is_settled(self.arrivals.lag + num))
 
     @property
-    def late_kinds(self) -> NDArray[np.bool_]:
-        """(K,) kinds that often come later than their interaction."""
-        num = self.arrays.num_kinds
-        at_once_K, late_K = self.arrays.clock[1 : 1 + num], self.arrays.clock[1 + num :]
-        return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
+    def late_kinds(self) -> list[bool]:
+        """(K,) which kinds often come later than their interaction."""
+        _, *came = self.arrays.clock.tolist()
+        at_once, late = came[: len(came) // 2], came[len(came) // 2 :]
+        return [after > MOST_LATE * (with_it + after) for with_it, after in zip(at_once, late, strict=True)]
 
     def _note_delays(self, events: OddsEvents) -> None:
         came_2K = count_came(events.bits_R, events.is_new_R, self.arrays.num_kinds)
@@ -150,7 +150,14 @@ class Rates:
         arrays = self.arrays
         rows = rows_N[rows_N < len(arrays.item_VC)]
         arrays.total_C -= arrays.item_VC[rows, : 1 + arrays.num_kinds].sum(axis=0, dtype=np.float64)
-        arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, CHANGED
+        self.forget_values("item", rows)
+
+    def forget_values(self, table: str, rows_N: Int64) -> None:
+        """These rows of one of `TABLES` were evicted; what was counted stays in the totals. Pairs are left as they are:
+        the next value in such a row shares their counts, as values with the same hash do."""
+        counts = getattr(self.arrays, f"{table}_VC")
+        rows = rows_N[rows_N < len(counts)]
+        counts[rows], getattr(self.arrays, f"{table}_dirty_V")[rows] = 0.0, CHANGED
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
         """What a version carries: all rows with counts, or those changed since `mark_published`; and all weights."""

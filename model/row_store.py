@@ -56,7 +56,8 @@ class RowStore:
         self._renew_views()
 
     def _renew_views(self) -> None:
-        weight_VD, state_V = (torch.from_numpy(self._memory[name].array) for name in ("weight", "state"))
+        num = min(len(rows.array) for rows in self._memory.values())
+        weight_VD, state_V = (torch.from_numpy(self._memory[name].array[:num]) for name in ("weight", "state"))
         self.weight, self.state = weight_VD.view(self._dtype), state_V
 
     @property
@@ -72,7 +73,7 @@ class RowStore:
     def grow(self, num_rows: int) -> None:
         """Grow to this share of ``num_rows`` rows. On a GPU, where memory cannot grow in place, this copies."""
         num = -(-num_rows // self.share.size)
-        if num <= len(self.state):
+        if num <= self.state.shape[0]:  # len of a tensor takes longer
             return
         if self._memory:
             for rows in self._memory.values():
@@ -127,12 +128,13 @@ class RowStore:
         """What a step's rounding depends on: the same for a row wherever it is."""
         return None if self.is_exact else Dither.of((*self._seeds, step), self.share.size, self.share.rank)
 
-    def is_finite(self, num_rows: int) -> bool:
-        """Whether this share of the first ``num_rows`` rows is finite, judging by sums, in which any NaN shows."""
-        num = len(range(self.share.rank, num_rows, self.share.size))
-        blocks = (self.weight[first : min(num, first + BLOCK_ROWS)] for first in range(0, num, BLOCK_ROWS))
-        weights = self.weight[:num].sum() if self.is_exact else sum(float(block.float().sum()) for block in blocks)
-        return math.isfinite(float(weights)) and math.isfinite(float(self.state[:num].sum()))
+    def is_finite(self, first: int, stop: int) -> bool:
+        """Whether this share of the rows from ``first`` (a multiple of the share's size) up to ``stop`` is finite,
+        judging by sums, in which any NaN shows."""
+        start, end = first // self.share.size, len(range(self.share.rank, stop, self.share.size))
+        blocks = (self.weight[at : min(end, at + BLOCK_ROWS)] for at in range(start, end, BLOCK_ROWS))
+        weights = self.weight[start:end].sum() if self.is_exact else sum(float(block.float().sum()) for block in blocks)
+        return math.isfinite(float(weights)) and math.isfinite(float(self.state[start:end].sum()))
 
     def _where(self, place_U: Int64) -> Tensor:
         return to_device(place_U, self.weight.device)

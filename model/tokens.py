@@ -22,11 +22,7 @@ from model.config import ModelConfig
 Int64 = NDArray[np.int64]
 ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
 """The embedding tables' names, in checkpoints and in published weights."""
-
-
-def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
-    """(n,) bit sets → (n, K) of 0 and 1."""
-    return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
+_NO_PROPENSITY = np.full(1, np.nan)
 
 
 def states(column_nC: Int64, config: ModelConfig) -> Int64:
@@ -37,7 +33,7 @@ def states(column_nC: Int64, config: ModelConfig) -> Int64:
 def propensities(column_nC: Int64, config: ModelConfig) -> NDArray[np.float64]:
     """(n,) the propensity in each interaction's columns; NaN where it is not known."""
     if not config.propensity:
-        return np.broadcast_to(np.float64(np.nan), len(column_nC))  # not memory for each
+        return np.ndarray(len(column_nC), np.float64, _NO_PROPENSITY, strides=(0,))  # not memory for each
     found_n = np.ascontiguousarray(column_nC[:, config.num_features]).view(np.float64)
     return np.where(found_n > 0, found_n, np.nan)
 

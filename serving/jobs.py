@@ -168,7 +168,7 @@ class SimilarJob:
         (row,) = version.tables[ITEMS].lookup(key).tolist()
         removed = self.histories.removed
         row = 0 if int(key[0]) in removed else row
-        pairs = similar_items(version, row, self.request.k, removed, self.search) if row else []
+        pairs = similar_items(version, row, self.request.k, removed.array, self.search) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
 

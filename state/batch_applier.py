@@ -7,22 +7,37 @@ does not: requests to forget, refreshes and restores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from rocksdict import WriteBatch
 
-from kernels.sequences import EXAMPLE, NOT_DECODED
+from kernels.sequences import EXAMPLE, NAME, NOT_DECODED
 from state.compiled import CompiledUsers, Run
 from state.emitter import Draft
 from state.intake import Intake
+from state.name_store import encode_day
 from state.outbox import Outbox, OutboxEntry
 from state.sequencer import Sequencer
 from state.user_store import UserStore
 from wire.action_json import ForgetRequest
 from wire.config import SequenceConfig
+from wire.example import Counts
 from wire.topics import keys_of_user
 
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """What one `PartitionStore.apply` did. ``num_records``: without those that had been applied before."""
+
+    num_records: int
+    num_examples: int
+    num_dead: int
+    counts: Counts
+    """The partition's totals."""
+    applied_offset: int
 
 
 def records_after(offset: int, records: Iterable[Record]) -> list[Record]:
@@ -67,6 +82,8 @@ class BatchApplier:
     def apply(self, records: Sequence[Record]) -> None:
         """Apply records whose offsets increase. Afterwards they are on disk, as one batch; a request to forget has a
         batch of its own."""
+        if records and self._sequencer.names.turn(records[0][1]) and self._compiled is not None:
+            self._compiled.forget_names()
         if self._compiled is None:
             self._apply_each(records)
         else:
@@ -137,7 +154,9 @@ class BatchApplier:
             index += 1
         for user in sequencer.changed.values():
             self._users.save(batch, user)
-        self._users.save_names(batch, sequencer.names.fresh)
+        fresh, day = sequencer.names.fresh, sequencer.names.day
+        self._users.names.sweep(batch, day, len(fresh))
+        self._users.names.save(batch, fresh, day)
         self._users.save_forget_requests(batch, sequencer.marks.requests)
         self._write(batch, index)
         self._bound_memory()
@@ -146,13 +165,14 @@ class BatchApplier:
         changes = compiled.apply(run, self._sequencer)
         batch = WriteBatch(raw_mode=True)
         index = self._outbox.put_dead_letters(batch, self._next_index(), dead)
-        epoch = self._sequencer.writer_epoch
+        epoch, day = self._sequencer.writer_epoch, self._sequencer.names.day
+        self._users.names.sweep(batch, day, sum(entry[0] == NAME for entry in changes.entries))
         for kind, key, value, number, record_ms in changes.entries:
             if kind == EXAMPLE:
                 self._outbox.put_example(batch, OutboxEntry(index, True, key, value, [], number, record_ms), epoch)
                 index += 1
             else:
-                batch.put(key, value)
+                batch.put(key, encode_day(day) if kind == NAME else value)
         self._write(batch, index)
         compiled.settle(self._max_cached_users)
 

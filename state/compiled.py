@@ -23,6 +23,8 @@ from wire.moment import MAX_TIMESTAMP_MS
 Run = list[tuple[int, int, int, int]]
 """Records: the range of each one's actions, its offset and its Kafka timestamp."""
 
+MAX_USERS = 1 << 62
+
 
 def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num_partitions: int | None) -> Rules:
     """The configuration as C++ takes it."""
@@ -37,12 +39,12 @@ def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num
 class CompiledUsers:
     """One partition's users, in C++. Raises `StoreError` without compiled kernels."""
 
-    def __init__(self, rules: Rules, users: UserStore) -> None:
+    def __init__(self, rules: Rules, users: UserStore, names: Names) -> None:
         try:
             self._sequences = Sequences(rules)
         except KernelUnavailable as error:
             raise StoreError(f'store.backend: {error}; or set store.backend = "python"') from error
-        self._users = users
+        self._users, self._names = users, names
 
     def decode(self, values: Sequence[bytes], record_times_ms: Sequence[int]) -> list[tuple[int, int]]:
         """`Sequences.decode`."""
@@ -73,6 +75,10 @@ class CompiledUsers:
         """What `apply` returned is in the database."""
         self._sequences.settle(max_users, Names.MAX_CACHED)
 
+    def forget_names(self) -> None:
+        """Every name is sent again. Call between `settle` and `decode`."""
+        self._sequences.settle(MAX_USERS, 0)
+
     def drop(self, user: str) -> None:
         """Forget a user who was changed or removed elsewhere."""
         self._sequences.drop(user)
@@ -86,4 +92,4 @@ class CompiledUsers:
         for name, older in users.older(sequences.incomplete()):
             if not sequences.complete(name, older):
                 users.check(name)
-        sequences.know(users.named(items))
+        sequences.know(users.names.named(items, self._names.day))

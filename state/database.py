@@ -17,6 +17,9 @@ _LOCKED = ("lock hold", "lock file")
 _FULL = ("No space left", "File too large", "Disk quota", "space limit")
 _CORRUPT = ("Corruption", "checksum", "corrupted", "No such file")
 
+LOG_BYTES = 1 << 20
+"""Of RocksDB's LOG, of which two are kept: it notes each flush and compaction, so it grows as long as a worker runs."""
+
 
 class Database:
     """One RocksDB folder, to be opened with `open`. A write is applied as a whole or raises; after a failed one, only
@@ -66,10 +69,10 @@ class Database:
             self._raise(error)
         return values
 
-    def under(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Every (key, value) whose key starts with ``prefix``, in key order."""
+    def under(self, prefix: bytes, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Every (key, value) whose key starts with ``prefix``, in key order; ``start``: from that key on."""
         try:
-            for key, value in self._live().items(from_key=prefix):
+            for key, value in self._live().items(from_key=start or prefix):
                 if not key.startswith(prefix):
                     return
                 yield key, value
@@ -127,6 +130,7 @@ def _options(config: StoreConfig) -> Options:
     # A torn tail of the log means a crash; everything before it is a consistent earlier state.
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
     options.set_write_buffer_size(config.write_buffer_bytes)
+    options.set_max_log_file_size(LOG_BYTES)
     options.set_keep_log_file_num(2)
     table = BlockBasedOptions()
     table.set_block_cache(Cache(config.block_cache_bytes))

@@ -79,6 +79,8 @@ class Meta(msgspec.Struct, array_like=True):
     sequences_offset: int = 0
     dead: dict[str, int] = {}
     """Reason → dead letters, since the database was created."""
+    read_to: int = 0
+    """Action offset below which nothing is left to read: markers of transactions may follow the last action."""
 
     @property
     def position(self) -> Position:

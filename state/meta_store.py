@@ -38,10 +38,10 @@ class MetaStore:
         return stored is not None
 
     def put(self, batch: WriteBatch, position: Position, dead: Mapping[str, int], **changes: int) -> None:
-        """Write this position; of the outbox, what is not in ``changes`` stays."""
+        """Write this position; what is not in ``changes`` stays."""
         waiting = {
             name: changes.get(name, getattr(self.now, name))
-            for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset")
+            for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset", "read_to")
         }
         self.now = Meta(self._shape, *position, **waiting, dead=dict(dead))
         batch.put(_META, encode_meta(self.now))

@@ -1,26 +1,44 @@
-"""Which items a partition has named already: each name is sent once."""
+"""Which items a partition has named today: each name is sent once a day.
+
+Once would do for a reader that reads everything and forgets nothing. But compaction removes the example that had the
+name, and a trainer forgets the names of items that have long had no row (`trainer.learner.past_names`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+MS_PER_DAY = 86_400_000
+
 
 class Names:
-    """The items that the partition has named. ``look_up`` finds those that are no longer in memory."""
+    """The items that the partition has named on ``day``. ``look_up`` finds those that are no longer in memory."""
 
     MAX_CACHED = 1_000_000
 
-    def __init__(self, look_up: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, look_up: Callable[[int, int], bool] | None = None) -> None:
+        """``look_up``: whether an item was named on a day."""
         self.known: set[int] = set()
         """Those in memory."""
         self._look_up = look_up
         self.fresh: list[int] = []
         """Named since the owner last emptied this list."""
+        self.day = 0
+        """Days since 1970 by Kafka timestamps."""
+
+    def turn(self, record_ms: int) -> bool:
+        """A record of this Kafka timestamp comes next; whether it is of another day, on which every name is sent
+        again."""
+        day, self.day = self.day, record_ms // MS_PER_DAY
+        if day == self.day:
+            return False
+        self.known.clear()
+        return True
 
     def __contains__(self, item_hash: int) -> bool:
         if item_hash in self.known:
             return True
-        if self._look_up is None or not self._look_up(item_hash):
+        if self._look_up is None or not self._look_up(item_hash, self.day):
             return False
         self.known.add(item_hash)
         return True

@@ -48,6 +48,7 @@ from rocksdict import WriteBatch
 
 from state.database import Database
 from state.meta import Position
+from state.names import MS_PER_DAY
 from state.sequencer import Sequencer
 from state.user import User
 from state.user_store import UserStore
@@ -70,7 +71,7 @@ class Restored:
 def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) -> Restored:
     """Put the content of the accepted examples in place. Takes as much memory as one write batch."""
     log, restored = ExampleLog(None, allow_gaps=True), Restored()
-    held, names = dict[str, User](), set[int]()
+    held, names = dict[str, User](), dict[int, int]()
     for example in examples:
         if log.feed(example) is not Verdict.ACCEPT:
             continue
@@ -80,7 +81,7 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
         else:
             user = held.get(example.user) or users.load(example.user)
             held[example.user] = users.adopt(user, example)
-            names.update(example.names)
+            names |= dict.fromkeys(example.names, example.newest_record_ms // MS_PER_DAY)
         if len(held) >= _BATCH_USERS:
             _save(db, users, held, names)
         restored.newest = example
@@ -100,14 +101,15 @@ def _apply_mark(db: Database, users: UserStore, mark: Example) -> None:
     db.write(batch)
 
 
-def _save(db: Database, users: UserStore, held: dict[str, User], names: set[int]) -> None:
+def _save(db: Database, users: UserStore, held: dict[str, User], days: dict[int, int]) -> None:
     batch = WriteBatch(raw_mode=True)
     for user in held.values():
         users.save(batch, user)
-    users.save_names(batch, names)
+    for item, day in days.items():
+        users.names.save(batch, [item], day)
     db.write(batch)
     held.clear()
-    names.clear()
+    days.clear()
 
 
 def rewind(sequencer: Sequencer, restored: Restored) -> None:

@@ -9,12 +9,11 @@ outbox or with the applied offset, whenever the process dies. `state.restore` sa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rocksdict import WriteBatch
 
-from state.batch_applier import BatchApplier, Record, records_after
+from state.batch_applier import ApplyResult, BatchApplier, Record, records_after
 from state.compiled import CompiledUsers, rules_of
 from state.config import StoreConfig
 from state.database import Database
@@ -32,18 +31,6 @@ from wire.status import PartitionStatus
 from wire.topics import example_key
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
-
-
-@dataclass(frozen=True)
-class ApplyResult:
-    """What one `PartitionStore.apply` did. ``num_records``: without those that had been applied before."""
-
-    num_records: int
-    num_examples: int
-    num_dead: int
-    counts: Counts
-    """The partition's totals."""
-    applied_offset: int
 
 
 class PartitionStore:
@@ -110,6 +97,11 @@ class PartitionStore:
     def reached(self) -> tuple[int, int]:
         """The `applied_offset`, and the Kafka timestamp of the record there; -1 if that is not known."""
         return self._sequencer.applied_offset, self._sequencer.applied_record_ms
+
+    @property
+    def next_offset(self) -> int:
+        """The lowest offset that may hold a record which has not been applied."""
+        return max(self.applied_offset + 1, self._meta.now.read_to)
 
     @property
     def counts(self) -> Counts:
@@ -183,6 +175,16 @@ class PartitionStore:
         num_dead = self.counts.num_dead - before.num_dead
         num_examples = self.next_number - first_number
         return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
+
+    def pass_over(self, offset: int, *, at_once: bool = False) -> None:
+        """Note, with the next write or ``at_once``, that nothing else is left to apply below ``offset``."""
+        if offset <= self.next_offset:
+            return
+        self._meta.now.read_to = offset
+        if at_once:
+            batch = WriteBatch(raw_mode=True)
+            self._put_meta(batch)
+            self._db.write(batch)
 
     def _write(self, batch: WriteBatch, outbox_next: int) -> None:
         self._put_meta(batch, outbox_next=outbox_next)
@@ -279,7 +281,7 @@ class PartitionStore:
         if self._is_new and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # an interrupted restore
         self._outbox.forget()
-        names = Names(self._users.is_named)
+        names = Names(self._users.names.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
         self._sequencer.resume(self._meta.now.position)
         self._intake = Intake(
@@ -288,7 +290,7 @@ class PartitionStore:
         compiled = None
         if self._config.backend == "cpp":
             rules = rules_of(self._action, self._sequence, self.partition, self._num_partitions)
-            compiled = CompiledUsers(rules, self._users)
+            compiled = CompiledUsers(rules, self._users, names)
         self._applier = BatchApplier(
             self._sequencer, self._intake, compiled, self._users, self._outbox, self._sequence,
             self._config.max_cached_users, lambda: self._meta.now.outbox_next, self._write,

@@ -1,11 +1,10 @@
-"""Users on disk, each with the growing segment; older segments under keys of their own; and names of items.
+"""Users on disk, each with the growing segment; older segments under keys of their own; and requests to forget items.
 
 Keys (integers in keys are big-endian):
 
     u <user>             `state.user.User.encode`: the user's offsets, features and last segment
     s <user> <slot:4>    an older segment, slot = segment % num_slots (`state.segment`); written when it is full and
                          again when an action joins it, until the segment ``num_slots`` later takes its place
-    n <item hash:8>      the item has been named in an example
     r <item hash:8>      the last request about the item, as JSON (`wire.action_json.ForgetRequest`)
 """
 
@@ -14,7 +13,7 @@ from __future__ import annotations
 import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -23,6 +22,7 @@ from rocksdict import WriteBatch
 from state.database import Database
 from state.errors import StoreMismatch
 from state.meta import corrupt
+from state.name_store import NameStore
 from state.segment import Segment
 from state.segment_codec import is_segment, unpack
 from state.user import User
@@ -37,7 +37,7 @@ class UserStore:
     """The users of one partition. Changes go into the caller's write batch."""
 
     def __init__(self, db: Database, partition: int, action: ActionConfig, sequence: SequenceConfig) -> None:
-        self._db = db
+        self._db, self.names = db, NameStore(db)
         self._num_features = action.num_columns
         self._expected = (partition, sequence.segment_len, self._num_features, len(action.user_features))
         self._num_slots = sequence.num_slots
@@ -128,20 +128,6 @@ class UserStore:
                 assert stored is not None
                 user.older[index] = stored
 
-    def save_names(self, batch: WriteBatch, item_hashes: Iterable[int]) -> None:
-        """Record that these items have been named."""
-        for item_hash in item_hashes:
-            batch.put(_name_key(item_hash), b"")
-
-    def named(self, item_hashes: Sequence[int]) -> list[int]:
-        """The items among these that have been named."""
-        found = self._db.get_many([_name_key(item) for item in item_hashes]) if item_hashes else []
-        return [item for item, stored in zip(item_hashes, found, strict=True) if stored is not None]
-
-    def is_named(self, item_hash: int) -> bool:
-        """Whether the item has been named."""
-        return self._db.get(_name_key(item_hash)) is not None
-
     def erase(self, batch: WriteBatch, name: str) -> None:
         """Remove everything about a user."""
         key = name.encode()
@@ -175,7 +161,3 @@ class UserStore:
 
 def _forget_key(item_hash: int) -> bytes:
     return b"r" + item_hash.to_bytes(8, "big", signed=True)
-
-
-def _name_key(item_hash: int) -> bytes:
-    return b"n" + item_hash.to_bytes(8, "big", signed=True)

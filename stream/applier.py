@@ -15,7 +15,7 @@ from stream.config import Settings
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import OutboxRelay
-from stream.transport import Record
+from stream.transport import Record, Stretch
 from wire.errors import brief
 from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
@@ -26,16 +26,15 @@ MAX_BATCH_BYTES = 600_000
 """A write batch blocks the event loop: about three thousand actions are enough."""
 
 
-def stretches(lists: Iterable[Sequence[Record]]) -> list[list[Record]]:
-    """``lists`` of records in the order of their arrival, joined where no offset is missing between them. One that is
-    missing within a list holds no action: one poll has returned what is around it."""
-    joined: list[list[Record]] = []
-    for records in lists:
-        if joined and records and records[0].offset <= joined[-1][-1].offset + 1:
-            joined[-1] += records
-        elif records:
-            joined.append(list(records))
-    return joined
+def joined(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """``stretches`` in the order of their arrival, joined where one begins at the end of the one before."""
+    found: list[Stretch] = []
+    for each in stretches:
+        if found and found[-1].begin <= each.begin <= found[-1].end:
+            before = found.pop()
+            each = Stretch(before.begin, max(before.end, each.end), [*before.records, *each.records])
+        found.append(each)
+    return found
 
 
 def batches(records: Sequence[Record], max_records: int) -> Iterator[list[Record]]:
@@ -65,17 +64,10 @@ class Applier:
         self._partition, self._relay, self._settings, self._metrics = partition, relay, settings, metrics
         self._topic = Topics.under(settings.kafka.prefix).actions
         self._is_lost = False
-        self._read_to = 0
-        """Offset below which nothing is left to read. Transaction markers may follow the last applied record."""
         self.applied_s = time.monotonic()
         """When a record was last applied."""
         self.num_gone = num_gone
         """Offsets that retention removed before this worker read them, in all claims."""
-
-    @property
-    def next_offset(self) -> int:
-        """The lowest offset that may hold a record that is not in the store."""
-        return max(self.store.applied_offset + 1, self._read_to)
 
     @property
     def is_full(self) -> bool:
@@ -87,15 +79,14 @@ class Applier:
         self._is_lost = True
         self._relay.drained.set()
 
-    async def apply(self, lists: Sequence[Sequence[Record]]) -> bool:
-        """Apply each of these ``lists``, and before it the records that are missing; False if that has to be tried
-        again."""
-        for records in stretches(lists):
-            fresh = self._fresh(records)
-            if fresh and fresh[0].offset > self.next_offset and not await self.catch_up(fresh[0].offset):
+    async def apply(self, stretches: Sequence[Stretch]) -> bool:
+        """Apply each of these, and before it the records that are missing; False if that has to be tried again."""
+        for each in joined(stretches):
+            if each.begin > self.store.next_offset and not await self.catch_up(each.begin):
                 return False
-            if not await self._write(self._fresh(records)):
+            if not await self._write(self._fresh(each.records)):
                 return False
+            self.store.pass_over(each.end)
         return True
 
     def _fresh(self, records: Sequence[Record]) -> list[Record]:
@@ -115,19 +106,19 @@ class Applier:
         return True
 
     async def _fill(self, stop: int) -> None:
-        start, num_records = self.next_offset, 0
+        start, num_records = self.store.next_offset, 0
         async for batch in read_range(self._settings.kafka, self._topic, self._partition, start, stop, self._note_gone):
             num_records += len(batch)
             if not await self._write([Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
                 return
-        self._read_to = max(self._read_to, stop)
+        self.store.pass_over(stop, at_once=not num_records)
         if num_records:  # transaction markers leave gaps too, but empty ones
             log.info("read a gap", partition=self._partition, offsets=[start, stop], num_records=num_records)
 
     def _note_gone(self, first: int) -> None:
         """The partition begins at ``first``, after what should be read next: retention has overtaken this worker."""
-        start = self.next_offset
-        self._read_to = max(self._read_to, first)
+        start = self.store.next_offset
+        self.store.pass_over(first, at_once=True)
         if start == 0:
             log.warning("the topic no longer begins at offset 0; what came before is unknown to this worker",
                         topic=self._topic, partition=self._partition, first_offset=first)  # fmt: skip

@@ -46,7 +46,6 @@ class WorkerMetrics:
         self._lag = self._gauge("ingest_lag_records", "Records of the actions topic not applied yet.")
         self._outbox = self._gauge("outbox_entries", "Outbox entries not acknowledged yet.")
         self._applied = self._gauge("applied_offset", "Highest offset of the actions topic applied.")
-        self._epoch = self._gauge("writer_epoch", "Epoch under which this worker writes.")
         self.heard_s = time.monotonic()
         """When the broker last answered; the gauges by partition date from then."""
         Gauge(
@@ -69,11 +68,10 @@ class WorkerMetrics:
         self._lag.labels(label).set(lag_records)
         self._outbox.labels(label).set(status.outbox_len)
         self._applied.labels(label).set(status.applied_offset)
-        self._epoch.labels(label).set(status.writer_epoch)
 
     def forget(self, partition: int) -> None:
         """Remove the gauges of a partition that is no longer ours."""
-        for gauge in (self._lag, self._outbox, self._applied, self._epoch, self.held):
+        for gauge in (self._lag, self._outbox, self._applied, self.held):
             try:
                 gauge.remove(str(partition))
             except KeyError:

@@ -24,7 +24,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
-from stream.transport import Record, records_of
+from stream.transport import Stretch, stretch_of
 from wire.errors import brief
 from wire.kafka.options import BROKER_ERRORS
 from wire.status import PartitionStatus
@@ -201,8 +201,8 @@ class Partition:
     async def _apply(self) -> None:
         while True:
             events = await self._arrived()
-            lists = [records_of(event) for event in events]
-            while not await self._take_turn(lists):  # noqa: ASYNC110
+            stretches = [stretch_of(event) for event in events]
+            while not await self._take_turn(stretches):  # noqa: ASYNC110
                 await asyncio.sleep(RETRY_S)  # the broker is away, so no event would wake us
             for event in events:
                 event.ack()
@@ -218,12 +218,12 @@ class Partition:
         self._has_room.set()
         return events
 
-    async def _take_turn(self, lists: Sequence[Sequence[Record]]) -> bool:
-        """Apply these ``lists`` of records; False if it has to be retried."""
+    async def _take_turn(self, stretches: Sequence[Stretch]) -> bool:
+        """Apply these; False if it has to be retried."""
         await self._claimed.wait()
         async with self._turn:
             applier = self._applier
-            return applier is not None and self._claimed.is_set() and await applier.apply(lists)
+            return applier is not None and self._claimed.is_set() and await applier.apply(stretches)
 
     # Called by the worker once a second
 
@@ -233,7 +233,7 @@ class Partition:
         if applier is None or not self._claimed.is_set() or time.monotonic() - applier.applied_s <= STALL_S:
             return
         is_busy = self._catching_up is not None and not self._catching_up.done()
-        if end > applier.next_offset and not is_busy and not applier.is_full:
+        if end > applier.store.next_offset and not is_busy and not applier.is_full:
             self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
 
     async def _catch_up(self, end: int) -> None:
@@ -252,5 +252,5 @@ class Partition:
         if applier is None:
             return PartitionStatus()
         return msgspec.structs.replace(
-            applier.store.status(), applied_offset=applier.next_offset - 1, num_gone=applier.num_gone
+            applier.store.status(), applied_offset=applier.store.next_offset - 1, num_gone=applier.num_gone
         )

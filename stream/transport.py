@@ -4,14 +4,15 @@ Faust itself passes on credentials and nothing else: no timeouts, no isolation l
 producer is never started: the worker has its own (`stream.kafka_producer`).
 
 Each message costs Faust two tasks, two locks and a dozen calls, more than anything else that happens to an action. So a
-message is not a record here, but all records of a partition that one poll has returned.
+message is not a record here, but all records of a partition that one poll has returned, a `Stretch` of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import aiokafka.consumer.fetcher
 import faust
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -28,6 +29,43 @@ class Record(NamedTuple):
     record_ms: int
     key: bytes | None
     value: bytes | None
+
+
+class Stretch(NamedTuple):
+    """All that a partition has at the offsets from ``begin`` up to but not including ``end``. Where records are missing
+    between them, before the first or after the last, are markers of transactions, and what was aborted."""
+
+    begin: int
+    end: int
+    records: Sequence[Record]
+
+
+class Found(list[Any]):
+    """The records that a poll has returned of one partition, and from where to where it has read."""
+
+    def __init__(self, records: Iterable[Any], begin: int, end: int) -> None:
+        super().__init__(records)
+        self.begin, self.end = begin, end
+
+
+class _Fetched(aiokafka.consumer.fetcher.FetchResult):
+    """A fetch that says what it has passed over, also at its end: a reader that knew nothing but the offsets of records
+    would have to read again to learn that there is nothing else."""
+
+    def getall(self, max_records: int | None = None) -> Found:
+        """As aiokafka's; what fetches without records have passed over belongs to the one after them."""
+        fetched, partition = self._partition_records, self._assignment.state_value(self._topic_partition)
+        begin = fetched.next_fetch_offset if fetched is not None else 0
+        records = super().getall(max_records)
+        end = fetched.next_fetch_offset if fetched is not None else 0
+        passed_from, passed_to = getattr(partition, "passed", (0, 0))
+        found = Found(records, passed_from if passed_to == begin else begin, end)
+        if partition is not None:
+            partition.passed = (end, end) if records else (found.begin, end)
+        return found
+
+
+aiokafka.consumer.fetcher.FetchResult = _Fetched
 
 
 class _Daemon(AIOKafkaConsumerThread.Worker):
@@ -108,6 +146,7 @@ class WorkerApp(faust.App):
         return _Transport(self.conf.broker_consumer, self)
 
 
-def records_of(event: Any) -> list[Record]:
-    """The records of an event's message."""
-    return [Record(one.offset, one.timestamp, one.key, one.value) for one in event.message.value]
+def stretch_of(event: Any) -> Stretch:
+    """What an event's message holds."""
+    found: Found = event.message.value
+    return Stretch(found.begin, found.end, [Record(one.offset, one.timestamp, one.key, one.value) for one in found])

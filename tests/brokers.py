@@ -192,12 +192,13 @@ def remove_topics(broker: Broker, prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def taken_back(broker: Broker, topic: str) -> Iterator[None]:
+def taken_back(broker: Broker, topic: str, *, whole: bool = False) -> Iterator[None]:
     """A broker that is down when the block ends, with the topic's records as they were when it began, under the same
-    id: as after a restore from an older copy. Real Apache Kafka alone."""
+    id: as after a restore from an older copy. ``whole``: everything else on its disk too. Real Apache Kafka alone."""
     assert isinstance(broker, ApacheKafka)
     broker.kill()
-    folders, kept = list((broker.folder / "data").glob(f"{topic}-*")), broker.folder / "older"
+    data, kept = broker.folder / "data", broker.folder / "older"
+    folders = [data] if whole else list(data.glob(f"{topic}-*"))
     for each in folders:
         shutil.copytree(each, kept / each.name)
     broker.restart()
@@ -266,6 +267,16 @@ class ApacheKafka:
             return _answers(self.bootstrap)
 
         wait_until(answers, 120, f"Kafka at {self.bootstrap}")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It answers nothing until the block ends; what it is sent meanwhile waits in the kernel."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL; unlike in a power cut, the page cache survives."""

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,96 @@ def test_a_changed_file_is_followed_and_the_rest_left_alone(
     plan = planned(checkout, "test")
     assert wanted in plan
     assert unwanted not in plan
+
+
+def set_up_with(checkout: Path, **environment: str) -> str:
+    """What ``make setup`` says on a machine of which the environment says more, when it refuses."""
+    command = ["make", "--no-print-directory", "VENV=.venv", "setup"]
+    around = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=checkout, env=around, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stdout
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert said[-1].startswith("headrace: "), done.stderr
+    return "\n".join(said)
+
+
+def program(path: Path, code: str, interpreter: str = sys.executable) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{interpreter}\n{code}")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("machine", ["Darwin arm64", "Linux riscv64"])
+def test_another_system_is_refused_in_one_line(checkout: Path, machine: str) -> None:
+    system, processor = machine.split()
+    program(checkout / "bin" / "uname", f"case $1 in -s) echo {system};; -m) echo {processor};; esac", "/bin/sh")
+    said = set_up_with(checkout, PATH=f"{checkout}/bin:{os.environ['PATH']}")
+    assert said.startswith(f"headrace: expected Linux on x86-64 or arm64, got {machine}; use Docker there")
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 15)])
+def test_another_python_is_refused_in_one_line(checkout: Path, version: tuple[int, int]) -> None:
+    shown = f"Python {version[0]}.{version[1]}.0"
+    code = f"import sys\nif sys.argv[1] == '--version': sys.exit(print({shown!r}))\n"
+    python = program(checkout / "python", code + f"sys.version_info = {(*version, 0)}\nexec(sys.argv[2])\n")
+    said = set_up_with(checkout, PYTHON=python)
+    assert said == f"headrace: expected Python 3.11 to 3.14, got {shown}; set PYTHON=/path/to/python3.11"
+
+
+def test_a_python_that_is_missing_or_has_no_venv_is_refused_in_one_line(checkout: Path) -> None:
+    assert set_up_with(checkout, PYTHON="/nowhere/python3").startswith(
+        "headrace: expected Python 3.11 to 3.14, found no /nowhere/python3; install it"
+    )
+    python = program(checkout / "python", "import sys\nsys.modules['ensurepip'] = None\nexec(sys.argv[2])\n")
+    assert set_up_with(checkout, PYTHON=python).startswith(f"headrace: expected Python with venv, got {python} without")
+
+
+def test_a_missing_compiler_is_noticed_before_anything_is_downloaded(checkout: Path) -> None:
+    tools = checkout / "bin"
+    tools.mkdir()
+    for name in ("sh", "make", "cat", "cksum", "tr", "find", "uname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    said = set_up_with(checkout, PATH=str(tools), PYTHON=sys.executable, CXX="")
+    assert said == "headrace: expected a C++ compiler, found neither g++ nor clang++; install g++, or set CXX"
+    assert not (checkout / ".venv").exists()
+
+
+def test_packages_that_cannot_be_fetched_end_with_what_that_needs(checkout: Path) -> None:
+    for name in ("pip", "python"):
+        program(checkout / ".venv" / "bin" / name, "echo 'ERROR: No matching distribution' >&2\nexit 1\n", "/bin/sh")
+    reason, ours = set_up_with(checkout, PYTHON=sys.executable).splitlines()
+    assert reason.startswith("ERROR")
+    assert ours.endswith("for the reason above; it needs a package index and 10 GB on the disk")
+
+
+def test_the_supported_pythons_are_the_same_everywhere() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    classified = re.findall(r"Python :: (3\.\d+)", "\n".join(settings["classifiers"]))
+    first, last = (version.split(".")[1] for version in (classified[0], classified[-1]))
+    assert classified == [f"3.{minor}" for minor in range(int(first), int(last) + 1)]
+    assert settings["requires-python"] == f">=3.{first},<3.{int(last) + 1}"
+    assert f"(3, {first}) <= sys.version_info[:2] <= (3, {last})" in (ROOT / "Makefile").read_text()
+    assert f"Python 3.{first} to 3.{last}" in (ROOT / "README.md").read_text()
+    tested = re.search(r"python: \[(.*)\]", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert tested is not None
+    assert re.findall(r"3\.\d+", tested[1]) == classified
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
+def test_what_is_locked_was_built_for_each_supported_python_and_processor(processor: str, tmp_path: Path) -> None:
+    """Less Faust on arm64: it is compiled there, or left in Python where Python's headers are missing."""
+    uv = Path(sys.executable).parent / "uv"
+    command = [uv, "pip", "install", "--dry-run", "--quiet", "--require-hashes", "-r", ROOT / "constraints.txt"]
+    command += ["--target", tmp_path / "none", "--cache-dir", tmp_path / "cache", "--only-binary", ":all:"]
+    command += ["--python-platform", f"{processor}-manylinux_2_28"]
+    command += ["--no-binary", "faust-streaming"] if processor == "aarch64" else []
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        done = subprocess.run(
+            [*command, "--python-version", version], capture_output=True, text=True, check=False, timeout=120
+        )
+        if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
+            pytest.skip("no package index")
+        assert done.returncode == 0, done.stderr

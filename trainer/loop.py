@@ -220,6 +220,8 @@ class Trainer:
 
     def _undo(self, problem: Unsound, step: int | None) -> None:
         """Set ``step`` aside (None: find it) and go back to the checkpoint, to repeat everything but that step."""
+        if self._ranks is not None:
+            self._ranks.settle()
         checkpoints = self.checkpoints
         if checkpoints is None:
             raise UnsoundError(

@@ -23,7 +23,7 @@ from trainer.checkpoint.recorded import complete, difference
 from trainer.checkpoint.snapshot import restore_learner, restore_published
 from trainer.errors import CheckpointError, JournalError
 from trainer.learner.step import Learner
-from trainer.sources.kafka import REMEDY
+from trainer.sources.positions import REMEDY
 from trainer.sources.source import Position
 from trainer.versions.election import Claimant
 from trainer.versions.publisher import Publisher

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ class History:
         self._max_context, self._segment_len = max_context, segment_len
         self._place(bytearray(), row_type(num_features))
         self.start = self.end = 0
-        self._begin(0)
+        self.full_at = 0
+        """Up to this place, no end leaves segments that are not kept."""
         self.user_features: Int64 = np.zeros(0, np.int64)
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
@@ -51,12 +53,7 @@ class History:
     def _place(self, rows: bytearray, layout: np.dtype[np.void]) -> None:
         self.raw, self.row_bytes = rows, layout.itemsize
         self._rows = np.ndarray(len(rows) // layout.itemsize, layout, rows)
-        self.address: int = self._rows.ctypes.data  # of the first row in memory
-
-    def _begin(self, start: int) -> None:
-        """Let ``start`` be the first place. Up to ``full_at``, no end leaves segments that are not kept."""
-        self.start = start
-        self.full_at = (start // self._segment_len + self._num_slots) * self._segment_len
+        self.address = addressof(c_char.from_buffer(rows)) if rows else 0  # of the first row in memory
 
     @property
     def num_bytes(self) -> int:
@@ -95,10 +92,10 @@ class History:
         """Make room for ``num`` places, which may be new; where the first is now."""
         is_apart = first - self.end > self._max_context + self._segment_len or self.start - first > FARTHEST_BACK
         if self.start == self.end or is_apart:
-            self._place(bytearray(), self._rows.dtype)
-            self.end = first
-            self._begin(first)
-        self._span(min(self.start, first), max(self.end, first + num))
+            self.start = self.end = first
+            self._move(first, first + num)
+        else:
+            self._span(min(self.start, first), max(self.end, first + num))
         return first - self.start
 
     @property
@@ -115,7 +112,11 @@ class History:
         """Make room for ``start`` to ``end - 1``, keeping the present rows."""
         if start == self.start and end - start <= len(self._rows):
             self.end = end
-            return
+        else:
+            self._move(start, end)
+
+    def _move(self, start: int, end: int) -> None:
+        """`_span` in other memory."""
         wanted = end - start
         most = self._max_context + 2 * self._segment_len
         size = self.row_bytes
@@ -125,8 +126,8 @@ class History:
             kept = self.raw[(first - self.start) * size : (last - self.start) * size]
             rows[(first - start) * size : (last - start) * size] = kept
         self._place(rows, self._rows.dtype)
-        self.end = end
-        self._begin(start)
+        self.start, self.end = start, end
+        self.full_at = (start // self._segment_len + self._num_slots) * self._segment_len
 
 
 class Histories:

@@ -89,6 +89,11 @@ Status = WorkerStatus | ServerStatus | TrainerStatus
 _decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
 
 
+def role_of(status: Status) -> str:
+    """``worker``, ``server`` or ``trainer``."""
+    return str(status.__struct_config__.tag)
+
+
 def encode_status(status: Status) -> bytes:
     """Status → JSON."""
     return msgspec.json.encode(status)

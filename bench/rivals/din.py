@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bench.rivals.counts import Rates
 from bench.rivals.targets import columns
 from bench.streams.events import Step
+from kernels.windows import unpack_kinds
 from model.config import ModelConfig
 from model.rates import done_before
-from model.tokens import unpack_kinds
 from trainer.network.losses import ranking_loss
 
 TABLE_BITS = 18

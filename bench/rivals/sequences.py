@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.streams.events import Step
-from model.tokens import unpack_kinds
+from kernels.windows import unpack_kinds
 
 Int64 = NDArray[np.int64]
 

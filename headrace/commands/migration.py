@@ -18,6 +18,9 @@ def repartition(
     without_trainer: Annotated[
         bool, typer.Option("--without-trainer", help="Migrate the users only; there is no checkpoint.")
     ] = False,
+    without_waiting: Annotated[
+        bool, typer.Option("--without-waiting", help="Go on though interactions wait for feedback; none is learned.")
+    ] = False,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
@@ -30,4 +33,5 @@ def repartition(
     from headrace.repartition import repartition as run
 
     old = read_settings(config, bootstrap)
-    raise typer.Exit(run(old, read_settings(new, bootstrap), without_trainer=without_trainer))
+    status = run(old, read_settings(new, bootstrap), without_trainer=without_trainer, without_waiting=without_waiting)
+    raise typer.Exit(status)

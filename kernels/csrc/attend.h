@@ -241,7 +241,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
                    s.dv + first * v_pad, v_pad);
 }
 
-Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {
+inline Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {
     // Row groups may extend past the last tile's keys: one more tile than the longest user has.
     const int64_t rows = round_up(plan.most_queries, ROWS), cols = round_up(plan.most_keys, COLS);
     return {max64(rows, cols), cols, round_up(a.qk_dim, W), round_up(a.v_dim, W)};

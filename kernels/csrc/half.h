@@ -20,7 +20,7 @@ HEADRACE_INLINE vh cut_to_f16(vf v, Add add) {
     const vu bits = is_subnormal ? (magnitude & 0x7fffffu) | 0x800000u : magnitude - (112u << 23);
     vu half = (bits + add(drop, bits)) >> drop;
     half = is_zero ? vu{} : half;
-    half = (half > 0x7c00u) | (magnitude >= 0x7f800000u) ? vu{} + 0x7c00u : half;
+    half = ((half > 0x7c00u) | (magnitude >= 0x7f800000u)) ? vu{} + 0x7c00u : half;
     half = v == v ? half : vu{} + 0x7e00u;
     return __builtin_convertvector(half | (u >> 16 & 0x8000u), vh);
 }

@@ -29,7 +29,8 @@ public:
     int64_t num_rows() const { return static_cast<int64_t>(id_of_row_.size()); }
     int64_t num_pending() const { return table_.num_used() - num_live_; }
 
-    void lookup(const int64_t* ids, int64_t num, int64_t* rows) const {
+    // Numbers the rows from `first` on.
+    void lookup(const int64_t* ids, int64_t num, int64_t first, int64_t* rows) const {
         const Bucket* homes[AHEAD];
         const auto look_ahead = [&](int64_t i) {
             if (i < num) __builtin_prefetch(homes[i % AHEAD] = table_.home(ids[i]));
@@ -37,7 +38,7 @@ public:
         for (int64_t i = 0; i < AHEAD; ++i) look_ahead(i);
         for (int64_t i = 0; i < num; ++i) {
             const int32_t place = table_.find(ids[i], *homes[i % AHEAD]);
-            rows[i] = place < 0 ? -1 : place;
+            rows[i] = first + (place < 0 ? -1 : place);
             look_ahead(i + AHEAD);
         }
     }
@@ -264,8 +265,8 @@ HEADRACE_API void id_map_sizes(const void* map, int64_t* sizes) {
     const IdMap& m = *static_cast<const IdMap*>(map);
     sizes[0] = m.num_live(), sizes[1] = m.num_rows(), sizes[2] = m.num_pending();
 }
-HEADRACE_API void id_map_lookup(const void* map, const int64_t* ids, int64_t num, int64_t* rows) {
-    static_cast<const IdMap*>(map)->lookup(ids, num, rows);
+HEADRACE_API void id_map_lookup(const void* map, const int64_t* ids, int64_t num, int64_t first, int64_t* rows) {
+    static_cast<const IdMap*>(map)->lookup(ids, num, first, rows);
 }
 // The others return -1 if out of memory.
 HEADRACE_API int64_t id_map_insert(void* map, const int64_t* ids, int64_t num, int64_t now_ms, int64_t* rows) {

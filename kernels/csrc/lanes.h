@@ -131,12 +131,25 @@ HEADRACE_INLINE void store_first<bf16>(bf16* p, vf v, int n) {
 }
 #endif
 
+// The lanes that `from` names, of a's followed by b's; constants, or this is slow.
+template <class Vector, class Index>
+HEADRACE_INLINE Vector shuffle(Vector a, Vector b, Index from) {
+#if defined(__clang__)  // makes one instruction of this, and has no __builtin_shuffle
+    constexpr int num = sizeof(Vector) / sizeof(a[0]);
+    Vector chosen;
+    for (int i = 0; i < num; ++i) chosen[i] = from[i] < num ? a[from[i]] : b[from[i] - num];
+    return chosen;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // In a fixed order: each half is added to (or compared with) the other until one lane is left.
 template <int DISTANCE>
 HEADRACE_INLINE vf other_half(vf v) {
     vi from = {};
     for (int i = 0; i < LANES; ++i) from[i] = i ^ DISTANCE;
-    return __builtin_shuffle(v, from);
+    return shuffle(v, v, from);
 }
 HEADRACE_INLINE float sum(vf v) {
     if constexpr (LANES > 8) v += other_half<8 % LANES>(v);

@@ -58,19 +58,19 @@ HEADRACE_INLINE void transpose8(v8* x) {
     v8 y[8];
     const i8 low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
     for (int i = 0; i < 8; i += 2) {
-        y[i] = __builtin_shuffle(x[i], x[i + 1], low);
-        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], high);
+        y[i] = shuffle(x[i], x[i + 1], low);
+        y[i + 1] = shuffle(x[i], x[i + 1], high);
     }
     const i8 even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
     for (int i = 0; i < 8; i += 4)
         for (int h = 0; h < 2; ++h) {
-            x[i + 2 * h] = __builtin_shuffle(y[i + h], y[i + h + 2], even);
-            x[i + 2 * h + 1] = __builtin_shuffle(y[i + h], y[i + h + 2], odd);
+            x[i + 2 * h] = shuffle(y[i + h], y[i + h + 2], even);
+            x[i + 2 * h + 1] = shuffle(y[i + h], y[i + h + 2], odd);
         }
     const i8 first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
     for (int i = 0; i < 4; ++i) {
-        y[i] = __builtin_shuffle(x[i], x[i + 4], first);
-        y[i + 4] = __builtin_shuffle(x[i], x[i + 4], second);
+        y[i] = shuffle(x[i], x[i + 4], first);
+        y[i + 4] = shuffle(x[i], x[i + 4], second);
     }
     for (int i = 0; i < 8; ++i) x[i] = y[i];
 }

@@ -106,11 +106,11 @@ inline void find_pairs(const OddsCall& c, Scratch& s, const int32_t* row) {
         }
 }
 
-// Columns g * W ... of an interaction: 1, then 1 for each kind that it has.
-HEADRACE_INLINE vf columns_of(uint32_t bits, int g) {
+// Columns g * W ... of an interaction: 1 (0 if it has been counted already), then 1 for each kind that it has.
+HEADRACE_INLINE vf columns_of(uint32_t bits, int g, bool is_new = true) {
     vi lane;
     for (int l = 0; l < W; ++l) lane[l] = l;
-    const vi shifted = vi{} + (int32_t)(((uint64_t)bits << 1 | 1) >> (g * W));
+    const vi shifted = vi{} + (int32_t)(((uint64_t)bits << 1 | is_new) >> (g * W));
     return __builtin_convertvector((shifted >> lane) & 1, vf);
 }
 

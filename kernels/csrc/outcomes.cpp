@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
+#include <vector>
 
 #include "export.h"
+#include "id_table.h"
 
 namespace {
 
@@ -162,6 +165,35 @@ HEADRACE_API void headrace_move_counts(const int64_t* from, const int64_t* to, i
     for (int64_t i = 0; i < num; ++i) {
         if (from[i] > 0) --with[from[i] - 1], --block[(from[i] - 1) / block_len];
         if (to[i] > 0) ++with[to[i] - 1], ++block[(to[i] - 1) / block_len];
+    }
+}
+
+// met (2, num): of the distinct rows above 0 that stand from `first` up to `target`, how many have a count of `above`
+// or more, and how many others than `own` have one from `least` up to that. Returns 1 if out of memory.
+HEADRACE_API int headrace_count_met(const int64_t* count, const int64_t* row, const int64_t* first,
+                                    const int64_t* target, const int64_t* own, const int64_t* least,
+                                    const int64_t* above, int64_t num, int64_t* met) {
+    try {
+        std::vector<int64_t> slot;  // a set of rows, by open addressing
+        for (int64_t r = 0; r < num; ++r) {
+            uint64_t size = 16;
+            while (size < 2 * static_cast<uint64_t>(target[r] - first[r])) size *= 2;
+            slot.assign(size, 0);
+            int64_t num_higher = 0, num_equal = 0;
+            for (int64_t i = first[r]; i < target[r]; ++i) {
+                if (row[i] <= 0 || count[row[i]] < least[r]) continue;
+                uint64_t at = headrace::mix(static_cast<uint64_t>(row[i])) & (size - 1);
+                while (slot[at] && slot[at] != row[i]) at = (at + 1) & (size - 1);
+                if (slot[at]) continue;
+                slot[at] = row[i];
+                num_higher += count[row[i]] >= above[r];
+                num_equal += count[row[i]] < above[r] && row[i] != own[r];
+            }
+            met[r] = num_higher, met[num + r] = num_equal;
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
     }
 }
 

@@ -77,10 +77,30 @@ HEADRACE_API void headrace_list_rows(const int64_t* row, const uint32_t* bits, c
     lengths[0] = num_chosen, lengths[1] = num_known;
 }
 
+// Of each column the rows from `begin` on, `length` of them, range after range. `row_bytes`: of a row of each column.
+HEADRACE_API void headrace_take_ranges(const int64_t* begin, const int64_t* length, int64_t num_ranges,
+                                       int64_t num_columns, const int64_t* row_bytes, const uint8_t* const* from,
+                                       uint8_t* const* to) {
+    for (int64_t column = 0; column < num_columns; ++column) {
+        uint8_t* at = to[column];
+        for (int64_t range = 0; range < num_ranges; ++range) {
+            const int64_t size = length[range] * row_bytes[column];
+            std::memcpy(at, from[column] + begin[range] * row_bytes[column], static_cast<size_t>(size));
+            at += size;
+        }
+    }
+}
+
+// kinds (num, num_kinds): 1 where a set of bits has a kind, else 0.
+HEADRACE_API void headrace_unpack_kinds(const uint32_t* bits, int64_t num, int64_t num_kinds, float* kinds) {
+    for (int64_t i = 0; i < num; ++i)
+        for (int64_t kind = 0; kind < num_kinds; ++kind) *kinds++ = static_cast<float>(bits[i] >> kind & 1);
+}
+
 // The rows from each address on, `num` of each user. Returns how many have no item.
 HEADRACE_API int64_t headrace_join_windows(const int64_t* address, const int64_t* num, int64_t num_users,
                                            int64_t num_features, int64_t* item, int64_t* time, int64_t* domain,
-                                           uint32_t* bits, float* value, int64_t* features, int64_t* owner) {
+                                           uint32_t* bits, float* value, int64_t* features) {
     const int64_t row_bytes = sizeof(Row) + 8 * num_features;
     int64_t num_absent = 0;
     for (int64_t user = 0; user < num_users; ++user) {
@@ -92,11 +112,10 @@ HEADRACE_API int64_t headrace_join_windows(const int64_t* address, const int64_t
             item[i] = row.item, time[i] = row.time, domain[i] = row.domain, bits[i] = row.bits, value[i] = row.value;
             num_absent += row.item == 0;
         }
-        std::fill_n(owner, size, user);
         for (int64_t i = 0; num_features > 0 && i < size; ++i)
             std::memcpy(features + i * num_features, from + i * row_bytes + sizeof(Row),
                         static_cast<size_t>(8 * num_features));
-        item += size, time += size, domain += size, bits += size, value += size, owner += size;
+        item += size, time += size, domain += size, bits += size, value += size;
         features += size * num_features;
     }
     return num_absent;

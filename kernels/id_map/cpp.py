@@ -22,7 +22,7 @@ def _library() -> CDLL:
         "new": (c_void_p, [c_int64, c_int64]),
         "delete": (None, [c_void_p]),
         "sizes": (None, [c_void_p, c_void_p]),
-        "lookup": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
+        "lookup": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
         "insert": (c_int64, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
         "evict": (c_int64, [c_void_p, c_int64, c_void_p, c_void_p]),
         "live": (None, [c_void_p, c_void_p, c_void_p, c_void_p]),
@@ -78,10 +78,10 @@ class CppTable:
         """Ids seen too few times for a row."""
         return self._sizes()[2]
 
-    def lookup(self, ids_N: Ids) -> Ids:
-        """Rows, -1 for unknown ids."""
+    def lookup(self, ids_N: Ids, first: int = 0) -> Ids:
+        """Rows, numbered from ``first`` on, and one less for unknown ids."""
         rows_N = np.empty_like(ids_N)
-        self._c.id_map_lookup(self._map, pointer(ids_N), len(ids_N), pointer(rows_N))
+        self._c.id_map_lookup(self._map, pointer(ids_N), len(ids_N), first, pointer(rows_N))
         return rows_N
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:

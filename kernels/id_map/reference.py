@@ -36,9 +36,9 @@ class ReferenceTable:
         """Ids seen too few times for a row."""
         return len(self._pending)
 
-    def lookup(self, ids_N: Ids) -> Ids:
-        """Rows, -1 for unknown ids."""
-        return np.array([self._row_of.get(i, -1) for i in ids_N.tolist()], dtype=np.int64)
+    def lookup(self, ids_N: Ids, first: int = 0) -> Ids:
+        """Rows, numbered from ``first`` on, and one less for unknown ids."""
+        return np.array([first + self._row_of.get(i, -1) for i in ids_N.tolist()], dtype=np.int64)
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
         """Rows after seeing the ids in order."""

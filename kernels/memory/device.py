@@ -27,7 +27,7 @@ from kernels.memory.triton_groups import NOTES, Groups
 from kernels.memory.triton_learn import NUM_PROGRAMS, learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import predict_events_kernel
-from kernels.transfer import ToHost, to_device
+from kernels.transfer import ToHost, staged, to_device
 from kernels.triton_shared import INTERPRETED, next_power
 
 FEW, MOST_GROUP = 16 if INTERPRETED else 32, 128
@@ -39,6 +39,7 @@ launches."""
 SCRATCH_COLUMNS = GATHERED.value + OWN_COLUMNS.value + 1
 """Numbers of scratch memory for each event and row."""
 BLOCK = 64 if INTERPRETED else 1024
+_NAN_BITS = np.float32(np.nan).view(np.int32)
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 _ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
@@ -126,11 +127,12 @@ class DeviceMemory:
             events.past_ms.view(np.int32), events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
         )  # fmt: skip
         padded = [_padded(len(each)) for each in parts]
-        joined, begin = np.empty(sum(padded), np.int32), 0
+        (joined, host), begin = staged(sum(padded), torch.int32, self._device), 0
         for part, length in zip(parts, padded, strict=True):
             joined[begin : begin + len(part)] = part
             begin += length
-        sent, past, met, shown, group, past_ms, now_ms, outcome = to_device(joined, self._device).split(padded)
+        there = host.to(self._device, non_blocking=True)
+        sent, past, met, shown, group, past_ms, now_ms, outcome = there.split(padded)
         times = past_ms.view(torch.int64), now_ms.view(torch.int64)
         return Sent(sent, past, met, shown, group, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
 
@@ -263,7 +265,7 @@ def told_of(events: MemoryEvents, num_buckets: int) -> tuple[NDArray[np.int32], 
     """(R, `EVENT`) what kernels read of each event, and `Sent.outcome_4R`. ``num_buckets``: of lengths of history."""
     num = len(events)
     event = np.empty((num, EVENT.value), np.int32)
-    outcome_4R = np.full((4, _padded(num)), np.float32(np.nan).view(np.int32))
+    outcome_4R = np.full((4, _padded(num)), _NAN_BITS)
     given = [np.ascontiguousarray(getattr(events, name)) for name in _TOLD]
     call = _SendCall(
         num, EVENT.value, num_buckets, VISIT_MS, outcome_4R.shape[1], *pointers(*given, event, outcome_4R)

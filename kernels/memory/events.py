@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kernels.memory.arrays import Float32, Int32, Int64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class MemoryEvents:
     """R events in the order in which they happened, and what came before each.
 
@@ -152,7 +152,7 @@ class Ranks:
     loss: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class MemoryOutcome:
     """The outcomes of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 for an event that
     was not predicted: by the whole score, by the network alone, and by counts alone (``follows``). ``loss_R``: cross
@@ -166,6 +166,8 @@ class MemoryOutcome:
     @staticmethod
     def join(parts: Sequence[MemoryOutcome]) -> MemoryOutcome:
         """The outcomes of consecutive parts, joined."""
+        if len(parts) == 1:
+            return parts[0]
         columns = [[getattr(part, each.name) for part in parts] for each in fields(MemoryOutcome)]
         empty = (np.zeros(0, np.int32),) * 3 + (np.zeros(0, np.float32),)
         return MemoryOutcome(*(np.concatenate([none, *column]) for none, column in zip(empty, columns, strict=True)))
@@ -177,4 +179,6 @@ class MemoryOutcome:
 
     def ordered(self, index_R: Int64) -> MemoryOutcome:
         """The same outcomes in another order."""
-        return MemoryOutcome(*(getattr(self, each.name)[index_R] for each in fields(self)))
+        return MemoryOutcome(
+            self.rank_R[index_R], self.model_rank_R[index_R], self.count_rank_R[index_R], self.loss_R[index_R]
+        )

@@ -188,7 +188,7 @@ class OddsKept:
         return OddsKept(*(getattr(self, each.name).copy() for each in fields(self)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class OddsEvents:
     """R events, each a new interaction or feedback to an earlier one, and what came before it in the user's sequence.
 

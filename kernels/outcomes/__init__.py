@@ -123,6 +123,24 @@ def move_counts(with_BC: Int64, block_B: Int64, from_N: Int64, to_N: Int64) -> N
     move(*pointers(from_N, to_N), len(from_N), with_BC.shape[1], *pointers(with_BC, block_B))
 
 
+def count_met(
+    count_V: Int64, rows_n: Int64, first_R: Int64, target_R: Int64, own_R: Int64, least_R: Int64, above_R: Int64
+) -> Int64:
+    """(2, R) of the distinct rows above 0 among ``rows_n[first_R[r]:target_R[r]]``, how many have a count of
+    ``above_R[r]`` or more, and how many others than row ``own_R[r]`` have one of ``least_R[r]`` up to that.
+    ``count_V``: the counts of all these rows.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    met_2R = np.empty((2, len(target_R)), np.int64)
+    given = count_V, rows_n, first_R, target_R, own_R, least_R, above_R
+    assert [each.dtype.char for each in given] == ["l"] * len(given), [each.dtype for each in given]
+    count = baseline("headrace_count_met", *[c_void_p] * 7, c_int64, c_void_p)
+    if count(*pointers(*map(np.ascontiguousarray, given)), len(target_R), pointer(met_2R)):
+        raise MemoryError("metrics: no room for the rows that a user has met")
+    return met_2R
+
+
 def count_came(bits_R: NDArray[np.uint32], is_new_R: NDArray[np.uint8], num_kinds: int) -> Int64:
     """(2K,) how many events brought each of the K kinds: new interactions, then others.
 

@@ -6,8 +6,10 @@ The definition is `wire.history`: `History.window` of each user, concatenated, f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +21,9 @@ _BLOCK = 64  # as csrc/windows.cpp has it
 _LIST_ROWS = (*[c_void_p] * 3, c_int64, c_uint32, c_uint32, c_void_p, c_void_p, c_int64, *[c_void_p] * 7)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # frozen would take several us more to make
 class Columns:
-    """Of n rows of B users. ``feature_nC`` (n, C): all features; ``owner_n``: the rows' users, from 0;
-    ``num_absent``: how many rows have no item."""
+    """Of n rows of B users. ``feature_nC`` (n, C): all features; ``num_absent``: how many rows have no item."""
 
     item_n: Int64
     time_ms_n: Int64
@@ -30,7 +31,6 @@ class Columns:
     bits_n: NDArray[np.uint32]
     value_n: NDArray[np.float32]
     feature_nC: Int64
-    owner_n: Int64
     num_absent: int
 
 
@@ -40,15 +40,44 @@ def join_windows(address_B: Int64, num_B: Int64, num_features: int) -> Columns:
     Raises `KernelUnavailable` without compiled kernels.
     """
     num = int(num_B.sum())
-    item_n, time_ms_n, domain_n, owner_n = (np.empty(num, np.int64) for _ in range(4))
+    item_n, time_ms_n, domain_n = (np.empty(num, np.int64) for _ in range(3))
     bits_n, value_n = np.empty(num, np.uint32), np.empty(num, np.float32)
     feature_nC = np.empty((num, num_features), np.int64)
-    join = baseline("headrace_join_windows", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 7, result=c_int64)
+    join = baseline("headrace_join_windows", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 6, result=c_int64)
     num_absent = join(
         *pointers(address_B, num_B), len(num_B), num_features,
-        *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n),
+        *pointers(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC),
     )  # fmt: skip
-    return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, owner_n, num_absent)
+    return Columns(item_n, time_ms_n, domain_n, bits_n, value_n, feature_nC, num_absent)
+
+
+def take_ranges(columns: Sequence[NDArray[Any]], begin_B: Int64, length_B: Int64) -> list[NDArray[Any]]:
+    """Of each column the rows ``begin_B[b]:begin_B[b] + length_B[b]``, range after range; of one that repeats one value
+    (its stride is 0), as many.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    num = int(length_B.sum())
+    taken = [np.empty((num, *each.shape[1:]), each.dtype) if each.strides[0] else each[:num] for each in columns]
+    given, made = [each for each in columns if each.strides[0]], [each for each in taken if each.strides[0]]
+    sizes, addresses = c_int64 * len(given), c_void_p * len(given)
+    take = baseline("headrace_take_ranges", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 3, result=None)
+    take(
+        *pointers(begin_B, length_B), len(begin_B), len(given), sizes(*[each[:1].nbytes for each in given]),
+        addresses(*pointers(*given)), addresses(*pointers(*made)),
+    )  # fmt: skip
+    return taken
+
+
+def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
+    """(n,) bit sets → (n, K) of 0 and 1.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    bits_n, kinds_nK = np.ascontiguousarray(bits_n, np.uint32), np.empty((len(bits_n), num_kinds), np.float32)
+    unpack = baseline("headrace_unpack_kinds", c_void_p, *[c_int64] * 2, c_void_p, result=None)
+    unpack(pointer(bits_n), len(bits_n), num_kinds, pointer(kinds_nK))
+    return kinds_nK
 
 
 def count_kinds(bits_n: NDArray[np.uint32], first_R: Int64, target_R: Int64, num_kinds: int) -> NDArray[np.float64]:
@@ -62,7 +91,7 @@ def count_kinds(bits_n: NDArray[np.uint32], first_R: Int64, target_R: Int64, num
     return done_RK
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # frozen would take several us more to make
 class RowLists:
     """Rows above 0 of users' interactions in three lists: of choices, with their times, of all, and of the others.
     ``bounds_6R``: where each list begins and ends for each target, list by list."""

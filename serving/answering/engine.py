@@ -70,6 +70,8 @@ class Engine:
         self.cache = HistoryCache(cache_bytes)
         self._cache_is_on = cache_bytes > 0
         self._ranker = Ranker(histories, candidates_per_pass)
+        self._removed: tuple[Int64, Born, Int64] | None = None
+        """Removed items, a version, and the rows that it still has of them."""
 
     @torch.inference_mode()
     def answer(self, version: HeldVersion, requests: Sequence[Request]) -> list[Result]:
@@ -199,11 +201,19 @@ class Engine:
         if not any(each.request.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
-        removed = np.fromiter(self.histories.removed, np.int64)
+        removed = self._removed_rows(version)
         wanted = [_wanted(version, each, removed) for each in progress]
         found = best_items(version, output_RM, wanted, self.search)
         chosen = [_chosen(version, each.request, *best) for each, best in zip(progress, found, strict=True)]
         return [Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_)) for rows, scores in chosen]
+
+    def _removed_rows(self, version: HeldVersion) -> Int64:
+        """Rows of items that were removed: next to none, once the trainer has dropped them."""
+        removed, known = self.histories.removed.array, self._removed
+        if known is None or known[0] is not removed or known[1] != version.born:
+            rows = version.tables[ITEMS].lookup(removed)
+            known = self._removed = removed, version.born, rows[rows > 0]
+        return known[2]
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Result:
         past = done.past
@@ -237,13 +247,12 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
 
 
 def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
-    """Which rows of the table may be recommended."""
+    """Which rows of the table may be recommended. ``removed``: rows that may not."""
     request, told, table = done.request, done.columns.told, version.tables[ITEMS]
     past_n = table.lookup(np.ascontiguousarray(told.item_n))
     leaves_out = version.leaves_out_repeats if request.exclude_seen is None else request.exclude_seen
-    denied = [each for each in (request.deny, removed) if each is not None and len(each)]
     allowed = None if request.allow is None else table.lookup(request.allow)
-    denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
+    denied_rows = removed if request.deny is None else np.concatenate([table.lookup(request.deny), removed])
     k = pool_size(request.k) if request.diversity else request.k
     return Wanted(k, past_n, told.bits_n, told.time_ms_n, request.now_ms, leaves_out, denied_rows, allowed)
 

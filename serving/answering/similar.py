@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ Int64 = NDArray[np.int64]
 
 @torch.inference_mode()
 def similar_items(
-    version: HeldVersion, row: int, k: int, removed: Collection[int] = (), search: ItemSearch | None = None
+    version: HeldVersion, row: int, k: int, removed: Int64 | Sequence[int] = (), search: ItemSearch | None = None
 ) -> list[tuple[int, float]]:
     """(hash, cosine) of the ``k`` live items most similar to that of ``row``, best first, without that item and those
     ``removed``. With ``search`` they are looked for where it says, unless that leaves fewer than ``k``."""
     table = version.tables[ITEMS]
-    out = np.unique(np.append(table.lookup(np.fromiter(removed, np.int64)), row))
+    out = np.unique(np.append(table.lookup(np.asarray(removed, np.int64)), row))
     near = search.rows_near(version, row) if search is not None else None
     if near is not None and len(near := np.setdiff1d(near, out)) >= k:
         found = _most_similar(version, row, k, table.derived[near], table.live[near], near[:0])

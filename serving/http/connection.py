@@ -27,6 +27,9 @@ PIECE_BYTES = 2_048
 """So much is parsed before the next request is looked for."""
 STALLED_S = 30.0
 """How long a client may take nothing of what it has been sent."""
+LINGER_S, LINGER_REST_S = 2.0, 0.002
+"""How long what a client still sends is read and discarded after the last answer, and the pause after each piece of it.
+If it were not read, the system would reset the connection, and what is on its way to the client would be lost."""
 
 
 class _Flow(FlowControl):
@@ -37,8 +40,15 @@ class _Flow(FlowControl):
         self._is_behind = is_behind
 
     def resume_reading(self) -> None:
-        if not self._is_behind():
+        if not (self._is_behind() or self._transport.is_closing()):
             super().resume_reading()
+
+
+class _Transport:
+    """What a request's answer is written to; whoever closes it has the connection linger."""
+
+    def __init__(self, transport: Any, linger: Callable[[], None], is_closing: Callable[[], bool]) -> None:
+        self.write, self.close, self.is_closing = transport.write, linger, is_closing
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -64,6 +74,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_body = False
         self._last_word: bytes | None = None
         """What is sent once every request before it is answered; then the connection ends."""
+        self._is_lingering = False
         self._num_unsent, self._moved_s = 0, self.loop.time()
         self.flow = _Flow(transport, lambda: bool(self._rest or self.pipeline or self._last_word is not None))
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
@@ -98,7 +109,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse it, up to the requests that have to wait for an answer."""
-        if self._last_word is not None:
+        if self._is_ending():  # discard it, slowly: a client that keeps sending must not keep others waiting
+            self.flow.pause_reading()
+            self.loop.call_later(LINGER_REST_S, self.flow.resume_reading)
             return
         self._rest += data
         self._unset_keepalive_if_required()
@@ -106,11 +119,14 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with what has come meanwhile, after what others have sent."""
+        if self._is_lingering:
+            self.server_state.total_requests += 1
+            return
         super().on_response_complete()
         if self._last_word is not None and not self._is_answering():
             self._unset_keepalive_if_required()
             self._close(self._last_word)
-        elif self._rest and not self.transport.is_closing():
+        elif self._rest and not self._is_closing():
             self.flow.pause_reading()
             if not self.pipeline:
                 self._unset_keepalive_if_required()
@@ -135,7 +151,10 @@ class BoundedConnection(HttpToolsProtocol):
             self._read_on()
 
     def _is_ending(self) -> bool:
-        return self._last_word is not None or self.transport.is_closing()
+        return self._last_word is not None or self._is_closing()
+
+    def _is_closing(self) -> bool:
+        return self._is_lingering or self.transport.is_closing()
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline) or (self._running is not None and not self._running.response_complete)
@@ -165,6 +184,8 @@ class BoundedConnection(HttpToolsProtocol):
         """A client that sends nothing more still gets the answers to what it has sent, except a stream, which ends.
         Returns whether answers are still to come."""
         self._has_ended = True
+        if self._is_lingering:
+            return False
         return bool(self._rest) or self._ends_in_order()
 
     def _ends_in_order(self) -> bool:
@@ -211,6 +232,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":  # its client would take a 100 for the answer
             self.expect_100_continue = False
         super().on_headers_complete()
+        self.cycle.transport = _Transport(self.transport, self._linger, self._is_closing)  # type: ignore[assignment]
         self._is_in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -245,9 +267,28 @@ class BoundedConnection(HttpToolsProtocol):
         self.flow.pause_reading()
 
     def _close(self, word: bytes) -> None:
-        if not self.transport.is_closing():
+        if not self._is_closing():
             self.transport.write(word)
+            self._linger()
+
+    def _linger(self) -> None:
+        """Send nothing more, and close once the client has finished, or after `LINGER_S`."""
+        if self._is_closing():
+            return
+        self._is_lingering, self._last_word = True, None
+        self._rest.clear()
+        self.pipeline.clear()
+        self._due.cancel()
+        self._unset_keepalive_if_required()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        if self._has_ended:
             self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._due = self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def _message(status: bytes, body: bytes = b"") -> bytes:

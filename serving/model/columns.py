@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.windows import unpack_kinds
 from model.config import ModelConfig
-from model.tokens import changed, states, unpack_kinds
+from model.tokens import changed, states
 from wire.example import Interactions
 
 Int64 = NDArray[np.int64]

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import BucketCache, Tail, TimeBuckets, top_k
+from kernels.windows import unpack_kinds
 from model.config import ModelConfig
 from model.hstu import HSTU
 from model.layers import FuxiLayer, Layer
-from model.tokens import ITEMS, side_inputs, unpack_kinds
+from model.tokens import ITEMS, side_inputs
 from serving.model.columns import Columns
 from serving.model.tables import Derive, TableSet, tensor_of
 from wire.weights import Manifest

@@ -42,10 +42,15 @@ class Catalogue:
         self._max_items, self._num_features = max_items, num_features
         self.num_forgotten = 0
         self._lock = threading.Lock()
-        self._place_of, self._num_notes, self._num_used = IdMap(), 0, 0
-        self._first = np.zeros(FIRST_CAPACITY, np.int64)
-        self._domain = np.zeros(FIRST_CAPACITY, np.int64)
-        self._features = np.zeros((FIRST_CAPACITY, 0), np.int64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all items."""
+        with self._lock:
+            self._place_of, self._num_notes, self._num_used = IdMap(), 0, 0
+            self._first = np.zeros(FIRST_CAPACITY, np.int64)
+            self._domain = np.zeros(FIRST_CAPACITY, np.int64)
+            self._features = np.zeros((FIRST_CAPACITY, 0), np.int64)
 
     def __len__(self) -> int:
         return len(self._place_of)

@@ -3,12 +3,16 @@
 A forwarded request has a mark (`MARK`), so the server that receives it never forwards it again, and a marked answer
 (`ANSWERED`) is known to be one of ours. Each server is given ``timeout_s``; if it fails, one other that holds the user
 is asked. A server that has failed is not asked for a while, and then by one request first: the others need not wait.
+One that refuses the mark or the user (421) may be some moments ahead or behind, as while `headrace switch` arrives, so
+it is asked again before it counts as failed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -22,9 +26,12 @@ CONNECT_S, KEPT_OPEN_S = 1.0, 30.0
 """How long a connection may take to be made, and how long it is kept without a request (a server keeps it longer)."""
 MOST_CONNECTIONS = 256
 """To one server."""
+MOMENTS_S = (0.02, 0.05, 0.1, 0.2, 0.3)
+"""The pauses before holders of whom one said 421 are asked again."""
 MAX_ANSWER_BYTES = 64 << 20
 PASSED_ON = frozenset({200, 413, 422})
 """What depends on the request alone. Anything else is the fault of the server that said it."""
+MISDIRECTED = 421
 NEEDED = "one that holds it can be started with serving.partitions, and GET /partitions says who holds what"
 
 
@@ -38,11 +45,16 @@ class Reply:
 
 
 class PeerError(Exception):
-    """Why a server did not answer as it should; ``reply``: what it said, if that may be passed on."""
+    """Why a server did not answer as it should; ``reply``: what it said, if that may be passed on;
+    ``is_misdirected``: it is there, and does not take itself for the right one."""
 
-    def __init__(self, message: str, reply: Reply | None = None) -> None:
+    def __init__(self, message: str, reply: Reply | None = None, *, is_misdirected: bool = False) -> None:
         super().__init__(message)
-        self.reply = reply
+        self.reply, self.is_misdirected = reply, is_misdirected
+
+
+class _Misdirected(Exception):
+    """Nobody has answered, and one of them may in a moment."""
 
 
 class Forwarder:
@@ -74,33 +86,46 @@ class Forwarder:
     async def _first_answer(
         self, what: str, holders: Sequence[Peer], question: Question, turn: int, line: str
     ) -> bytes:
-        failures = list[str]()
+        for pause_s in MOMENTS_S:
+            with suppress(_Misdirected):
+                return await self._round(what, holders, question, turn, line, is_last=False)
+            await asyncio.sleep(pause_s)
+        return await self._round(what, holders, question, turn, line, is_last=True)
+
+    async def _round(
+        self, what: str, holders: Sequence[Peer], question: Question, turn: int, line: str, *, is_last: bool
+    ) -> bytes:
+        failures, is_misdirected = list[str](), False
         busy: Reply | None = None
         for peer in in_order(holders, turn, line)[:MAX_TRIES]:
             try:
-                reply = await self._answer_of(peer, question)
+                reply = await self._answer_of(peer, question, is_last=is_last)
             except PeerError as error:
                 self.num_peer_failures += 1
+                is_misdirected |= error.is_misdirected
                 failures.append(f"{peer.name} {error}")
                 busy = error.reply or busy
                 continue
             if reply.status == 200:
                 return reply.body
             raise RelayedError(reply.status, reply.body, {})
+        if is_misdirected and not is_last:
+            raise _Misdirected
         if busy is not None:
             raise RelayedError(busy.status, busy.body, {"retry-after": busy.retry_after or "1"})
         names = ", ".join(each.name for each in holders)
         why = "; ".join(failures) or (f"{names} failed to, a moment ago" if holders else "no live server holds it")
         raise NotReadyError(f"nobody answers for {what} now: {why}. Ask again later; {NEEDED}", f"a holder of {what}")
 
-    async def _answer_of(self, peer: Peer, question: Question) -> Reply:
-        """A server's answer, if it is one to pass on. Raises `PeerError`."""
+    async def _answer_of(self, peer: Peer, question: Question, *, is_last: bool) -> Reply:
+        """A server's answer, if it is one to pass on. Raises `PeerError`. ``is_last``: it is not asked again."""
         if peer.has_failed:  # this request finds out for the others
             peer.avoided_until_s = time.monotonic() + self._timeout_s
         try:
             reply = await self._reply(peer, question)
         except PeerError as error:
-            is_there = error.reply is not None  # it has too much to do, and says so
+            # It has too much to do, and says so, or may answer in a moment.
+            is_there = error.reply is not None or (error.is_misdirected and not is_last)
             peer.has_failed, peer.avoided_until_s = not is_there, 0.0 if is_there else time.monotonic() + AVOIDED_S
             raise
         peer.has_failed, peer.avoided_until_s = False, 0.0
@@ -131,7 +156,9 @@ class Forwarder:
             reply = Reply(answer.status, body, answer.headers.get("retry-after", ""))
         if reply.status in PASSED_ON:
             return reply
-        raise PeerError(_fault(reply), reply if reply.status == 503 else None)
+        raise PeerError(
+            _fault(reply), reply if reply.status == 503 else None, is_misdirected=reply.status == MISDIRECTED
+        )
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -164,6 +191,6 @@ def _fault(reply: Reply) -> str:
     said = reply.body[:300].decode(errors="replace")
     if reply.status in (401, 403):
         return "refuses the token that this server accepts; give both the same serving.tokens_file"
-    if reply.status == 421:
+    if reply.status == MISDIRECTED:
         return f"does not hold it, or is of another deployment or line: {said}"
     return f"answered {reply.status}: {said}"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from kernels.histories import UserHistories
+from model.key_set import KeySet
 from serving.users.catalogue import Catalogue
 from wire.example import Example, Int64, Interactions, Mark, interactions_of, num_features_of, row_type
 from wire.example_codec import MARKS
@@ -56,7 +57,7 @@ class Histories:
         self.num_forgotten = 0
         self.num_erased = 0
         """Users whose histories were removed because somebody asked for it."""
-        self.removed: set[int] = set()
+        self.removed = KeySet()
         """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history was removed."""
@@ -95,9 +96,9 @@ class Histories:
     def _apply_mark(self, mark: Example) -> None:
         with self._lock:
             if mark.mark is Mark.ITEM:
-                self.removed = self.removed | {mark.marked_item}  # a new set: readers may still use the old one
+                self.removed.add(mark.marked_item)
             elif mark.mark is Mark.ITEM_BACK:
-                self.removed = self.removed - {mark.marked_item}
+                self.removed.discard(mark.marked_item)
             elif mark.user and self._kept is not None:
                 self._kept.drop(mark.user)
                 self.num_erased += 1
@@ -166,11 +167,13 @@ class Histories:
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Drop users and requests to forget: the topic was created again, and its histories start over."""
+        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end. The
+        clock too, since requests without a time would be asked at that of the old topic, for ever if it was ahead."""
         self.forget_partitions()
-        self.removed = set()
+        self.removed = KeySet()
+        self.items.clear()
         with self._lock:
-            self._kept, self._decoder.columns = None, self._columns
+            self._kept, self._decoder.columns, self.clock_ms = None, self._columns, -1
 
     def get(self, user: str) -> Past | None:
         """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a
@@ -184,8 +187,7 @@ class Histories:
 
     def is_removed(self, item_hash_n: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) which items were removed."""
-        removed = self.removed
-        return np.isin(item_hash_n, np.fromiter(removed, np.int64)) if removed else np.zeros(len(item_hash_n), np.bool_)
+        return self.removed.holds(item_hash_n)
 
     def newest_users(self, num: int) -> list[str]:
         """The users that acted most recently, newest first."""

@@ -338,6 +338,15 @@ def test_every_metric_on_the_dashboard_exists_in_the_code() -> None:
     assert asked <= known, sorted(asked - known)
 
 
+def test_every_metric_is_where_an_operator_looks() -> None:
+    """On the dashboard, or behind an alert; a metric that is neither is one that nobody uses."""
+    asked = " ".join([*queries(), (ROOT / "ops" / "alerts.yml").read_text()])
+    used = set(re.findall(r"(?:headrace|process|python)_[a-z0-9_]+", asked))
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_names() if name.startswith("headrace_")}
+    unused = {name for name in families if not {name, f"{name}_bucket", f"{name}_count", f"{name}_sum"} & used}
+    assert not unused, sorted(unused)
+
+
 def test_prometheus_itself_understands_every_query_of_the_dashboard(tmp_path: Path) -> None:
     import subprocess
 

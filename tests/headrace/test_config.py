@@ -374,6 +374,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
             f"[kafka]\nprefix = '{'a' * 200}'\nline = '{'b' * 40}'\n",
             "kafka.line: expected at most 33 characters behind this kafka.prefix",
         ),
+        (
+            "[trainer]\nfeedback = 'wait'\nfeedback_window_s = 86400\n",
+            "trainer.feedback_window_s: expected at most 43200 with feedback = 'wait', half of",
+        ),
         ("[stream]\nmetrics_host = ''\n", "stream.metrics_host: expected a host name or an address, got ''"),
     ],
 )
@@ -409,6 +413,15 @@ def test_names_and_paths_may_have_spaces_and_any_letters_and_passwords_anything(
 def test_the_longest_topic_is_the_one_that_bounds_the_line() -> None:
     kafka = KafkaConfig(prefix="a" * 200, line="b" * 33)
     assert max(len(each.name) for each in topics_of(kafka)) == MAX_TOPIC
+
+
+def test_a_long_wait_for_feedback_is_taken_where_the_topic_keeps_what_waits(tmp_path: Path) -> None:
+    text = "[trainer]\nfeedback_window_s = 604800\n{}[kafka]\nmin_compaction_lag_s = {}\n"
+    assert not refusal_of(write(tmp_path, text.format("feedback = 'wait'\n", 1_209_600)))
+    assert "give kafka.min_compaction_lag_s 1209600" in refusal_of(
+        write(tmp_path, text.format("feedback = 'wait'\n", 86_400))
+    )
+    assert not refusal_of(write(tmp_path, text.format("", 86_400)))  # nothing waits
 
 
 def refusal_of(path: Path) -> str:

@@ -32,24 +32,25 @@ def by_subject(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {each.subject: each for each in findings}
 
 
-def reports(time_ms: int) -> list[Status]:
+def reports(time_ms: int, name: str = "") -> list[Status]:
     partitions = {number: PartitionStatus(writer_epoch=1) for number in range(2)}
     return [
-        WorkerStatus(component="w", time_ms=time_ms, partitions=partitions),
-        TrainerStatus(component="t", time_ms=time_ms, claimant="t", epoch=1),
-        ServerStatus(component="s", time_ms=time_ms),
+        WorkerStatus(component=name or "w", time_ms=time_ms, partitions=partitions, process="p"),
+        TrainerStatus(component=name or "t", time_ms=time_ms, claimant="t", epoch=1),
+        ServerStatus(component=name or "s", time_ms=time_ms, address="http://s:80"),
     ]
 
 
 @contextmanager
-def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
-    """Repeated reports of a worker, a trainer and a server whose clocks are ``ahead_ms`` ahead."""
+def reporting(settings: Settings, ahead_ms: int = 0, name: str = "") -> Iterator[None]:
+    """Repeated reports of a worker, a trainer and a server (all of this ``name``) whose clocks are ``ahead_ms``
+    ahead."""
     topic, stopped = Topics.under(settings.kafka.prefix).status, threading.Event()
     producer = make_producer(settings.kafka)
 
     def report() -> None:
         while not stopped.is_set():
-            for status in reports(time.time_ns() // 1_000_000 + ahead_ms):
+            for status in reports(time.time_ns() // 1_000_000 + ahead_ms, name):
                 producer.send(topic, key=status.component.encode(), value=encode_status(status))
             producer.flush()
             stopped.wait(0.1)
@@ -110,9 +111,10 @@ def test_a_server_at_its_limit_of_connections_is_named() -> None:
 
 
 def test_processes_of_one_name_are_named() -> None:
-    (found,) = doctor.namesakes({"one": ["http://a", "http://b", "http://a"], "two": ["x", "x"], "again": ["x", "y"]})
+    turns = {"server one": ["http://a", "http://b", "http://a"], "worker two": ["x", "x"], "worker again": ["x", "y"]}
+    (found,) = doctor.namesakes(turns)
     assert found.state == "problem"
-    assert found.words.startswith("2 processes report as one:")
+    assert found.words.startswith("2 processes report as server one:")
     sent = [ServerStatus(component="s", time_ms=1, address="a"), WorkerStatus(component="w", time_ms=1, process="p")]
     assert [doctor.sender_of(each) for each in sent] == ["a", "p"]
 
@@ -173,6 +175,16 @@ def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> N
         found = by_subject(doctor.findings(settings))
     assert found["processes"] == Finding("processes", "ok", "live: 1 worker, 1 trainer, 1 server")
     assert found["clocks"].state == "ok"
+
+
+def test_processes_of_one_name_and_other_roles_are_fine(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    with reporting(settings, name="node1"):
+        found = by_subject(doctor.findings(settings))
+    assert "names" not in found
+    assert found["processes"] == Finding("processes", "ok", "live: 1 worker, 1 trainer, 1 server")
+    assert found["clocks"].words.startswith("3 processes within")
 
 
 def test_who_reported_last_a_minute_ago_is_not_taken_for_live(kafka: Broker, topic_prefix: str) -> None:

@@ -4,6 +4,9 @@ been done, wherever the migration was interrupted."""
 from __future__ import annotations
 
 import itertools
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +14,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from msgspec.structs import asdict
 
 from headrace import added_partitions
 from headrace.audit import audit
 from headrace.config import Settings, read_settings
 from headrace.migration import Migrator, NotDrained, restore
 from headrace.migration_writer import Writer
-from headrace.repartition import StillWritten, repartition
+from headrace.repartition import StillWaiting, StillWritten, repartition
 from state.sequencer import Sequencer
 from state.store import PartitionStore
 from state.user import User
@@ -26,8 +31,11 @@ from state.user_store import UserStore
 from stream.errors import MigrationUnfinished
 from stream.migration import refuse_unfinished
 from stream.simulate import World, WorldConfig
-from tests.brokers import Broker
+from tests.brokers import ApacheKafka, Broker
 from tests.trainer.stage import admin_of
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
+from trainer.sources.source import Position
 from wire.action import Action, decode_record
 from wire.errors import HeadraceError
 from wire.kafka.admin import ensure_topics
@@ -38,6 +46,8 @@ from wire.topics import Topics
 
 KINDS = ("impression", "click", "like")
 NUM_BEFORE, NUM_AFTER = 900, 400
+REQUEST_S = 1.0
+"""How long a producer waits for an answer while the broker pauses."""
 Kept = dict[str, tuple[int, list[bytes], bytes]]
 """User → the first kept segment, all kept ones as stored, and the user's features."""
 
@@ -265,6 +275,26 @@ def test_what_the_old_worker_has_not_applied_is_not_left_behind(migration: Migra
         restore(migration.old.settings, tmp_path / "again")
 
 
+def test_what_waits_for_feedback_does_not_stay_unlearned_in_silence(migration: MigrationCase, tmp_path: Path) -> None:
+    """Migrated interactions are no new ones to a trainer, so those that wait (`trainer.feedback`) would be lost."""
+    old = migration.old.settings
+    numbers = restore(old, tmp_path / "source").numbers
+
+    def checkpoint(step: int, learned_ms: int) -> None:
+        meta = {"positions": {str(n): asdict(Position(next_number=number)) for n, number in numbers.items()}}
+        arrays = {"histories.born": np.zeros(0, np.int64), "histories.waiting_ms": np.array([learned_ms, learned_ms])}
+        folder = CheckpointFolder(Path(old.trainer.checkpoint_dir), print).open()
+        folder.write(Checkpoint(step, arrays, meta))
+        folder.close()
+
+    checkpoint(1, learned_ms=0)
+    with pytest.raises(StillWaiting, match=r"nothing waits for feedback any more, but [1-9]"):
+        repartition(old, migration.next("waits").settings)
+    assert repartition(old, migration.next("waits").settings, without_waiting=True) == 0
+    checkpoint(2, learned_ms=2**53)
+    assert repartition(old, migration.next("learned").settings) == 0
+
+
 def test_actions_that_arrive_in_the_old_topics_are_counted(
     migration: MigrationCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,6 +356,53 @@ def test_actions_in_partitions_that_were_added_are_not_left_behind(
     wanted, _ = oracle(new.settings, [*migration.all[:NUM_BEFORE], *added])
     assert found == wanted
     assert num_dead == 1, "what is not an action is refused as it would have been"
+
+
+def carried_while_the_broker_pauses(migration: MigrationCase, monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """How often each record of added partitions is in the new topic, after a pause in which requests time out and are
+    repeated; the broker then takes the first ones too."""
+    broker = migration.kafka
+    if not isinstance(broker, ApacheKafka):
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    with admin_of(broker) as admin:
+        admin.create_partitions({migration.old.topics.actions: 4})
+    later = migration.all[NUM_BEFORE:]
+    migration.old.send([each for each in later if partition_of(str(each["user"]).encode(), 4) >= 2], among=4)
+    new, parts, num_read = migration.next(), added_partitions._parts, itertools.count()
+
+    def pause_in_the_middle(record: Any, settings: Settings) -> Iterator[tuple[int, bytes | None]]:
+        if next(num_read) == 20:
+            pause.start()
+            began.wait(60)
+        yield from parts(record, settings)
+
+    def hold() -> None:
+        with broker.paused():
+            began.set()
+            time.sleep(4 * REQUEST_S)
+
+    pause, began = threading.Thread(target=hold), threading.Event()
+    monkeypatch.setattr(added_partitions, "_parts", pause_in_the_middle)
+    monkeypatch.setitem(added_partitions.BULK, "request_timeout_ms", int(1000 * REQUEST_S))
+    num_carried = added_partitions.carry(migration.old.settings, new.settings)
+    pause.join()
+    consumer = connect(new.settings.kafka)
+    records = read(consumer, new.topics.actions, spans(consumer, new.topics.actions))
+    found = Counter(dict(each.headers)[added_partitions.CARRIED] for each in records)
+    consumer.close()
+    assert len(found) == num_carried > 100
+    return found
+
+
+def test_a_pause_of_the_broker_carries_nothing_twice(migration: MigrationCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(carried_while_the_broker_pauses(migration, monkeypatch).values()) == {1}
+
+
+def test_a_carry_that_repeats_what_was_not_acknowledged_is_caught(
+    migration: MigrationCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(added_partitions.BULK, "enable_idempotence", False)
+    assert max(carried_while_the_broker_pauses(migration, monkeypatch).values()) > 1
 
 
 def test_what_a_worker_refuses_in_a_list_that_is_carried_takes_no_other_action_along() -> None:

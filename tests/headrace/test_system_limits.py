@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from headrace.system_limits import MIN_FILES, raise_file_limit, system_error
+from headrace.system_limits import MIN_FILES, MIN_THREADS, raise_file_limit, system_error, too_few_threads
 from tests.brokers import REPOSITORY
 
 LIMITED = """
@@ -26,9 +27,44 @@ def test_a_process_that_may_open_too_few_files_says_so_before_a_library_aborts_i
     assert done.stderr.startswith(f"headrace {command}: expected a limit of at least {MIN_FILES} open files, got 24;")
 
 
+@pytest.mark.parametrize("command", ["serve", "worker", "train"])
+def test_a_process_whose_threads_may_have_no_stack_says_so_before_one_needs_it(command: str, tmp_path: Path) -> None:
+    done = limited("RLIMIT_STACK", 64 << 10, command, tmp_path)
+    assert done.stderr.startswith(f"headrace {command}: expected a stack of at least 1024 kB, got 64 kB; raise it ")
+
+
 def test_a_process_without_memory_for_its_libraries_says_so(tmp_path: Path) -> None:
     done = limited("RLIMIT_AS", 1 << 30, "train", tmp_path)
     assert done.stderr.startswith("headrace train: expected enough memory, the system refused some (")
+
+
+FEW_THREADS = """
+import resource, sys
+from headrace.command import run
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)  # a thread's stack has 8 MiB
+sys.exit(run("headrace", arguments=sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "train"])
+def test_a_process_that_may_start_too_few_threads_says_so_before_a_library_aborts_it(
+    command: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_THREADS, command], cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert done.stderr.startswith(f"headrace {command}: expected to start {MIN_THREADS} threads, the system refused ")
+    assert "(ulimit -u, systemd's TasksMax, docker's --pids-limit)" in done.stderr
+
+
+def test_a_process_that_may_start_as_many_threads_as_it_needs_leaves_none() -> None:
+    before = threading.active_count()
+    assert too_few_threads() == ""
+    assert threading.active_count() == before
 
 
 def limited(limit: str, value: int, command: str, folder: Path) -> subprocess.CompletedProcess[str]:

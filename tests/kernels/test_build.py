@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,31 @@ def test_the_digest_knows_code_from_comments(tmp_path: Path) -> None:
     assert seen[0] == seen[1] != seen[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cxx", ["aarch64-linux-gnu-g++", "clang++"])
+def test_the_sources_are_accepted_for_arm64_and_by_clang_without_a_warning(cxx: str, tmp_path: Path) -> None:
+    (tmp_path / "parallel.cpp").write_text("#include <omp.h>\n")
+    probe = [cxx, "-fopenmp", "-fsyntax-only", str(tmp_path / "parallel.cpp")]
+    if not shutil.which(cxx) or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"no {cxx} with OpenMP")
+
+    def complaints(unit: build.Unit) -> str:
+        command = [*build.command_for(cxx, unit), "-fsyntax-only"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stderr or "x" * (done.returncode != 0)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(filter(None, pool.map(complaints, build.units({"portable": []})))) == []
+
+
+def test_a_compiler_that_is_named_but_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-c++")
+    with pytest.raises(build.BuildError, match=r"CXX: expected a C\+\+ compiler, found no 'no-such-c\+\+'; unset it"):
+        build.compiler()
+
+
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(build.BuildError, match=r"install g\+\+"):
         build.compiler()

@@ -45,7 +45,8 @@ class IdMapModel(RuleBasedStateMachine):
 
     @rule(batch=batches)
     def lookup(self, batch: np.ndarray) -> None:
-        np.testing.assert_array_equal(self.fast.lookup(batch), self.slow.lookup(batch))
+        for first in (0, 1):
+            np.testing.assert_array_equal(self.fast.lookup(batch, first), first + self.slow.lookup(batch))
 
     @rule(age_ms=st.integers(-10, 40))
     def evict(self, age_ms: int) -> None:

@@ -15,6 +15,7 @@ from kernels.row_types import as_float32
 from model.distinct import counted
 from model.embedding import EmbeddingTable
 from model.row_store import PRECISIONS
+from model.share import Share
 from tests.trainer.samples import MODEL, TRAINER, assert_same_arrays, columns, example
 from trainer.learner.step import Learner
 from trainer.network.frequency import FrequencyEstimator
@@ -151,6 +152,11 @@ def test_rows_are_finite_unless_one_is_not(precision: str, monkeypatch: pytest.M
     assert ours.is_finite() == (precision != "float16"), "float16 ends at 65,504"
     ours.put(rows[-1:], ours.live[rows[-1:]], torch.full((1, 4), float("nan")), None)
     assert not ours.is_finite()
+    whole = ours.read(np.arange(41))
+    for share in (Share(), Share(0, 2), Share(1, 2)):
+        ours.store.hold(share, *(column[share.rows(41)] for column in whole))
+        is_finite = [ours.store.is_finite(first, min(41, first + 10)) for first in range(0, 41, 10)]
+        assert is_finite == [True] * 4 + [not share.is_own(rows[-1:])[0]], "asked in parts, the last of which is not"
 
 
 def test_a_freed_row_starts_anew_for_the_next_key() -> None:

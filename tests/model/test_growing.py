@@ -70,24 +70,69 @@ def test_a_column_grows_in_place_until_it_is_replaced() -> None:
     assert replaced.sum() == 4
 
 
-def test_a_limit_on_address_space_is_lived_with_until_nothing_is_left() -> None:
-    program = """
-import resource
+def test_after_a_refusal_nobody_reserves_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.growing._is_refused", False)
+    rows = GrowingRows((64,), np.float32, 1 << 45)  # more than a process can have
+    rows.array[:] = 1.0
+    rows.grow(1_000)
+    assert rows.array[:LEAST_ROWS].all()
+    assert not rows.array[LEAST_ROWS:].any()
+    for each in (rows, GrowingRows((2,), np.int64)):
+        assert each._reserved == len(each.array)
+
+
+LIMITED = """
+import resource, sys
 import numpy as np
-from model.growing import GrowingRows
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-rows = GrowingRows((64,), np.float32)
-rows.array[:] = 1.0
-rows.grow(100_000)
-assert rows.array[:64].all() and not rows.array[64:].any()
+from model.embedding import EmbeddingTable
+from model.growing import keep_in
+from model.row_store import RowStore
+np.random.Generator(np.random.Philox(key=[1, 2])).standard_normal(5, dtype=np.float32)  # loads its libraries
+which, value, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+keep_in(folder)
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+limit = used + value if which == "RLIMIT_AS" else value
+resource.setrlimit(getattr(resource, which), (limit, limit))
+tables = [EmbeddingTable(64, init_std=0.02, seed=1, salt=salt) for salt in range(4)]
+others = np.ones(value // 2, np.uint8)  # what the rest of the process needs
+del others
 try:
-    rows.grow(1 << 26)
-except MemoryError as error:
-    print(error)
+    for first in range(1, 4_000_000, 5_000):
+        keys = np.arange(first, first + 5_000)
+        rows = tables[0].insert(keys, 1, first)
+        table = tables[0]
+        assert len(table.weight) == len(table.state) >= table.num_rows, (len(table.weight), len(table.state))
+        assert len(table.live) == len(table.dirty) >= table.num_rows, (len(table.live), len(table.dirty))
+        assert bool(table.gather(rows).abs().sum(dim=1).gt(0).all())
+        assert rows.tolist() == list(range(first, first + 5_000))
+except (MemoryError, OSError) as error:
+    print(first, error)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_bytes", "in_files", "words"),
+    [
+        ("RLIMIT_AS", 400 << 20, False, "evict (trainer.evict_after_days, max_items), or give the process more"),
+        ("RLIMIT_AS", 400 << 20, True, "more bytes of tables (tables_folder): cannot allocate memory"),
+        ("RLIMIT_FSIZE", 64 << 20, True, "more bytes of tables (tables_folder): file too large"),
+    ],
+    ids=["address space", "address space, files", "size of files"],
+)
+def test_a_limit_is_lived_with_until_nothing_is_left(
+    place: str, limit: str, num_bytes: int, in_files: bool, words: str, tmp_path: Path
+) -> None:
+    """Tables take what they need and leave the rest to others; weights, states and marks have the same rows."""
+    if in_files != (place == "files"):
+        return
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, limit, str(num_bytes), str(tmp_path) if in_files else ""],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "evict (trainer.evict_after_days, max_items)" in done.stdout
+    num_rows, said = done.stdout.split(" ", 1)
+    assert words in said
+    assert int(num_rows) * 256 > num_bytes // 4, "it goes on until a quarter is in use, since growing copies"
 
 
 def test_files_have_no_names_and_all_blocks_of_their_rows(place: str, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def next_item_for_this_one(batch: JaggedBatch) -> JaggedBatch:
 
 def target_one_too_early(batch: JaggedBatch) -> JaggedBatch:
     """The boundaries between users are lost: the batch becomes one long user."""
-    return replace(batch, starts_B1=np.array([0, len(batch.item_n)]), owner_n=np.zeros_like(batch.owner_n))
+    return replace(batch, starts_B1=np.array([0, len(batch.item_n)]), owner_R=np.zeros_like(batch.owner_R))
 
 
 def next_action_for_this_one(batch: JaggedBatch) -> JaggedBatch:

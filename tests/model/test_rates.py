@@ -126,13 +126,13 @@ def test_kinds_that_come_late_are_predicted_as_well_as_counts_can(kind: type[Rat
 def test_the_weights_wait_as_long_as_most_late_kinds_take_and_not_at_all_where_none_is_late() -> None:
     rng, rates = np.random.default_rng(0), Rates(MODEL)
     came_late(rates, num_steps=100, delay=30)
-    assert rates.late_kinds.tolist() == [True, True]
+    assert rates.late_kinds == [True, True]
     # The first of the 12 of a step is followed by its other 11, and by those of 30 steps.
     assert 12 * 30 <= rates.horizon <= 12 * 31
     assert rates.kept.rows.count_2[0] - rates.kept.rows.count_2[1] == rates.horizon
     for step in range(3000):  # some ten thousand events later they come at once
         learn(rates, some(0, rng), keys(1000 + step))
-    assert rates.late_kinds.tolist() == [False, False]
+    assert rates.late_kinds == [False, False]
     assert rates.kept.rows.count_2[0] == rates.kept.rows.count_2[1]
 
 
@@ -141,7 +141,7 @@ class LearnsOfTheQuick(Rates):
 
     @property
     def horizon(self) -> int:
-        at_once = not self.late_kinds.any() or not len(self.arrivals.lags)
+        at_once = not any(self.late_kinds) or not len(self.arrivals.lags)
         return 0 if at_once else int(np.percentile(self.arrivals.lags, 95))
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.tokens import DOMAINS, FEATURES, Int64, changed, query_times, side_inputs, token_times, unpack_kinds
+from kernels.windows import unpack_kinds
+from model.tokens import DOMAINS, FEATURES, Int64, changed, query_times, side_inputs, token_times
 
 USERS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -18,6 +19,7 @@ def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
     expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
     np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
     np.testing.assert_array_equal(unpack_kinds(bits, 3), np.array(expected)[:, :3])
+    np.testing.assert_array_equal(unpack_kinds(bits[::2], 32), expected[::2], "a column of a history's rows")
 
 
 @given(USERS)

@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from random import Random
 from typing import Any
 
 import pytest
@@ -53,9 +55,9 @@ class Toy:
 
 
 @contextmanager
-def served() -> Iterator[tuple[Toy, Server, int]]:
+def served(read_timeout_s: float = READ_TIMEOUT_S) -> Iterator[tuple[Toy, Server, int]]:
     toy = Toy()
-    with listening(toy.app, ServingConfig(read_timeout_s=READ_TIMEOUT_S, drain_timeout_s=5.0)) as (server, port):
+    with listening(toy.app, ServingConfig(read_timeout_s=read_timeout_s, drain_timeout_s=5.0)) as (server, port):
         yield toy, server, port
         state = server.server_state
         wait_until(lambda: not state.connections and not state.tasks, 20, "every connection to be gone")
@@ -82,6 +84,7 @@ def talk(port: int, *pieces: bytes | float, ends: bool = False) -> bytes:
                 client.sendall(each) if isinstance(each, bytes) else time.sleep(each)
             if ends:
                 client.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
             while piece := client.recv(1 << 20):
                 found += piece
         return found
@@ -112,6 +115,7 @@ def seen(told: bytes) -> list[int | str]:
 GARBAGE = b"\x00nonsense\r\n\r\n"
 HUGE = b"GET /quick HTTP/1.1\r\nhost: x\r\ncookie: " + b"c" * (2 * MAX_HEAD_BYTES)
 TORN = get("/quick", CHUNKED, "POST") + b"5\r\nhello\r\nzz\r\n"
+CONNECT = b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n"
 CASES: dict[str, tuple[list[bytes | float], list[int | str]]] = {
     "nonsense alone": ([GARBAGE], [400]),
     "nonsense behind a request that is being answered": ([get("/slow") + GARBAGE], ["/slow", 400]),
@@ -138,9 +142,7 @@ CASES: dict[str, tuple[list[bytes | float], list[int | str]]] = {
     "a torn chunk of one that is refused": (
         [get("/quick", CHUNKED, "POST") + b"fff\r\n" + b"x" * 4095, 0.2, b"\r\nzz\r\n"], [413],
     ),
-    "a proxy's request behind a slow one": (
-        [get("/slow") + b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n"], ["/slow", 400],
-    ),
+    "a proxy's request behind a slow one": ([get("/slow") + CONNECT], ["/slow", 400]),
     "an offer of HTTP/2 behind a slow one": (
         [get("/slow") + post(b"1", more="connection: upgrade, close\r\nupgrade: h2c\r\n")], ["/slow", "/quick1"],
     ),
@@ -268,8 +270,33 @@ def test_a_connection_that_never_looks_is_caught(monkeypatch: pytest.MonkeyPatch
         assert len(server.server_state.connections) > 5
 
 
+def test_what_a_client_still_sends_does_not_cost_it_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is closed while there is something to be read is reset, and what was on its way is lost."""
+    monkeypatch.setattr(serving.http.connection, "LINGER_S", 1.0)
+    cases = [(get("/large", CLOSE), [LARGE.decode()]), (get("/large") + GARBAGE, [LARGE.decode(), 400])]
+    with served() as (_, _, port):
+        for sent, expected in cases:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            with closing(client):
+                client.settimeout(SOON_S)
+                client.sendall(sent + b"x" * 200_000)
+                time.sleep(0.3)
+                found = b""
+                while piece := client.recv(4096):
+                    found += piece
+            assert seen(found) == expected
+
+
 def at_once(self: BoundedConnection, word: bytes) -> None:
     self._close(word)
+
+
+def test_a_connection_that_closes_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "_linger", lambda self: self.transport.close())
+    with pytest.raises((AssertionError, ConnectionResetError)):
+        test_what_a_client_still_sends_does_not_cost_it_the_answers(monkeypatch)
 
 
 def early(self: BoundedConnection) -> None:
@@ -321,3 +348,65 @@ def test_draining_answers_all_that_was_taken() -> None:
     assert all(each and each[0][0] == 200 for each in found)
     num_told = sum(status == 200 for each in found for status, _ in each)
     assert num_told == len(toy.done), "each that was carried out was answered"
+
+
+def drawn(random: Random) -> tuple[list[bytes], list[int | str]]:
+    """Requests that a client sends without waiting, and the answers to them."""
+    sent, expected = list[bytes](), list[int | str]()
+    for _ in range(random.randrange(1, 12)):
+        path, tag = random.choice(("/quick", "/slow")), str(random.randrange(1000))
+        more = CLOSE if random.random() < 0.1 else ""
+        chunks = "".join(f"1\r\n{each}\r\n" for each in tag) + random.choice(("0\r\n\r\n", "0\r\nx: y\r\n\r\n"))
+        one, answer = random.choice([
+            (get(path, more), path),
+            (get(path, f"cookie: {'c' * random.randrange(3000)}\r\n{more}"), path),
+            (b"\r\n" + get(path, more), path),
+            (get("/large", more), LARGE.decode()),
+            (post(tag.encode(), path, more=more), path + tag),
+            (get(path, CHUNKED + more, "POST") + chunks.encode(), path + tag),
+            (post(b"x" * random.randrange(1001, 5000), path, more=more), 413),
+        ])  # fmt: skip
+        sent.append(one)
+        expected.append(answer)
+        if more or answer == 413:
+            return [*sent, random.choice((b"", GARBAGE, get()))], expected
+    end, last = random.choice(
+        [(GARBAGE, 400), (b"GET /qui", 408), (TORN, 400), (CONNECT, 400), (get("/quick", CLOSE), "/quick")]
+    )
+    return [*sent, end], [*expected, last]
+
+
+def torn(random: Random, data: bytes) -> list[bytes | float]:
+    """The bytes in pieces, with pauses between some."""
+    pieces: list[bytes | float] = []
+    while data:
+        num = random.choice((1, 7, 50, 400, PIECE_BYTES, 5000, 1 << 20)) if len(pieces) < 60 else len(data)
+        pieces.append(data[:num])
+        data = data[num:]
+        if random.random() < 0.3:
+            pieces.append(random.choice((0.001, 0.01, 0.05)))
+    return pieces
+
+
+def misjudged(port: int, seed: int) -> str:
+    """What a client got instead of what it should have got; empty if it got that."""
+    random = Random(seed)
+    sent, expected = drawn(random)
+    found = seen(talk(port, *torn(random, b"".join(sent))))
+    told = [str(each)[:9] for each in found], [str(each)[:9] for each in expected]
+    return "" if found == expected else f"{seed}: got {told[0]}, expected {told[1]}"
+
+
+def misjudged_of_many(monkeypatch: pytest.MonkeyPatch, num: int) -> list[str]:
+    monkeypatch.setattr("tests.serving.test_connection.SLOW_S", 0.03)
+    with served(3.0) as (_, _, port), ThreadPoolExecutor(16) as pool:
+        return [each for each in pool.map(lambda seed: misjudged(port, seed), range(num)) if each]
+
+
+def test_whatever_clients_send_ahead_and_however_torn_each_gets_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert misjudged_of_many(monkeypatch, 200) == []
+
+
+def test_clients_that_are_drawn_catch_refusals_out_of_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "_end", at_once)
+    assert len(misjudged_of_many(monkeypatch, 60)) > 5

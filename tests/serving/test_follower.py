@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer
 
+from serving.users.catalogue import Conditions
 from serving.users.follower import HistoryFollower
 from serving.users.histories import Histories
 from tests.brokers import Broker, taken_back, wait_until
 from tests.serving.wire import Wire
 from tests.serving.world import example, interactions, slice_of
+from wire.example import Interactions
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
 
@@ -79,7 +81,7 @@ def length_of(histories: Histories, user: str) -> int:
 
 def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, histories: Histories) -> None:
     late = example("a", slice_of(ROWS, 0, 4), number=0, segment=15, segment_len=4)
-    wire.tell([late, example("b", slice_of(ROWS, 0, 3), number=1, segment_len=4)])
+    wire.tell([late, example("b", slice_of(ROWS, 40, 43), number=1, segment_len=4)])
     wait_until(lambda: length_of(histories, "b") == 3, 60, "the first topic to be read")
     recreate_sequences(wire)
     wire.tell([example("a", slice_of(ROWS, 10, 12), number=0, segment_len=4)])
@@ -88,6 +90,18 @@ def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, his
     past = histories.get("a")
     assert past is not None
     np.testing.assert_array_equal(past.interactions.item_hash, ROWS.item_hash[10:12])
+    check_known(histories, slice_of(ROWS, 10, 12))
+
+
+def check_known(histories: Histories, rows: Interactions) -> None:
+    """What is known of items and of the time is what a server that has read these rows alone knows."""
+    wait_until(lambda: len(histories.items) > 0, 60, "the items to be noted")
+    first_ms = {item: int(rows.timestamp_ms[rows.item_hash == item].min()) for item in set(rows.item_hash.tolist())}
+    for item, at_ms in first_ms.items():
+        seen_then = Conditions(first_from_ms=at_ms, first_until_ms=at_ms)
+        assert item in histories.items.fulfilling(seen_then), "as old as in this topic"
+    assert set(histories.items.fulfilling(Conditions()).tolist()) == set(first_ms)
+    assert histories.clock_ms == rows.timestamp_ms.max()
 
 
 def test_what_a_topic_lost_with_its_end_is_in_no_history(
@@ -100,6 +114,7 @@ def test_what_a_topic_lost_with_its_end_is_in_no_history(
     durable_kafka.restart()
     wait_until(lambda: histories.get("b") is None, 60, "the loss to be noticed")
     wait_until(lambda: length_of(histories, "a") == 3, 60, "what is left to be read again")
+    check_known(histories, slice_of(ROWS, 0, 3))
 
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,24 @@ def test_earlier_reports_are_as_old_as_they_say() -> None:
     assert names(peers, 0) == ["a"], "its clock may be wrong; what has just arrived is new"
 
 
+def test_a_report_that_is_heard_again_after_a_newer_one_changes_nothing() -> None:
+    """Whoever reads the status topic begins anew after a failure, and hears the last thousand reports again."""
+    peers, now_ms = Peers("own"), int(time.time() * 1000)
+
+    def tell(partitions: str, age_s: float, **more: Any) -> None:
+        told = {"num_partitions": 4, "address": "http://a:80", **more}
+        status = ServerStatus(component="a", time_ms=now_ms - int(age_s * 1000), partitions=partitions, **told)
+        peers.hear(encode_status(status), is_earlier=age_s > 0)
+
+    tell("1-3", 0)
+    for older in ({}, {"address": "http://before:80"}, {"address": ""}, {"num_partitions": 2}):
+        tell("all", 60, **older)
+        assert [names(peers, partition) for partition in range(4)] == [[], ["a"], ["a"], ["a"]], older
+    assert peers.unheld(frozenset({0}), 4) == set()
+    tell("2/2", 0)
+    assert [names(peers, partition) for partition in range(4)] == [[], ["a"], [], ["a"]], "a newer one counts"
+
+
 def test_only_allowed_addresses_are_asked() -> None:
     peers = Peers("own", ("http://a:80",))
     peers.hear(report("a"))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocksdict import WriteBatch
 
+import state.database
 from state.config import StoreConfig
 from state.database import Database
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
@@ -77,6 +79,29 @@ def test_a_reopened_store_continues_where_it_was(tmp_path: Path) -> None:
     assert (example.user, example.writer_epoch, example.number, example.first_new_index) == ("u", 4, 2, 1)
     assert example.interactions.timestamp_ms.tolist() == [61_000]
     assert [each.interactions.timestamp_ms.tolist() for each in read_user(store, "u")] == [[1_000, 61_000]]
+    store.close()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_was_passed_over_after_the_last_record_is_on_disk(tmp_path: Path, at_once: bool) -> None:
+    """Markers of transactions, say: they are no records, and nothing is missing if the topic begins after them."""
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
+    store.apply([(0, 2_000, None, action())])
+    assert (store.applied_offset, store.next_offset) == (0, 1)
+    store.pass_over(5, at_once=at_once)
+    store.pass_over(3)
+    assert (store.applied_offset, store.next_offset) == (0, 5)
+    if not at_once:
+        store.ack(store.outbox()[-1].index)
+    store.close()
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
+    assert (store.applied_offset, store.next_offset) == (0, 5)
+    store.apply([(4, 3_000, None, action("v"))])
+    assert (store.applied_offset, store.next_offset, store.counts.num_accepted) == (4, 5, 2), "offsets decide"
+    store.apply([(7, 4_000, None, action("w"))])
+    assert store.next_offset == 8
+    store.restore([])
+    assert store.next_offset == 0
     store.close()
 
 
@@ -612,3 +637,15 @@ def test_the_mark_of_an_item_is_sent_again_when_it_was_overwritten(tmp_path: Pat
     ]  # fmt: skip
     assert store.refresh([Address("", MARK_USER, 0)]) == 1
     store.close()
+
+
+def test_the_log_of_the_database_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state.database, "LOG_BYTES", 20_000)
+    database = Database(tmp_path, StoreConfig(write_buffer_bytes=1 << 20))
+    database.open()
+    for number in range(1500):
+        batch = WriteBatch(raw_mode=True)
+        batch.put(number.to_bytes(4, "big"), random.Random(number).randbytes(20_000))
+        database.write(batch)
+    database.close()
+    assert 0 < sum(file.stat().st_size for file in tmp_path.glob("LOG*")) < 3 * 20_000

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -15,9 +16,11 @@ from typing import Any
 import aiokafka.codec
 import aiokafka.errors
 import aiokafka.record.default_records
+import msgspec
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 
+import state.meta_store
 import stream.app
 import stream.applier
 import stream.claim
@@ -25,6 +28,7 @@ import stream.heartbeat
 import stream.held_back
 import stream.partition
 import stream.relay
+import stream.transport
 import stream.worker
 import wire.kafka.identity
 from stream.__main__ import main
@@ -118,6 +122,35 @@ def without_snappy() -> None:
 def tells_soon_of_transactions() -> None:
     """Not broken: it waits one second."""
     stream.held_back.PATIENCE_S = 1.0
+
+
+def reads_only_through_faust() -> None:
+    """Not broken, as long as Faust delivers everything: it ends where it would read with a plain consumer."""
+
+    def refuse(_kafka: Any, _topic: str, *where: Any) -> Any:
+        raise AssertionError(f"a plain read of {where}")
+
+    stream.applier.read_range = refuse
+    stream.partition.STALL_S = math.inf
+
+
+def knows_only_the_offsets_of_records() -> None:
+    """What a fetch has passed over at its ends is not known."""
+    getall = stream.transport._Fetched.getall
+
+    def between_records(self: Any, max_records: int | None = None) -> Any:
+        found = getall(self, max_records)
+        if found:
+            found.begin, found.end = found[0].offset, found[-1].offset + 1
+        return found
+
+    stream.transport._Fetched.getall = between_records  # type: ignore[method-assign]
+
+
+def keeps_in_memory_what_it_passed_over() -> None:
+    """A worker that starts again knows the last record, and nothing of the markers after it."""
+    encode = state.meta_store.encode_meta
+    state.meta_store.encode_meta = lambda meta: encode(msgspec.structs.replace(meta, read_to=0))
 
 
 def _at_the_first_join(happens: Callable[[], Awaitable[None]]) -> None:

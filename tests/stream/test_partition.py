@@ -21,6 +21,7 @@ from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
+from stream.transport import Found
 from tests.stream.workers import Deployment
 from wire.errors import TopicReplaced
 from wire.example_codec import decode_example
@@ -36,7 +37,7 @@ class Event:
 
     def __init__(self, records: list[Any]) -> None:
         self.message = self
-        self.value = records
+        self.value = Found(records, records[0].offset, records[-1].offset + 1)
         self.is_acked = False
 
     def ack(self) -> None:

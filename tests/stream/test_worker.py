@@ -293,7 +293,7 @@ def test_metrics_are_served(deployment: Deployment, worker: Make) -> None:
     def scraped(line: str) -> bool:
         return line in httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
-    wait_until(lambda: scraped('headrace_worker_writer_epoch{partition="0"} 1.0'), 60, "the partition's metrics")
+    wait_until(lambda: scraped('headrace_worker_applied_offset{partition="0"} -1.0'), 60, "the partition's metrics")
     assert scraped("headrace_worker_records_total 0.0")
 
 

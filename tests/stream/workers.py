@@ -84,7 +84,9 @@ class Deployment:
     @cached_property
     def consumer(self) -> KafkaConsumer:
         """One client for all reading; closed with the test."""
-        options = {"enable_auto_commit": False, "fetch_max_wait_ms": 50, **RECONNECT}
+        options = {
+            "enable_auto_commit": False, "fetch_max_wait_ms": 50, "isolation_level": "read_committed", **RECONNECT,
+        }  # fmt: skip
         return KafkaConsumer(bootstrap_servers=self.broker.bootstrap, **options)
 
     def ends(self, topic: str) -> dict[int, int]:

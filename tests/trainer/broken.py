@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import kernels
 import model.row_store
+import trainer.checkpoint.folder
 import trainer.checkpoint.plan
 import trainer.checkpoint.saver
 import trainer.checkpoint.snapshot
@@ -19,6 +23,7 @@ import trainer.copies.sweep
 import trainer.examples.waiting
 import trainer.learner.step
 import trainer.loop
+import trainer.metrics.evaluator
 import trainer.process
 import trainer.publication
 import trainer.ranks.division
@@ -35,6 +40,9 @@ import trainer.versions.election
 import trainer.versions.rounding
 import trainer.versions.writer
 import wire.example_log
+
+SLOWLY_S = 8.0
+"""How long something slow takes (`goes_back_slowly`)."""
 
 
 def ignores_the_journal() -> None:
@@ -154,6 +162,12 @@ def copies_little_at_a_time() -> None:
     trainer.copies.pace.SHARE = 0.0
 
 
+def may_have_a_gibibyte_more() -> None:
+    """Not broken: under a limit on address space that leaves a GiB beyond the libraries."""
+    used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+
+
 def rounds_bases_as_if_they_were_deltas() -> None:
     """A base has the differences from weights that a new reader does not hold."""
     resize = trainer.versions.rounding.Rounding._resize
@@ -240,6 +254,7 @@ def is_another_build() -> None:
 def divides_small_catalogues() -> None:
     """Not broken: the tables are divided among ranks, and choices learned from a sample, as in a large catalogue."""
     trainer.learner.step.MemoryPass = partial(trainer.learner.step.MemoryPass, exact_rows=20, rows_per_share=8)  # type: ignore[misc, assignment]
+    trainer.ranks.division.CHECKED_ROWS = 5
 
 
 def learns_before_it_is_asked() -> None:
@@ -266,6 +281,65 @@ def fails_after_it_has_predicted() -> None:
         return total
 
     trainer.ranks.replica.ShardRun._passes = failing  # type: ignore[method-assign]
+
+
+def fails_before_it_has_predicted() -> None:
+    """In one step, the last rank's pass fails at once."""
+    passes = trainer.ranks.replica.ShardRun._passes
+
+    def failing(self: Any, tell: Any) -> Any:
+        if self._step.step == 3 and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            raise ArithmeticError("broken")
+        return passes(self, tell)
+
+    trainer.ranks.replica.ShardRun._passes = failing  # type: ignore[method-assign]
+
+
+def fails_while_it_counts() -> None:
+    """In one step, rank 0 fails while the others compute gradients, or wait for it."""
+    count = trainer.metrics.evaluator.Evaluator.count
+
+    def failing(
+        self: Any, batch: Any, ranked: Any, outcome: Any, num_known: Any, seen: Any, step: int, *rest: Any
+    ) -> None:
+        if step == 3:
+            raise ValueError("broken")
+        count(self, batch, ranked, outcome, num_known, seen, step, *rest)
+
+    trainer.metrics.evaluator.Evaluator.count = failing  # type: ignore[method-assign]
+
+
+def fails_before_it_has_the_answers() -> None:
+    """In one step, rank 0 fails while the others, which divide the rows, predict."""
+    compute = trainer.ranks.sharding.Sharding._compute_divided
+
+    def fail() -> None:
+        raise IndexError("broken")
+
+    def failing(self: Any, ranks: Any, step: Any, *rest: Any) -> Any:
+        if step.step == 9:
+            self.meanwhile = fail
+        return compute(self, ranks, step, *rest)
+
+    trainer.ranks.sharding.Sharding._compute_divided = failing  # type: ignore[method-assign]
+
+
+def goes_back_slowly() -> None:
+    """Not broken: reading a checkpoint takes longer than ranks wait for each other, as that of a large model does."""
+    load = trainer.checkpoint.folder.CheckpointFolder.load
+
+    def slow(self: Any) -> Any:
+        found = load(self)
+        if found is not None:
+            time.sleep(SLOWLY_S)
+        return found
+
+    trainer.checkpoint.folder.CheckpointFolder.load = slow  # type: ignore[method-assign]
+
+
+def leaves_the_others_in_the_middle() -> None:
+    """A trainer goes back while the other ranks are in the middle of the step that has failed."""
+    trainer.ranks.messages.Ranks.settle = lambda self: None  # type: ignore[method-assign]
 
 
 def rounds_rows_by_their_places() -> None:

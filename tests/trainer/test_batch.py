@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kernels.windows import unpack_kinds
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
-from model.tokens import unpack_kinds
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
 from trainer.examples.batch import JaggedBatch, build_batch, take_interactions
 from trainer.examples.context import shorten

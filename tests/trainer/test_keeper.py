@@ -98,5 +98,16 @@ def test_older_versions_leave_the_topic_and_any_that_is_left_can_still_be_served
         wire.close()
 
 
+def test_what_the_broker_does_not_delete_is_not_remembered_for_ever(kafka: Broker, topic_prefix: str) -> None:
+    wire = Wire(kafka, topic_prefix)
+    try:
+        made = keeper(3, kafka=wire.kafka)
+        made.trim()
+        assert made._trimmed == 0, "the topic ends before"
+        assert [which for which, _ in made._versions] == [(1, number) for number in range(12, 20)]
+    finally:
+        wire.close()
+
+
 def test_a_broker_that_is_away_is_no_reason_to_stop() -> None:
     keeper(3, kafka=KafkaConfig(bootstrap="127.0.0.1:1")).trim()

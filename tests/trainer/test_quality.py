@@ -22,7 +22,7 @@ def test_ranking_is_judged_once_the_late_kinds_of_a_new_stream_had_come_before_i
     assert early.num_targets
     for _ in range(60):
         learner.step(world.examples(6))
-    assert learner.rates.late_kinds.any()
+    assert any(learner.rates.late_kinds)
     assert learner.metrics.arrivals.lag == learner.rates.arrivals.lag > 0
     later = quality_of(learner, learner.metrics.summary())
     assert (later.ne is not None, later.calibration is not None) == (is_judged, is_judged)

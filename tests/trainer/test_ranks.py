@@ -22,6 +22,7 @@ from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
+from trainer.ranks.agreement import BUILD, LEVEL, MACHINE, TORCH, _difference
 from wire.config import KafkaConfig
 from wire.kafka.consumer import accepts_connections
 
@@ -232,6 +233,14 @@ def test_ranks_that_do_not_fit_say_so_in_one_line(run: RankRun) -> None:
             assert child.log().splitlines()[-1].startswith(line), child.log()
 
 
+def test_ranks_on_other_kinds_of_machines_are_told_apart() -> None:
+    ours = {BUILD: "b", TORCH: "t", MACHINE: "x86_64", LEVEL: "portable"}
+    assert _difference(1, ours, ours) == ""
+    assert _difference(1, ours | {MACHINE: "aarch64"}, ours) == (
+        "the kind of machine: rank 0 has 'x86_64', rank 1 has 'aarch64'; run all processes on x86-64, or all on arm64"
+    )
+
+
 def test_more_processes_than_shards_are_refused_in_one_line(run: RankRun) -> None:
     whole = write_config(run.folder / "whole.toml")
     children = run.start("2", 2, configs={0: whole, 1: whole})
@@ -341,6 +350,50 @@ def test_a_step_whose_gradients_fail_after_its_predictions_is_set_aside(
     assert [step for each in recount.versions for step in each.manifest.set_aside] == [3]
     assert children[0].log().count("a step is set aside") == 1
     assert children[1].wait(120) == 0
+
+
+def fail_and_go_back_slowly(made: Stage, builds: tuple[str, ...], broken: tuple[str, ...] = ()) -> list[Child]:
+    """Start four ranks of which one fails in a step; going back takes longer than ranks wait for each other."""
+    made.feed(140)
+    children = start_ranks(made, size=4, builds=(*builds, "goes_back_slowly"), broken=broken)
+    made.feed(40)
+    return children
+
+
+SLOW_RETURNS = [
+    (("fails_before_it_has_predicted",), 3),
+    (("fails_while_it_counts",), 3),
+    ((*DIVIDED, "fails_before_it_has_the_answers"), 9),
+]
+"""Builds of which one step fails, and that step."""
+FOUR = {"shards": 4, "rank_timeout_s": 5.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("builds", "step"), SLOW_RETURNS)
+def test_going_back_may_take_longer_than_ranks_wait_for_each_other(
+    stage: Make, monkeypatch: pytest.MonkeyPatch, builds: tuple[str, ...], step: int
+) -> None:
+    is_divided = "divides_small_catalogues" in builds
+    if is_divided:
+        monkeypatch.setattr(trainer.learner.step, "MemoryPass", trainer.learner.step.MemoryPass)  # to be restored
+        divides_small_catalogues()
+    made = stage(trainer={**FOUR, "whole_table_bytes": 0 if is_divided else 1 << 30})
+    children = fail_and_go_back_slowly(made, builds)
+    recount = made.finish(is_divided=is_divided)
+    assert {number for each in recount.versions for number in each.manifest.set_aside} == {step}
+    assert children[0].log().count("going back to the checkpoint") == 1
+    assert [child.wait(60) for child in children[1:]] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builds", [SLOW_RETURNS[0][0], SLOW_RETURNS[-1][0]])
+def test_a_trainer_that_leaves_the_others_in_the_middle_is_caught(stage: Make, builds: tuple[str, ...]) -> None:
+    made = stage(trainer={**FOUR, "whole_table_bytes": 0 if "divides_small_catalogues" in builds else 1 << 30})
+    children = fail_and_go_back_slowly(made, builds, ("leaves_the_others_in_the_middle",))
+    assert children[0].wait(60) == 1
+    log = children[0].log()
+    assert "lost the other ranks" in log or "differ from those of rank 0" in log, log[-3000:]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -708,3 +708,17 @@ def test_another_seed_gives_other_bits() -> None:
     first, second = (taught(replace(TRAINER, seed=seed))[0] for seed in (1, 2))
     with pytest.raises(AssertionError):
         assert_same_arrays(learner_arrays(first), learner_arrays(second))
+
+
+def test_values_of_features_that_are_not_seen_any_more_are_evicted_with_their_counts() -> None:
+    learner = Learner(MODEL, replace(TRAINER, evict_after_days=2.0, evict_every_steps=2))
+    for day in range(24):
+        rows = aged([5, 6], day / 2)
+        values = 1000 * np.array([[day, 1], [day, 2]]) + 7
+        learner.step([example(replace(rows, feature_hash=values, domain_hash=values[:, 0]), 2)])
+        tables, counts = (learner.domains, learner.features), learner.rates.arrays
+        assert all(table.num_rows <= 20 for table in tables)
+        for table, counts_VC in zip(tables, (counts.domain_VC, counts.feature_VC), strict=True):
+            free = np.flatnonzero(~table.live[: table.num_rows])
+            assert not counts_VC[free[free < len(counts_VC)]].any()
+    assert learner.features.num_dropped >= 15

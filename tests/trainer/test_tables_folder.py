@@ -1,8 +1,8 @@
-"""Tables in files (`trainer.tables_folder`) change nothing of what is learned."""
+"""Tables in files (`trainer.tables_folder`), and a limit on address space, change nothing of what is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from model.growing import keep_in
 from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
+from tests.trainer.stage import Stage
 from trainer.checkpoint.snapshot import learner_arrays
 from trainer.learner.step import Learner
 
@@ -42,3 +43,11 @@ def test_what_is_learned_has_the_same_bits_in_files_and_in_memory(tmp_path: Path
     for learner in (outside, resumed):
         assert_same_arrays(learner_arrays(learner), learner_arrays(inside))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trainer_with_little_address_space_learns_the_same(stage: Callable[..., Stage]) -> None:
+    made = stage()
+    made.feed(60)
+    made.start(broken=("may_have_a_gibibyte_more",))
+    made.feed(40)
+    made.finish()

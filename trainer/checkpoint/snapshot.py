@@ -35,6 +35,7 @@ def learner_arrays(learner: Learner) -> Arrays:
         "histories": learner.histories.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
+        "past_names": learner.past_names.state_dict(),
         "ranking": learner.ranking_state(),
         **{name: table.state_dict() for name, table in learner.tables.items()},
     }
@@ -56,6 +57,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "histories": learner.histories.small(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "ranking": learner.ranking_state(),
+        "past_names": learner.past_names.state_dict(),
         "size": {
             "memory": np.array([memory.num_rows]),
             "memory_pairs": np.array([memory.arrays.num_pairs]),
@@ -74,7 +76,7 @@ def _small_of_table(table: EmbeddingTable) -> dict[str, Any]:
     ids, counts, last_seen = table.map.pending()
     return {
         "tombstones": np.array(table.tombstones, np.int64),
-        "blocked": np.array(sorted(table.blocked), np.int64),
+        "blocked": table.blocked.array,
         "map.pending_ids": ids, "map.pending_counts": counts, "map.pending_last_seen_ms": last_seen,
         "map.num_rows": np.array([table.map.num_rows], np.int64),
         "map.admit_after": np.array([table.map.admit_after], np.int64),
@@ -102,6 +104,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])
     learner.unpublished_names = _unpack(arrays["names.unpublished"])
+    learner.past_names.load_state_dict(part_of(arrays, "past_names"))
     for name, table in learner.tables.items():
         table.load_state_dict(part_of(arrays, name))
 

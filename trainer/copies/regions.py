@@ -174,6 +174,7 @@ class Entries:
     """The entries of a dictionary, copied as JSON pairs ``[key, value]``; a removed key has the value null.
 
     ``changed``: a dictionary whose keys have changed since they were copied; copying removes them from it.
+    ``skips_removed``: leave removed keys out, where nobody builds on an earlier copy.
     """
 
     ENTRY_BYTES = 512
@@ -185,8 +186,11 @@ class Entries:
         read: Callable[[Any], Any],
         all_keys: Callable[[], Iterable[Any]],
         changed: Callable[[], dict[Any, Any]],
+        *,
+        skips_removed: bool = False,
     ) -> None:
         self.name, self._read, self._all_keys, self._changed = name, read, all_keys, changed
+        self._skips_removed = skips_removed
 
     def start_whole(self) -> list[Any]:
         """Every key, in order. What changes from now on will be copied again."""
@@ -200,7 +204,8 @@ class Entries:
 
     def take(self, keys: list[Any]) -> Arrays:
         """These entries as they are now."""
-        encoded = msgspec.json.encode([[key, self._read(key)] for key in keys])
+        pairs = [[key, self._read(key)] for key in keys]
+        encoded = msgspec.json.encode([pair for pair in pairs if not (self._skips_removed and pair[1] is None)])
         return {"json": np.frombuffer(encoded, np.uint8)}
 
     def take_changed(self, num: int) -> Arrays:
@@ -225,9 +230,10 @@ def names_of(learner: Learner, *, for_version: bool) -> Entries:
     """The producers' own ids of items."""
     return Entries(
         "names",
-        lambda key: learner.names[key],
+        learner.names.get,
         lambda: learner.names,
         lambda: learner.unpublished_names if for_version else learner.unsaved_names,
+        skips_removed=for_version,
     )
 
 

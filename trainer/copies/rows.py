@@ -117,7 +117,8 @@ def assembled(small: Arrays, pieces: Iterable[Piece], *, entries: bool = True) -
     for piece in pieces:
         if piece.region in merged:
             if entries:
-                _merge(merged[piece.region], json.loads(piece.columns["json"].tobytes()))
+                pairs = json.loads(piece.columns["json"].tobytes())
+                _merge(merged[piece.region], pairs, newest_last=piece.region == "names")
         else:
             regions.setdefault(piece.region, Columns()).put(piece.rows_U, piece.columns)
     out = {name: array for name, array in small.items() if not name.startswith("size.")}
@@ -139,11 +140,11 @@ def assembled(small: Arrays, pieces: Iterable[Piece], *, entries: bool = True) -
     return {**out, "names.all": names, "names.unpublished": names}
 
 
-def _merge(known: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> None:
+def _merge(known: dict[Any, Any], pairs: list[tuple[Any, Any]], *, newest_last: bool) -> None:
     for key, value in pairs:
-        if value is None:
+        if value is None or newest_last:
             known.pop(key, None)
-        else:
+        if value is not None:
             known[key] = value
 
 

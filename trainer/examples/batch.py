@@ -11,15 +11,15 @@ Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, actio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.windows import join_windows
+from kernels.windows import join_windows, unpack_kinds
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
-from model.tokens import propensities, query_times, states, unpack_kinds
+from model.tokens import propensities, query_times, states
 from trainer.examples.pieces import Choose, Pieces, merge, taught_at_once
 from wire.example import Lesson
 from wire.history import Histories, History
@@ -27,24 +27,26 @@ from wire.history import Histories, History
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
-_COLUMNS = ("item_n", "bits_n", "time_ms_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
+COLUMNS = ("item_n", "bits_n", "time_ms_n", "domain_n", "value_n", "feature_nF", "state_nU", "propensity_n")
+"""Those that have a row for each interaction."""
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # frozen would take several us more to make
 class JaggedBatch:
     """Columns of the interactions, and where the targets are.
 
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
-    of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
-    sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
-    earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
-    it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
-    predicts. ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
-    user's name. ``user_feature_BF``: the user's latest features. ``state_nU`` (n, U): those as of each interaction
-    (after `trainer.examples.changes.with_changes`, of the changes alone); no columns without ``model.user_tokens``.
-    ``propensity_n``: the probability with which the item was shown, NaN if unknown.
+    of each target among the n, ascending; ``owner_R`` (R,) int64: its user. ``previous_R`` (R,) int64: index of the
+    interaction before it in the same sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime.
+    ``is_new_R``: whether it is new, or an earlier one that got feedback. ``learned_bits_R``: the kinds that the step
+    brings; ``previous_bits_R``: those that it had before. ``is_wanted_R``: whether the step makes it a choice
+    (`model.kinds`), which is what retrieval predicts. ``seed_B``: a number derived from the user's first example in the
+    step. ``user_key_B``: the hash of each user's name. ``user_feature_BF``: the user's latest features. ``state_nU``
+    (n, U): those as of each interaction (after `trainer.examples.changes.with_changes`, of the changes alone); no
+    columns without ``model.user_tokens``. ``propensity_n``: the probability with which the item was shown, NaN if
+    unknown.
     """
 
     starts_B1: Int64
@@ -57,7 +59,7 @@ class JaggedBatch:
     user_feature_BF: Int64
     state_nU: Int64
     propensity_n: NDArray[np.float64]
-    owner_n: Int64
+    owner_R: Int64
     target_R: Int64
     previous_R: Int64
     age_R: Int64
@@ -68,11 +70,24 @@ class JaggedBatch:
     seed_B: Int64
     user_key_B: Int64
     num_kinds: int
+    _choice_S: Int64 | None = field(default=None, init=False, repr=False)
+
+    @property
+    def owner_n(self) -> Int64:
+        """(n,) each interaction's user."""
+        return np.repeat(np.arange(len(self.starts_B1) - 1), np.diff(self.starts_B1))
+
+    @property
+    def choice_S(self) -> Int64:  # noqa: N802  (shape suffix)
+        """(S,) which targets the step makes choices."""
+        if self._choice_S is None:
+            self._choice_S = self.is_wanted_R.nonzero()[0]
+        return self._choice_S
 
     @property
     def key_R(self) -> Int64:  # noqa: N802  (shape suffix)
         """(R,) identifies each target's interaction, in every step that has a piece of it."""
-        return self.user_key_B[self.owner_n[self.target_R]] * _SPREAD + self.age_R
+        return self.user_key_B[self.owner_R] * _SPREAD + self.age_R
 
     @property
     def query_time_n(self) -> Int64:
@@ -92,7 +107,8 @@ class JaggedBatch:
     @property
     def side_feature_nF(self) -> Int64:  # noqa: N802  (shape suffix)
         """(n, F) the user features that are added to each interaction's item token."""
-        return self.state_nU if self.state_nU.shape[1] else self.user_feature_BF[self.owner_n]
+        has_other = self.user_feature_BF.shape[1] and not self.state_nU.shape[1]
+        return self.user_feature_BF[self.owner_n] if has_other else self.state_nU
 
     @property
     def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
@@ -146,9 +162,9 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
         user_feature_BF=_user_features(histories),
         state_nU=states(columns.feature_nC, config),
         propensity_n=propensities(columns.feature_nC, config),
-        owner_n=columns.owner_n,
+        owner_R=owner_R,
         target_R=target_R,
-        previous_R=np.where(target_R > starts_B1[owner_R], target_R - 1, -1),
+        previous_R=previous(target_R, starts_B1[owner_R]),
         age_R=place_R,
         is_new_R=is_new_R,
         learned_bits_R=learned_R,
@@ -194,7 +210,7 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         user_feature_BF=np.zeros((0, config.num_user_features), np.int64),
         state_nU=np.zeros((0, config.num_user_features * config.user_tokens), np.int64),
         propensity_n=np.zeros(0),
-        owner_n=none,
+        owner_R=none,
         target_R=none,
         previous_R=none,
         age_R=none,
@@ -213,12 +229,16 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     owner = batch.owner_n[kept]
     starts_B1 = np.searchsorted(owner, np.arange(len(batch.starts_B1)))
     target_R = np.searchsorted(kept, batch.target_R, side="right") - 1
-    columns = {name: getattr(batch, name)[kept] for name in _COLUMNS}
+    columns = {name: getattr(batch, name)[kept] for name in COLUMNS}
     return replace(
         batch,
         starts_B1=starts_B1,
-        owner_n=owner,
         target_R=target_R,
-        previous_R=np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1),
+        previous_R=previous(target_R, starts_B1[batch.owner_R]),
         **columns,
     )
+
+
+def previous(target_R: Int64, start_R: Int64) -> Int64:
+    """(R,) the interaction before each target, -1 where its user's begin with it (``start_R``)."""
+    return np.where(target_R > start_R, target_R - 1, -1)

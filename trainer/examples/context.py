@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
 from kernels import stochastic_length
 from kernels.length import kept_length
-from trainer.examples.batch import JaggedBatch, take_interactions
+from kernels.windows import take_ranges
+from trainer.examples.batch import COLUMNS, JaggedBatch, previous, take_interactions
 
 
 def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
@@ -15,11 +19,15 @@ def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
     start_B = batch.starts_B1[:-1]
     first_B = np.maximum(start_B, batch.target_R[np.searchsorted(batch.target_R, start_B)] - max_context)
     length_B = batch.starts_B1[1:] - first_B
-    num = int(length_B.sum())
-    if num == len(batch.item_n):
+    starts_B1 = np.zeros_like(batch.starts_B1)
+    np.cumsum(length_B, out=starts_B1[1:])
+    if starts_B1[-1] == len(batch.item_n):
         return batch
-    kept = np.arange(num) + np.repeat(first_B - np.cumsum(length_B) + length_B, length_B)
-    return take_interactions(batch, kept)
+    columns = take_ranges([getattr(batch, name) for name in COLUMNS], first_B, length_B)
+    target_R = batch.target_R - (first_B - starts_B1[:-1])[batch.owner_R]
+    previous_R = previous(target_R, starts_B1[batch.owner_R])
+    given: dict[str, Any] = dict(zip(COLUMNS, columns, strict=True))
+    return replace(batch, starts_B1=starts_B1, target_R=target_R, previous_R=previous_R, **given)
 
 
 def thin(batch: JaggedBatch, max_context: int, alpha: float, backend: str) -> JaggedBatch:

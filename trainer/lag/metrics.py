@@ -95,7 +95,6 @@ def _processes(message: dict[str, Any]) -> Iterator[Metric]:
     for each in message["processes"]:
         family.add_metric([each["role"], each["component"]], each["silent_s"])
     yield family
-    yield _gauge("headrace_dead_letters", "Actions that were refused", "reason", message["dead_letters"])
 
 
 def _learning(message: dict[str, Any]) -> Iterator[Metric]:

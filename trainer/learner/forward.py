@@ -71,20 +71,20 @@ class ForwardPass:
             batch = with_changes(batch)
         input_rows_n = self._items.lookup(batch.item_n)
         target_row_R = self.target_rows(batch)
-        wanted = np.flatnonzero(batch.is_wanted_R)
-        learned = np.flatnonzero(target_row_R[wanted] > 0)
         chosen = RetrievalRows.choose(self._items, self._config, self._step, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
         if self.sharding is not None:
             prior_RPK = self.prior(whole, target_row_R)
             return self.sharding(batch, step, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
-        if exact and self.step_graphs is not None and self.step_graphs.works:
+        is_graphed = exact and self.step_graphs is not None and self.step_graphs.works
+        if is_graphed and times_in_order(batch.time_ms_n, batch.starts_B1):
             inputs = self._step_inputs(batch, whole, input_rows_n, target_row_R)
-            if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
-                return self._graphed_forward(batch, inputs, rows_U, target_row_R)
+            return self._graphed_forward(batch, inputs, rows_U, target_row_R)
         is_usual = not (self._weights.differ or self._predicts_value)
         if exact and is_usual and self._direct is not None and self._direct.fits(batch, len(rows_U)):
             return self._direct_forward(batch, whole, input_rows_n, target_row_R, rows_U)
+        wanted = batch.choice_S
+        learned = np.flatnonzero(target_row_R[wanted] > 0)
         leaf_UD = self._items.gather(rows_U)
         leaves = [Leaf(self._items, rows_U, leaf_UD)]
         side_nM = self._side_inputs(batch, leaves)
@@ -125,12 +125,13 @@ class ForwardPass:
         time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         live_V = self._items.live.copy()
         live_V[0] = False
-        weight_S = np.zeros(int(batch.is_wanted_R.sum()), np.float32)
-        learned_S = target_row_R[batch.is_wanted_R] > 0
-        weight_S[learned_S] = self._weights.over(batch, np.flatnonzero(batch.is_wanted_R)[learned_S])
+        row_S = target_row_R[batch.choice_S]
+        weight_S = (row_S > 0).astype(np.float32)
+        if self._weights.differ:
+            weight_S[row_S > 0] = self._weights.over(batch, batch.choice_S[row_S > 0])
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
-            batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self.prior(whole, target_row_R),
+            batch.previous_R[batch.choice_S], row_S, self.prior(whole, target_row_R),
             batch.learned_RK, batch.is_new_R, _is_read(batch), live_V, weight_S,
         )  # fmt: skip
 
@@ -156,13 +157,14 @@ class ForwardPass:
 
     def prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) each target's prior from rates alone (`Rates.prior`)."""
-        target_R = batch.target_R
-        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_R, batch.target_R)
         return self._rates.prior(target_row_R, done_RK, num_R)
 
     def target_rows(self, batch: JaggedBatch) -> Int64:
         """(R,) rows of the targets' items. A new interaction counts as a sighting, feedback does not."""
         items_R, is_new_R = batch.item_n[batch.target_R], batch.is_new_R
+        if is_new_R.all():
+            return self._items.insert(items_R, self._now_ms, self._step)
         rows_R = np.zeros(len(items_R), np.int64)
         rows_R[is_new_R] = self._items.insert(items_R[is_new_R], self._now_ms, self._step)
         rows_R[~is_new_R] = self._items.lookup(items_R[~is_new_R])

@@ -157,11 +157,11 @@ class MemoryPass:
         if len(unseen):
             rows_n = seen_rows_n.copy()
             rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
+        where_R = batch.target_R[told]
         return events_of(
-            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
-            batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
-            is_chosen_R=batch.is_wanted_R[told], weight_R=self._weights(batch, told),
-            group_RC=self._memory.groups_of(batch.feature_nF[batch.target_R[told]]),
+            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_R[told], where_R,
+            batch.time_ms_n[where_R], self._model.config, is_chosen_R=batch.is_wanted_R[told],
+            weight_R=self._weights(batch, told), group_RC=self._memory.groups_of(batch.feature_nF[where_R]),
         )  # fmt: skip
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
@@ -184,7 +184,8 @@ class MemoryPass:
         for start in range(0, len(told), size):
             part = slice(start, start + size)
             asked = to_device(query_R[part][events.chosen_R[part] == 1], forward.query_SD.device)
-            done.append(self._memory.learn_together(events[part], logits_of(asked)))
+            some = events if size >= len(told) else events[part]
+            done.append(self._memory.learn_together(some, logits_of(asked)))
         return Launched(_order(batch, told), done)
 
     def _are_ranked(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:

@@ -35,8 +35,7 @@ class RankingPass:
 
     def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: ToHost) -> OddsEvents:
         """The batch's targets as events; ``logits_RK``: the network's, which are waited for last."""
-        target_R = batch.target_R
-        owner_R = batch.owner_n[target_R]
+        target_R, owner_R = batch.target_R, batch.owner_R
         alike_nL = alike_of(batch.domain_n, batch.feature_nF, self._config)
         time_ms_R, last_ms_R = batch.time_ms_n[target_R], batch.time_ms_n[batch.previous_R]
         pause_R = pauses(time_ms_R, last_ms_R, batch.previous_R >= 0)

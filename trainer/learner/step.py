@@ -33,8 +33,10 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
+from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
 from trainer.learner.memory_pass import MemoryPass
+from trainer.learner.past_names import PastNames
 from trainer.learner.ranking_pass import RankingPass
 from trainer.metrics.baseline import PopularityBaseline
 from trainer.metrics.evaluator import Evaluator, Forward
@@ -52,10 +54,6 @@ if TYPE_CHECKING:
     from trainer.ranks.messages import Ranks
 
 Int64 = NDArray[np.int64]
-MS_PER_DAY = 86_400_000.0
-KEPT_SHARE = 0.9
-"""How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,
-so it should be seldom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,7 @@ class Learner:
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
+        self.past_names = PastNames()
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
@@ -269,42 +268,42 @@ class Learner:
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
             rows_R = forward.target_row_R
-            met = counted(rows_R[batch.is_wanted_R & (rows_R > 0)])
+            row_S = rows_R[batch.choice_S]
+            met = counted(row_S[row_S > 0])
             self.frequency.add(*met)
             self.popularity.learn(*met)
         self.histories.bound()
-        for example in examples:
-            self.num_interactions += example.num_new
-            self.num_feedback += example.num_feedback
-            if example.names:
-                self.learn_names(example.names)
+        self.num_interactions += sum([each.num_new for each in examples])
+        self.num_feedback += sum([len(each.feedback_index) for each in examples])
+        for names in [each.names for each in examples if each.names]:
+            self.learn_names(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._evict(now_ms)
+            self._release(evict(self.config, self.tables, self.rates, now_ms))
+        self._forget_names()
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
-        newest_ms = max(each.newest_record_ms for each in examples) if waiting is None else waiting.learned_ms
+        newest_ms = max([each.newest_record_ms for each in examples]) if waiting is None else waiting.learned_ms
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints."""
+        """Learn the producers' ids of items, for versions and checkpoints. The newest stand last, as in a checkpoint
+        that is put together from what has changed."""
         for known in (self.names, self.unpublished_names, self.unsaved_names):
-            known.update(names)
+            for item, name in names.items():
+                known.pop(item, None)
+                known[item] = name
 
-    def _evict(self, now_ms: int) -> None:
-        """Drop items that are too old, and if there are too many those that were met the longest time ago."""
-        config, before_ms = self.config, None
-        if config.evict_after_days > 0:
-            before_ms = now_ms - int(config.evict_after_days * MS_PER_DAY)
-        if 0 < config.max_items < self.items.num_live:
-            oldest_ms = self.items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
-            before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
-        if before_ms is not None:
-            self._release(self.items.evict(before_ms))
+    def _forget_names(self) -> None:
+        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms).tolist():
+            for known in (self.unpublished_names, self.unsaved_names):
+                known.pop(item, None)
+            self.unsaved_names[item] = self.names.pop(item)
 
     def _release(self, rows: Int64) -> None:
+        """Clear all that is counted of these rows of the item table."""
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)

@@ -16,7 +16,7 @@ from model.embedding import EmbeddingTable
 from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch
 from trainer.metrics.baseline import PopularityBaseline
-from trainer.metrics.prequential import RANKERS, UNRANKED, Predictions, PrequentialMetrics
+from trainer.metrics.prequential import RANKERS, SLICES, UNRANKED, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
@@ -26,8 +26,6 @@ COMING = -2
 """The rank of a choice that is not known yet (`trainer.learner.memory_pass`)."""
 POPULAR_STEPS = 4
 """The most popular items are ranked in one step of so many, since that takes longer than the rest of the metrics."""
-MOST_STAMPS = 1 << 20
-"""Up to this many distinct keys, first sightings are found through an array instead of by sorting."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +73,7 @@ class Forward:
     """``logits_RK`` and both losses, asked for before a GPU is given more work."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ranked:
     """(R, K) the probability of each kind for R targets, and the one from the item's rate alone; (R,) the numbers of
     their interactions (`model.arrivals`)."""
@@ -110,6 +108,8 @@ class Evaluator:
         metrics: PrequentialMetrics,
     ) -> None:
         self._config, self._popularity, self._metrics = config, popularity, metrics
+        self._bits = np.random.Philox(key=[config.seed + 1, 0])
+        self._random, self._first_bits = np.random.Generator(self._bits), self._bits.state
         self.on_ranked: Callable[[JaggedBatch, Int64, int], None] | None = None
         """Called with a batch, the ranks of its choices (-1: not ranked), and the step in which it was predicted."""
         self._awaited: Awaited | None = None
@@ -131,7 +131,7 @@ class Evaluator:
         had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
-        wanted = np.flatnonzero(batch.is_wanted_R)
+        wanted = batch.choice_S
         target_S, where_S = target_R[wanted], batch.target_R[wanted]
         if earlier is not None:
             self._count_earlier(earlier)
@@ -146,8 +146,8 @@ class Evaluator:
         coming = np.flatnonzero(choices.rank_R == COMING)
         if ranks_popular(step):
             asked = np.flatnonzero(share_S & ((choices.rank_R >= 0) | (choices.rank_R == COMING)))
-            rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[asked])
-            popular = self._popularity.ranks(target_S[asked], num_known, rows, offsets_C1)
+            first_C = batch.starts_B1[batch.owner_R[wanted[asked]]]
+            popular = self._popularity.ranks(target_S[asked], num_known, seen_rows_n, first_C, where_S[asked])
             for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
                 rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
         slice_XS, domain_S = self._slices(target_S, batch.age_R[wanted], num_known), batch.domain_n[where_S]
@@ -205,48 +205,21 @@ class Evaluator:
     def _ranked(self, num_targets: int, step: int) -> NDArray[np.bool_]:
         if self._config.metric_share >= 1.0:
             return np.ones(num_targets, np.bool_)
-        generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
-        return generator.random(num_targets) < self._config.metric_share
+        self._first_bits["state"]["key"][1] = step  # a new generator takes five times as long
+        self._bits.state = self._first_bits
+        return self._random.random(num_targets) < self._config.metric_share
 
     def _slices(self, target_S: Int64, age_S: Int64, num_known: int) -> NDArray[np.bool_]:
         head = self._popularity.at_share(1 - HEAD_SHARE, num_known)
         count_S, known_S = self._popularity.count_of(target_S), target_S > 0
-        return np.stack(
-            [
-                np.ones(len(target_S), np.bool_),
-                ~known_S | (count_S < NEW_ITEM_SIGHTINGS),
-                age_S < NEW_USER_INTERACTIONS,
-                known_S & (count_S < head),
-            ]
-        )
+        slice_XS = np.ones((len(SLICES), len(target_S)), np.bool_)
+        slice_XS[1] = ~known_S | (count_S < NEW_ITEM_SIGHTINGS)
+        slice_XS[2] = age_S < NEW_USER_INTERACTIONS
+        slice_XS[3] = known_S & (count_S < head)
+        return slice_XS
 
 
 def ranks_popular(step: int) -> bool:
     """Whether the most popular items are ranked in this step: in one of `POPULAR_STEPS`, evenly spread but without a
     period, by multiples of the golden ratio."""
     return (step * 0x9E3779B1 & 0xFFFF_FFFF) * POPULAR_STEPS < 1 << 32
-
-
-def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
-    """(n,) whether each key is the first of its value; keys are below ``num_keys``."""
-    if num_keys > MOST_STAMPS:
-        first_n = np.zeros(len(key_n), np.bool_)
-        first_n[np.unique(key_n, return_index=True)[1]] = True
-        return first_n
-    place_n, stamps = np.arange(len(key_n)), np.empty(num_keys, np.int64)
-    stamps[key_n[::-1]] = place_n[::-1]  # the first one is written last
-    return np.asarray(stamps[key_n] == place_n)
-
-
-def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
-    """For each of C interactions, the distinct known rows that its user met before it within the batch: flat rows and
-    (C+1,) offsets."""
-    width = int(rows_n.max(initial=0)) + 1
-    first_n = first_sightings(batch.owner_n * width + rows_n, (len(batch.starts_B1) - 1) * width)
-    first_n &= rows_n > 0
-    num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
-    start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]
-    num_C = num_before_n1[target_C] - start_C
-    offsets_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_C)])
-    where = np.arange(offsets_C1[-1]) + np.repeat(start_C - offsets_C1[:-1], num_C)
-    return rows_n[first_n][where], offsets_C1

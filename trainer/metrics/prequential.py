@@ -31,7 +31,7 @@ _SUMS = ("num", "hr1", "hr10", "hr50", "ndcg10", "mrr")
 _MAX_DOMAINS = 32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Predictions:
     """Predictions for R targets, S of which are retrieval targets (choices), and their outcomes.
 

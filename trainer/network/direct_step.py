@@ -38,7 +38,7 @@ class DirectStep:
 
     def fits(self, batch: JaggedBatch, num_rows: int) -> bool:
         """Whether a batch's logits over ``num_rows`` rows may be kept."""
-        return int(batch.is_wanted_R.sum()) * num_rows <= self._most_logits
+        return len(batch.choice_S) * num_rows <= self._most_logits
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class DirectStep:
         are all computed too: those of the weights are written where the optimiser reads them, the others into
         ``leaves``, of which the first is the whole item table. ``when_predicted``: see `DirectInputs`."""
         items, rows_V = leaves[0].table, leaves[0].rows_U
-        wanted = np.flatnonzero(batch.is_wanted_R)
+        wanted = batch.choice_S
         answers = (
             torch.from_numpy(items.live[: len(rows_V)] & (rows_V > 0)),
             torch.from_numpy(target_row_R[wanted]),

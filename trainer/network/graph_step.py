@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import Tail
-from kernels.transfer import on_its_way, to_device
+from kernels.transfer import staged
 from model.hstu import HSTU
 from trainer.network.graph import Captures, Input, PaddedTail, padded_size
 from trainer.network.losses import exact_retrieval_loss, ranking_loss
@@ -106,35 +106,38 @@ class StepOutputs:
     logits_RK: Tensor
 
 
-def _fill(parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float], dtype: Any) -> NDArray[Any]:
-    """The parts, flattened and concatenated, each padded to its length with its value of ``rests``."""
-    joined = np.empty(sum(lengths), dtype)
+def _fill(joined: NDArray[Any], parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float]) -> None:
+    """Write the parts, flattened, one after the other, each padded to its length with its value of ``rests``."""
     start = 0
     for part, length, rest in zip(parts, lengths, rests, strict=True):
         flat = part.reshape(-1)
         joined[start : start + len(flat)] = flat
         joined[start + len(flat) : start + length] = rest
         start += length
-    return joined
 
 
-def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
-    """The inputs as one array of integers and one of floats, which `_Step.forward` splits again."""
+def pack(inputs: StepInputs, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The inputs as one tensor of integers and one of floats, which `_Step.forward` splits again, on their way to a
+    device (`kernels.transfer.staged`)."""
+    integers, sent_integers = staged(sum(size.integers), torch.int64, device)
+    floats, sent_floats = staged(sum(size.floats), torch.float32, device)
     time_n, query_time_n = inputs.time_n, inputs.query_time_n
     last, start = 2 * int(inputs.starts_B1[-1]), 2 * size.interactions
     before = np.where(inputs.before_S >= 0, 2 * inputs.before_S + 1, start)
-    integers = _fill(
+    _fill(
+        integers,
         [inputs.row_n, query_time_n, time_n, 2 * inputs.starts_B1, 2 * inputs.target_R, before, inputs.learned_row_S],
-        size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0], np.int64,
+        size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0],
     )  # fmt: skip
     weight_S = inputs.weight_S / np.float32(max(1, int((inputs.learned_row_S > 0).sum())))
     weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
-    floats = _fill(
+    _fill(
+        floats,
         [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,
          inputs.is_read_T, inputs.live_V],
-        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], np.float32,
+        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
     )  # fmt: skip
-    return integers, floats
+    return sent_integers, sent_floats
 
 
 class _Step(nn.Module):
@@ -200,7 +203,8 @@ class PaddedStep:
     def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
         """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
         size = inputs.size
-        arguments = [row_VD, *(to_device(each, row_VD.device) for each in pack(inputs, size))]
+        device = row_VD.device
+        arguments = [row_VD, *(each.to(device, non_blocking=True) for each in pack(inputs, size, device))]
         if side_nM is not None:
             arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
         return _outputs(inputs, self._captures.replay((size, len(arguments)), lambda: self._step(size), arguments))
@@ -212,7 +216,7 @@ class PaddedStep:
         inputs; those of the weights are written to their ``grad``, which must be zero. ``row_VD``: the item table's."""
         size, device = inputs.size, row_VD.device
         arguments = [Input(row_VD, size.rows, varies=True)]
-        arguments += [Input(on_its_way(each, device), len(each)) for each in pack(inputs, size)]
+        arguments += [Input(each, len(each)) for each in pack(inputs, size, device)]
         if side_nM is not None:
             arguments.append(Input(side_nM.detach(), size.interactions, varies=True))
         key = (size, len(arguments), "learn")

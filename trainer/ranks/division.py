@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trainer.ranks.messages import Ranks
 
 Tables = dict[str, EmbeddingTable]
+CHECKED_ROWS = 1 << 20
+"""Of so many rows an owner says at a time whether they are finite."""
 
 
 class Exchange:
@@ -162,12 +164,16 @@ class DividedRows:
         return logit_AV
 
     def is_finite(self) -> bool:
-        """See `Owners`."""
-        return all(self._asked("is_finite", [(self._tables[self._name].num_rows,)] * self._ranks.size))
+        """See `Owners`. Asked in parts: a rank whose rows are on a slow disk should not seem to hang."""
+        num_rows, size = self._tables[self._name].num_rows, self._ranks.size
+        parts = [
+            (first, min(num_rows, first + size * CHECKED_ROWS)) for first in range(0, num_rows, size * CHECKED_ROWS)
+        ]
+        return all(all(self._asked("is_finite", [part] * size)) for part in parts)
 
     def _asked(self, what: str, given: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The owners' answers, rank 0's first."""
         self._before()
         queries = [Query(self._name, what, each) for each in given]
-        self._ranks.give(queries[1:])
+        self._ranks.ask(queries[1:])
         return [answer(self._tables, queries[0]), *self._ranks.answers()]

@@ -44,6 +44,7 @@ class Ranks:
         self.num_bytes = {"messages": 0, "sums": 0, "rows": 0}
         self._sent = list[tuple[dist.Work, Tensor]]()
         self._sum: Callable[[], Tensor] | None = None
+        self._is_asked = False
 
     @property
     def others(self) -> range:
@@ -62,6 +63,22 @@ class Ranks:
             for rank, message in zip(self.others, messages, strict=True):
                 self._send(message, rank)
 
+    def ask(self, messages: Sequence[Any]) -> None:
+        """Rank 0: `give` each other rank what it answers (`answers`)."""
+        self.give(messages)
+        self._is_asked = True
+
+    def settle(self) -> None:
+        """Rank 0: end what a step that has failed left under way, before anything that takes long.
+
+        Others may be in the middle of a sum, which does not end without this rank, and an answer that nobody takes
+        would pass for that to the next question. Afterwards they wait for something to do, however long that takes.
+        """
+        if self._is_asked:
+            self.answers()
+        if self._sum is not None:
+            self.summed()
+
     def take(self) -> Any:
         """Another rank: the next message of rank 0, however long that takes."""
         with self._told("waited for rank 0"):
@@ -75,6 +92,7 @@ class Ranks:
 
     def answers(self) -> list[Any]:
         """Rank 0: what each other rank has sent."""
+        self._is_asked = False
         with self._told("waited for the others' answers"):
             return [self._receive(rank, timedelta(seconds=self._timeout_s)) for rank in self.others]
 

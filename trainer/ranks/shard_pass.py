@@ -152,7 +152,7 @@ class ShardPass:
             dropouts=config.dropouts(model.config.num_layers), seed=shard.seed, backend=config.backend,
             in_order=times_in_order(key_time_T, offsets_B1) if device.type == "cuda" else None,
         )  # fmt: skip
-        wanted = np.flatnonzero(batch.is_wanted_R)
+        wanted = batch.choice_S
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
         both = F.embedding(to_device(places, device), torch.cat([y_SM, model.start_M[None]]))

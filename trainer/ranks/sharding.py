@@ -145,7 +145,7 @@ class Sharding:
         self._share_out(ranks, divided=self._divides(step))
         if self._is_divided:
             return self._compute_divided(ranks, step, parts, givers)
-        ranks.give([Work(step, part, self._renewed(WHOLE), givers) for part in parts[1:]])
+        ranks.ask([Work(step, part, self._renewed(WHOLE), givers) for part in parts[1:]])
         self._forget_renewed()
         run = ShardRun(network, step, parts[0], ranks.size)
         run()
@@ -161,7 +161,7 @@ class Sharding:
         wanted = [{name: wanted_of([each[name] for each in reads], share) for name in step.rows} for share in shares]
         for name, rows_U in step.rows.items():
             network.tables[name].touch(rows_U)
-        ranks.give(
+        ranks.ask(
             [
                 Work(replace(step, rows=rows), part, self._renewed(share), givers, each)
                 for rows, part, share, each in zip(reads[1:], parts[1:], shares[1:], wanted[1:], strict=True)

@@ -188,7 +188,7 @@ def take_users(batch: JaggedBatch, first: int, stop: int) -> JaggedBatch:
         if suffix[0] in parts and each.name != "starts_B1" and isinstance(getattr(batch, each.name), np.ndarray):
             columns[each.name] = getattr(batch, each.name)[parts[suffix[0]]]
     previous_R = columns["previous_R"]
-    columns["owner_n"] = columns["owner_n"] - first
+    columns["owner_R"] = columns["owner_R"] - first
     columns["target_R"] = columns["target_R"] - start
     columns["previous_R"] = np.where(previous_R < 0, -1, previous_R - start)
     return replace(batch, starts_B1=batch.starts_B1[first : stop + 1] - start, **columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionE
 from trainer.errors import GapError, SourceError
 from trainer.examples.histories import TrainedHistories
 from trainer.sources.lessons import lessons_of
+from trainer.sources.positions import GAP_REMEDY, REMEDY, check_ends, lost_end
 from trainer.sources.source import Position, PositionTracker
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing
@@ -25,8 +26,9 @@ from wire.example_reader import ExampleReader
 from wire.kafka.admin import partitions_added, partitions_mismatch
 from wire.kafka.beginning import OUT_OF_RANGE, out_of_range, removed
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
+from wire.kafka.options import connections_made
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import patiently
+from wire.kafka.retry import StoppedError, patiently
 from wire.shape import SHAPE, Shape, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
@@ -37,11 +39,6 @@ READING = {"metadata_max_age_ms": 5_000, "auto_offset_reset": "none"}
 GONE_S = 5.0
 """A topic that the broker has not known for this long is gone."""
 RETRY_S = 0.2
-REMEDY = (
-    "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
-    "topic from its beginning; or without that option, to train from scratch"
-)
-GAP_REMEDY = 'To go on without them set trainer.on_gap = "skip"; without a checkpoint, start with --from-published'
 
 
 class KafkaSource:
@@ -51,17 +48,10 @@ class KafkaSource:
     """
 
     def __init__(
-        self,
-        consumer: KafkaConsumer,
-        partitions: list[TopicPartition],
-        positions: dict[int, Position],
-        *,
-        on_gap: str,
-        max_buffered: int,
-        stop: threading.Event,
-        shape: Shape | None = None,
-        num_known: int = 0,
-    ) -> None:
+        self, consumer: KafkaConsumer, partitions: list[TopicPartition], positions: dict[int, Position], *, on_gap: str,
+        max_buffered: int, stop: threading.Event, shape: Shape | None = None, num_known: int = 0,
+        check: Callable[[Mapping[int, Position]], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._consumer, self._partitions, self._topic = consumer, partitions, partitions[0].topic
         self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
@@ -69,6 +59,7 @@ class KafkaSource:
         self._stop = stop
         self._topic_id, self._num_known = "", num_known
         """The topic's id and number of partitions, once the broker has told them ("", 0)."""
+        self._check, self._read_up_to, self._num_connections = check, dict[int, Position](), connections_made(consumer)
         self._last_missed_s = self._missing_since_s = -math.inf
         self._decoder = ExampleReader(self._topic, None if shape is None else shape.columns)
         self._num_columns = 0 if shape is None else shape.columns[0]
@@ -107,7 +98,7 @@ class KafkaSource:
             consumer.assign(partitions)
             return cls(
                 consumer, partitions, positions, on_gap=on_gap, max_buffered=max_buffered, stop=stop, shape=shape,
-                num_known=num,
+                num_known=num, check=lambda read: check_ends(kafka, read, on_gap, stop),
             )  # fmt: skip
         except BaseException:
             consumer.close()
@@ -157,9 +148,13 @@ class KafkaSource:
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
-        lessons = []
-        for where, records in self._fetched(timeout_s).items():
+        lessons, fetched = [], self._fetched(timeout_s)
+        if fetched and not self._looks_back():
+            return []
+        for where, records in fetched.items():
             for record, lesson in self._read(where.partition, records):
+                end = Position(lesson.number + 1, record.offset + 1, record_ms=record.timestamp)
+                self._read_up_to[where.partition] = end
                 if self._is_accepted(where.partition, record.offset, lesson):
                     self._tracker.add(lesson, record.offset, record.timestamp)
                     self._num_waiting[where.partition] += 1
@@ -199,6 +194,17 @@ class KafkaSource:
                 for where, begin in later.items():
                     self._consumer.seek(where, begin)
             return {}
+
+    def _looks_back(self) -> bool:
+        """After each new connection, compare the topic with what was read before: one that was restored from an older
+        copy may have grown again beyond that. False if the process has been asked to stop. Raises `SourceError`."""
+        if (num := connections_made(self._consumer)) != self._num_connections:
+            try:
+                self._check(self._read_up_to)
+            except StoppedError:
+                return False
+            self._num_connections = num
+        return True
 
     def _note_missing(self) -> None:
         """The broker does not know the topic now: one that has just started may not know it yet."""
@@ -284,14 +290,6 @@ class KafkaSource:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
-
-
-def lost_end(where: TopicPartition, position: Position, expected: str, got: str) -> SourceError:
-    """The error of a partition in which other records than those learned are before ``position``, or none."""
-    return SourceError(
-        f"{where.topic} partition {where.partition}: expected it to reach offset {position.next_offset}, "
-        f"{expected} (example {position.next_number}), but {got}: records were lost, or it is another topic. {REMEDY}"
-    )
 
 
 def _find(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:

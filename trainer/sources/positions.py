@@ -10,8 +10,7 @@ from typing import Any
 from kafka import TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
-from trainer.errors import GapError
-from trainer.sources.kafka import GAP_REMEDY, lost_end
+from trainer.errors import GapError, SourceError
 from trainer.sources.source import Position
 from wire.config import KafkaConfig
 from wire.kafka.admin import make_admin
@@ -21,6 +20,12 @@ from wire.kafka.identity import record_ms_at
 from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import TOPIC_ID
+
+REMEDY = (
+    "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
+    "topic from its beginning; or without that option, to train from scratch"
+)
+GAP_REMEDY = 'To go on without them set trainer.on_gap = "skip"; without a checkpoint, start with --from-published'
 
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:
@@ -76,3 +81,11 @@ def _check_ends(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position
         return begins
     finally:
         reader.close()
+
+
+def lost_end(where: TopicPartition, position: Position, expected: str, got: str) -> SourceError:
+    """The error of a partition in which other records than those learned are before ``position``, or none."""
+    return SourceError(
+        f"{where.topic} partition {where.partition}: expected it to reach offset {position.next_offset}, "
+        f"{expected} (example {position.next_number}), but {got}: records were lost, or it is another topic. {REMEDY}"
+    )

@@ -49,6 +49,7 @@ class VersionKeeper:
             offset = self.first_kept(self._pinned())
             if offset <= self._trimmed:
                 return
+            self._versions = [each for each in self._versions if each[1] >= offset]
             admin = make_admin(self._kafka)
             try:
                 admin.delete_records({TopicPartition(self._topics.weights, 0): offset})
@@ -60,7 +61,6 @@ class VersionKeeper:
             self._is_told = True
             return
         self._trimmed = offset
-        self._versions = [each for each in self._versions if each[1] >= offset]
         log.info("older versions deleted", first_kept=self._versions[0][0], before_offset=offset)
 
     def first_kept(self, pin: Pin | None) -> int:

@@ -40,6 +40,8 @@ class _Client(KafkaNetClient):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._num_cut = Counter[Any]()
+        self.num_connections = 0
+        """How many were begun."""
         self._refusals: dict[Any, BaseException] = {}
         self._connect = self._manager.get_connection
         self._manager.get_connection = self._get_connection
@@ -52,6 +54,7 @@ class _Client(KafkaNetClient):
             raise self._refusals[node_id]
         connection = self._connect(node_id, *arguments, **options)
         if not hasattr(connection, "is_authenticating"):
+            self.num_connections += 1
             connection.is_authenticating = False
             connection._sasl_authenticate = partial(_authenticate, connection, connection._sasl_authenticate)  # noqa: SLF001
             connection.init_future.add_callback(lambda _: self._num_cut.pop(node_id, None))
@@ -91,6 +94,11 @@ def async_options(config: KafkaConfig) -> dict[str, Any]:
     options = {name: value for name, value in config.client.items() if not name.startswith("ssl_")}
     context = tls_context(config.client)
     return {"bootstrap_servers": config.bootstrap, **options} | ({"ssl_context": context} if context else {})
+
+
+def connections_made(consumer: Any) -> int:
+    """How many connections to brokers the consumer has begun: more than before if one was lost, or another leads."""
+    return int(consumer._client.num_connections)  # noqa: SLF001
 
 
 # aiokafka has no option for it, unlike kafka-python's allow_auto_create_topics: any topic that it asks a broker about

@@ -6,6 +6,7 @@ HEADRACE_BEGIN
 
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f;
 constexpr double EVENTS_REMEMBERED = 2000.;
+constexpr int64_t LINE = 64, MOST_FETCHED = 256;
 
 HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
 
@@ -136,8 +137,8 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
 // Counts one more interaction, or kinds that arrived for an earlier one. Counts are halved long before a float cannot
 // grow by one any more.
 HEADRACE_INLINE void come(float* count, int64_t columns, uint32_t bits, bool is_new) {
-    count[0] += is_new;
-    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
+    for (int64_t i = 0; i < columns; i += W)
+        store_some(count + i, load_some(count + i, columns - i) + columns_of(bits, (int)(i / W), is_new), columns - i);
     if (count[0] >= MOST_COUNTED)
         for (int64_t i = 0; i < columns; ++i) count[i] *= 0.5f;
 }
@@ -164,6 +165,15 @@ inline void count(const OddsCall& c, const Scratch& s, int64_t r) {
     }
     c.total[0] += is_new;
     for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
+}
+
+// Begins to fetch what an event reads: its item's counts, and the last of what its user did, which is far from what
+// others did.
+HEADRACE_INLINE void fetch(const OddsCall& c, int64_t r) {
+    const int64_t end = c.past_end_R[r], begin = max64(c.past_begin_R[r], end - MOST_FETCHED);
+    for (int64_t i = begin; i < end; i += LINE / sizeof(int64_t)) __builtin_prefetch(c.past_item + i);
+    for (int64_t i = begin; i < end; i += LINE / sizeof(uint32_t)) __builtin_prefetch(c.past_bits + i);
+    __builtin_prefetch(c.item + c.row_R[r] * NUM_BLOCKS * (1 + c.num_kinds));
 }
 
 HEADRACE_INLINE bool is_within(int64_t from, int64_t to, int64_t num) { return from >= 0 && from <= to && to <= num; }
@@ -198,6 +208,7 @@ HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
     if (!make_scratch(c, s)) return 1;
     for (int64_t i = 0; i < c.num_events; ++i) {
         const int64_t r = c.order_R[i];
+        if (i + 1 < c.num_events) fetch(c, c.order_R[i + 1]);
         float* logit = c.logit_RK + r * c.num_kinds;
         gather(c, s, r);
         predict(c, s, s.log, logit);

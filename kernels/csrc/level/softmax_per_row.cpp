@@ -22,7 +22,7 @@ HEADRACE_INLINE vf add_halves(vf a, vf b) {
         low[lane] = (block / 2) * 2 * HALF + lane % HALF + (block % 2 ? LANES : 0);
         high[lane] = low[lane] + HALF;
     }
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    return shuffle(a, b, low) + shuffle(a, b, high);
 }
 template <int HALF>
 HEADRACE_INLINE vf sums(vf* v) {
@@ -98,7 +98,7 @@ inline bool load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
         const bool inside = (uint64_t)negatives[s] < (uint64_t)c.num_rows;
         outside |= (uint64_t)(!inside & (negatives[s] != -1));
         id[s] = (int32_t)(inside ? negatives[s] : 0);
-        bias[s] = !inside | (negatives[s] == hit) ? -INFINITY : 0.0f;
+        bias[s] = (!inside | (negatives[s] == hit)) ? -INFINITY : 0.0f;
     }
     for (int64_t s = c.num_negatives; s < p.num_padded; ++s) {
         id[s] = 0;

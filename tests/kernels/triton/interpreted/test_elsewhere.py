@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
 from bench.on_gpu.single_pass import synthetic_examples
-from kernels.transfer import ToHost, on_its_way, to_device
+from kernels.transfer import ToHost, staged, to_device
 from model.config import ModelConfig
 from model.memory import Memory
 from tests.kernels.triton.elsewhere import all_here, elsewhere
@@ -232,9 +232,10 @@ def test_what_a_capture_or_a_copy_cannot_do_is_noticed() -> None:
         coming = ToHost(y)
         assert np.isnan(coming._values[0].numpy()).all()  # it has not been waited for
         assert coming.wait()[0].tolist() == [4.0] * 4
-        pinned = on_its_way(np.ones(4, np.float32), x.device)
+        filled, pinned = staged(4, torch.float32, x.device)
+        filled[:] = 1.0
         x.copy_(pinned, non_blocking=True)
-        pinned += 1.0
+        filled += 1.0
         with pytest.raises(AssertionError, match="pinned memory changed"):
             x.cpu()
         with pytest.raises(AssertionError, match="a kernel got a tensor of the host"):

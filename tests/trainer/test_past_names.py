@@ -1,0 +1,96 @@
+"""Names of items that have long had no row are forgotten: by the trainer, its checkpoints and its versions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.trainer.samples import MODEL, START_MS, TRAINER, columns, example, twin
+from tests.trainer.stage import NOT_KEPT, unequal
+from trainer.checkpoint.folder import CheckpointFolder
+from trainer.checkpoint.reading import Checkpoint
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshot import learner_arrays, small_arrays
+from trainer.learner.past_names import MS_PER_DAY
+from trainer.learner.step import Learner
+from trainer.versions.collection import Collection
+from wire.example import Example
+from wire.weights import decode_blob
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EVICTING = replace(TRAINER, evict_after_days=1.0, evict_every_steps=1)
+PER_DAY = 6
+SLICE_BYTES = 20_000
+
+
+def day_of(day: int, *, items: range | None = None) -> list[Example]:
+    """What a day teaches: some items that are new then, with their names, or these."""
+    keys = np.array(items or range(day * PER_DAY, (day + 1) * PER_DAY)) + 1
+    made = []
+    for hour in (1, 12, 23):
+        rows = columns(np.random.default_rng(day), len(keys), PER_DAY)
+        start_ms = START_MS // MS_PER_DAY * MS_PER_DAY + day * MS_PER_DAY + hour * 3_600_000
+        rows = replace(rows, item_hash=keys * 7919, timestamp_ms=start_ms + 1000 * np.arange(len(keys)))
+        names: dict[int, str | int] = {int(key): f"name {key}" for key in keys * 7919} if hour == 1 else {}
+        made.append(example(rows, len(keys), names=names))
+    return made
+
+
+def learn(learner: Learner, day: int, *, items: range | None = None) -> None:
+    for each in day_of(day, items=items):
+        learner.step([each])
+
+
+def test_names_do_not_outlive_their_items_by_more_than_two_days() -> None:
+    learner = Learner(MODEL, EVICTING)
+    for day in range(12):
+        learn(learner, day)
+        assert len(learner.names) <= 5 * PER_DAY
+        live = learner.items.keys_of(learner.items.live_rows())
+        assert set(live.tolist()) <= learner.names.keys()
+    assert len(learner.names) >= 3 * PER_DAY, "some days without a row are not enough"
+
+
+def test_an_item_that_comes_back_has_its_name_again_and_it_is_published() -> None:
+    learner = Learner(MODEL, EVICTING)
+    for day in range(8):
+        learn(learner, day)
+    assert 7919 not in learner.names
+    learner.unpublished_names.clear()
+    learn(learner, 8, items=range(PER_DAY))
+    assert learner.names[7919] == learner.unpublished_names[7919] == "name 7919"
+
+
+def test_increments_and_versions_have_only_the_names_that_are_left(folder: CheckpointFolder) -> None:
+    learner, saver = Learner(MODEL, EVICTING), Saver(folder)
+    for day in range(8):
+        learn(learner, day)
+        base = Collection(learner, whole=True)
+        base.advance(1)
+        saver.begin(learner)
+        while not saver.advance(SLICE_BYTES):  # names are forgotten while they are copied
+            learner.step(day_of(day + 1)[:1])
+        expected = {name: np.array(array) for name, array in learner_arrays(learner).items()}
+        meta = {"model": learner.model_config.as_dict(), "trainer": learner.config.learning_dict()}
+        saver.cut(Checkpoint(learner.num_steps, small_arrays(learner), meta))
+        assert saver.wait() is None
+        kept = folder.load()
+        assert kept is not None
+        assert unequal(kept.arrays, expected, NOT_KEPT) == []
+        assert decode_blob(b"".join(base.cut(learner)().parts)).names == learner.names
+    assert len(learner.names) < 7 * PER_DAY
+    saver.close()
+
+
+def test_a_trainer_that_goes_on_from_a_checkpoint_forgets_the_same_names() -> None:
+    learner = Learner(MODEL, EVICTING)
+    for day in range(5):
+        learn(learner, day)
+    other = twin(learner)
+    for day in range(5, 9):
+        for each in day_of(day):
+            learner.step([each])
+            other.step([each])
+        assert other.names == learner.names
