@@ -79,7 +79,8 @@ def _first_after(consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], 
     """By partition: the first offset that was written later than this; `END` if there is none."""
     asked = {TopicPartition(topic, number): time_ms + 1 for number in held}
     found = consumer.offsets_for_times(asked)
-    return {each.partition: END if found.get(each) is None else found[each].offset for each in asked}
+    # The embedded broker says so by a time of -1, and offset 0.
+    return {each.partition: at.offset if (at := found.get(each)) and at.timestamp >= 0 else END for each in asked}
 
 
 def _requests(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[tuple[Key, Any]]:

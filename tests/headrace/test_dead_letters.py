@@ -12,9 +12,10 @@ import msgspec
 import pytest
 from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
+from headrace.broker import EmbeddedBroker
 from headrace.config import Settings
 from headrace.dead_letters import acceptable, resend, show
-from tests.brokers import Broker
+from tests.brokers import Broker, free_port
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
@@ -173,6 +174,24 @@ def test_who_was_forgotten_does_not_come_back_with_the_dead_letters(
     assert "not sent: 3 actions whose user or item was to be forgotten after they came" in said
     resent = [each["user"] for each in actions_of(empty) if "user" in each and "forget" not in each]
     assert sorted(resent) == ["bob", "late", "late"]
+
+
+def test_the_embedded_broker_says_otherwise_that_nothing_came_later(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = EmbeddedBroker(free_port())
+    broker.start()
+    try:
+        config = KafkaConfig(bootstrap=broker.bootstrap, partitions=2)
+        ensure_topics(config)
+        settings = Settings(kafka=config).model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+        place = put(settings, 1, x="elsewhere")
+        put(settings, 0, forget=True, user="elsewhere")
+        letter_of(settings, "elsewhere", 1, 1, place)
+        assert resend(settings) == 0
+    finally:
+        broker.stop()
+    said = capsys.readouterr().out
+    assert "sent 0 actions again" in said
+    assert "not sent: 1 actions whose user or item was to be forgotten after they came" in said
 
 
 def test_a_letter_older_than_the_actions_topic_is_sent_only_when_asked_for(
