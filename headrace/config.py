@@ -196,9 +196,9 @@ def _text_of(file: Path, content: bytes) -> str:
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise ConfigError(f"{file}: expected UTF-8, got UTF-16; save it as UTF-8, which TOML asks for") from None
         number = content.count(b"\n", 0, error.start) + 1
-        line = content[content.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0][:60]
+        byte = content[error.start : error.start + 1]
         raise ConfigError(
-            f"{file}:{number}: expected UTF-8, got {line!r}; save it as UTF-8: iconv -f latin1 -t utf-8"
+            f"{file}:{number}: expected UTF-8, got the byte {byte!r}; save it as UTF-8: iconv -f latin1 -t utf-8"
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from wire.checks import shown
+from wire.checks import shown_of
 
 PREFIX = "HEADRACE_"
 """The prefix of environment variables."""
@@ -67,10 +67,11 @@ class Explainer:
         advice = " or ".join(homes) or f"one of: {', '.join(self._sections)}"
         return f"{name}: expected every key in its section, got it outside of them; write it under {advice}"
 
-    def _unknown_key(self, error: ErrorDetails, section: str, key: list[str]) -> str:
+    def _unknown_key(self, _error: ErrorDetails, section: str, key: list[str]) -> str:
+        # Its value is not shown: it may be a password that belongs elsewhere.
         known = keys_of(self._sections[section])
         return (
-            f"[{section}] {key[0]:.80} = {shown(error['input'])}: there is no such key{nearest(key[0], known)}; "
+            f"[{section}] {key[0]:.80}: there is no such key{nearest(key[0], known)}; "
             f"keys of [{section}]: {', '.join(known)}"
         )
 
@@ -80,7 +81,8 @@ class Explainer:
 
     def _wrong_type(self, error: ErrorDetails, section: str, key: list[str]) -> str:
         expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-        return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {shown(error['input'])}"
+        got = shown_of(".".join((section, *key)), error["input"])
+        return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {got}"
 
     def _origin(self, error: ErrorDetails) -> str:
         """The file or environment variable that the value came from."""

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.foreign_text import foreign
+from headrace.forgotten import Forgotten
 from headrace.sentences import say
 from stream.producer import ActionProducer, BatchConfig
 from wire.action import Action, decode_record
@@ -33,7 +35,8 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
     num_of, last = Counter[str](), list[dict[str, Any]]()
     consumer = connect(settings.kafka)
     try:
-        for record in _letters(consumer, Topics.under(settings.kafka.prefix).dead_letters, 0):
+        topic = Topics.under(settings.kafka.prefix).dead_letters
+        for record in read(consumer, topic, spans(consumer, topic)):
             letter = _described(record)
             num_of[letter["reason"]] += 1
             if reason in (None, letter["reason"]):
@@ -47,39 +50,93 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
     return 0
 
 
-def resend(settings: Settings, *, first: int | None = None) -> int:
+def resend(settings: Settings, *, first: int | None = None, despite_retention: bool = False) -> int:
     """Send again what the configuration now accepts; exit status 1 if any of it is still refused. Raises
     `TopicsMismatch` if the actions topic has fewer partitions than the configuration says.
 
     Begins after the last time, which a consumer group's committed offset remembers, or at offset ``first`` of the
     dead letters' topic. An action without an ``id`` gets one from its letter, so workers recognise what is sent twice.
+    Not sent: actions of users and items that were to be forgotten after they came; and, unless ``despite_retention``,
+    those of which that is not known, since the actions topic no longer holds all that has come since.
     """
-    topics, sent, still = Topics.under(settings.kafka.prefix), 0, Counter[str]()
+    topics, resending = Topics.under(settings.kafka.prefix), _Resending()
     where = TopicPartition(topics.dead_letters, 0)
     consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
     try:
         _check_partitions(settings, consumer, topics.actions)
         begin = first if first is not None else _bookmark(consumer, where)
-        end, first_refused = begin, -1
+        wanted = {0: Span(begin, ends(consumer, [where])[where])}
+        origins = _origins(read(consumer, topics.dead_letters, wanted))
+        resending.forgotten = Forgotten.read(consumer, topics.actions, origins)
         batch = BatchConfig.within(settings.action)
         with ActionProducer(settings.kafka, topics.actions, batch, settings.kafka.partitions) as producer:
-            for record in _letters(consumer, topics.dead_letters, begin):
-                actions = acceptable(record, settings.action)
-                for action in actions:
+            for record in read(consumer, topics.dead_letters, wanted):
+                for action in resending.sendable(record, settings.action, despite_retention=despite_retention):
                     producer.send(action)
-                sent, end = sent + len(actions), record.offset + 1
-                if not actions:
-                    still[_described(record)["reason"]] += 1
-                    first_refused = record.offset if first_refused < 0 else first_refused
-        if end > begin:
-            consumer.commit({where: OffsetAndMetadata(end, "", -1)})
+        if resending.end > begin:
+            consumer.commit({where: OffsetAndMetadata(resending.end, "", -1)})
     finally:
         consumer.close()
-    say(f"sent {sent:,} actions again, of dead letters {begin} to {end - 1}" if end > begin else "no new dead letters")
-    if still:
-        reasons = ", ".join(f"{name} {num:,}" for name, num in still.most_common())
-        say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {first_refused}")
-    return 1 if still else 0
+    resending.tell(begin, topics.actions)
+    return 1 if resending.refused else 0
+
+
+@dataclass
+class _Resending:
+    """What becomes of the letters, in order."""
+
+    forgotten: Forgotten = field(default_factory=lambda: Forgotten("", {}))
+    end: int = 0
+    """The offset after the last letter."""
+    num_sent: int = 0
+    num_forgotten: int = 0
+    num_unknown: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    first_refused: int = -1
+    first_unknown: int = -1
+
+    def sendable(self, record: Any, config: ActionConfig, *, despite_retention: bool) -> list[dict[str, Any]]:
+        """The actions of a letter that are to be sent."""
+        letter, actions, self.end = read_headers(record.headers), acceptable(record, config), record.offset + 1
+        if not actions:
+            self.refused[letter.reason] += 1
+            self.first_refused = record.offset if self.first_refused < 0 else self.first_refused
+            return []
+        if not (despite_retention or self.forgotten.is_known(letter)):
+            self.num_unknown += len(actions)
+            self.first_unknown = record.offset if self.first_unknown < 0 else self.first_unknown
+            return []
+        wanted = [action for action in actions if not self.forgotten.covers(letter, action)]
+        self.num_forgotten += len(actions) - len(wanted)
+        self.num_sent += len(wanted)
+        return wanted
+
+    def tell(self, begin: int, topic: str) -> None:
+        """Say what was sent, what was not, and why."""
+        if self.end <= begin:
+            say("no new dead letters")
+            return
+        say(f"sent {self.num_sent:,} actions again, of dead letters {begin} to {self.end - 1}")
+        if self.num_forgotten:
+            say(f"not sent: {self.num_forgotten:,} actions whose user or item was to be forgotten after they came")
+        if self.num_unknown:
+            say(
+                f"not sent: {self.num_unknown:,} actions that are older than what {topic} still holds, so that a "
+                "request to forget may be gone. To send them nevertheless: headrace dead-letters --resend --from "
+                f"{self.first_unknown} --despite-retention"
+            )
+        if self.refused:
+            reasons = ", ".join(f"{name} {num:,}" for name, num in self.refused.most_common())
+            say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {self.first_refused}")
+
+
+def _origins(letters: Iterator[Any]) -> dict[int, int]:
+    """Partition of the actions topic → the first offset that a letter is from."""
+    origins = dict[int, int]()
+    for record in letters:
+        letter = read_headers(record.headers)
+        origins[letter.partition] = min(letter.offset, origins.get(letter.partition, letter.offset))
+    return origins
 
 
 def _check_partitions(settings: Settings, consumer: KafkaConsumer, topic: str) -> None:
@@ -115,11 +172,6 @@ def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
         action if action.get("id") is not None else {**action, "id": f"{place}/{max(letter['index'], 0) + number}"}
         for number, action in enumerate(actions)
     ]
-
-
-def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
-    held = {number: Span(max(first, span.first), span.end) for number, span in spans(consumer, topic).items()}
-    return read(consumer, topic, held)
 
 
 def _described(record: Any) -> dict[str, Any]:

@@ -18,9 +18,16 @@ from wire.weights import Manifest
 
 
 def pin(settings: Settings, version: str, reason: str = "") -> int:
-    """Pin a version, which need not be published yet."""
+    """Pin a version that is in the topic, or one that is still to come. Raises `VersionError` for any other."""
     which, settings = parse_version(version), on_line(settings, followed_line(settings))
-    return _pin(settings, which, reason, _known(settings, which))
+    listed = manifests(settings)
+    found = _find(_reachable(listed), which)
+    if found is None and listed and which <= listed[-1].which:
+        raise VersionError(
+            f"pin: expected a version that is in the topic with its base ({_span(_reachable(listed))}), or one above "
+            f"{_name(listed[-1].which)}, which is still to come, got {version}; `headrace versions` lists them"
+        )
+    return _pin(settings, which, reason, found)
 
 
 def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
@@ -34,11 +41,11 @@ def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
         chosen = (earlier or listed[:-1])[-1]
         return _pin(settings, chosen.which, reason or "rollback", chosen)
     which = parse_version(version)
-    found = next((each for each in reversed(listed) if each.which == which), None)
+    found = _find(listed, which)
     if found is None:
-        span = f"{_name(listed[0].which)} to {_name(listed[-1].which)}" if listed else "none"
         raise VersionError(
-            f"rollback: expected a version that is in the topic ({span}), got {version}; `headrace versions` lists them"
+            f"rollback: expected a version that is in the topic ({_span(listed)}), got {version}; `headrace versions` "
+            "lists them"
         )
     return _pin(settings, which, reason or "rollback", found)
 
@@ -81,8 +88,12 @@ def who() -> str:
     return f"{getpass.getuser()}@{platform.node()}"
 
 
-def _known(settings: Settings, which: Which) -> Manifest | None:
-    return next((each for each in reversed(manifests(settings)) if each.which == which), None)
+def _find(listed: list[Manifest], which: Which) -> Manifest | None:
+    return next((each for each in reversed(listed) if each.which == which), None)
+
+
+def _span(listed: list[Manifest]) -> str:
+    return f"{_name(listed[0].which)} to {_name(listed[-1].which)}" if listed else "none"
 
 
 def _reachable(listed: list[Manifest]) -> list[Manifest]:

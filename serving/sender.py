@@ -4,16 +4,19 @@ refuse is refused here.
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving.answer_bodies import SentAction, SentRequest
-from serving.errors import NotReadyError, RequestError
+from serving.errors import NotReadyError, OverloadedError, RequestError
 from serving.request_bodies import ActionRequest, ForgetRequest
 from wire.action import Rejection, decode_record
 from wire.action_json import Refused, forget_request_of
@@ -24,6 +27,36 @@ from wire.kafka.producer import home_of, make_producer
 from wire.topics import Topics
 
 TIMEOUT_S = 10.0
+MAX_SENDINGS = 64
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Sendings:
+    """Requests that wait for the broker, in threads: at most `MAX_SENDINGS`, and none that has waited for others longer
+    than `TIMEOUT_S`. For one event loop."""
+
+    def __init__(self) -> None:
+        self._num = 0
+
+    async def run(
+        self, send: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        """What ``send`` returns. Raises `OverloadedError` if too many wait, or too long; then nothing was sent."""
+        if self._num >= MAX_SENDINGS:
+            raise OverloadedError(f"nothing was sent: {self._num} requests wait for the broker; try again")
+        until_s = time.monotonic() + TIMEOUT_S
+
+        def send_in_time() -> Result:
+            if time.monotonic() > until_s:
+                raise OverloadedError("nothing was sent: those before it still waited for the broker; try again")
+            return send(*args, **options)
+
+        self._num += 1
+        try:
+            return await asyncio.to_thread(send_in_time)
+        finally:
+            self._num -= 1
 
 
 class ActionSender:
@@ -64,24 +97,35 @@ class ActionSender:
 
     def _put(self, key: bytes, value: bytes) -> Any:
         """The broker's metadata of the record."""
-        with self._lock:
+        client = None
+        if not self._lock.acquire(timeout=TIMEOUT_S):
+            raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
+        try:
             try:
                 self._client = client = self._client or self._connect()
-                home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
-                return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
-            except TopicsMismatch as error:
-                self.close()  # a new client looks again at how many there are
-                raise NotReadyError(f"nothing was sent: {error}", "a topic as kafka.partitions says") from error
-            except (KafkaError, OSError) as error:
-                self.close()
-                kind = type(error).__name__
-                message = f"the broker did not accept it ({kind}); try again"
-                raise NotReadyError(message, "an answer of the broker") from error
+            finally:
+                self._lock.release()
+            home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
+            return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
+        except TopicsMismatch as error:
+            self._drop(client)  # a new client looks again at how many there are
+            raise NotReadyError(f"nothing was sent: {error}", "a topic as kafka.partitions says") from error
+        except (KafkaError, OSError) as error:
+            self._drop(client)
+            kind = type(error).__name__
+            message = f"the broker did not accept it ({kind}); try again"
+            raise NotReadyError(message, "an answer of the broker") from error
 
     def close(self) -> None:
         """Close the producer, if there is one."""
-        client, self._client = self._client, None
-        if client is not None:
+        self._drop(self._client)
+
+    def _drop(self, client: KafkaProducer | None) -> None:
+        """Close a producer, unless another thread has done so."""
+        with self._lock:
+            is_ours = client is self._client
+            self._client = None if is_ours else self._client
+        if client is not None and is_ours:
             client.close(timeout=1)
 
     def _connect(self) -> KafkaProducer:

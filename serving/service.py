@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -35,7 +34,7 @@ from serving.request_bodies import (
 )
 from serving.request_builder import RequestBuilder
 from serving.search.index import search_of
-from serving.sender import ActionSender
+from serving.sender import ActionSender, Sendings
 from serving.titles import Titles
 from serving.users.histories import Histories
 from serving.users.peers import Peers
@@ -96,6 +95,7 @@ class Service:
         self.shard = Shard(c.partitions, caught_up=self.histories_ready)
         self.placing = Placing(self.shard, Peers(self.name, c.peers), self.prefix, lambda: self.rollout.line,
                                c.peer_timeout_s, c.max_waiting)  # fmt: skip
+        self._sendings = Sendings()
         self._builder = RequestBuilder(c, self.histories, self.features, self.earliest_ms)
 
     def _note(self, version: HeldVersion) -> Callable[[], None]:
@@ -189,7 +189,7 @@ class Service:
         return await self.batcher.answer(HistoryJob(self._builder, self.titles, user))
 
     async def send_action(self, request: ActionRequest) -> bytes:
-        """`SentAction` as JSON. Raises `NotReadyError` or `RequestError`."""
+        """`SentAction` as JSON. Raises `NotReadyError`, `OverloadedError` or `RequestError`."""
         version = self.version()
         kinds = version.network.config.kinds
         for kind in [request.action] if isinstance(request.action, str) else request.action:
@@ -198,11 +198,11 @@ class Service:
                     "action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
                 )
         timestamp_ms = self._builder.now_ms(version) + 1
-        return msgspec.json.encode(await asyncio.to_thread(self._producing.send, request, timestamp_ms))
+        return msgspec.json.encode(await self._sendings.run(self._producing.send, request, timestamp_ms))
 
     async def forget(self, request: ForgetRequest) -> bytes:
-        """`SentRequest` as JSON. Raises `NotReadyError`."""
-        return msgspec.json.encode(await asyncio.to_thread(self._producing.forget, request))
+        """`SentRequest` as JSON. Raises `NotReadyError` or `OverloadedError`."""
+        return msgspec.json.encode(await self._sendings.run(self._producing.forget, request))
 
     @property
     def _producing(self) -> ActionSender:

@@ -65,8 +65,8 @@ class Decoder:
     def _explain(self, body: bytes, error: msgspec.ValidationError) -> list[Problem]:
         try:
             value = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError) as unreadable:  # the schema's check stops before the bad part
-            return [_no_json(unreadable, body)]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as unreadable:
+            return [_no_json(unreadable, body)]  # the schema's check stops before the bad part
         found = list(islice(self._problems(value, self._type, "", ""), MAX_PROBLEMS))
         return found or [Problem(field="body", expected="a request as in /openapi.json", do=f"correct it: {error}")]
 

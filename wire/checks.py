@@ -32,6 +32,9 @@ _PATHS = ("path", "_dir", "_file", "_folder")
 """Ends of keys that name a file or a folder."""
 _SPACED = ("kafka.bootstrap", "password", "username")
 """Ends of keys whose values may have spaces around them."""
+_PUBLIC = ("security_protocol", "sasl_mechanism", "ssl_check_hostname", "client_id", "file", "_ms")
+"""Ends of the keys under ``kafka.client`` whose values are no secrets. Any other value may be one."""
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", tuple: "a list"}
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PORT = re.compile(r"[0-9]{1,5}")
 
@@ -39,13 +42,22 @@ _PORT = re.compile(r"[0-9]{1,5}")
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
     """Raise `ConfigError` unless ``holds``."""
     if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {shown(got)}; {advice}")
+        raise ConfigError(f"{key}: expected {expected}, got {shown_of(key, got)}; {advice}")
 
 
 def shown(value: object) -> str:
     """A value for a message, shortened to a readable length."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def shown_of(key: str, value: object) -> str:
+    """A key's value for a message: only its type where it may be a secret, and no user or password of an address."""
+    is_secret = key == "kafka" or (key.startswith("kafka.client") and not key.endswith(_PUBLIC))
+    if is_secret and value is not None:
+        return f"{_KINDS.get(type(value), 'a table')}, which is not shown, since it may be a secret"
+    text = repr(value)
+    return shown(value) if "@" not in text else f"…{text[text.rindex('@') :]:.{SHOWN_CHARACTERS}}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class KafkaConfig:
     """The broker and the topics. ``client`` holds options of every Kafka client (`wire.client_options`)."""
 
     bootstrap: str = "localhost:9092"
-    client: Mapping[str, Any] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     prefix: str = "headrace"
     line: str = ""
     """A line of training beside the main one: its trainer reads the same actions and sequences, and publishes to a

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from wire.checks import MAX_WHOLE
 from wire.errors import CodecError, VersionError
 from wire.json_value import Whole, decode_json
 
@@ -89,6 +90,9 @@ def _decoded(value: bytes, decoder: msgspec.json.Decoder[Decision], what: str) -
 def parse_version(text: str, what: str = "version") -> Which:
     """``EPOCH/NUMBER`` → (epoch, number). Raises `VersionError`."""
     epoch, slash, number = text.strip().partition("/")
-    if not (slash and epoch.isdecimal() and number.isdecimal()):
-        raise VersionError(f"{what}: expected EPOCH/NUMBER, such as 3/17, got {text!r}; `headrace versions` lists them")
+    are_whole = all(each.isdecimal() and len(each) <= 16 and int(each) <= MAX_WHOLE for each in (epoch, number))
+    if not (slash and are_whole):
+        raise VersionError(
+            f"{what}: expected EPOCH/NUMBER, such as 3/17, got {text[:80]!r}; `headrace versions` lists them"
+        )
     return int(epoch), int(number)

@@ -73,6 +73,10 @@ def dead_letters(
     first: Annotated[
         int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --resend: begin there instead.")
     ] = None,
+    despite_retention: Annotated[
+        bool,
+        typer.Option("--despite-retention", help="With --resend: also what may be of users who were to be forgotten."),
+    ] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Show only those with this reason.")] = None,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -82,6 +86,8 @@ def dead_letters(
     """Count refused actions by reason, show the newest, and send them again once the cause is fixed."""
     if first is not None and not resend:
         raise typer.BadParameter("goes with --resend", param_hint="--from")
+    if despite_retention and not resend:
+        raise typer.BadParameter("goes with --resend", param_hint="--despite-retention")
     if resend and (reason is not None or as_json):
         raise typer.BadParameter(
             "shows letters: leave it out with --resend", param_hint="--reason" if reason else "--json"
@@ -90,7 +96,7 @@ def dead_letters(
 
     settings = read_settings(config, bootstrap)
     if resend:
-        raise typer.Exit(letters.resend(settings, first=first))
+        raise typer.Exit(letters.resend(settings, first=first, despite_retention=despite_retention))
     raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
 
 

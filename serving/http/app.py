@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,9 @@ from serving.service import Answer, Service
 from serving.users.placing import Placing
 from serving.users.question import MARK, Question
 from serving.validation import Decoder
+from wire.thinned_log import is_told
 
+logger = logging.getLogger(__name__)
 PENANCE, MOST_PENANCE_S = 50.0, 0.5
 """A refusal is delayed by this multiple of the time that decoding the body took; at most `MOST_PENANCE_S`."""
 MARK_NAME = MARK.encode()
@@ -86,6 +89,7 @@ class Answering:
         assert operation.request is not None
         self._decoder, self._answer, self._path = Decoder(operation.request, most), answer, operation.path
         self._placing = placing if operation.is_of_users else None
+        self._num_faults = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, whose body the gate has read."""
@@ -112,7 +116,10 @@ class Answering:
         except ServingError as error:
             await response_to(error)(scope, receive, send)
             return
-        except Exception:  # noqa: BLE001 (the lane has logged it; the connection stays usable)
+        except Exception:  # the connection stays usable
+            self._num_faults += 1
+            if is_told(self._num_faults):
+                logger.exception("POST %s failed (number %d so far)", self._path, self._num_faults)
             await refusal(500, FAULT)(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

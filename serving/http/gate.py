@@ -27,6 +27,7 @@ LINGER_S, LINGER_BYTES, LINGER_REST_S = 2.0, 64_000_000, 0.002
 """How long a refused body is read and discarded, how much of it, and the pause after each piece: clients that keep
 sending large bodies must wait, instead of slowing down others."""
 MARK_NAME = MARK.encode()
+ENDS = Problem(field="", expected="an answer within serving.drain_timeout_s", do="try again: this server is stopping")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -43,13 +44,13 @@ class Gate:
         """Check, handle and count one request."""
         if scope["type"] != "http":
             return
-        started, status = time.perf_counter(), 500
+        started, status, is_started = time.perf_counter(), 500, False
         is_forwarded = any(header == MARK_NAME for header, _ in scope["headers"])
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_started = message["status"], True
                 if is_forwarded:
                     message["headers"] = [*message["headers"], self._answered]
             await send(message)
@@ -58,6 +59,9 @@ class Gate:
         is_whole = True
         try:
             is_whole = await self._pass(scope, receive, sending)
+        except asyncio.CancelledError:  # the time to stop is over
+            if not is_started:
+                await refusal(503, ENDS, headers={"retry-after": "1"})(scope, receive, sending)
         finally:
             self._metrics.in_flight -= 1
             if is_whole and scope["path"] != "/events":  # a stream stays open as long as the page does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,22 @@ from serving.open_files import FileWatch
 from wire.listening import refused_address
 
 KEEP_ALIVE_S = 75
+REFUSE_S = 1.0
+"""Once `ServingConfig.drain_timeout_s` is over: time to tell the clients of what is not answered by then."""
+
+
+class NoQueries(logging.Filter):
+    """Keeps the values of queries, which are users' ids, out of the access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the query away from the path, the third of uvicorn's arguments."""
+        if isinstance(record.args, tuple) and len(record.args) > 2:
+            path, divided, _ = str(record.args[2]).partition("?")
+            record.args = (*record.args[:2], f"{path}?…" if divided else path, *record.args[3:])
+        return True
+
+
+NO_QUERIES = NoQueries()
 
 
 def bind(config: ServingConfig) -> socket.socket:
@@ -49,13 +66,15 @@ def listen(
 
 def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
     """Uvicorn's settings for the application."""
+    logging.getLogger("uvicorn.access").addFilter(NO_QUERIES)
 
     class Connection(BoundedConnection):
         read_timeout_s = config.read_timeout_s
 
     return uvicorn.Config(
         app, loop="uvloop", http=Connection, ws="none", log_config=None, access_log=config.access_log, lifespan="off",
-        timeout_graceful_shutdown=int(config.drain_timeout_s), timeout_keep_alive=KEEP_ALIVE_S, server_header=False,
+        timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type]  # asyncio takes fractions too
+        timeout_keep_alive=KEEP_ALIVE_S, server_header=False,
     )  # fmt: skip
 
 
@@ -78,8 +97,10 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, then end what was kept open for requests."""
+        """As uvicorn does, then let what it has cancelled be refused, and end what was kept open for requests."""
         await super().shutdown(sockets)
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=REFUSE_S)
         await self.on_end()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

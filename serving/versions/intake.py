@@ -65,12 +65,12 @@ class VersionIntake:
     def _judge(self, manifest: Manifest, problem: str) -> None:
         """Hold the version back if it has a problem, or let it answer."""
         if problem:
-            if self.rollout.held is None:
+            if self.rollout.held == self.rollout.missing:
                 logger.error("version %s is held back (%s); answering from the last good one until a newer one is good",
                              name_of(manifest.which), problem)  # fmt: skip
             self.rollout.hold(manifest.which, problem)
             return
-        if self.rollout.held is not None:
+        if self.rollout.held != self.rollout.missing:
             logger.warning("version %s is good again", name_of(manifest.which))
         self.rollout.release()
         self.guard.accept(manifest)

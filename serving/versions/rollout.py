@@ -38,6 +38,10 @@ class Rollout:
         """The newest or pinned version while it is held back; None while it answers."""
         self.why = ""
         """Why it is held back."""
+        self.missing: Which | None = None
+        """The pinned version, if it is not available and the newest answers instead; ``held`` names it too, unless a
+        newer one is held back."""
+        self._why_missing = ""
 
     @property
     def line(self) -> str:
@@ -59,9 +63,19 @@ class Rollout:
             self.num_held += 1
         self.held, self.why = which, why
 
+    def miss(self, which: Which, why: str) -> None:
+        """Note that the pinned version is not available, so that the newest answers instead."""
+        self.hold(which, why)
+        self.missing, self._why_missing = which, why
+
     def release(self) -> None:
-        """Note that no version is held back."""
-        self.held, self.why = None, ""
+        """Note that no version is held back, other than a pinned one that is missing."""
+        self.held, self.why = self.missing, self._why_missing
+
+    def begin_anew(self) -> None:
+        """Note that another version or line is wanted now."""
+        self.missing, self._why_missing = None, ""
+        self.release()
 
 
 @dataclass

@@ -56,7 +56,9 @@ class WeightsSubscriber(TopicThread):
         self._searched_after = -1
         self._line = self._missing_line = self.intake.rollout.own_line
         self._line_due_s = 0.0
+        self._wanted: Which | None = None
         self._pin: Which | None = None
+        """The wanted version, unless it is not available while nothing else answers."""
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or is not available."""
         self.started_following = threading.Event()
@@ -154,7 +156,7 @@ class WeightsSubscriber(TopicThread):
         self.intake.swap()
         self.manager.discard_staged()
         self._searched_after = self.manager.num_swaps
-        if self._pin is not None and not self._awaits_pin(topic, begin, end):
+        if self._pin is not None and not self._awaits_pin(topic, begin, end) and self._is_frozen:
             self.consumer.seek(topic.partition, end)
             self.started_following.set()
             return True
@@ -189,10 +191,10 @@ class WeightsSubscriber(TopicThread):
             return None
         logger.warning("answering from the versions of line %r in %s as soon as it has one", line, name)
         self._line, self.topic, self._topic_id = line, name, ""
-        self._floor, self._is_frozen, self._pin = 0, False, None
+        self._floor, self._is_frozen, self._pin, self._wanted = 0, False, None, None
         self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self.intake.guard.forget()
-        self.intake.rollout.release()
+        self.intake.rollout.begin_anew()
         self.manager.begin_anew()
         self.consumer.assign([partition])
         return WeightsTopic(self.consumer, partition, self.stopping)
@@ -202,10 +204,10 @@ class WeightsSubscriber(TopicThread):
     def _is_repinned(self) -> bool:
         """Whether the wanted version has changed."""
         wanted = self.intake.rollout.wanted
-        if wanted == self._pin:
+        if wanted == self._wanted:
             return False
-        self._pin, self._is_frozen = wanted, False
-        self.intake.rollout.release()
+        self._pin, self._wanted, self._is_frozen = wanted, wanted, False
+        self.intake.rollout.begin_anew()
         logger.warning(
             "answering from %s", "the newest version" if wanted is None else f"version {name_of(wanted)} alone"
         )
@@ -228,17 +230,22 @@ class WeightsSubscriber(TopicThread):
         current = self.manager.current
         if current is None or current.which != pin:
             self._miss("it is incomplete, or its base is gone")
-        self._is_frozen = True
+        else:
+            self._is_frozen = True
         return False
 
     def _miss(self, why: str) -> None:
-        """The pinned version is not available: keep what answers now, if anything does."""
+        """The pinned version is not available: keep what answers now; if nothing does, follow the newest version."""
         assert self._pin is not None
-        self.intake.rollout.hold(self._pin, f"pinned, but {why}")
-        current = self.manager.current
-        logger.error("version %s is pinned, but %s; answering from %s", name_of(self._pin), why,
-                     f"version {name_of(current.which)} instead" if current else "none")  # fmt: skip
-        self._is_frozen = True
+        name, why, current = name_of(self._pin), f"pinned, but {why}", self.manager.current
+        logger.error("version %s is %s; answering from %s", name, why,
+                     f"version {name_of(current.which)} instead" if current else "the newest")  # fmt: skip
+        if current is not None:
+            self.intake.rollout.hold(self._pin, why)
+            self._is_frozen = True
+        else:
+            self.intake.rollout.miss(self._pin, f"{why}; answering from the newest")
+            self._pin, self._searched_after = None, -1
 
     def _read_version(self, topic: WeightsTopic, found: tuple[int, Manifest]) -> None:
         """Read a version, starting with its base, and put it into service; if that fails, the present one stays."""
@@ -282,7 +289,7 @@ class WeightsSubscriber(TopicThread):
         manifest = version.manifest
         if self._pin is not None and manifest.which > self._pin:
             self._miss("later versions have arrived without it")
-            return True
+            return self._is_frozen
         if not self.intake.take(version, is_pinned=self._pin is not None):
             return False
         if manifest.which == self._pin:

@@ -86,11 +86,11 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
     ("text", "parts"),
     [
         ("[kafak]\nprefix = 'a'\n", ["[kafak]", "did you mean kafka?"]),
-        ("[kafka]\npartition = 4\n", ["partition = 4", "no such key", "did you mean partitions?"]),
+        ("[kafka]\npartition = 4\n", ["[kafka] partition: there is no such key", "did you mean partitions?"]),
         ("[kafka]\npartitions = 'many'\n", ["[kafka] partitions", "expected a whole number", "'many'"]),
         ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected a whole number, 1 to 100000, got 0"]),
         ("[trainer]\ndropout = 1.5\n", ["trainer.dropout: expected", "got 1.5"]),
-        ("kafka = 5\n", ["kafka", "expected a table of keys", "got 5"]),
+        ("kafka = 5\n", ["kafka", "expected a table of keys", "got a number"]),
         ("[kafka\n", ["expected TOML"]),
         (
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
@@ -220,6 +220,72 @@ def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> Non
     assert client["ssl_check_hostname"] is False
 
 
+SASL = "security_protocol = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'\nsasl_plain_username = 'u'\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[kafka.client]\n{SASL}sasl_plain_passwort = 'hunter2'\n",
+        f"[kafka.client]\n{SASL}sasl_password = 'hunter2'\n",
+        f"[kafka.client]\n{SASL}sasl_plain_password = 87654321\n",
+        f"[kafka.client]\n{SASL}sasl_plain_password = ['hunter2']\n",
+        f'[kafka.client]\n{SASL}sasl_plain_password = "hunter2\\u0000"\n',
+        "[kafka.client]\nssl_keyfile_password = 'hunter2'\n",
+        "[kafka]\nclients = { sasl_plain_password = 'hunter2' }\n",
+        "[kafka]\nclient = [{ sasl_plain_password = 'hunter2' }]\n",
+        "[kafka]\nsasl_plain_password = 'hunter2'\n",
+        "[serving]\ntoken = 'hunter2'\n",
+        "[kafka_client]\nsasl_plain_password = 'hunter2'\n",
+        "kafka = 'sasl_plain_password=hunter2'\n",
+        "sasl_plain_password = 'hunter2'\n",
+        "[kafka]\nbootstrap = 'u:hunter2@localhost:9092'\n",
+        "[kafka]\nbootstrap = 'a:9092,u:hunter2,x@localhost:9092'\n",
+        "[kafka]\nbootstrap = ['u:hunter2@localhost:9092']\n",
+        "[serving]\npeers = ['http://u:hunter2@localhost:8080']\n",
+        "[serving]\naddress = 'http://u:hunter2@localhost:8080'\n",
+        b"[kafka.client]\nsasl_plain_password = 'hunter2\xe9'\n",
+        "[kafka.client]\nsasl_plain_password = hunter2\n",
+        "[kafka.client]\nsasl_plain_password = 'hunter2\n",
+        "[kafka.client]\nsasl_plain_password = 'hunter2'\nsasl_plain_password = 'hunter2'\n",
+    ],
+)
+def test_no_secret_is_in_an_error(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = refusal_of(path)
+    assert said
+    assert "hunter2" not in said
+    assert "87654321" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAFKA__CLIENT__SASL_PASSWORD", "hunter2"),
+        ("KAFKA__CLIENT__SASL_PLAIN_PASSWORD", "hunter2\x07"),
+        ("KAFKA__CLIENT", '{"sasl_plain_password": "hunter2"'),
+        ("KAFKA__CLIENT", '{"sasl_password": "hunter2"}'),
+        ("KAFKA__CLIENT", '["hunter2"]'),
+        ("KAFKA__SASL_PLAIN_PASSWORD", "hunter2"),
+        ("KAFKA_CLIENT__SASL_PLAIN_PASSWORD", "hunter2"),
+        ("KAFKA", '{"client": {"sasl_plain_password": "hunter2"}}'),
+        ("KAFKA__BOOTSTRAP", "sasl://u:hunter2@localhost:9092"),
+    ],
+)
+def test_no_secret_of_the_environment_is_in_an_error(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"HEADRACE_{name}", value)
+    with pytest.raises(ConfigError) as refused:
+        read_settings()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_no_password_is_in_the_text_of_the_settings(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, f"[kafka.client]\n{SASL}sasl_plain_password = 'hunter2'\n"))
+    assert settings.kafka.client["sasl_plain_password"] == "hunter2"
+    assert "hunter2" not in repr(settings)
+
+
 def test_variables_that_kubernetes_sets_for_a_service_are_not_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
     assert read_settings().serving.port == 8080
@@ -231,7 +297,7 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_keys(monkeypatch: 
         ('[kafka]\nprefix = "a"\n'.encode("utf-16"), "wrong.toml: expected UTF-8, got UTF-16; save it as UTF-8"),
         (
             '[trainer]\nmodel_id = "modèle"\n'.encode("latin-1"),
-            r"""wrong.toml:2: expected UTF-8, got b'model_id = "mod\xe8le"'""",
+            r"wrong.toml:2: expected UTF-8, got the byte b'\xe8'",
         ),
         (b'[kafka]\nprefix = "a\0"\n', "wrong.toml: expected TOML, got Illegal character"),
         (b"a = " + b"[" * 5000, "wrong.toml: expected TOML, got"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from kafka import OffsetAndMetadata, TopicPartition
+from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
+from headrace.broker import EmbeddedBroker
 from headrace.config import Settings
 from headrace.dead_letters import acceptable, resend, show
-from tests.brokers import Broker
+from tests.brokers import Broker, free_port
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
@@ -119,6 +121,95 @@ def test_an_action_keeps_the_id_that_it_has_and_those_of_a_list_differ() -> None
     headers = [(name, text.encode()) for name, text in {"topic": "a", "partition": "2", "offset": "7"}.items()]
     record = SimpleNamespace(value=value, headers=headers, offset=0)
     assert [each["id"] for each in acceptable(record, ActionConfig())] == ["mine", "dead-letter/a/2/7/1"]
+
+
+def letter_of(settings: Settings, user: str, item: int, partition: int, offset: int) -> None:
+    """A dead letter of an action that stood at this place of the actions topic."""
+    topics = Topics.under(settings.kafka.prefix)
+    told = {"reason": "unknown_action", "topic": topics.actions, "partition": str(partition), "offset": str(offset),
+            "index": "-1"}  # fmt: skip
+    producer = make_producer(settings.kafka)
+    value = msgspec.json.encode(action(user, item=item, action="buy"))
+    headers = [(name, text.encode()) for name, text in told.items()]
+    producer.send(topics.dead_letters, value, partition=0, headers=headers).get(60)
+    producer.close()
+
+
+def put(settings: Settings, partition: int, **content: object) -> int:
+    """Send a record to the actions topic; its offset."""
+    producer = make_producer(settings.kafka)
+    value = msgspec.json.encode(content)
+    sent = producer.send(Topics.under(settings.kafka.prefix).actions, value, partition=partition).get(60)
+    producer.close()
+    time.sleep(0.01)  # the next record has another timestamp
+    offset: int = sent.offset
+    return offset
+
+
+@pytest.fixture
+def empty(kafka: Broker, topic_prefix: str) -> Settings:
+    """A deployment that accepts "buy" now, without letters."""
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix, partitions=2)
+    ensure_topics(config)
+    return Settings(kafka=config).model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+
+
+def test_who_was_forgotten_does_not_come_back_with_the_dead_letters(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {}
+    for name, partition in (("alice", 0), ("elsewhere", 1), ("bob", 0), ("late", 0), ("item", 1)):
+        places[name] = partition, put(empty, partition, x=name)
+    put(empty, 0, forget=True, user="alice")
+    put(empty, 0, forget=True, user="elsewhere")
+    put(empty, 0, forget=True, user="late")
+    put(empty, 0, forget=True, item="77")
+    places["late"] = 0, put(empty, 0, x="came afterwards")
+    places["late elsewhere"] = 1, put(empty, 1, x="came afterwards")
+    for name, place in places.items():
+        letter_of(empty, name.split()[0], 77 if name == "item" else 1, *place)
+    assert resend(empty) == 0
+    said = capsys.readouterr().out
+    assert "sent 3 actions again" in said
+    assert "not sent: 3 actions whose user or item was to be forgotten after they came" in said
+    resent = [each["user"] for each in actions_of(empty) if "user" in each and "forget" not in each]
+    assert sorted(resent) == ["bob", "late", "late"]
+
+
+def test_the_embedded_broker_says_otherwise_that_nothing_came_later(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = EmbeddedBroker(free_port())
+    broker.start()
+    try:
+        config = KafkaConfig(bootstrap=broker.bootstrap, partitions=2)
+        ensure_topics(config)
+        settings = Settings(kafka=config).model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+        place = put(settings, 1, x="elsewhere")
+        put(settings, 0, forget=True, user="elsewhere")
+        letter_of(settings, "elsewhere", 1, 1, place)
+        assert resend(settings) == 0
+    finally:
+        broker.stop()
+    said = capsys.readouterr().out
+    assert "sent 0 actions again" in said
+    assert "not sent: 1 actions whose user or item was to be forgotten after they came" in said
+
+
+def test_a_letter_older_than_the_actions_topic_is_sent_only_when_asked_for(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = Topics.under(empty.kafka.prefix).actions
+    put(empty, 0, forget=True, user="alice")
+    put(empty, 0, x="the first that is left")
+    admin = KafkaAdminClient(bootstrap_servers=empty.kafka.bootstrap)
+    admin.delete_records({TopicPartition(topic, 0): 1})
+    admin.close()
+    letter_of(empty, "alice", 1, 0, 0)
+    assert resend(empty) == 0
+    said = capsys.readouterr().out
+    assert "sent 0 actions again" in said
+    assert f"not sent: 1 actions that are older than what {topic} still holds" in said
+    assert resend(empty, first=0, despite_retention=True) == 0
+    assert "sent 1 actions again" in capsys.readouterr().out
 
 
 def test_a_bookmark_beyond_the_end_of_the_topic_is_of_another_topic(

@@ -13,7 +13,7 @@ import pytest
 import headrace.rollout
 import headrace.versions
 from headrace.config import Settings
-from headrace.rollout import rollback
+from headrace.rollout import pin, rollback
 from headrace.versions import manifests
 from tests.headrace.test_ledger import manifest
 from wire.control import Pin
@@ -99,3 +99,32 @@ def test_a_rollback_goes_to_no_version_whose_base_is_gone(log: list[Record], pin
     assert pinned == [(2, 0)]
     with pytest.raises(VersionError, match=r"got 1/1"):
         rollback(Settings(), "1/1")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_pin_names_a_version_that_is_there_or_may_come(
+    pinned: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version in ("1/1", "2/2", "2/3", "3/0"):
+        assert pin(Settings(), version) == 0
+    assert pinned == [(1, 1), (2, 2), (2, 3), (3, 0)]
+    assert capsys.readouterr().out.count("which is still to come") == 2
+    for version in ("1/2", "1/7", "2/1", "0/0"):
+        with pytest.raises(VersionError, match=r"with its base \(1/0 to 2/2\), or one above 2/2, .* got " + version):
+            pin(Settings(), version)
+    assert len(pinned) == 4
+
+
+def test_a_pin_names_no_version_whose_base_is_gone(log: list[Record], pinned: list[tuple[int, int]]) -> None:
+    del log[: len(version(1, 0, 0))]
+    with pytest.raises(VersionError, match=r"got 1/1"):
+        pin(Settings(), "1/1")
+    assert pinned == []
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("version", [f"{2**53 + 1}/1", "99999999999999999999/1", "1/" + "9" * 5000])
+def test_no_pin_is_written_that_no_server_reads(version: str, pinned: list[tuple[int, int]]) -> None:
+    with pytest.raises(VersionError, match="expected EPOCH/NUMBER"):
+        pin(Settings(), version)
+    assert pinned == []

@@ -129,6 +129,9 @@ REQUESTS: dict[str, tuple[bytes, list[int]]] = {
     "a value beyond float64": (
         request(body=b'{"history": [{"item": 1, "action": "view", "timestamp": 1, "value": 1e400}]}'), [422],
     ),
+    "Latin-1 behind another mistake": (request(body=b'{"k": 0, "user": "\xe9t\xe9"}'), [422]),
+    "Latin-1 in an unknown field": (request(b"/rank", b'{"user": "a", "items": [], "x": "\xff"}'), [422]),
+    "Latin-1 behind a wrong type": (request(b"/items", b'{"items": [true, "\xe9"]}'), [422]),
     "two documents": (request(body=BODY + BODY), [422]),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,9 +21,11 @@ from serving.config import ServingConfig
 from serving.http.app import build_app
 from serving.titles import Titles
 from serving.users.catalogue import Catalogue
+from serving.validation import Decoder
 from serving.versions.manager import WeightsManager
+from tests.brokers import wait_until
 from tests.serving.inprocess import Client
-from tests.serving.live import MANAGER, WORLD, live_server, service_of
+from tests.serving.live import MANAGER, WORLD, listening, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
 from wire.errors import ConfigError
 from wire.example import no_interactions
@@ -383,6 +386,57 @@ def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as
         codes = [client.post("/recommend", json={"user": user}).status_code for user in ("u0", "u1", "u2")]
     assert codes == [200, 500, 200]
     assert "a fault" in caplog.text
+
+
+def test_a_fault_outside_of_the_lane_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(self: Decoder, body: bytes) -> Any:
+        raise IndexError("a fault of the decoder")
+
+    monkeypatch.setattr(Decoder, "decode", decode)
+    with live_server() as (_, port):
+        assert httpx.post(f"http://127.0.0.1:{port}/recommend", json={"user": "u0"}).status_code == 500
+    assert "POST /recommend failed" in caplog.text
+    assert "a fault of the decoder" in caplog.text
+
+
+def test_the_access_log_has_no_ids_of_users(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "uvicorn.access")
+    with live_server(access_log=True) as (_, port):
+        httpx.get(f"http://127.0.0.1:{port}/history?user=alice%40example.com")
+        httpx.get(f"http://127.0.0.1:{port}/version")
+    assert "GET /history?… HTTP" in caplog.text
+    assert "GET /version HTTP" in caplog.text
+    assert "alice" not in caplog.text
+
+
+@pytest.mark.parametrize(("takes_s", "code"), [(0.3, 200), (30.0, 503)])
+def test_what_is_in_flight_at_the_end_is_answered_or_refused(
+    takes_s: float, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = service_of(MANAGER, ServingConfig(drain_timeout_s=0.95))
+    codes: list[int] = []
+
+    async def slow(request: Any) -> bytes:
+        await asyncio.sleep(takes_s)
+        return b"{}"
+
+    service.recommend = slow  # type: ignore[method-assign]
+
+    def ask() -> None:
+        answer = httpx.post(f"http://127.0.0.1:{port}/recommend", json={"user": "u0"}, timeout=20)
+        codes.append(answer.status_code)
+
+    with listening(build_app(service), service.config) as (server, port):
+        client = threading.Thread(target=ask)
+        client.start()
+        wait_until(lambda: len(server.server_state.tasks) == 1, 20, "the request to be taken")
+        server.should_exit = True
+        client.join(20)
+    service.close()
+    assert codes == [code]
+    assert "Traceback" not in caplog.text
 
 
 def test_several_workers_and_batches_answer_as_one_alone() -> None:

@@ -225,6 +225,33 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
         assert "not in the topic" in thread.intake.rollout.why
 
 
+@pytest.mark.parametrize("gone", ["below the first", "between", "without its base"])
+def test_a_server_that_starts_with_a_pin_to_what_is_gone_follows_the_newest_and_says_so(wire: Wire, gone: str) -> None:
+    world = World(num_users=2)
+    if gone == "without its base":
+        world.records("base", 0)
+        pin = publish(wire, world)
+    else:
+        world.number, pin = 4, (1, 1) if gone == "below the first" else (1, 6)
+    publish(wire, world, "base")
+    if gone == "between":
+        world.number = 7
+        publish(wire, world, "base")
+    first, rollout = publish(wire, world), Rollout()
+    rollout.ordered = Pin(epoch=pin[0], number=pin[1], made_ms=0)
+    with subscriber(wire, rollout) as thread:
+        served(thread, first)
+        served(thread, publish(wire, world))
+        assert rollout.held == pin
+        assert "answering from the newest" in rollout.why
+        held = publish(wire, world, "delta", msgspec.structs.replace(GOOD, ne=9.0))
+        wait_until(lambda: rollout.held == held, 60, "a ruined version to be held back all the same")
+        served(thread, publish(wire, world))
+        assert (rollout.held, rollout.num_held) == (pin, 2)
+        rollout.ordered = None
+        wait_until(lambda: rollout.held is None, 60, "nothing to be held back")
+
+
 def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     rollout = Rollout()
     producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)

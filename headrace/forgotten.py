@@ -1,0 +1,99 @@
+"""Which users and items were to be forgotten, and since when: what `headrace dead-letters --resend` must not send.
+
+The requests are in the actions topic, for as long as that keeps them. An action is older than a request if it stands
+before it in the topic; in another partition, if it stands before whatever was written there after the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+
+from wire.action_json import ForgetRequest, Refused, decode_free, forget_request_of
+from wire.dead_letter import DeadLetter
+from wire.hashing import canonical
+from wire.kafka.consumer import Span, read, spans
+
+Key = tuple[str, str]
+"""("user" or "item", its canonical name)."""
+END = 1 << 63
+
+
+class Forgotten:
+    """The newest request about each user and item. ``held``: what the actions topic holds, by partition."""
+
+    def __init__(self, topic: str, held: Mapping[int, Span]) -> None:
+        self._topic, self._held = topic, held
+        self._until: dict[Key, Mapping[int, int]] = {}
+        """By partition: the offset before which actions are older than the request."""
+
+    @classmethod
+    def read(cls, consumer: KafkaConsumer, topic: str, letters: Mapping[int, int]) -> Forgotten:
+        """Every request that may be newer than a letter. ``letters``: partition → the first offset that a letter is
+        from."""
+        held = spans(consumer, topic)
+        forgotten, newest = cls(topic, held), dict[Key, Any]()
+        for key, record in _requests(consumer, topic, _since(consumer, topic, held, letters)):
+            if key not in newest or newest[key].timestamp <= record.timestamp:
+                newest[key] = record
+        for key, record in newest.items():
+            after = _first_after(consumer, topic, held, record.timestamp)
+            forgotten._until[key] = {**after, record.partition: record.offset}
+        return forgotten
+
+    def is_known(self, letter: DeadLetter) -> bool:
+        """Whether the actions topic still holds all that has come since this letter's action."""
+        span = self._held.get(letter.partition) if letter.topic == self._topic else None
+        return span is not None and letter.offset >= span.first
+
+    def covers(self, letter: DeadLetter, action: Mapping[str, Any]) -> bool:
+        """Whether the action's user or item was to be forgotten after the action came."""
+        for what in ("user", "item"):
+            name = action[what]
+            key = what, canonical(int(name) if isinstance(name, float) else name)
+            if key in self._until and letter.offset < self._until[key].get(letter.partition, END):
+                return True
+        return False
+
+
+def _since(
+    consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], letters: Mapping[int, int]
+) -> Mapping[int, Span]:
+    """Where in each partition to begin: at the time of the first action that a letter is from."""
+    known = {number: first for number, first in letters.items() if number in held}
+    if not known or any(first < held[number].first for number, first in known.items()):
+        return held if known else {}
+    ones = {number: Span(first, min(first + 1, held[number].end)) for number, first in known.items()}
+    times = [record.timestamp for record in read(consumer, topic, ones)]
+    if len(times) < len(ones):
+        return held
+    begin = _first_after(consumer, topic, held, min(times) - 1)
+    return {number: Span(min(begin[number], span.end), span.end) for number, span in held.items()}
+
+
+def _first_after(consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], time_ms: int) -> dict[int, int]:
+    """By partition: the first offset that was written later than this; `END` if there is none."""
+    asked = {TopicPartition(topic, number): time_ms + 1 for number in held}
+    found = consumer.offsets_for_times(asked)
+    # The embedded broker says so by a time of -1, and offset 0.
+    return {each.partition: at.offset if (at := found.get(each)) and at.timestamp >= 0 else END for each in asked}
+
+
+def _requests(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[tuple[Key, Any]]:
+    for record in read(consumer, topic, wanted):
+        request = _request_of(record.value)
+        if request is not None and not request.is_back:
+            yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
+
+
+def _request_of(value: bytes | None) -> ForgetRequest | None:
+    """The request that a record is. Lists, which most records are, have none."""
+    if not value or value[:1] == b"[" or not (b"forget" in value or b"\\u" in value):
+        return None
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused):
+        return forget_request_of(decode_free(value))
+    return None
