@@ -99,8 +99,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does, then let what it has cancelled be refused, and end what was kept open for requests."""
         await super().shutdown(sockets)
-        if self.server_state.tasks and not self.force_exit:
-            await asyncio.wait(self.server_state.tasks, timeout=REFUSE_S)
+        state, loop = self.server_state, asyncio.get_running_loop()
+        until_s = loop.time() + REFUSE_S
+        while (state.tasks or state.connections) and not self.force_exit and loop.time() < until_s:
+            await asyncio.sleep(0.01)
         await self.on_end()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
