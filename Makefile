@@ -1,4 +1,4 @@
-# Everything here runs on a fresh machine with Linux (x86-64 or arm64), Python 3.11 to 3.14 with venv, g++ and make: each
+# Everything here runs on a fresh machine with Linux (x86-64 or arm64), Python 3.11 to 3.13 with venv, g++ and make: each
 # target sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,9 +40,9 @@ case "$$machine" in "Linux x86_64" | "Linux aarch64") ;; \
 	*) refuse "expected Linux on x86-64 or arm64, got $$machine; use Docker there (README.md, \"Run it\")" ;; \
 esac; \
 command -v "$(PYTHON)" >/dev/null || \
-	refuse "expected Python 3.11 to 3.14, found no $(PYTHON); install it, or set PYTHON=/path/to/python3.11"; \
-"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
-	refuse "expected Python 3.11 to 3.14, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11"; \
+	refuse "expected Python 3.11 to 3.13, found no $(PYTHON); install it, or set PYTHON=/path/to/python3.11"; \
+"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	refuse "expected Python 3.11 to 3.13, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11"; \
 test -x $(BIN)/pip || "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	refuse "expected Python with venv, got $(PYTHON) without; install python3-venv, or set PYTHON=/path/to/python3.11"; \
 test -n "$$CXX" || command -v g++ >/dev/null || command -v clang++ >/dev/null || \

@@ -44,7 +44,9 @@ _HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
 class Rates:
     """Counts by row of the tables of items, domains and features, and the learned weights of the odds.
 
-    Row 0 collects everything without a row. Deterministic in the order of calls; one writer.
+    Row 0 collects everything without a row. Where an item's row was evicted, or came after its first interactions, the
+    late kinds of these are counted in another row than they are: at most as often as that row's interactions, so a row
+    0 without any stays empty. Deterministic in the order of calls; one writer.
     """
 
     def __init__(self, config: ModelConfig, *, backend: str = "auto", most_kept: int | None = None) -> None:
@@ -87,7 +89,7 @@ class Rates:
         ``user_done_RK``: how many of the user's ``user_num_R`` earlier interactions had each kind.
         """
         overall_K, rate_RPK = self.overall_K, np.empty((len(rows_R), NUM_PRIORS, self.arrays.num_kinds))
-        # A kind may arrive after its item's row was evicted and reused: then it counts more kinds than interactions.
+        # Earlier builds counted a kind also where its interaction was not: it may be there more often than those.
         np.minimum(self._item_rates(rows_R, overall_K), 1.0 - LEAST_RATE, out=rate_RPK[:, 0])
         user_num_R1 = (user_num_R + USER_STRENGTH)[:, None]
         np.divide(user_done_RK + USER_STRENGTH * overall_K, user_num_R1, out=rate_RPK[:, 1])

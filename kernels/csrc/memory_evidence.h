@@ -12,7 +12,7 @@ inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
     float heat_unit[NUM_HEAT];
     for (int h = 0; h < NUM_HEAT; ++h) heat_unit[h] = (float)(HEAT_SCALES[h] / m.clock[HEAT_SCALE + h]);
     const int64_t now = (int64_t)m.clock[EVENTS];
-    const Hours hours((int64_t)m.clock[TIME_OF_DAY]);
+    const Hours hours((int64_t)m.clock[NEWEST_MS]);
     for (int64_t i = from; i < to; i += W) {
         const int count = (int)min64(W, to - i);
         float* at = s.standing + i;
@@ -75,11 +75,17 @@ HEADRACE_INLINE void transpose8(v8* x) {
     for (int i = 0; i < 8; ++i) x[i] = y[i];
 }
 
-// One over the square root of `seen`: precomputed for all rows, or computed here.
-HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row) {
-    if (s.inverse_root) return s.inverse_root[row];
-    return m.seen_V[row] > 0 ? 1.0f / sqrtf(m.seen_V[row]) : 0.0f;
+// One over the square root of a row's own count, small enough for its square to be finite; 0 if nothing is counted.
+HEADRACE_INLINE float inverse_root_of(float seen) {
+    return seen > 0 ? 1.0f / sqrtf(seen > LEAST_SEEN ? seen : LEAST_SEEN) : 0.0f;
 }
+
+// The same of a row: precomputed for all rows, or computed here.
+HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row) {
+    return s.inverse_root ? s.inverse_root[row] : inverse_root_of(m.seen_V[row]);
+}
+
+HEADRACE_INLINE v8 at_most(v8 x, float most) { return x < most ? x : v8{} + most; }
 
 // What `gather` reads of a row's neighbours from the j-th on.
 HEADRACE_INLINE void prefetch_neighbours(const MemoryCall& m, int32_t row, int64_t j) {
@@ -96,6 +102,7 @@ HEADRACE_INLINE void prefetch_neighbours(const MemoryCall& m, int32_t row, int64
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int32_t next, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = root_of(m, s, row), inverse = root * root;
+    const auto share = [&](v8 x, int of) { return at_most(x * (inverse * decay[of]), MOST_SHARE * decay[of]); };
     const int32_t* id = m.neighbour_row + base;
     const int64_t num_next = m.num_neighbours[next];
     for (int64_t j = 0; j < num; j += 8) {
@@ -112,18 +119,18 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int32_t next, i
             }
         }
         for (int l = 0; l < count; ++l) q[l] = root_of(m, s, id[j + l]) * root;
-        const v8 both = f + b * .5f, similar = both * q;
+        const v8 both = f + b * .5f, similar = at_most(both * q, MOST_SHARE);
         v8 add[NUM_GATHERED] = {};
         add[WIDE] = similar * decay[WIDE];
         if (lag < LEARNED_LAGS) add[LEARNED] = w * decay[LEARNED];
         if (lag < CHAIN_LAGS) add[CHAIN] = log_of<v8, i8>(similar * COSINE_SCALE + 1.0f) * (.1f * decay[CHAIN]);
-        if (lag < FOLLOWS_LAGS) add[FOLLOWS] = both * (inverse * decay[FOLLOWS]);
+        if (lag < FOLLOWS_LAGS) add[FOLLOWS] = share(both, FOLLOWS);
         if (lag < NEAR_LAGS) {
-            add[AFTER] = f * q * decay[AFTER];
-            add[BEFORE] = b * q * decay[AFTER];
+            add[AFTER] = at_most(f * q, MOST_SHARE) * decay[AFTER];
+            add[BEFORE] = at_most(b * q, MOST_SHARE) * decay[AFTER];
         }
-        add[THREADS] = d * (inverse * decay[THREADS]);
-        if (lag == 0) add[DIRECT] = d * (inverse * decay[DIRECT]);
+        add[THREADS] = share(d, THREADS);
+        if (lag == 0) add[DIRECT] = share(d, DIRECT);
         transpose8(add);
         for (int l = 0; l < count; ++l) {
             touch(s, id[j + l]);

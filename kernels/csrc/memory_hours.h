@@ -9,15 +9,13 @@ HEADRACE_BEGIN
 struct Hours {
     int64_t first, second;
     float share;
-    explicit Hours(int64_t time_of_day_ms) {
+    explicit Hours(int64_t time_ms) {
         constexpr int64_t width = DAY_MS / NUM_HOURS;
-        const int64_t place = (time_of_day_ms + DAY_MS - width / 2) % DAY_MS;
+        const int64_t place = ((time_ms - width / 2) % DAY_MS + DAY_MS) % DAY_MS;
         first = place / width, second = (first + 1) % NUM_HOURS;
         share = (float)(place % width) / (float)width;
     }
 };
-
-HEADRACE_INLINE int64_t time_of_day(int64_t time_ms) { return (time_ms % DAY_MS + DAY_MS) % DAY_MS; }
 
 // How much more often than at all times a row is chosen at this one; `unit`: what a choice counts.
 HEADRACE_INLINE float hourly_of(const float* hour_H, const Hours& hours, float unit) {
@@ -31,15 +29,17 @@ inline void copy_hours(const MemoryCall& m, float* to_H, int64_t row) {
     if (m.num_hours) memcpy(to_H, m.hour_VH + row * NUM_HOURS, NUM_HOURS * sizeof(float));
 }
 
-// Notes when event r was, the newest one.
+// Notes when event r was, unless a later one has come before it.
 inline void note_time(const MemoryCall& m, int64_t r) {
-    if (m.num_hours) m.clock[TIME_OF_DAY] = (double)time_of_day(m.now_ms_R[r]);
+    double& newest = m.clock[NEWEST_MS];
+    const double now = (double)m.now_ms_R[r];
+    if (m.num_hours && (newest == 0 || now > newest)) newest = now;
 }
 
 // Counts the choice of event r; `unit`: what it counts.
 inline void count_hour(const MemoryCall& m, int64_t r, float unit) {
     if (!m.num_hours) return;
-    const Hours hours(time_of_day(m.now_ms_R[r]));
+    const Hours hours(m.now_ms_R[r]);
     float* hour_H = m.hour_VH + m.target_R[r] * NUM_HOURS;
     hour_H[hours.first] += unit * (1.0f - hours.share);
     hour_H[hours.second] += unit * hours.share;

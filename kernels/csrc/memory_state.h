@@ -70,7 +70,7 @@ enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY, HOURLY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
 // Follow the gathered evidence.
 enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE, SHOWN_COUNT, SHOWN_RECENCY, OWN_NEXT, OWN_HOUR };
-enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED, TIME_OF_DAY };
+enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES, BEGUN, CONTINUED, NEWEST_MS };
 constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f,
                 COUNT_DECAY = .9f;
@@ -87,6 +87,8 @@ constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed 
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
 constexpr int64_t VISIT_MS = 30 * 60 * 1000, MINUTE_MS = 60 * 1000, DAY_MS = 24 * 60 * MINUTE_MS, AROUND_MINUTES = 120;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
+// Of a count beside a row's own: the most that it gives as a share, and the least of that row's that it is divided by.
+constexpr float MOST_SHARE = 2.f, LEAST_SEEN = 1e-37f;
 constexpr float OUT = -1e30f;
 
 typedef float v8 __attribute__((vector_size(32)));

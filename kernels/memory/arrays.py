@@ -57,7 +57,7 @@ CLOCK = (
     "choices",
     "begun",
     "continued",
-    "time_of_day",
+    "newest_ms",
 )
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5, "lift": 0.5}

@@ -17,6 +17,12 @@ from kernels.memory.shortlist import Prediction
 # one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
 LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (1, 1.0), (60, 0.97)
+WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
+           "direct": DIRECT, "threads": THREADS}  # fmt: skip
+"""Those of the features that sum up what is counted beside past choices."""
+MOST_SHARE, LEAST_SEEN = 2.0, 1e-37
+"""Of a count beside a row's own: the most that it gives as a share, and the least of that row's that it is divided by.
+"""
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
 EVENTS, SEEN, HEAT = 0, 1, 2
 REPEATS, CHOICES, BEGUN, CONTINUED = range(HEAT + NUM_HEATS, HEAT + NUM_HEATS + 4)
@@ -40,24 +46,45 @@ def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
     )
 
 
+def shares_of(
+    memory: MemoryArrays, row: int, other_N: Int32 | Int64, after_N: Float64, before_N: Float64, direct_N: Float64
+) -> dict[str, Float64]:
+    """What the counts of other rows beside a past choice say of them: relative to that choice's own count (``follows``,
+    ``threads``), and as cosines; nothing without an own count.
+
+    A row's own count is as old as its choices, but what follows one counts from the moment when it does. Where a user
+    comes back after many half-lives, such a share would be without bound, so it is at most `MOST_SHARE`.
+    """
+    root, root_N = (_inverse_root(memory.seen[rows]) for rows in (row, other_N))
+    both_N, inverse, cosine_N = after_N + 0.5 * before_N, root * root, root * root_N
+    wide_N = np.minimum(both_N * cosine_N, MOST_SHARE)
+    return {
+        "follows": np.minimum(both_N * inverse, MOST_SHARE),
+        "chain": 0.1 * np.log1p(COSINE_SCALE * wide_N),
+        "wide": wide_N,
+        "after": np.minimum(after_N * cosine_N, MOST_SHARE),
+        "before": np.minimum(before_N * cosine_N, MOST_SHARE),
+        "threads": np.minimum(direct_N * inverse, MOST_SHARE),
+    }
+
+
+def _inverse_root(seen: Float32) -> Float64:
+    """One over the square root of rows' own counts; 0 where nothing is counted."""
+    least = np.maximum(seen.astype(float), LEAST_SEEN)
+    return np.where(seen > 0, 1.0 / np.sqrt(least), 0.0)
+
+
 def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
     """(evidence features, V)."""
     total = dict(zip(EVIDENCE, np.zeros((len(EVIDENCE), num_rows)), strict=True))
     for lag, row in enumerate(past.row_P[::-1].tolist()):
         num = memory.num_neighbours[row]
         ids = memory.neighbour_row[row, :num]
-        after, before = memory.after[row, :num].astype(float), memory.before[row, :num].astype(float)
-        both, seen = after + 0.5 * before, float(memory.seen[row])
-        root = np.sqrt(seen * memory.seen[ids].astype(float))
-        _add(total["follows"], ids, both / seen if num else both, lag, FOLLOWS)
-        _add(total["chain"], ids, 0.1 * np.log1p(COSINE_SCALE * both / root), lag, CHAIN)
-        _add(total["wide"], ids, both / root, lag, WIDE)
-        _add(total["after"], ids, after / root, lag, NEAR)
-        _add(total["before"], ids, before / root, lag, NEAR)
-        _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
-        direct = memory.direct[row, :num] / seen if num else both
-        _add(total["direct"], ids, direct * visit_share(memory, past, lag), lag, DIRECT)
-        _add(total["threads"], ids, direct, lag, THREADS)
+        counts = (getattr(memory, name)[row, :num].astype(float) for name in ("after", "before", "direct"))
+        found = shares_of(memory, row, ids, *counts) | {"learned": memory.weight[row, :num].astype(float)}
+        found["direct"] = found["threads"] * visit_share(memory, past, lag)
+        for name, window in WINDOWS.items():
+            _add(total[name], ids, found[name], lag, window)
     for place, row in enumerate(past.row_P.tolist()):
         total["own_count"][row] += 1.0
         total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))

@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 
 from kernels.memory.arrays import EVIDENCE, FEATURES, PAIRED, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
 from kernels.memory.features import (
-    CHAIN,
     COSINE_SCALE,
-    DIRECT,
-    FOLLOWS,
     FOLLOWS_SCALE,
-    LEARNED,
-    NEAR,
     SEEN,
-    THREADS,
-    WIDE,
+    WINDOWS,
     gains_of,
+    shares_of,
     standing_of,
     visit_share,
 )
@@ -32,8 +27,6 @@ from kernels.memory.groups import lift_of
 from kernels.memory.pairs import paired_of
 from kernels.memory.past import MemoryPast
 
-_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
-            "direct": DIRECT, "threads": THREADS}  # fmt: skip
 _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
                "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0, "shown_count": 1.0,
                "own_next": 1.0, "own_hour": 1.0}  # fmt: skip
@@ -83,15 +76,9 @@ def memory_shares(
         zip(pairs, past_P[::-1].tolist(), strict=True)
     ):
         after_LC[lag], before_LC[lag] = after_C, before_C
-        both_C, seen = after_C + 0.5 * before_C, float(memory.seen[row])
-        root_C = np.sqrt(np.maximum(seen * memory.seen[row_C].astype(float), np.finfo(float).tiny))
-        found = {
-            "follows": both_C / seen if seen > 0 else both_C, "chain": 0.1 * np.log1p(COSINE_SCALE * both_C / root_C),
-            "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
-            "threads": direct_C / seen if seen > 0 else direct_C,
-        }  # fmt: skip
+        found = shares_of(memory, row, row_C, after_C, before_C, direct_C) | {"learned": weight_C}
         found["direct"] = found["threads"] * visit_share(memory, past, lag)
-        for name, (lags, decay) in _WINDOWS.items():
+        for name, (lags, decay) in WINDOWS.items():
             if lag < lags:
                 raw[name][lag] = found[name] * decay**lag
         is_own_C = (row_C == row).astype(float)

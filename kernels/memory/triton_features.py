@@ -32,6 +32,8 @@ from kernels.memory.features import (
     FOLLOWS_SCALE,
     HEAT_SCALES,
     LEARNED,
+    LEAST_SEEN,
+    MOST_SHARE,
     NEAR,
     THREADS,
     TIME_SHARE,
@@ -50,7 +52,7 @@ LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for
 OWN_COLUMNS = tl.constexpr(6)
 """Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last;
 how much it counts as what the user does next, and as what the user does at this time of day."""
-TINY = tl.constexpr(1e-37)
+TINY, SHARE_MOST = tl.constexpr(LEAST_SEEN), tl.constexpr(MOST_SHARE)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)
 SLOPES = tl.constexpr(1 << (NUM_WEIGHTS.value - 1).bit_length())
@@ -250,24 +252,25 @@ def gather(
         product = seen * tl.load(seen_ptr + other, mask=inside, other=0.0)
         per_root = tl.where(product > 0, 1.0 / tl.sqrt(tl.maximum(product, TINY)), 0.0)
         both = after + 0.5 * before
+        similar = tl.minimum(both * per_root, SHARE_MOST)
         into = evidence_ptr + other
         lags = tl.zeros([], tl.float32) + lag
-        add = both * per_root * tl.exp2(lags * WIDE_FADE)
+        add = similar * tl.exp2(lags * WIDE_FADE)
         add_to_each(into + 2 * stride, add, inside)
         if lag < LEARNED_LAGS:
             add = tl.load(weight_ptr + at, mask=inside, other=0.0) * tl.exp2(lags * LEARNED_FADE)
             add_to_each(into + 5 * stride, add, inside)
         if lag < CHAIN_LAGS:
-            add = 0.1 * logarithm(both * per_root, SCALE_OF_COSINE) * tl.exp2(lags * CHAIN_FADE)
+            add = 0.1 * logarithm(similar, SCALE_OF_COSINE) * tl.exp2(lags * CHAIN_FADE)
             add_to_each(into + stride, add, inside)
         if lag < FOLLOWS_LAGS:
-            add = both * inverse * tl.exp2(lags * FOLLOWS_FADE)
+            add = tl.minimum(both * inverse, SHARE_MOST) * tl.exp2(lags * FOLLOWS_FADE)
             add_to_each(into, add, inside)
         if lag < NEAR_LAGS:
-            share = per_root * tl.exp2(lags * NEAR_FADE)
-            add_to_each(into + 3 * stride, after * share, inside)
-            add_to_each(into + 4 * stride, before * share, inside)
-        direct = tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse
+            fade = tl.exp2(lags * NEAR_FADE)
+            add_to_each(into + 3 * stride, tl.minimum(after * per_root, SHARE_MOST) * fade, inside)
+            add_to_each(into + 4 * stride, tl.minimum(before * per_root, SHARE_MOST) * fade, inside)
+        direct = tl.minimum(tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse, SHARE_MOST)
         if lag < DIRECT_LAGS:
             add_to_each(into + 6 * stride, direct * tl.where(lag < num_visit, 1.0, across), inside)
         if lag < THREAD_LAGS:

@@ -203,16 +203,20 @@ def _count(odds: OddsArrays, events: OddsEvents, r: int, came_K: Float64) -> Non
     come_C = np.append(is_new, came_K)
     blocks = odds.item_VC[row].reshape(-1, odds.num_kinds + 1)
     for block_C, decay in zip(blocks, (1.0, *RECENT_DECAYS), strict=True):
-        block_C[:] = _bounded(block_C * (decay if is_new else 1.0) + come_C)
+        block_C[:] = _counted(block_C * np.float32(decay if is_new else 1.0), come_C)
     odds.item_dirty_V[row] = 0xFF
     row_A = events.attribute_RA[r].tolist()
     for name, at in [*_tables(odds, row_A), *(("pair", at) for at in pair_rows(row_A, len(odds.pair_VC)))]:
         counts_VC = getattr(odds, f"{name}_VC")
-        counts_VC[at] = _bounded(counts_VC[at] + come_C.astype(np.float32))
+        counts_VC[at] = _counted(counts_VC[at], come_C)
         if name != "pause":
             getattr(odds, f"{name}_dirty_V")[at] = 0xFF
     odds.total_C += come_C
 
 
-def _bounded(count_C: Float64 | Float32) -> Float64 | Float32:
-    return count_C * np.float32(0.5) if count_C[0] >= MOST_COUNTED else count_C
+def _counted(count_C: Float32, come_C: Float64) -> Float32:
+    """Counts (C,) with one more interaction, or with kinds of an earlier one: each at most as often as interactions,
+    since the earlier one may have been counted in another row, which is gone by now."""
+    more_C = count_C + come_C.astype(np.float32)
+    more_C[1:] = np.maximum(count_C[1:], np.minimum(more_C[1:], more_C[0]))
+    return more_C * np.float32(0.5) if more_C[0] >= MOST_COUNTED else more_C

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from kernels.memory import (
+    FEATURES,
     MemoryArrays,
     MemoryEvents,
     MemoryOutcome,
@@ -21,6 +22,7 @@ from kernels.memory import (
     memory_scores,
 )
 from kernels.memory.arrays import CLOCK, NUM_HOURS, SEEN_AGAIN
+from kernels.memory.features import MOST_SHARE, weighted_sum
 from kernels.memory.past import DAY_MS, VISIT_MS
 from tests.kernels.yardstick import force, levels
 
@@ -409,6 +411,40 @@ def test_what_a_user_chooses_at_this_time_of_day_is_expected_again() -> None:
         float(np.nanmean(learned_of(habits(day_ms), 37).loss_R[half:])) for day_ms in (DAY_MS, DAY_MS * 11 // 10)
     )
     assert loss < 0.2 * elsewhere  # .005 and 1.319
+
+
+def long_ago(half_lives: int, rules: MemoryRules = RULES) -> MemoryArrays:
+    """A user chose row 1, and row 2 after so many half-lives in which others chose rows 3 and 4."""
+    memory = MemoryArrays.empty(16, 8, NUM_BUCKETS)
+    past: list[list[int]] = [[], *([] for _ in range(2 * half_lives)), [1]]
+    events = events_at_once([1, *[3, 4] * half_lives, 2], np.full(len(past), 2), past, [[] for _ in past])
+    memory_learn(memory, 12, events, np.zeros((0, 12), np.float32), replace(rules, seen_half_life=2.0))
+    return memory
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("half_lives", [1, 20, 70, 135])
+def test_what_follows_a_choice_of_long_ago_counts_no_more_than_what_always_follows_one(
+    monkeypatch: pytest.MonkeyPatch, level: str, half_lives: int
+) -> None:
+    """Row 1's own count has faded by then, which that of row 2 after it has not; in the end a float cannot hold it."""
+    force(monkeypatch, level)
+    memory, next_one = long_ago(half_lives), events_at_once([2], [1], [[1]], [[]])
+    found_FV = weighted_sum(memory, 12, MemoryPast.of_event(next_one, 0), np.zeros(12, np.float32)).feature_FV
+    for name, scale in (("follows", 100.0), ("direct", 100.0), ("threads", 100.0), ("wide", 1e3), ("after", 1e3)):
+        assert found_FV[FEATURES.index(name), 2] <= np.log1p(scale * MOST_SHARE), name
+    scores, losses = [], []
+    for backend in ("reference", "cpp"):
+        score = np.zeros((1, 12), np.float32)
+        memory_scores(memory, 12, next_one, score, backend=backend)
+        scores.append(score)
+        after, logit = memory.copy(), np.zeros((1, 12), np.float32)
+        losses.append(memory_learn(after, 12, next_one, logit, RULES, backend=backend).loss_R)
+        assert np.isfinite(after.gain).all()
+    assert np.isfinite(scores).all()
+    assert np.isfinite(losses).all()
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3, atol=1e-4)
 
 
 def learned_of(events: MemoryEvents, num_rows: int) -> MemoryOutcome:

@@ -96,6 +96,19 @@ def test_the_feature_is_by_how_much_an_item_is_likelier_than_at_other_times() ->
     assert best == [1, 2]
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("known_ms", [0, 40 * DAY_MS, 3 * HOUR_MS])
+def test_an_event_that_comes_late_does_not_set_the_time_of_day_back(backend: str, known_ms: int) -> None:
+    """Also where an earlier build had only the time of day."""
+    memory, now_ms = MemoryArrays.empty(NUM_ROWS, 8, NUM_BUCKETS, num_hours=NUM_HOURS), 50 * DAY_MS + 20 * HOUR_MS
+    memory.clock[-1] = known_ms
+    events, nothing = at_times([1, 2, 0], [now_ms, now_ms - 12 * HOUR_MS, now_ms - 1], kind=2), np.zeros((0, NUM_ROWS))
+    memory_learn(memory, NUM_ROWS, events, nothing.astype(np.float32), RULES, backend=backend)
+    assert memory.clock[-1] == now_ms
+    found_V = standing_of(memory, slice(4))[HOURLY]
+    assert found_V[1] > 0 > found_V[2], "it is still evening"
+
+
 @pytest.mark.parametrize("level", levels())
 def test_times_before_1970_and_rescaled_counts_are_as_defined(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     force(monkeypatch, level)

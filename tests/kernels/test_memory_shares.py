@@ -44,10 +44,13 @@ def test_the_parts_add_up_to_the_score(
     assert found.shown_SC.shape == (len(shown), len(asked))
 
 
-def test_the_sum_is_the_kernels_own_score_of_what_is_not_reranked() -> None:
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_the_sum_is_the_kernels_own_score_of_what_is_not_reranked(*, is_counted: bool) -> None:
+    """Also where a past item was evicted and met again: it may have neighbours without having been chosen since."""
     stream = Stream(num_rows=90, num_events=400, num_users=6)
     memory, _ = learned(stream, width=80)
     past, met = [1, 5, 7], list[int]()
+    memory.seen[past[:2]] *= is_counted
     events = events_at_once([0], [0], [past], [met])
     logits = np.random.default_rng(3).normal(size=(1, 90)).astype(np.float32)
     scores = logits.copy()
@@ -57,6 +60,9 @@ def test_the_sum_is_the_kernels_own_score_of_what_is_not_reranked() -> None:
     unlisted = np.argsort(-found.total)[LISTED:]
     assert len(unlisted) > 5
     np.testing.assert_allclose(scores[0, asked][unlisted], found.total[unlisted], rtol=1e-4, atol=1e-4)
+    again = logits.copy()
+    memory_scores(memory, 90, events, again, backend="reference")
+    np.testing.assert_allclose(scores, again, rtol=1e-3, atol=1e-3)
 
 
 def test_a_choice_that_nobody_follows_up_adds_nothing_and_one_that_everybody_does_adds_most() -> None:

@@ -221,6 +221,24 @@ def test_weights_learn_of_an_interaction_once_with_the_kinds_that_it_has_by_then
     assert kept.count_2.tolist() == [5, 2]
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_kind_is_not_counted_more_often_than_interactions(backend: str) -> None:
+    """The interactions may have been counted in another row, which is gone: what is left for row 0 are the kinds."""
+    odds, kept = OddsArrays.empty(1, 0, 0), OddsKept.empty(OddsArrays.empty(1, 0, 0), 8)
+    odds.total_C[:] = 100.0, 5.0
+    odds_learn(odds, kept, replace(of_one_kind([1, 1], [0, 0]), kept_R=np.full(2, -1, np.int32)), OddsRules(),
+               backend=backend)  # fmt: skip
+    assert not odds.item_VC[0].any()
+    assert not odds.pause_VC.any()
+    assert odds.total_C.tolist() == [100.0, 7.0], "over all items it is known what they belong to"
+    odds_learn(odds, kept, of_one_kind([0, 1, 0], [-1, -1, -1]), OddsRules(horizon=4), backend=backend)
+    late = replace(of_one_kind([1] * 5, [0] * 5), kept_R=np.full(5, -1, np.int32))
+    odds_learn(odds, kept, late, OddsRules(horizon=4), backend=backend)
+    assert odds.item_VC[0, :2].tolist() == [3.0, 3.0]
+    blocks = odds.item_VC[0].reshape(-1, 2)
+    assert (blocks[:, 1] <= blocks[:, 0]).all()
+
+
 def of_two_features(num: int, *, is_hidden: str = "") -> tuple[OddsEvents, OddsArrays]:
     """A kind that depends on whether two features are alike, or whether the user comes back at once, and on nothing
     else; ``is_hidden``: what events do not tell."""

@@ -32,7 +32,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s, Blank& blank) {
     for (int64_t i = 0; i < s.padded; ++i) {
         const bool is_open = i < m.num_rows && m.first_V[i] >= 0;
         s.closed[i] = is_open ? 0.0f : OUT;
-        s.inverse_root[i] = is_open && m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+        s.inverse_root[i] = is_open ? inverse_root_of(m.seen_V[i]) : 0.0f;
     }
     return true;
 }
@@ -179,7 +179,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
 inline void refresh(const MemoryCall& m, Scratch& s, int32_t target, bool is_rescaled) {
     s.closed[target] = 0.0f;
     const int64_t from = is_rescaled ? 0 : target, to = is_rescaled ? m.num_rows : target + 1;
-    for (int64_t i = from; i < to; ++i) s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+    for (int64_t i = from; i < to; ++i) s.inverse_root[i] = inverse_root_of(m.seen_V[i]);
     if ((int64_t)m.clock[EVENTS] % REFRESH == 0) stand(m, s, 0, m.num_rows);
     else stand(m, s, target, target + 1);
 }

@@ -32,7 +32,7 @@ inline bool stand_all(const StandCall& call) {
         for (int64_t i = from; i < to; ++i) {
             const bool is_open = m.first_V[i] >= 0;
             closed[i - from] = is_open ? 0.0f : OUT;
-            call.root_V[i] = is_open && m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+            call.root_V[i] = is_open ? inverse_root_of(m.seen_V[i]) : 0.0f;
         }
         for (int64_t b = 0; b < num_buckets; ++b)
             for (int64_t i = 0; i < to - from; i += W) {

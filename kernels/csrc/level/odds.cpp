@@ -134,11 +134,15 @@ inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
     learn(c, s, log, slope);
 }
 
-// Counts one more interaction, or kinds that arrived for an earlier one. Counts are halved long before a float cannot
-// grow by one any more.
+// Counts one more interaction, or kinds that arrived for an earlier one: each at most as often as interactions, since
+// the earlier one may have been counted in another row, which is gone by now. Counts are halved long before a float
+// cannot grow by one any more.
 HEADRACE_INLINE void come(float* count, int64_t columns, uint32_t bits, bool is_new) {
-    for (int64_t i = 0; i < columns; i += W)
-        store_some(count + i, load_some(count + i, columns - i) + columns_of(bits, (int)(i / W), is_new), columns - i);
+    const vf num = splat(count[0] + (float)is_new);
+    for (int64_t i = 0; i < columns; i += W) {
+        const vf had = load_some(count + i, columns - i), more = had + columns_of(bits, (int)(i / W), is_new);
+        store_some(count + i, larger(had, smaller(more, num)), columns - i);
+    }
     if (count[0] >= MOST_COUNTED)
         for (int64_t i = 0; i < columns; ++i) count[i] *= 0.5f;
 }

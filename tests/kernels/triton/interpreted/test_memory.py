@@ -23,7 +23,15 @@ from kernels.memory.triton_features import LIST
 from kernels.memory.triton_pick import OUT, pick
 from model.config import ModelConfig
 from model.memory import Memory
-from tests.kernels.test_memory import NUM_BUCKETS, NUM_GROUPS, RULES, Stream, assert_same_memory, events_at_once
+from tests.kernels.test_memory import (
+    NUM_BUCKETS,
+    NUM_GROUPS,
+    RULES,
+    Stream,
+    assert_same_memory,
+    events_at_once,
+    long_ago,
+)
 from trainer.config import TrainerConfig
 from trainer.learner.step import Learner
 from wire.example import Example, rows_of
@@ -69,6 +77,20 @@ def test_groups_are_learned_as_the_definition_does(exclude: str) -> None:
     definition, ours = both(started(), rules=replace(RULES, exclude=exclude))
     assert_same(ours, definition)
     assert (definition[1].rank_R > 0).any()
+
+
+@pytest.mark.parametrize("half_lives", [20, 135])
+def test_what_follows_a_choice_of_long_ago_is_bounded_as_the_definition_says(half_lives: int) -> None:
+    slow, events = long_ago(half_lives), events_at_once([2, 4], [1, 1], [[1], [1]], [[], []])
+    slow.clock[0] = 64 * GROUP
+    fast, logits = slow.copy(), np.zeros((2, 12), np.float32)
+    there = DeviceMemory(fast, RULES, CPU, GROUP)
+    expected = reference.memory_learn_grouped(slow, 12, events, logits, RULES, GROUP)
+    got = there.learn(12, events, torch.from_numpy(logits)).wait()
+    there.fetch(fast)
+    assert np.isfinite(got.loss_R).all()
+    assert np.isfinite(fast.gain).all()
+    assert_same((fast, got), (slow, expected))
 
 
 @triton.jit
