@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-MS_PER_DAY = 86_400_000
+from wire.moment import MS_PER_DAY
 
 
 class Names:

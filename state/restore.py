@@ -48,13 +48,13 @@ from rocksdict import WriteBatch
 
 from state.database import Database
 from state.meta import Position
-from state.names import MS_PER_DAY
 from state.sequencer import Sequencer
 from state.user import User
 from state.user_store import UserStore
 from wire.action_json import ForgetRequest
 from wire.example import Example, Mark
 from wire.example_log import ExampleLog, Verdict
+from wire.moment import MS_PER_DAY
 
 _BATCH_USERS = 500
 

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+MS_PER_DAY = 86_400_000
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 """The end of the year 9999."""
 RECENT_MS = (631_152_000_000, 4_102_444_800_000)

@@ -12,12 +12,13 @@ from rocksdict import WriteBatch
 
 from state import name_store
 from state.config import StoreConfig
-from state.names import MS_PER_DAY, Names
+from state.names import Names
 from state.store import PartitionStore
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.hashing import item_hash
+from wire.moment import MS_PER_DAY
 
 ANY_TIME, NO_JOINS = ActionConfig(min_timestamp_ms=0), SequenceConfig(join_window_s=0.0)
 BACKENDS = pytest.mark.parametrize("backend", ["cpp", "python"])

@@ -13,10 +13,10 @@ from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.snapshot import learner_arrays, small_arrays
-from trainer.learner.past_names import MS_PER_DAY
 from trainer.learner.step import Learner
 from trainer.versions.collection import Collection
 from wire.example import Example
+from wire.moment import MS_PER_DAY
 from wire.weights import decode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +61,37 @@ def test_an_item_that_comes_back_has_its_name_again_and_it_is_published() -> Non
     learner.unpublished_names.clear()
     learn(learner, 8, items=range(PER_DAY))
     assert learner.names[7919] == learner.unpublished_names[7919] == "name 7919"
+
+
+def step_at(learner: Learner, days: float, *, named: dict[int, str | int], items: tuple[int, ...] = ()) -> None:
+    """Learn an example of one user that has these items, and names some of them."""
+    keys = np.array(items or tuple(named))
+    rows = columns(np.random.default_rng(0), len(keys), PER_DAY)
+    start_ms = START_MS // MS_PER_DAY * MS_PER_DAY + int(days * MS_PER_DAY)
+    rows = replace(rows, item_hash=keys, timestamp_ms=start_ms + np.arange(len(keys)))
+    learner.step([example(rows, len(keys), user=f"u{days}", names=named)])
+
+
+def test_a_name_that_comes_as_a_day_begins_is_kept_for_what_comes_without_it() -> None:
+    learner = Learner(MODEL, replace(TRAINER, admit_after=3))
+    step_at(learner, 0.1, named={1: "one"})
+    step_at(learner, 0.2, named={2: "two"})
+    step_at(learner, 1.1, named={1: "one"})
+    step_at(learner, 2.1, named={1: "one", 2: "two"})
+    step_at(learner, 2.5, named={}, items=(2,))
+    assert learner.items.lookup(np.array([2])).all()
+    assert learner.names == {1: "one", 2: "two"}
+
+
+def test_a_name_is_kept_until_an_interaction_that_waits_for_feedback_is_learned() -> None:
+    learner = Learner(MODEL, replace(TRAINER, feedback="wait", feedback_window_s=3 * 86_400.0))
+    for day in range(3):
+        step_at(learner, day, named={1: "one"})
+    step_at(learner, 3, named={1: "one", 2: "two"})
+    for day in range(4, 9):
+        step_at(learner, day, named={1: "one"})
+        assert learner.names[2] == "two"
+    assert learner.items.lookup(np.array([2])).all()
 
 
 def test_increments_and_versions_have_only_the_names_that_are_left(folder: CheckpointFolder) -> None:

@@ -11,7 +11,7 @@ from model.embedding import EmbeddingTable
 from model.rates import Rates
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.config import TrainerConfig
-from trainer.learner.past_names import MS_PER_DAY
+from wire.moment import MS_PER_DAY
 
 KEPT_SHARE = 0.9
 """How much of ``trainer.max_items`` is left of a catalogue that has grown beyond it: evicting reads the whole memory,

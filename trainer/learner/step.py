@@ -103,7 +103,7 @@ class Learner:
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
-        self.past_names = PastNames()
+        self.past_names = PastNames(trainer.window_ms or 0)
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
@@ -291,13 +291,14 @@ class Learner:
     def learn_names(self, names: Mapping[int, str | int]) -> None:
         """Learn the producers' ids of items, for versions and checkpoints. The newest stand last, as in a checkpoint
         that is put together from what has changed."""
+        self.past_names.keep(names)
         for known in (self.names, self.unpublished_names, self.unsaved_names):
             for item, name in names.items():
                 known.pop(item, None)
                 known[item] = name
 
     def _forget_names(self) -> None:
-        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms).tolist():
+        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms):
             for known in (self.unpublished_names, self.unsaved_names):
                 known.pop(item, None)
             self.unsaved_names[item] = self.names.pop(item)
