@@ -94,6 +94,16 @@ def test_a_name_is_kept_until_an_interaction_that_waits_for_feedback_is_learned(
     assert learner.items.lookup(np.array([2])).all()
 
 
+def test_a_name_that_is_known_is_neither_published_nor_saved_again() -> None:
+    learner = Learner(MODEL, EVICTING)
+    step_at(learner, 0, named={1: "one", 2: "two"})
+    learner.unpublished_names.clear()
+    learner.unsaved_names.clear()
+    step_at(learner, 1, named={1: "one", 2: "another"})
+    assert learner.unpublished_names == learner.unsaved_names == {2: "another"}
+    assert list(learner.names.items()) == [(1, "one"), (2, "another")]
+
+
 def test_increments_and_versions_have_only_the_names_that_are_left(folder: CheckpointFolder) -> None:
     learner, saver = Learner(MODEL, EVICTING), Saver(folder)
     for day in range(8):

@@ -289,11 +289,12 @@ class Learner:
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
 
     def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints. The newest stand last, as in a checkpoint
-        that is put together from what has changed."""
+        """Learn the producers' ids of items, for versions and checkpoints: those that are new or differ. The newest
+        stand last, as in a checkpoint that is put together from what has changed."""
         self.past_names.keep(names)
+        fresh = {item: name for item, name in names.items() if self.names.get(item) != name}
         for known in (self.names, self.unpublished_names, self.unsaved_names):
-            for item, name in names.items():
+            for item, name in fresh.items():
                 known.pop(item, None)
                 known[item] = name
 
