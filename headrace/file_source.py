@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from state.names import Names
 from state.sequencer import Sequencer
 from trainer.examples.histories import TrainedHistories
 from trainer.sources.source import Position, PositionTracker
@@ -21,6 +22,14 @@ from wire.example import Example
 from wire.weights import PlanStep
 
 FILE_PARTITION = 0
+
+
+class _NamesInEach(Names):
+    """Nothing counts as sent, so every example names its items: names cost nothing on this way, and the items of a
+    chunk may be of many days."""
+
+    def add(self, item_hash: int) -> None:
+        """Remember nothing."""
 
 
 class FileSource:
@@ -39,11 +48,11 @@ class FileSource:
         on_rejection: Callable[[Rejection], None] = lambda _: None,
     ) -> None:
         self._chunks = _decoded(actions, action, take, on_rejection)
-        self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
+        self._sequencer = Sequencer(action, sequence, FILE_PARTITION, names=_NamesInEach())
         self._tracker = PositionTracker(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
         self._histories: TrainedHistories | None = None
-        self._offset, self._ended, self._newest_ms = 0, False, 0
+        self._offset, self._ended = 0, False
 
     @property
     def positions(self) -> dict[int, Position]:
@@ -66,8 +75,6 @@ class FileSource:
         if chunk is None:
             self._ended = True
             return []
-        self._newest_ms = max([self._newest_ms, *(action.timestamp_ms for action in chunk)])
-        self._sequencer.names.turn(self._newest_ms)
         for action in chunk:
             self._sequencer.apply(action, self._offset, action.timestamp_ms)
             self._offset += 1
