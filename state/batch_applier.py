@@ -81,9 +81,19 @@ class BatchApplier:
 
     def apply(self, records: Sequence[Record]) -> None:
         """Apply records whose offsets increase. Afterwards they are on disk, as one batch; a request to forget has a
-        batch of its own."""
-        if records and self._sequencer.names.turn(records[0][1]) and self._compiled is not None:
-            self._compiled.forget_names()
+        batch of its own, and so have the records of each day (`state.names`)."""
+        names, first = self._sequencer.names, 0
+        for number, (_, record_ms, *_) in enumerate(records):
+            if (day := names.day_of(record_ms)) != names.day:
+                if number > first:
+                    self._apply_day(records[first:number])
+                names.begin(day)
+                if self._compiled is not None:
+                    self._compiled.settle(self._max_cached_users, max_names=0)
+                first = number
+        self._apply_day(records[first:])
+
+    def _apply_day(self, records: Sequence[Record]) -> None:
         if self._compiled is None:
             self._apply_each(records)
         else:

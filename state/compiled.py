@@ -23,8 +23,6 @@ from wire.moment import MAX_TIMESTAMP_MS
 Run = list[tuple[int, int, int, int]]
 """Records: the range of each one's actions, its offset and its Kafka timestamp."""
 
-MAX_USERS = 1 << 62
-
 
 def rules_of(action: ActionConfig, sequence: SequenceConfig, partition: int, num_partitions: int | None) -> Rules:
     """The configuration as C++ takes it."""
@@ -71,13 +69,9 @@ class CompiledUsers:
         sequencer.resume(Position(applied, record_ms, event_ms, counted, counts, next_number, epoch))
         return changes
 
-    def settle(self, max_users: int) -> None:
-        """What `apply` returned is in the database."""
-        self._sequences.settle(max_users, Names.MAX_CACHED)
-
-    def forget_names(self) -> None:
-        """Every name is sent again. Call between `settle` and `decode`."""
-        self._sequences.settle(MAX_USERS, 0)
+    def settle(self, max_users: int, *, max_names: int = Names.MAX_CACHED) -> None:
+        """What `apply` returned is in the database: keep at most this many users and names in memory."""
+        self._sequences.settle(max_users, max_names)
 
     def drop(self, user: str) -> None:
         """Forget a user who was changed or removed elsewhere."""

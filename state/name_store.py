@@ -12,8 +12,9 @@ from itertools import islice
 from rocksdict import WriteBatch
 
 from state.database import Database
+from state.names import NO_DAY
 
-_PREFIX, _NEVER = b"n", -(1 << 31)
+_PREFIX = b"n"
 SWEPT, SWEPT_A_NAME = 1000, 4
 """Keys of past days are looked for among this many in each write batch, and this many more for each name in it."""
 
@@ -23,7 +24,7 @@ class NameStore:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._swept_day = 0
+        self._swept_day = NO_DAY
         self._next: bytes | None = None
         """Where to go on to sweep; None: all is swept."""
 
@@ -58,11 +59,11 @@ class NameStore:
 
 def encode_day(day: int) -> bytes:
     """The value of a key. A Kafka timestamp may state any time, so a day may not fit."""
-    return min(max(day, _NEVER), -_NEVER - 1).to_bytes(4, "big", signed=True)
+    return min(max(day, NO_DAY), -NO_DAY - 1).to_bytes(4, "big", signed=True)
 
 
 def _day_of(stored: bytes) -> int:
-    return int.from_bytes(stored, "big", signed=True) if stored else _NEVER
+    return int.from_bytes(stored, "big", signed=True) if stored else NO_DAY
 
 
 def _is_of(stored: bytes | None, day: int) -> bool:

@@ -10,11 +10,15 @@ from collections.abc import Callable
 
 from wire.moment import MS_PER_DAY
 
+NO_DAY = -(1 << 31)
+"""Before every day: that of names of which nobody knows when they were sent."""
+
 
 class Names:
     """The items that the partition has named on ``day``. ``look_up`` finds those that are no longer in memory."""
 
     MAX_CACHED = 1_000_000
+    MAX_EARLIER = 10_000
 
     def __init__(self, look_up: Callable[[int, int], bool] | None = None) -> None:
         """``look_up``: whether an item was named on a day."""
@@ -23,17 +27,22 @@ class Names:
         self._look_up = look_up
         self.fresh: list[int] = []
         """Named since the owner last emptied this list."""
-        self.day = 0
+        self.day = NO_DAY
         """Days since 1970 by Kafka timestamps."""
+        self._num_earlier = 0
 
-    def turn(self, record_ms: int) -> bool:
-        """A record of this Kafka timestamp comes next; whether it is of another day, on which every name is sent
-        again."""
-        day, self.day = self.day, record_ms // MS_PER_DAY
-        if day == self.day:
-            return False
+    def day_of(self, record_ms: int) -> int:
+        """The day of the next record, by its Kafka timestamp: the current one also if that is earlier. A backfill
+        beside live records would otherwise begin a day with each. Only many in a row lead back, as after a record with
+        a time in the future."""
+        day = record_ms // MS_PER_DAY
+        self._num_earlier = self._num_earlier + 1 if day < self.day else 0
+        return self.day if 0 < self._num_earlier < self.MAX_EARLIER else day
+
+    def begin(self, day: int) -> None:
+        """From here on records are of another day, on which every name is sent again."""
+        self.day, self._num_earlier = day, 0
         self.known.clear()
-        return True
 
     def __contains__(self, item_hash: int) -> bool:
         if item_hash in self.known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,9 +35,13 @@ class Partition:
 
     def click(self, day: int, *clicks: tuple[str, str]) -> list[str]:
         """Each user clicks on an item, in one batch; returns the names that were sent for that."""
-        record_ms = (START_DAY + day) * MS_PER_DAY + HOUR_MS + self._offset
+        return self.click_on([day] * len(clicks), *clicks)
+
+    def click_on(self, days: Iterable[int], *clicks: tuple[str, str]) -> list[str]:
+        """The same, each click on a day of its own."""
         records = []
-        for user, item in clicks:
+        for day, (user, item) in zip(days, clicks, strict=True):
+            record_ms = (START_DAY + day) * MS_PER_DAY + HOUR_MS + self._offset
             fields = {"user": user, "item": item, "action": "click", "timestamp": record_ms}
             records.append((self._offset, record_ms, user.encode(), json.dumps(fields).encode()))
             self._offset += 1
@@ -102,6 +106,36 @@ def test_records_that_go_back_over_midnight_do_not_send_names_again(backend: str
 
 
 @BACKENDS
+def test_a_batch_sends_names_again_for_each_day_of_its_records(backend: str, tmp_path: Path) -> None:
+    with partition(tmp_path, backend) as ours:
+        clicks = [(f"u{user}", "a") for user in range(6)]
+        assert ours.click_on([0, 0, 1, 1, 2, 0], *clicks) == ["a", "a", "a"]
+        assert ours.click(2, ("v", "a")) == []
+        assert [example.newest_record_ms // MS_PER_DAY - START_DAY for _, example in ours.topic if example.names] == [
+            0, 1, 2
+        ]  # fmt: skip
+
+
+@BACKENDS
+def test_a_backfill_beside_live_records_does_not_send_names_again(backend: str, tmp_path: Path) -> None:
+    with partition(tmp_path, backend) as ours:
+        assert ours.click_on([100], ("u", "a")) == ["a"]
+        assert ours.click_on([10, 100, 20, 100, 30], *[(f"u{user}", "a") for user in range(5)]) == []
+        assert ours.click(40, ("v", "a"), ("v", "b")) == ["b"]
+
+
+@BACKENDS
+def test_a_record_from_the_future_does_not_end_the_days(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Names, "MAX_EARLIER", 3)
+    with partition(tmp_path, backend) as ours:
+        assert ours.click(10_000, ("u", "a")) == ["a"]
+        assert [ours.click(0, ("u", "a")) for _ in range(4)] == [[], [], ["a"], []]
+        assert ours.click(1, ("u", "a")) == ["a"]
+
+
+@BACKENDS
 def test_names_of_past_days_are_removed_from_the_disk(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,8 +153,8 @@ def test_whoever_reads_a_compacted_topic_knows_the_names_of_what_is_current(tmp_
 
 def test_names_that_are_sent_once_are_lost_to_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken build that the test above is for."""
-    turn: Callable[[Names, int], bool] = lambda self, record_ms: False  # noqa: E731
-    monkeypatch.setattr(Names, "turn", turn)
+    day_of: Callable[[Names, int], int] = lambda self, record_ms: START_DAY  # noqa: E731
+    monkeypatch.setattr(Names, "day_of", day_of)
     assert missing_after_compaction(tmp_path)
 
 
