@@ -11,8 +11,9 @@ Int64 = NDArray[np.int64]
 
 
 class KeySet(MutableSet[int]):
-    """A set that is also a sorted array, which is made again when somebody looks at it after a change: neither a change
-    nor a look takes time for each key. One writer; any thread may look."""
+    """A set that is also a sorted array. Neither a change nor a look takes time for each key, but for the first look
+    after changes, which sorts all keys (a quarter of a second for a million): they change when a person asks for it.
+    One writer; any thread may look."""
 
     def __init__(self, keys: Iterable[int] = ()) -> None:
         self._keys = set(keys)
