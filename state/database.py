@@ -19,6 +19,8 @@ _CORRUPT = ("Corruption", "checksum", "corrupted", "No such file")
 
 LOG_BYTES = 1 << 20
 """Of RocksDB's LOG, of which two are kept: it notes each flush and compaction, so it grows as long as a worker runs."""
+TOMBSTONES = 1000, 500
+"""A file in which, of this many keys in a row, this many are tombstones is compacted soon."""
 
 
 class Database:
@@ -81,6 +83,15 @@ class Database:
         except Exception as error:  # noqa: BLE001
             self._raise(error)
 
+    def begin_flush(self) -> None:
+        """Have what is in memory written to a file, which takes place beside what comes next."""
+        try:
+            self._live().flush(wait=False)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
+
     def write(self, batch: WriteBatch) -> None:
         """Write a batch, all of it or nothing (`StoreConfig.fsync` says how durably)."""
         try:
@@ -132,6 +143,8 @@ def _options(config: StoreConfig) -> Options:
     options.set_write_buffer_size(config.write_buffer_bytes)
     options.set_max_log_file_size(LOG_BYTES)
     options.set_keep_log_file_num(2)
+    # Where most keys are tombstones, a reader would stand among them until RocksDB has another reason to compact.
+    options.add_compact_on_deletion_collector_factory(*TOMBSTONES, 0.5)
     table = BlockBasedOptions()
     table.set_block_cache(Cache(config.block_cache_bytes))
     table.set_bloom_filter(10, False)

@@ -17,6 +17,8 @@ from state.names import NO_DAY
 _PREFIX = b"n"
 SWEPT, SWEPT_A_NAME = 1000, 4
 """Keys of past days are looked for among this many in each write batch, and this many more for each name in it."""
+MANY_REMOVED = 10_000
+"""After a sweep that removed more, RocksDB's memory is flushed."""
 
 
 class NameStore:
@@ -27,6 +29,7 @@ class NameStore:
         self._swept_day = NO_DAY
         self._next: bytes | None = None
         """Where to go on to sweep; None: all is swept."""
+        self._num_removed = 0
 
     def save(self, batch: WriteBatch, item_hashes: Iterable[int], day: int) -> None:
         """Record that these items were named on this day."""
@@ -51,10 +54,17 @@ class NameStore:
             self._swept_day, self._next = day, _PREFIX
         most = SWEPT + SWEPT_A_NAME * num_named
         found = list(islice(self._db.under(_PREFIX, self._next), most))
-        for key, stored in found:
-            if _day_of(stored) < day - 1:
-                batch.delete(key)
-        self._next = found[-1][0] + b"\x00" if len(found) == most else None
+        past = [key for key, stored in found if _day_of(stored) < day - 1]
+        for key in past:
+            batch.delete(key)
+        self._num_removed += len(past)
+        if len(found) == most:
+            self._next = found[-1][0] + b"\x00"
+            return
+        self._next = None
+        if self._num_removed > MANY_REMOVED:
+            self._db.begin_flush()  # the next sweep would pass their tombstones, which only compacting a file drops
+        self._num_removed = 0
 
 
 def encode_day(day: int) -> bytes:

@@ -147,6 +147,17 @@ def test_names_of_past_days_are_removed_from_the_disk(
             assert ours.num_stored <= 3 * 40, "those of today and yesterday, and what is not swept yet"
 
 
+def test_tombstones_of_names_do_not_gather_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name_store, "MANY_REMOVED", 5)
+    with partition(tmp_path, "cpp") as ours:
+        for day in range(12):
+            for batch in range(3):
+                ours.click(day, *((f"u{user}", f"item {day} {batch} {user}") for user in range(40)))
+        num = ours.store._db._live().property_int_value("rocksdb.num-deletes-active-mem-table")
+    assert num is not None
+    assert num < 3 * 240, "of names and of the outbox, of three days; without flushes, of twelve"
+
+
 def test_whoever_reads_a_compacted_topic_knows_the_names_of_what_is_current(tmp_path: Path) -> None:
     assert missing_after_compaction(tmp_path) == set()
 
