@@ -80,8 +80,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and the answer: uvicorn tells only the newest request that its client has gone."""
+        """Stop the clocks, and the answer. Uvicorn tells only the newest request that its client has gone, and leaves
+        the clock of a connection that was reset, which holds all of it."""
         self._due.cancel()
+        self._unset_keepalive_if_required()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()

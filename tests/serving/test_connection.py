@@ -4,7 +4,9 @@ to what it asked, in order, and none stays."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import serving.http.connection
 from serving.config import ServingConfig
@@ -287,6 +290,29 @@ def test_what_a_client_still_sends_does_not_cost_it_the_answers(monkeypatch: pyt
                 while piece := client.recv(4096):
                     found += piece
             assert seen(found) == expected
+
+
+def num_held_after_resets() -> int:
+    """How many of 20 connections that were reset while they were kept alive are still in memory."""
+    with served() as (_, server, port):
+        for _ in range(20):
+            with closing(socket.create_connection(("127.0.0.1", port), timeout=SOON_S)) as client:
+                client.sendall(get())
+                while not client.recv(4096).endswith(b"/quick"):
+                    ...
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: not server.server_state.connections, 20, "them to be gone")
+        gc.collect()
+        return sum(issubclass(type(each), BoundedConnection) for each in gc.get_objects())
+
+
+def test_a_connection_that_is_reset_is_not_held_until_its_time_to_be_kept_is_over() -> None:
+    assert num_held_after_resets() < 10
+
+
+def test_a_clock_that_holds_connections_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "connection_lost", HttpToolsProtocol.connection_lost)
+    assert num_held_after_resets() >= 20
 
 
 def at_once(self: BoundedConnection, word: bytes) -> None:
