@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from kafka import KafkaAdminClient
 
 import headrace.forget
+import serving.sender
 import wire.kafka.producer
 from headrace.config import Settings
 from headrace.dead_letters import resend
@@ -71,6 +73,32 @@ def test_a_request_is_not_sent_to_a_topic_that_was_given_partitions(
         sender.forget(ForgetRequest(user=USER))
     sender.close()
     assert num_sent(deployment) == 0
+
+
+def test_a_server_looks_at_times_whether_the_topic_has_the_partitions_that_it_lacks(
+    deployment: Deployment, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many requests would have to wait for those before it, if each connected anew."""
+    sender = ActionSender(dataclasses.replace(deployment.kafka, partitions=3), deployment.action)
+    made: list[Any] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append(make_producer(*arguments, **options))
+        return made[-1]
+
+    def is_sent() -> bool:
+        try:
+            return sender.forget(ForgetRequest(user=USER)).offset == 0
+        except NotReadyError:
+            return False
+
+    monkeypatch.setattr(serving.sender, "make_producer", noted)
+    began_s = time.monotonic()
+    assert [is_sent() for _ in range(30)] == [False] * 30
+    assert len(made) <= 2 + (time.monotonic() - began_s) / serving.sender.LOOK_AGAIN_S
+    admin.create_partitions({deployment.topics.actions: 3})
+    wait_until(is_sent, 20, "the request to be sent")
+    sender.close()
 
 
 def test_partitions_that_are_added_while_a_request_is_sent_do_not_lead_it_astray(
