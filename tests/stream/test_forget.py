@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from kafka import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
 
 import headrace.forget
 import serving.sender
@@ -23,7 +24,7 @@ from serving.sender import ActionSender
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle
 from tests.stream.workers import Deployment, WorkerProcess
-from wire.errors import HeadraceError, TopicsMismatch
+from wire.errors import BrokerUnavailable, HeadraceError, TopicsMismatch
 from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
 from wire.status import PartitionStatus, WorkerStatus, encode_status
@@ -147,6 +148,20 @@ def test_a_report_on_a_topic_that_was_there_before_is_no_evidence(
     producer.close()
     assert forget(settings_of(deployment), "user", USER, wait_s=1.0) == 1
     assert "but not carried out within 1 s" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError("no answer"), BrokerUnavailable("no answer")], ids=repr)
+def test_a_request_that_was_sent_is_told_as_sent_if_the_broker_goes_away(
+    error: Exception, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(headrace.forget, "read", away)
+    assert forget(settings_of(deployment), "user", USER) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"sent (partition {partition_of(USER.encode(), 2)}, offset 0), but not carried out while it could " in told
+    assert "no answer" in told
 
 
 @pytest.mark.parametrize("what", ["user", "item"])
