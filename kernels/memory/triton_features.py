@@ -248,11 +248,14 @@ def gather(
         after = tl.load(after_ptr + at, mask=inside, other=0.0)
         before = tl.load(before_ptr + at, mask=inside, other=0.0)
         seen = tl.load(seen_ptr + row)
-        inverse = tl.where(seen > 0, 1.0 / tl.maximum(seen, TINY), 0.0)
+        least = tl.maximum(seen, TINY)
+        inverse = tl.where(seen > 0, 1.0 / least, 0.0)
         product = seen * tl.load(seen_ptr + other, mask=inside, other=0.0)
-        per_root = tl.where(product > 0, 1.0 / tl.sqrt(tl.maximum(product, TINY)), 0.0)
+        root = tl.sqrt(tl.maximum(product, TINY))
+        per_root = tl.where(product > 0, 1.0 / root, 0.0)
+        most, most_alike = SHARE_MOST * least, SHARE_MOST * root  # of what is divided, so that nothing overflows
         both = after + 0.5 * before
-        similar = tl.minimum(both * per_root, SHARE_MOST)
+        similar = tl.minimum(both, most_alike) * per_root
         into = evidence_ptr + other
         lags = tl.zeros([], tl.float32) + lag
         add = similar * tl.exp2(lags * WIDE_FADE)
@@ -264,13 +267,13 @@ def gather(
             add = 0.1 * logarithm(similar, SCALE_OF_COSINE) * tl.exp2(lags * CHAIN_FADE)
             add_to_each(into + stride, add, inside)
         if lag < FOLLOWS_LAGS:
-            add = tl.minimum(both * inverse, SHARE_MOST) * tl.exp2(lags * FOLLOWS_FADE)
+            add = tl.minimum(both, most) * inverse * tl.exp2(lags * FOLLOWS_FADE)
             add_to_each(into, add, inside)
         if lag < NEAR_LAGS:
             fade = tl.exp2(lags * NEAR_FADE)
-            add_to_each(into + 3 * stride, tl.minimum(after * per_root, SHARE_MOST) * fade, inside)
-            add_to_each(into + 4 * stride, tl.minimum(before * per_root, SHARE_MOST) * fade, inside)
-        direct = tl.minimum(tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse, SHARE_MOST)
+            add_to_each(into + 3 * stride, tl.minimum(after, most_alike) * per_root * fade, inside)
+            add_to_each(into + 4 * stride, tl.minimum(before, most_alike) * per_root * fade, inside)
+        direct = tl.minimum(tl.load(direct_ptr + at, mask=inside, other=0.0), most) * inverse
         if lag < DIRECT_LAGS:
             add_to_each(into + 6 * stride, direct * tl.where(lag < num_visit, 1.0, across), inside)
         if lag < THREAD_LAGS:

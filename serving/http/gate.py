@@ -57,7 +57,7 @@ class Gate:
             is_whole = await self._pass(scope, receive, sending)
         except asyncio.CancelledError:  # the time to stop is over
             if not is_started:
-                await refusal(503, ENDS, headers={"retry-after": "1"})(scope, receive, sending)
+                await refusal(503, ENDS, headers={"retry-after": "1", "connection": "close"})(scope, receive, sending)
         finally:
             self._metrics.in_flight -= 1
             if is_whole and scope["path"] != "/events":  # a stream stays open as long as the page does

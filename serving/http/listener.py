@@ -20,8 +20,9 @@ from serving.open_files import FileWatch
 from wire.listening import refused_address
 
 KEEP_ALIVE_S = 75
-REFUSE_S = 1.0
-"""Once `ServingConfig.drain_timeout_s` is over: time to tell the clients of what is not answered by then."""
+REFUSE_S, REFUSE_TICK_S = 1.0, 0.01
+"""Once `ServingConfig.drain_timeout_s` is over: time to tell the clients of what is not answered by then,
+and how often to look whether they are told."""
 
 
 class NoQueries(logging.Filter):
@@ -99,8 +100,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does, then let what it has cancelled be refused, and end what was kept open for requests."""
         await super().shutdown(sockets)
-        if self.server_state.tasks and not self.force_exit:
-            await asyncio.wait(self.server_state.tasks, timeout=REFUSE_S)
+        for _ in range(round(REFUSE_S / REFUSE_TICK_S)):
+            if self.force_exit or not (self.server_state.tasks or self.server_state.connections):
+                break
+            await asyncio.sleep(REFUSE_TICK_S)
         await self.on_end()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ A forwarded request has a mark (`MARK`), so the server that receives it never fo
 (`ANSWERED`) is known to be one of ours. Each server is given ``timeout_s``; if it fails, one other that holds the user
 is asked. A server that has failed is not asked for a while, and then by one request first: the others need not wait.
 One that refuses the mark or the user (421) may be some moments ahead or behind, as while `headrace switch` arrives, so
-it is asked again before it counts as failed.
+it has failed only once it has said nothing else for `PATIENCE_S`, and is asked again until then.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ CONNECT_S, KEPT_OPEN_S = 1.0, 30.0
 """How long a connection may take to be made, and how long it is kept without a request (a server keeps it longer)."""
 MOST_CONNECTIONS = 256
 """To one server."""
-MOMENTS_S = (0.02, 0.05, 0.1, 0.2, 0.3)
-"""The pauses before holders of whom one said 421 are asked again."""
+PATIENCE_S, PAUSE_S = 0.7, 0.05
 MAX_ANSWER_BYTES = 64 << 20
 PASSED_ON = frozenset({200, 413, 422})
 """What depends on the request alone. Anything else is the fault of the server that said it."""
@@ -86,30 +85,27 @@ class Forwarder:
     async def _first_answer(
         self, what: str, holders: Sequence[Peer], question: Question, turn: int, line: str
     ) -> bytes:
-        for pause_s in MOMENTS_S:
+        while True:
             with suppress(_Misdirected):
-                return await self._round(what, holders, question, turn, line, is_last=False)
-            await asyncio.sleep(pause_s)
-        return await self._round(what, holders, question, turn, line, is_last=True)
+                return await self._round(what, holders, question, turn, line)
+            await asyncio.sleep(PAUSE_S)
 
-    async def _round(
-        self, what: str, holders: Sequence[Peer], question: Question, turn: int, line: str, *, is_last: bool
-    ) -> bytes:
-        failures, is_misdirected = list[str](), False
+    async def _round(self, what: str, holders: Sequence[Peer], question: Question, turn: int, line: str) -> bytes:
+        failures, may_come_right = list[str](), False
         busy: Reply | None = None
         for peer in in_order(holders, turn, line)[:MAX_TRIES]:
             try:
-                reply = await self._answer_of(peer, question, is_last=is_last)
+                reply = await self._answer_of(peer, question)
             except PeerError as error:
                 self.num_peer_failures += 1
-                is_misdirected |= error.is_misdirected
+                may_come_right |= error.is_misdirected and not peer.has_failed
                 failures.append(f"{peer.name} {error}")
                 busy = error.reply or busy
                 continue
             if reply.status == 200:
                 return reply.body
             raise RelayedError(reply.status, reply.body, {})
-        if is_misdirected and not is_last:
+        if may_come_right:
             raise _Misdirected
         if busy is not None:
             raise RelayedError(busy.status, busy.body, {"retry-after": busy.retry_after or "1"})
@@ -117,18 +113,20 @@ class Forwarder:
         why = "; ".join(failures) or (f"{names} failed to, a moment ago" if holders else "no live server holds it")
         raise NotReadyError(f"nobody answers for {what} now: {why}. Ask again later; {NEEDED}", f"a holder of {what}")
 
-    async def _answer_of(self, peer: Peer, question: Question, *, is_last: bool) -> Reply:
-        """A server's answer, if it is one to pass on. Raises `PeerError`. ``is_last``: it is not asked again."""
+    async def _answer_of(self, peer: Peer, question: Question) -> Reply:
+        """A server's answer, if it is one to pass on. Raises `PeerError`."""
         if peer.has_failed:  # this request finds out for the others
             peer.avoided_until_s = time.monotonic() + self._timeout_s
         try:
             reply = await self._reply(peer, question)
         except PeerError as error:
-            # It has too much to do, and says so, or may answer in a moment.
-            is_there = error.reply is not None or (error.is_misdirected and not is_last)
-            peer.has_failed, peer.avoided_until_s = not is_there, 0.0 if is_there else time.monotonic() + AVOIDED_S
+            now_s, is_there = time.monotonic(), error.reply is not None  # it has too much to do, and says so
+            if error.is_misdirected:
+                peer.misdirected_since_s = peer.misdirected_since_s or now_s
+                is_there = now_s - peer.misdirected_since_s < PATIENCE_S
+            peer.has_failed, peer.avoided_until_s = not is_there, 0.0 if is_there else now_s + AVOIDED_S
             raise
-        peer.has_failed, peer.avoided_until_s = False, 0.0
+        peer.has_failed, peer.avoided_until_s, peer.misdirected_since_s = False, 0.0, 0.0
         return reply
 
     async def _reply(self, peer: Peer, question: Question) -> Reply:

@@ -48,19 +48,22 @@ def some(step: int, rng: np.random.Generator, late: float = 0.0) -> OddsEvents:
 @pytest.mark.parametrize("seed", range(3))
 def test_rates_are_those_of_a_recount(seed: int) -> None:
     rng, baseline = np.random.default_rng(seed), Rates(MODEL)
-    shown, done = Counter[int](), dict[int, np.ndarray]()
+    shown, done, all_done = Counter[int](), dict[int, np.ndarray](), np.zeros(2)
     for step in range(8):
         events = some(step, rng, late=0.3)
         rows = events.row_R.astype(np.int64)
         total = sum(shown.values())
-        prior = np.minimum((sum(done.values(), np.zeros(2)) + 1) / (total + 2), 1 - LEAST_RATE)
+        prior = np.minimum((all_done + 1) / (total + 2), 1 - LEAST_RATE)
         expected = [(done.get(row, np.zeros(2)) + 10 * prior) / (shown[row] + 10) for row in rows.tolist()]
         np.testing.assert_allclose(baseline.predict(rows), expected)
         learn(baseline, events, keys(step))
         for row, bits, new in zip(rows.tolist(), events.bits_R.tolist(), events.is_new_R.tolist(), strict=True):
             shown[row] += new
-            done[row] = done.get(row, np.zeros(2)) + np.array([bits & 1, bits >> 1])
+            had, came = done.get(row, np.zeros(2)), np.array([bits & 1, bits >> 1])
+            done[row] = np.maximum(had, np.minimum(had + came, shown[row]))
+            all_done = all_done + came
         gone = int(rows[0])
+        all_done = all_done - done[gone]
         baseline.forget(np.array([gone]))
         shown[gone], done[gone] = 0, np.zeros(2)
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 import serving.users.forwarding
 from serving.errors import NotReadyError, OverloadedError, RelayedError
-from serving.users.forwarding import MOMENTS_S, Forwarder
+from serving.users.forwarding import Forwarder
 from serving.users.peers import Peer
 from serving.users.question import ANSWERED, MARK, Question
 
@@ -93,8 +93,8 @@ def test_where_one_does_not_answer_as_it_should_another_is_asked(status: int, sa
     assert (forwarder.num_failed, forwarder.num_peer_failures) == (0, 1)
     error, forwarder = asked(in_turn(lambda: told(status)))
     assert says in str(error)
-    num_asked = 1 + len(MOMENTS_S) if status == 421 else 1
-    assert (forwarder.num_failed, forwarder.num_peer_failures) == (1, num_asked)
+    assert forwarder.num_failed == 1
+    assert (forwarder.num_peer_failures > 1) == (status == 421)
 
 
 def test_a_server_that_is_some_moments_ahead_or_behind_is_asked_again_and_not_avoided() -> None:
@@ -105,11 +105,17 @@ def test_a_server_that_is_some_moments_ahead_or_behind_is_asked_again_and_not_av
     assert (forwarder.num_failed, forwarder.num_peer_failures) == (0, 2)
 
 
-def test_one_that_stays_the_wrong_one_is_avoided() -> None:
-    first, second, forwarder = asked(in_turn(lambda: told(421)), num=2)
+def test_one_that_stays_the_wrong_one_is_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.users.forwarding.PATIENCE_S", 0.2)
+    wrong = in_turn(lambda: told(421))
+    first, second, forwarder = asked(wrong, num=2)
     assert "does not hold it" in str(first)
     assert "failed to, a moment ago" in str(second)
-    assert forwarder.num_peer_failures == 1 + len(MOMENTS_S)
+    assert 1 < forwarder.num_peer_failures < 10
+    monkeypatch.setattr("serving.users.forwarding.PATIENCE_S", 0.0)  # beside another one too
+    *bodies, forwarder = asked(wrong, in_turn(lambda: told(body="another")), num=9)
+    assert bodies == [b"another"] * 9
+    assert forwarder.num_peer_failures == 1
 
 
 def test_no_more_than_two_are_asked() -> None:
