@@ -23,7 +23,7 @@ GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import os, xdist; print("-n", min(16, l
 # A machine with a GPU may be at hand for minutes: tests that take longer are interrupted, and say so.
 GPU_TEST_S ?= 165
 # Tests wait for brokers and processes a third of their time: one more at a time than there are processors.
-WORKERS ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
+WORKERS ?= -n $(shell "$(PYTHON)" -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
 RESULTS ?= bench/results
 .PHONY: help setup lint format test test-quick test-sanitized test-gpu soak demo bench bench-gpu lock clean
 
@@ -43,10 +43,16 @@ command -v "$(PYTHON)" >/dev/null || \
 	refuse "expected Python 3.11 to 3.13, found no $(PYTHON); install it, or set PYTHON=/path/to/python3.11"; \
 "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	refuse "expected Python 3.11 to 3.13, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11"; \
+test ! -x $(BIN)/python || $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	refuse "expected Python 3.11 to 3.13 in $(VENV), got $$($(BIN)/python --version 2>&1); remove $(VENV), or set VENV"; \
 test -x $(BIN)/pip || "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	refuse "expected Python with venv, got $(PYTHON) without; install python3-venv, or set PYTHON=/path/to/python3.11"; \
-test -n "$$CXX" || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
-	refuse "expected a C++ compiler, found neither g++ nor clang++; install g++, or set CXX"
+if test -n "$$CXX"; then \
+	command -v $${CXX%% *} >/dev/null || refuse "CXX: expected a C++ compiler, found no $${CXX%% *}; unset it, or set it to a command"; \
+else \
+	command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		refuse "expected a C++ compiler, found neither g++ nor clang++; install g++, or set CXX"; \
+fi
 endef
 
 $(PACKAGES):

@@ -26,6 +26,8 @@ _LISTED = (
 )  # fmt: skip
 WRONG_CONFIGURATION = 2
 """The exit status that says that starting again is of no use."""
+MANY_THREADS = ("demo", "worker", "train", "serve", "replay")
+"""The commands whose libraries start threads; all others say what is wrong on a machine that has too few."""
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in _LISTED}
 """The commands by name, in the order in which help lists them."""
 
@@ -55,7 +57,10 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
-    if too_little := raise_file_limit() or too_small_stack() or too_few_threads():
+    too_little = raise_file_limit() or too_small_stack()
+    if command in MANY_THREADS and not {"-h", "--help"}.intersection(words):
+        too_little = too_little or too_few_threads()
+    if too_little:
         say(f"headrace {command}: {too_little}", is_error=True)
         return 1
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headrace.ledger import SequenceLedger, Violations, differences, num_absent
+from headrace.ledger import SequenceLedger, Violations, num_absent
 from headrace.plan_ledger import PlanLedger, compare, num_waiting, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report
@@ -219,8 +219,8 @@ class Evidence:
                     if absent := num_absent(user.history, recount.sequence):
                         violations.add(f"{where}: {absent} of the interactions that are kept are not there")
                     checked += min(delivered, expected.end)
-                    wrong = differences(expected if settled else recount.users_at.get(name), user.history)
-                    if wrong:
+                    then = expected if settled else recount.users_at.get(name)
+                    if wrong := ledger.wrong_content(user, then, recount.sequence):
                         violations.add(f"{where}: {wrong}")
                 if due > delivered:
                     violations.add(f"{where}: {due - delivered} interactions never arrived")

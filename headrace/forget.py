@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 
 from headrace.config import Settings
 from headrace.sentences import say
 from wire.action_json import ForgetRequest, Refused, forget_request_of
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
-from wire.errors import HeadraceError
+from wire.errors import BrokerUnavailable, HeadraceError, brief
 from wire.example_reader import ExampleReader
 from wire.hashing import canonical
 from wire.kafka.consumer import connect, read, read_from, spans
@@ -39,8 +40,9 @@ class _Sent:
 
 
 def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
-    """Send the request and wait until a worker has carried it out. Status 1 if that takes longer than ``wait_s``.
-    Raises `HeadraceError` if the worker refuses it, or if it cannot be sent to where the worker would take it."""
+    """Send the request and wait until a worker has carried it out. Status 1 if that takes longer than ``wait_s``, or if
+    the broker goes away meanwhile. Raises `HeadraceError` if the worker refuses it, or if it cannot be sent to where
+    the worker would take it."""
     content: dict[str, str | bool] = {"forget": not is_back, what: name}
     try:
         request = forget_request_of(content)
@@ -48,9 +50,13 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
         raise HeadraceError(str(error)) from None
     assert request is not None
     sent = _send(settings, request, content)
-    if not _is_carried_out(settings, sent, wait_s):
+    try:
+        is_done, until = _is_carried_out(settings, sent, wait_s), f"within {wait_s:.0f} s"
+    except (KafkaError, BrokerUnavailable) as error:
+        is_done, until = False, f"while it could be followed ({brief(error)})"
+    if not is_done:
         say(
-            f"sent (partition {sent.partition}, offset {sent.offset}), but not carried out within {wait_s:.0f} s: a "
+            f"sent (partition {sent.partition}, offset {sent.offset}), but not carried out {until}: a "
             "worker will do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1

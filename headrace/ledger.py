@@ -152,6 +152,13 @@ class SequenceLedger:
         user.is_end_known |= example.num_new > 0
         user.upto = (example.user_offset, example.user_index)
 
+    def wrong_content(self, user: UserLedger, expected: History | None, sequence: SequenceConfig) -> str:
+        """How what was delivered of a user differs from the expected; empty if it does not. What compaction may have
+        left in an earlier state is compared with nothing."""
+        kept = differences(expected, user.history, kept_from(user.history, sequence))
+        is_recent = user.gaps == self._gaps
+        return kept or (differences(expected, user.recent, user.recent.start) if is_recent else "")
+
     def _check_once(self, user: UserLedger, example: Example) -> None:
         """New interactions follow the last ones; an earlier one keeps its kinds and gains the new ones. What compaction
         may have removed is compared with nothing."""
@@ -179,12 +186,12 @@ def empty_history(example: Example) -> History:
     return History(num_features_of(example.rows), 1 << 40, example.segment_len)
 
 
-def differences(expected: History | None, got: History) -> str:
-    """A description of how the delivered interactions differ from the expected ones; empty if they do not. Some may be
-    missing (removed by compaction)."""
-    first, rows = got.window(got.start, got.end)
+def differences(expected: History | None, got: History, since: int) -> str:
+    """A description of how the delivered interactions differ from the expected ones, from the place ``since`` on; empty
+    if they do not. Some may be missing (removed by compaction)."""
     if expected is None or got.end > expected.end:
         return f"{got.end} interactions were delivered, the actions amount to {expected.end if expected else 0}"
+    first, rows = got.window(since, got.end)
     wanted = expected.window(first, got.end)[1]
     for column in rows.dtype.names or ():
         ours, theirs = rows[column], wanted[column]
@@ -198,6 +205,12 @@ def differences(expected: History | None, got: History) -> str:
 def num_absent(got: History, sequence: SequenceConfig) -> int:
     """How many interactions of the user's kept segments no example has delivered. Compaction leaves each of them, since
     only a later record of the same segment takes a record's place."""
-    start = max(0, (got.end - 1) // sequence.segment_len - sequence.num_slots + 1) * sequence.segment_len
+    start = kept_from(got, sequence)
     first, rows = got.window(start, got.end)
     return first - start + int((rows["item"] == 0).sum())
+
+
+def kept_from(got: History, sequence: SequenceConfig) -> int:
+    """The place at which the user's kept segments begin. Of an older one, compaction may have left a record and removed
+    a later one with more kinds, since their keys are those of other segments now."""
+    return max(0, (got.end - 1) // sequence.segment_len - sequence.num_slots + 1) * sequence.segment_len

@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -85,24 +86,26 @@ class Unit:
         return f"{self.source.stem}.{self.level}.{key[:32]}.o"
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX, or if that is unset g++, or clang++."""
-    chosen = os.environ.get("CXX")
-    if chosen and not shutil.which(chosen):
-        raise BuildError(f"CXX: expected a C++ compiler, found no {chosen!r}; unset it, or set it to one command")
-    for candidate in (chosen, "g++", "clang++"):
-        if candidate and shutil.which(candidate):
-            return candidate
+def compiler() -> list[str]:
+    """The command of the C++ compiler: $CXX (which may have arguments, as ``ccache g++`` has), or if that is unset g++,
+    or clang++."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if not shutil.which(chosen[0]):
+            raise BuildError(f"CXX: expected a C++ compiler, found no {chosen[0]!r}; unset it, or set it to a command")
+        return chosen
+    for candidate in ("g++", "clang++"):
+        if shutil.which(candidate):
+            return [candidate]
     raise BuildError("expected a C++ compiler (g++ 10 or newer), found none; install g++, or set CXX")
 
 
-def accepts(cxx: str, flags: list[str]) -> bool:
+def accepts(cxx: list[str], flags: list[str]) -> bool:
     """Whether the compiler accepts these flags."""
-    run = subprocess.run([cxx, *flags, "-x", "c++", "-E", "/dev/null"], capture_output=True, check=False)
+    run = subprocess.run([*cxx, *flags, "-x", "c++", "-E", "/dev/null"], capture_output=True, check=False)
     return run.returncode == 0
 
 
-def level_flags(cxx: str) -> dict[str, list[str]]:
+def level_flags(cxx: list[str]) -> dict[str, list[str]]:
     """The instruction sets that this compiler and architecture can build, with their flags."""
     levels: dict[str, list[str]] = {"portable": []}
     if platform.machine() in ("x86_64", "AMD64"):
@@ -136,13 +139,13 @@ def object_folder() -> Path:
     return Path(cache) / "headrace" / "objects"
 
 
-def command_for(cxx: str, unit: Unit, sources: Path = SOURCES) -> list[str]:
+def command_for(cxx: list[str], unit: Unit, sources: Path = SOURCES) -> list[str]:
     """The compiler run of one source, less where its object goes."""
     level = [f"-DHEADRACE_LEVEL={unit.level}", f"-DHEADRACE_LEVEL_{unit.level.upper()}=1"]
-    return [cxx, *COMMON_FLAGS, *unit.flags, *level, f"-I{sources}", "-c", str(unit.source)]
+    return [*cxx, *COMMON_FLAGS, *unit.flags, *level, f"-I{sources}", "-c", str(unit.source)]
 
 
-def compile_unit(cxx: str, unit: Unit, target: Path, sources: Path = SOURCES) -> None:
+def compile_unit(cxx: list[str], unit: Unit, target: Path, sources: Path = SOURCES) -> None:
     """Compile one source into ``target``, whole or not at all; raises `BuildError` with the compiler's output."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -174,7 +177,7 @@ def build(
     """
     cxx = compiler()
     folder = objects or object_folder()
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True).stdout
     plan = {folder / unit.object_name(version, sources): unit for unit in units(level_flags(cxx), sources)}
     stamp, stamp_path = " ".join(path.name for path in plan), target.with_name("stamp")
     if not force and target.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
@@ -188,7 +191,7 @@ def build(
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         linked = Path(name) / target.name
         run = subprocess.run(
-            [cxx, "-shared", "-fopenmp", *plan, "-o", str(linked)], capture_output=True, text=True, check=False
+            [*cxx, "-shared", "-fopenmp", *plan, "-o", str(linked)], capture_output=True, text=True, check=False
         )
         if run.returncode != 0:
             raise BuildError(run.stderr)

@@ -148,11 +148,8 @@ class Rates:
                 self.grow(table, int(rows.max()) + 1)
 
     def forget(self, rows_N: Int64) -> None:
-        """These rows of the item table were evicted."""
-        arrays = self.arrays
-        rows = rows_N[rows_N < len(arrays.item_VC)]
-        arrays.total_C -= arrays.item_VC[rows, : 1 + arrays.num_kinds].sum(axis=0, dtype=np.float64)
-        self.forget_values("item", rows)
+        """These rows of the item table were evicted. The totals keep them, as they will count their late kinds."""
+        self.forget_values("item", rows_N)
 
     def forget_values(self, table: str, rows_N: Int64) -> None:
         """These rows of one of `TABLES` were evicted; what was counted stays in the totals. Pairs are left as they are:

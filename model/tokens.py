@@ -23,6 +23,7 @@ Int64 = NDArray[np.int64]
 ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
 """The embedding tables' names, in checkpoints and in published weights."""
 _NO_PROPENSITY = np.full(1, np.nan)
+_NO_PROPENSITY.flags.writeable = False
 
 
 def states(column_nC: Int64, config: ModelConfig) -> Int64:

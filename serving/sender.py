@@ -28,6 +28,8 @@ from wire.topics import Topics
 
 TIMEOUT_S = 10.0
 MAX_SENDINGS = 64
+LOOK_AGAIN_S = 1.0
+"""How long a topic that has another number of partitions is taken to have it."""
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -66,6 +68,7 @@ class ActionSender:
         self._kafka, self._action, self._topic = kafka, action, Topics.under(kafka.prefix).actions
         self._lock = threading.Lock()
         self._client: KafkaProducer | None = None
+        self._connected_s = 0.0
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
         """Send an action and wait for the broker. Raises `RequestError` for one that the worker would refuse, and
@@ -102,13 +105,16 @@ class ActionSender:
             raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
         try:
             try:
-                self._client = client = self._client or self._connect()
+                if self._client is None:
+                    self._client, self._connected_s = self._connect(), time.monotonic()
+                client = self._client
             finally:
                 self._lock.release()
             home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
             return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
         except TopicsMismatch as error:
-            self._drop(client)  # a new client looks again at how many there are
+            if time.monotonic() - self._connected_s > LOOK_AGAIN_S:
+                self._drop(client)  # a new client looks again at how many there are
             raise NotReadyError(f"nothing was sent: {error}", "a topic as kafka.partitions says") from error
         except (KafkaError, OSError) as error:
             self._drop(client)

@@ -130,12 +130,22 @@ def test_a_missing_compiler_is_noticed_before_anything_is_downloaded(checkout: P
         (tools / name).symlink_to(str(shutil.which(name)))
     said = set_up_with(checkout, PATH=str(tools), PYTHON=sys.executable, CXX="")
     assert said == "headrace: expected a C++ compiler, found neither g++ nor clang++; install g++, or set CXX"
+    said = set_up_with(checkout, PYTHON=sys.executable, CXX="nothere -m64")
+    assert said == "headrace: CXX: expected a C++ compiler, found no nothere; unset it, or set it to a command"
     assert not (checkout / ".venv").exists()
+
+
+def test_an_environment_of_another_python_is_refused_in_one_line(checkout: Path) -> None:
+    code = "import sys\nif sys.argv[1] == '--version': sys.exit(print('Python 3.10.1'))\n"
+    program(checkout / ".venv" / "bin" / "python", code + "sys.version_info = (3, 10, 1)\nexec(sys.argv[2])\n")
+    said = set_up_with(checkout, PYTHON=sys.executable)
+    assert said.startswith("headrace: expected Python 3.11 to 3.13 in .venv, got Python 3.10.1; remove .venv")
 
 
 def test_packages_that_cannot_be_fetched_end_with_what_that_needs(checkout: Path) -> None:
     for name in ("pip", "python"):
-        program(checkout / ".venv" / "bin" / name, "echo 'ERROR: No matching distribution' >&2\nexit 1\n", "/bin/sh")
+        fails = "test $1 = -c || { echo 'ERROR: No matching distribution' >&2; exit 1; }\n"
+        program(checkout / ".venv" / "bin" / name, fails, "/bin/sh")
     reason, ours = set_up_with(checkout, PYTHON=sys.executable).splitlines()
     assert reason.startswith("ERROR")
     assert ours.endswith("for the reason above; it needs a package index and 10 GB on the disk")

@@ -250,9 +250,9 @@ def gather(
         seen = tl.load(seen_ptr + row)
         least = tl.maximum(seen, TINY)
         inverse = tl.where(seen > 0, 1.0 / least, 0.0)
-        product = seen * tl.load(seen_ptr + other, mask=inside, other=0.0)
-        root = tl.sqrt(tl.maximum(product, TINY))
-        per_root = tl.where(product > 0, 1.0 / root, 0.0)
+        others = tl.load(seen_ptr + other, mask=inside, other=0.0)
+        root = tl.sqrt(least) * tl.sqrt(tl.maximum(others, TINY))  # the product of two stale counts would be 0
+        per_root = tl.where(seen > 0, tl.where(others > 0, 1.0 / root, 0.0), 0.0)
         most, most_alike = SHARE_MOST * least, SHARE_MOST * root  # of what is divided, so that nothing overflows
         both = after + 0.5 * before
         similar = tl.minimum(both, most_alike) * per_root

@@ -59,7 +59,8 @@ def take_ranges(columns: Sequence[NDArray[Any]], begin_B: Int64, length_B: Int64
     """
     num = int(length_B.sum())
     taken = [np.empty((num, *each.shape[1:]), each.dtype) if each.strides[0] else each[:num] for each in columns]
-    given, made = [each for each in columns if each.strides[0]], [each for each in taken if each.strides[0]]
+    copied = [(each, new) for each, new in zip(columns, taken, strict=True) if each.strides[0]]
+    given, made = [each for each, _ in copied], [new for _, new in copied]
     sizes, addresses = c_int64 * len(given), c_void_p * len(given)
     take = baseline("headrace_take_ranges", *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 3, result=None)
     take(

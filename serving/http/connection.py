@@ -47,8 +47,10 @@ class _Flow(FlowControl):
 class _Transport:
     """What a request's answer is written to; whoever closes it has the connection linger."""
 
-    def __init__(self, transport: Any, linger: Callable[[], None], is_closing: Callable[[], bool]) -> None:
-        self.write, self.close, self.is_closing = transport.write, linger, is_closing
+    def __init__(
+        self, write: Callable[[bytes], None], linger: Callable[[], None], is_closing: Callable[[], bool]
+    ) -> None:
+        self.write, self.close, self.is_closing = write, linger, is_closing
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -75,13 +77,16 @@ class BoundedConnection(HttpToolsProtocol):
         self._last_word: bytes | None = None
         """What is sent once every request before it is answered; then the connection ends."""
         self._is_lingering = False
-        self._num_unsent, self._moved_s = 0, self.loop.time()
+        self._num_written = self._num_taken = 0
+        self._moved_s = self.loop.time()
         self.flow = _Flow(transport, lambda: bool(self._rest or self.pipeline or self._last_word is not None))
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and the answer: uvicorn tells only the newest request that its client has gone."""
+        """Stop the clocks, and the answer. Uvicorn tells only the newest request that its client has gone, and leaves
+        the clock of a connection that was reset, which holds all of it."""
         self._due.cancel()
+        self._unset_keepalive_if_required()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -91,11 +96,12 @@ class BoundedConnection(HttpToolsProtocol):
         """End the connection if its client has taken nothing for `STALLED_S` of what is still to be sent. To close it
         would wait for the client, which would hold it, and its answers, for ever. Call this once a second."""
         num_unsent = self._count_unsent()
-        if num_unsent == 0 or num_unsent < self._num_unsent:
+        num_taken = self._num_written - num_unsent
+        if num_unsent == 0 or num_taken > self._num_taken:
             self._moved_s = now_s
         elif now_s - self._moved_s > STALLED_S:
             self.transport.abort()
-        self._num_unsent = num_unsent
+        self._num_taken = num_taken
 
     def _count_unsent(self) -> int:
         """Bytes that wait here; and if any do, those that wait in the system, which takes more of them only once a
@@ -232,7 +238,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":  # its client would take a 100 for the answer
             self.expect_100_continue = False
         super().on_headers_complete()
-        self.cycle.transport = _Transport(self.transport, self._linger, self._is_closing)  # type: ignore[assignment]
+        self.cycle.transport = _Transport(self._write, self._linger, self._is_closing)  # type: ignore[assignment]
         self._is_in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -268,8 +274,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _close(self, word: bytes) -> None:
         if not self._is_closing():
-            self.transport.write(word)
+            self._write(word)
             self._linger()
+
+    def _write(self, data: bytes) -> None:
+        self._num_written += len(data)
+        self.transport.write(data)
 
     def _linger(self) -> None:
         """Send nothing more, and close once the client has finished, or after `LINGER_S`."""

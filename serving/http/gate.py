@@ -2,8 +2,7 @@
 passes through it.
 
 A body that declares itself too large is refused before any of it is read; one that arrives in chunks, at the chunk that
-exceeds the limit. What still arrives is read and discarded for a while: if the connection were closed while the client
-is still sending, the client would lose the answer.
+exceeds the limit. The connection ends with the answer (`BoundedConnection` reads on for a while).
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
 from serving.users.question import ANSWERED, MARK
 
-LINGER_S, LINGER_BYTES, LINGER_REST_S = 2.0, 64_000_000, 0.002
-"""How long a refused body is read and discarded, how much of it, and the pause after each piece: clients that keep
-sending large bodies must wait, instead of slowing down others."""
 MARK_NAME = MARK.encode()
 ENDS = Problem(field="", expected="an answer within serving.drain_timeout_s", do="try again: this server is stopping")
 Headers = Sequence[tuple[bytes, bytes]]
@@ -137,22 +133,10 @@ class Gate:
         )
 
     async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer at once, but close the connection only after the client has stopped sending, or `LINGER_S`."""
-        if scope["method"] in ("GET", "HEAD"):
-            await response(scope, receive, send)
-            return
-        response.headers["connection"] = "close"
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        deadline, num_bytes, message = time.monotonic() + LINGER_S, 0, {"more_body": True}
-        while message.get("more_body", False) and num_bytes < LINGER_BYTES:
-            following = await self._next(receive, deadline - time.monotonic())
-            if following is None:
-                break
-            message = following  # type: ignore[assignment]
-            num_bytes += len(following.get("body", b""))
-            await asyncio.sleep(LINGER_REST_S)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        """Answer at once, and end the connection if a body may follow."""
+        if scope["method"] not in ("GET", "HEAD"):
+            response.headers["connection"] = "close"
+        await response(scope, receive, send)
 
 
 def _declared_bytes(headers: Headers) -> int:

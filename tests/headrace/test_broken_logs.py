@@ -17,13 +17,15 @@ from headrace import recount
 from headrace.audit import Reader
 from headrace.config import Settings
 from headrace.evidence import Evidence
-from headrace.ledger import SequenceLedger
+from headrace.ledger import SequenceLedger, UserLedger, differences
 from headrace.report import Report
 from state.store import PartitionStore
 from stream.simulate import World, WorldConfig
 from tests.headrace.test_ledger import manifest
+from wire.config import SequenceConfig
 from wire.example import Example, fence
 from wire.example_codec import decode_example, encode_example
+from wire.history import History
 from wire.kafka.consumer import Span
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics, fence_key
@@ -86,17 +88,19 @@ class Logs:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Logs:
-    """What a worker makes of 700 actions in small batches; a user is forgotten in the middle."""
+    """What a worker makes of 700 actions; a user is forgotten in the middle."""
     config = WorldConfig(seed=3, num_users=12, num_items=30, kinds=KINDS, actions_per_s=20.0)
+    return logs_of(tmp_path_factory.mktemp("store"), config)
+
+
+def logs_of(folder: Path, config: WorldConfig) -> Logs:
+    """What a worker makes of 700 actions in small batches."""
     values = [msgspec.json.encode(each) for each, _ in zip(World(config).actions(), range(700), strict=False)]
     values.insert(400, msgspec.json.encode({"forget": True, "user": FORGOTTEN}))
     values.insert(500, b"{")
     actions = [Record(number, b"", value, [], NOW_MS + 10 * number) for number, value in enumerate(values)]
     examples, letters = list[tuple[bytes | None, bytes | None]](), list[Record]()
-    store = PartitionStore.open(
-        Path(tmp_path_factory.mktemp("store")), 0, SETTINGS.action, SETTINGS.sequence, num_partitions=1,
-        topic=TOPICS.actions,
-    )  # fmt: skip
+    store = PartitionStore.open(folder, 0, SETTINGS.action, SETTINGS.sequence, num_partitions=1, topic=TOPICS.actions)
     for first in range(0, len(actions), 5):
         store.apply((each.offset, each.timestamp, each.key, each.value) for each in actions[first : first + 5])
         for entry in store.outbox(limit=10_000):
@@ -233,6 +237,32 @@ def test_a_sound_log_is_not_accused(what: Callable[[Logs], None], made: Logs, mo
     assert report.sums["num_delivered"] > 20
 
 
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> Logs:
+    """A log of which many examples are of late kinds."""
+    config = WorldConfig(seed=1, num_users=12, num_items=30, kinds=KINDS, actions_per_s=20.0, late_share=0.3)
+    return logs_of(tmp_path_factory.mktemp("store"), config)
+
+
+@pytest.mark.parametrize("num_compacted", [150, 300, 450])
+def test_what_compaction_left_in_an_earlier_state_is_not_accused(
+    num_compacted: int, late: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment's last record was removed when its key was used again; one before it, under another key, was not."""
+    logs = copy.deepcopy(late)
+    recent, logs.examples = logs.examples[num_compacted:], logs.examples[:num_compacted]
+    compacted(logs)
+    logs.examples = [*logs.examples, *recent]
+    report = judge(logs, monkeypatch)
+    assert report.passed, noticed(report)
+    monkeypatch.setattr(SequenceLedger, "wrong_content", whole_content)
+    assert not judge(logs, monkeypatch).passed, "a build that compares everything is caught"
+
+
+def whole_content(_: SequenceLedger, user: UserLedger, expected: History | None, _sequence: SequenceConfig) -> str:
+    return differences(expected, user.history, 0)
+
+
 # Broken logs
 
 
@@ -283,6 +313,18 @@ def lacks_what_compaction_keeps(logs: Logs) -> None:
         if len(each.rows) == each.segment_len and each.segment == last[each.user] - 1
     )
     logs.examples = [each for number, each in enumerate(logs.examples) if number != gone]
+
+
+def has_another_item_long_ago(logs: Logs) -> None:
+    """In the last record of a segment that is no longer kept."""
+    examples = {place: example_at(logs, place) for place, each in enumerate(logs.examples) if each.value}
+    end = {each.user: each.segment for each in examples.values()}
+    last = {(each.user, each.segment): place for place, each in examples.items()}
+    place = next(place for (user, segment), place in last.items() if segment < end[user] - 5 and user != FORGOTTEN)
+    rows = examples[place].rows.copy()
+    rows["item"] += 1
+    key, value = logs.pairs[place]
+    logs.rewrite([*logs.pairs[:place], (key, changed(value, rows=rows)), *logs.pairs[place + 1 :]])
 
 
 def lacks_its_start(logs: Logs) -> None:
@@ -354,6 +396,7 @@ BROKEN: dict[Callable[[Logs], None], str] = {
     lacks_one_behind_a_foreign_record: "no example is missing: partition 0: expected example ",
     lacks_one_behind_a_compacted_one: "of which compaction can have removed 1",
     lacks_what_compaction_keeps: "of the interactions that are kept are not there",
+    has_another_item_long_ago: "was delivered with a item that differs from the actions'",
     lacks_its_start: "partition 0 begins at 5, not 0",
     lacks_its_end: "no example is missing: partition 0: the broker acknowledged examples up to",
     lacks_actions_that_nobody_has_read: "7 records of the actions topic were removed before the worker read them",

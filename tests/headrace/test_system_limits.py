@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import headrace.command
+from headrace.command import run
 from headrace.system_limits import MIN_FILES, MIN_THREADS, raise_file_limit, system_error, too_few_threads
 from tests.brokers import REPOSITORY
 
@@ -51,14 +53,35 @@ sys.exit(run("headrace", arguments=sys.argv[1:]))
 def test_a_process_that_may_start_too_few_threads_says_so_before_a_library_aborts_it(
     command: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_THREADS, command], cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = with_few_threads([command], tmp_path)
     assert done.returncode == 1, done.stderr[-2000:]
     assert done.stderr.count("\n") == 1, done.stderr[-2000:]
     assert done.stderr.startswith(f"headrace {command}: expected to start {MIN_THREADS} threads, the system refused ")
     assert "(ulimit -u, systemd's TasksMax, docker's --pids-limit)" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["worker", "--help"], ["topics", "--help"]], ids=" ".join)
+def test_what_needs_no_threads_is_told_without_them(words: list[str], tmp_path: Path) -> None:
+    done = with_few_threads(words, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_commands_that_look_into_what_is_wrong_do_so_with_few_threads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(headrace.command, "too_few_threads", lambda: "too few threads")
+    assert run("headrace", arguments=["lag", "--bootstrap", "127.0.0.1:1"]) == 1
+    assert "no Kafka broker answers at 127.0.0.1:1" in " ".join(capsys.readouterr().err.split())
+    assert run("headrace", arguments=["worker"]) == 1
+    assert capsys.readouterr().err == "headrace worker: too few threads\n"
+
+
+def with_few_threads(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command for which the system has no room for more than eight threads."""
+    return subprocess.run(
+        [sys.executable, "-c", FEW_THREADS, *words], cwd=folder, env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 def test_a_process_that_may_start_as_many_threads_as_it_needs_leaves_none() -> None:

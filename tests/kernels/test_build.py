@@ -94,7 +94,7 @@ def test_the_sources_are_accepted_for_arm64_and_by_clang_without_a_warning(cxx: 
         pytest.skip(f"no {cxx} with OpenMP")
 
     def complaints(unit: build.Unit) -> str:
-        command = [*build.command_for(cxx, unit), "-fsyntax-only"]
+        command = [*build.command_for([cxx], unit), "-fsyntax-only"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stderr or "x" * (done.returncode != 0)
 
@@ -106,6 +106,14 @@ def test_a_compiler_that_is_named_but_not_there_is_refused(monkeypatch: pytest.M
     monkeypatch.setenv("CXX", "no-such-c++")
     with pytest.raises(build.BuildError, match=r"CXX: expected a C\+\+ compiler, found no 'no-such-c\+\+'; unset it"):
         build.compiler()
+
+
+def test_a_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "env LANG=C g++")
+    assert build.compiler() == ["env", "LANG=C", "g++"]
+    (source := tmp_path / "empty.cpp").write_text("")
+    build.compile_unit(build.compiler(), build.Unit(source, "portable", ()), made := tmp_path / "empty.o", tmp_path)
+    assert made.exists()
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,24 +48,35 @@ def some(step: int, rng: np.random.Generator, late: float = 0.0) -> OddsEvents:
 @pytest.mark.parametrize("seed", range(3))
 def test_rates_are_those_of_a_recount(seed: int) -> None:
     rng, baseline = np.random.default_rng(seed), Rates(MODEL)
-    shown, done, all_done = Counter[int](), dict[int, np.ndarray](), np.zeros(2)
+    shown, done, all_shown, all_done = Counter[int](), dict[int, np.ndarray](), 0, np.zeros(2)
     for step in range(8):
         events = some(step, rng, late=0.3)
         rows = events.row_R.astype(np.int64)
-        total = sum(shown.values())
-        prior = np.minimum((all_done + 1) / (total + 2), 1 - LEAST_RATE)
+        prior = np.minimum((all_done + 1) / (all_shown + 2), 1 - LEAST_RATE)
         expected = [(done.get(row, np.zeros(2)) + 10 * prior) / (shown[row] + 10) for row in rows.tolist()]
         np.testing.assert_allclose(baseline.predict(rows), expected)
         learn(baseline, events, keys(step))
         for row, bits, new in zip(rows.tolist(), events.bits_R.tolist(), events.is_new_R.tolist(), strict=True):
-            shown[row] += new
+            shown[row], all_shown = shown[row] + new, all_shown + new
             had, came = done.get(row, np.zeros(2)), np.array([bits & 1, bits >> 1])
             done[row] = np.maximum(had, np.minimum(had + came, shown[row]))
             all_done = all_done + came
         gone = int(rows[0])
-        all_done = all_done - done[gone]
         baseline.forget(np.array([gone]))
         shown[gone], done[gone] = 0, np.zeros(2)
+
+
+def test_items_that_leave_before_their_late_kinds_come_do_not_raise_the_overall_rate() -> None:
+    rng, rates = np.random.default_rng(0), Rates(MODEL)
+    for day in range(60):
+        rows, bits = np.arange(1, 41), (rng.random(40) < 0.1).astype(np.uint32)
+        learn(rates, events_of(rows, np.where(rows % 4, bits, 0), np.ones(40), rng), 40 * day + rows)
+        rates.forget(rows)
+        late = rows[(rows % 4 == 0) & (bits > 0)]
+        learn(rates, events_of(late, np.ones(len(late)), np.zeros(len(late)), rng), 40 * day + late)
+    num, *done = rates.arrays.total_C.tolist()
+    assert num == 60 * 40
+    assert 0.07 < done[0] / num < 0.13
 
 
 def test_late_kinds_of_interactions_before_the_stream_leave_every_prior_finite() -> None:

@@ -4,7 +4,9 @@ to what it asked, in order, and none stays."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -18,12 +20,15 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 import serving.http.connection
 from serving.config import ServingConfig
 from serving.http.access import Access
 from serving.http.connection import MAX_HEAD_BYTES, PIECE_BYTES, BoundedConnection
 from serving.http.gate import Gate
+from serving.http.listener import options_of
 from serving.metrics import ServerMetrics
 from tests.brokers import wait_until
 from tests.serving.live import Server, listening
@@ -270,6 +275,65 @@ def test_a_connection_that_never_looks_is_caught(monkeypatch: pytest.MonkeyPatch
         assert len(server.server_state.connections) > 5
 
 
+class Backlog:
+    """A transport whose client takes what the test says."""
+
+    def __init__(self) -> None:
+        self.num_waiting, self.is_aborted = 0, False
+
+    def write(self, data: bytes) -> None:
+        self.num_waiting += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_waiting
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def get_extra_info(self, name: str) -> Any:
+        return socket.socket() if name == "socket" else None
+
+    def resume_reading(self) -> None: ...
+
+
+def seconds_of_a_stream(taken_per_s: int) -> int:
+    """After how many seconds a stream ends that writes 1,000 bytes in each; 100 if it does not."""
+
+    async def follow() -> int:
+        written = asyncio.Queue[bytes]()
+
+        async def stream(_scope: Any, _receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": await written.get(), "more_body": True})
+
+        transport, config = Backlog(), options_of(stream, ServingConfig())
+        config.load()
+        connection = BoundedConnection(config, ServerState(), {}, asyncio.get_running_loop())
+        connection.connection_made(transport)
+        connection.data_received(get())
+        began_s = connection.loop.time()
+        for second in range(100):
+            written.put_nowait(b"x" * 1000)
+            await asyncio.sleep(0.001)
+            assert transport.num_waiting > 0
+            transport.num_waiting -= min(taken_per_s, transport.num_waiting - 1)
+            connection.drop_if_stalled(began_s + second)
+            if transport.is_aborted:
+                return second
+        return 100
+
+    return asyncio.run(follow())
+
+
+def test_a_client_that_reads_more_slowly_than_a_stream_is_written_is_not_taken_for_one_that_stands_still() -> None:
+    assert seconds_of_a_stream(900) == 100
+    assert 30 <= seconds_of_a_stream(0) <= 33
+
+
 def test_what_a_client_still_sends_does_not_cost_it_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is closed while there is something to be read is reset, and what was on its way is lost."""
     monkeypatch.setattr(serving.http.connection, "LINGER_S", 1.0)
@@ -287,6 +351,29 @@ def test_what_a_client_still_sends_does_not_cost_it_the_answers(monkeypatch: pyt
                 while piece := client.recv(4096):
                     found += piece
             assert seen(found) == expected
+
+
+def num_held_after_resets() -> int:
+    """How many of 20 connections that were reset while they were kept alive are still in memory."""
+    with served() as (_, server, port):
+        for _ in range(20):
+            with closing(socket.create_connection(("127.0.0.1", port), timeout=SOON_S)) as client:
+                client.sendall(get())
+                while not client.recv(4096).endswith(b"/quick"):
+                    ...
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: not server.server_state.connections, 20, "them to be gone")
+        gc.collect()
+        return sum(issubclass(type(each), BoundedConnection) for each in gc.get_objects())
+
+
+def test_a_connection_that_is_reset_is_not_held_until_its_time_to_be_kept_is_over() -> None:
+    assert num_held_after_resets() < 10
+
+
+def test_a_clock_that_holds_connections_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "connection_lost", HttpToolsProtocol.connection_lost)
+    assert num_held_after_resets() >= 20
 
 
 def at_once(self: BoundedConnection, word: bytes) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from kafka import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
 
 import headrace.forget
+import serving.sender
 import wire.kafka.producer
 from headrace.config import Settings
 from headrace.dead_letters import resend
@@ -21,7 +24,7 @@ from serving.sender import ActionSender
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle
 from tests.stream.workers import Deployment, WorkerProcess
-from wire.errors import HeadraceError, TopicsMismatch
+from wire.errors import BrokerUnavailable, HeadraceError, TopicsMismatch
 from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
 from wire.status import PartitionStatus, WorkerStatus, encode_status
@@ -73,6 +76,32 @@ def test_a_request_is_not_sent_to_a_topic_that_was_given_partitions(
     assert num_sent(deployment) == 0
 
 
+def test_a_server_looks_at_times_whether_the_topic_has_the_partitions_that_it_lacks(
+    deployment: Deployment, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many requests would have to wait for those before it, if each connected anew."""
+    sender = ActionSender(dataclasses.replace(deployment.kafka, partitions=3), deployment.action)
+    made: list[Any] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append(make_producer(*arguments, **options))
+        return made[-1]
+
+    def is_sent() -> bool:
+        try:
+            return sender.forget(ForgetRequest(user=USER)).offset == 0
+        except NotReadyError:
+            return False
+
+    monkeypatch.setattr(serving.sender, "make_producer", noted)
+    began_s = time.monotonic()
+    assert [is_sent() for _ in range(30)] == [False] * 30
+    assert len(made) <= 2 + (time.monotonic() - began_s) / serving.sender.LOOK_AGAIN_S
+    admin.create_partitions({deployment.topics.actions: 3})
+    wait_until(is_sent, 20, "the request to be sent")
+    sender.close()
+
+
 def test_partitions_that_are_added_while_a_request_is_sent_do_not_lead_it_astray(
     deployment: Deployment,
     admin: KafkaAdminClient,
@@ -119,6 +148,20 @@ def test_a_report_on_a_topic_that_was_there_before_is_no_evidence(
     producer.close()
     assert forget(settings_of(deployment), "user", USER, wait_s=1.0) == 1
     assert "but not carried out within 1 s" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError("no answer"), BrokerUnavailable("no answer")], ids=repr)
+def test_a_request_that_was_sent_is_told_as_sent_if_the_broker_goes_away(
+    error: Exception, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(headrace.forget, "read", away)
+    assert forget(settings_of(deployment), "user", USER) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"sent (partition {partition_of(USER.encode(), 2)}, offset 0), but not carried out while it could " in told
+    assert "no answer" in told
 
 
 @pytest.mark.parametrize("what", ["user", "item"])

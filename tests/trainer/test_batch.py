@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.windows import unpack_kinds
+from kernels.windows import take_ranges, unpack_kinds
 from model.config import ModelConfig
 from model.kinds import becomes_chosen
+from model.tokens import propensities, states
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
 from trainer.examples.batch import JaggedBatch, build_batch, take_interactions
 from trainer.examples.context import shorten
@@ -211,3 +212,22 @@ def test_leaving_interactions_out_is_building_from_what_is_left(seed: int) -> No
     thinned = take_interactions(batch, np.flatnonzero(stays))
     left_out = frozenset(np.flatnonzero(~stays).tolist())
     assert_same_columns(columns_of(thinned), build_slowly(examples, before, MODEL, left_out))
+
+
+@pytest.mark.parametrize("num_user_tokens", [0, 1])
+@pytest.mark.parametrize("num_features", [0, 2])
+@pytest.mark.parametrize("has_propensity", [False, True])
+def test_ranges_of_columns_of_any_width_are_what_slices_say(
+    num_features: int, num_user_tokens: int, has_propensity: bool
+) -> None:
+    """A slice without columns, as of what a deployment does not have, has the strides of what it was cut from."""
+    num, width = 100, num_features + has_propensity + num_user_tokens
+    features = np.arange(num * width).reshape(num, width)
+    config = ModelConfig(kinds=KINDS, num_features=num_features, propensity=has_propensity)
+    given = [np.arange(num), features[:, :num_features], states(features, config), propensities(features, config),
+             features[:, width:], np.arange(num, dtype=np.uint32)]  # fmt: skip
+    given[1] = np.ascontiguousarray(given[1])
+    begin, length = np.array([5, 60]), np.array([20, 7])
+    places = np.r_[5:25, 60:67]
+    for each, taken in zip(given, take_ranges(given, begin, length), strict=True):
+        np.testing.assert_array_equal(taken, each[places])

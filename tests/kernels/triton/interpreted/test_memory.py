@@ -79,9 +79,9 @@ def test_groups_are_learned_as_the_definition_does(exclude: str) -> None:
     assert (definition[1].rank_R > 0).any()
 
 
-@pytest.mark.parametrize("half_lives", [20, 135])
-def test_what_follows_a_choice_of_long_ago_is_bounded_as_the_definition_says(half_lives: int) -> None:
-    slow, events = long_ago(half_lives), events_at_once([2, 4], [1, 1], [[1], [1]], [[], []])
+@pytest.mark.parametrize(("half_lives", "both"), [(20, False), (135, False), (110, True)])
+def test_what_follows_a_choice_of_long_ago_is_what_the_definition_says(half_lives: int, both: bool) -> None:
+    slow, events = long_ago(half_lives, both=both), events_at_once([2, 4], [1, 1], [[1], [1]], [[], []])
     slow.clock[0] = 64 * GROUP
     fast, logits = slow.copy(), np.zeros((2, 12), np.float32)
     there = DeviceMemory(fast, RULES, CPU, GROUP)
