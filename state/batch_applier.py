@@ -83,6 +83,9 @@ class BatchApplier:
         """Apply records whose offsets increase. Afterwards they are on disk, as one batch; a request to forget has a
         batch of its own, and so have the records of each day (`state.names`)."""
         names, first = self._sequencer.names, 0
+        if not records or names.are_of_day([record[1] for record in records]):
+            self._apply_day(records)
+            return
         for number, (_, record_ms, *_) in enumerate(records):
             if (day := names.day_of(record_ms)) != names.day:
                 if number > first:

@@ -6,7 +6,7 @@ name, and a trainer forgets the names of items that have long had no row (`train
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wire.moment import MS_PER_DAY
 
@@ -38,6 +38,14 @@ class Names:
         day = record_ms // MS_PER_DAY
         self._num_earlier = self._num_earlier + 1 if day < self.day else 0
         return self.day if 0 < self._num_earlier < self.MAX_EARLIER else day
+
+    def are_of_day(self, times_ms: Sequence[int]) -> bool:
+        """Whether the next records, of which these are the Kafka timestamps, are all of the current day: nearly always,
+        so `day_of` need not look at each."""
+        begin_ms = self.day * MS_PER_DAY
+        are_all = begin_ms <= min(times_ms) and max(times_ms) < begin_ms + MS_PER_DAY
+        self._num_earlier = 0 if are_all else self._num_earlier
+        return are_all
 
     def begin(self, day: int) -> None:
         """From here on records are of another day, on which every name is sent again."""
