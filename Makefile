@@ -32,6 +32,7 @@ help: ## this list
 
 setup: $(SETUP) ## only what the others do first: .venv with exact versions and hashes, and the compiled kernels
 
+IS_SUPPORTED := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 # What a machine may lack, each in one line and before anything is downloaded. The lock file has packages for these.
 define CHECK_MACHINE
 @refuse() { echo "headrace: $$1" >&2; exit 2; }; \
@@ -41,9 +42,9 @@ case "$$machine" in "Linux x86_64" | "Linux aarch64") ;; \
 esac; \
 command -v "$(PYTHON)" >/dev/null || \
 	refuse "expected Python 3.11 to 3.13, found no $(PYTHON); install it, or set PYTHON=/path/to/python3.11"; \
-"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+"$(PYTHON)" -c $(IS_SUPPORTED) || \
 	refuse "expected Python 3.11 to 3.13, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11"; \
-test ! -x $(BIN)/python || $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+test ! -x $(BIN)/python || $(BIN)/python -c $(IS_SUPPORTED) || \
 	refuse "expected Python 3.11 to 3.13 in $(VENV), got $$($(BIN)/python --version 2>&1); remove $(VENV), or set VENV"; \
 test -x $(BIN)/pip || "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	refuse "expected Python with venv, got $(PYTHON) without; install python3-venv, or set PYTHON=/path/to/python3.11"; \

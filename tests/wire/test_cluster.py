@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.foreign import DEEP, FOREIGN
+from tests.foreign import FOREIGN
 from wire.cluster import ClusterState
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 
@@ -98,8 +97,6 @@ def test_what_cannot_be_read_is_ignored() -> None:
     cluster = ClusterState()
     deeper = b'{"role": "server", "component": "x", "time_ms": 1, "more": %b}' % (b"[" * 300_000 + b"]" * 300_000)
     for value in (*FOREIGN, deeper):
-        if sys.version_info >= (3, 14) and value not in (None, deeper) and DEEP in value:
-            continue  # which reads 100,000 lists in each other
         cluster.note(value)
         cluster.hear(value, NOW_MS)
     assert (cluster.workers, cluster.servers) == ({}, {})
