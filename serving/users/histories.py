@@ -146,7 +146,8 @@ class Histories:
             if self._holds(int(heads["partition"][0])):
                 self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
             self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
-        self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
+        rows = block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]
+        self.items.note(int(heads["partition"][0]), interactions_of(rows))
 
     def _keep(self, example: Example) -> None:
         rows = example.rows
@@ -160,7 +161,7 @@ class Histories:
                     self._max_bytes,
                 )  # fmt: skip
             self.clock_ms = max(self.clock_ms, example.newest_event_ms)
-        self.items.note(example.interactions)
+        self.items.note(example.partition, example.interactions)
 
     def forget_partitions(self) -> None:
         """Forget which numbers were seen, because the topic is being read from its start again."""
