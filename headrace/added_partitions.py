@@ -54,12 +54,11 @@ def carry(old: Settings, new: Settings) -> int:
 
 
 def _parts(record: Any, new: Settings) -> Iterator[tuple[int, bytes | None]]:
-    """A record by new partition: actions where their users belong, and what a worker refuses where its key does. One
-    that belongs to one partition stays as it is."""
+    """A record by new partition: actions and requests to forget where their users or items belong, and what a worker
+    refuses where its key does. One that belongs to one partition stays as it is."""
     num, outcomes = new.kafka.partitions, decode_record(record.value, record.timestamp, new.action)
     by_key = partition_of(record.key or b"", num)
-    users = ["" if isinstance(each, Rejection) else each.user for each in outcomes]
-    homes = [partition_of(user.encode(), num) if user else by_key for user in users]
+    homes = [by_key if isinstance(each, Rejection) else partition_of(each.key.encode(), num) for each in outcomes]
     if len(set(homes)) == 1:
         yield homes[0], record.value
         return

@@ -103,9 +103,7 @@ class Recount:
                 continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
-            elif isinstance(each, ForgetRequest) and not each.user:
-                self.sequencer.forget(each, record.timestamp)
-            elif partition_of(each.user.encode(), self.num_partitions) != self.partition:
+            elif partition_of(each.key.encode(), self.num_partitions) != self.partition:
                 self._refuse(record.offset, index if listed else -1)
             elif isinstance(each, ForgetRequest):
                 self._forget(each, record.timestamp)
@@ -143,11 +141,12 @@ class Recount:
             self._note_due()
 
     def _forget(self, request: ForgetRequest, record_ms: int) -> None:
-        history = self.users.pop(request.user, None)
-        if self.due is not None:
-            self.due.pop(request.user, None)
-        self.forgotten.add(request.user)
-        self.num_forgotten += history.end if history is not None else 0
+        if request.user:
+            history = self.users.pop(request.user, None)
+            if self.due is not None:
+                self.due.pop(request.user, None)
+            self.forgotten.add(request.user)
+            self.num_forgotten += history.end if history is not None else 0
         self.sequencer.forget(request, record_ms)
 
     def _refuse(self, offset: int, index: int) -> None:

@@ -83,6 +83,11 @@ class ForgetRequest(msgspec.Struct, frozen=True):
     item: str | int = ""
     is_back: bool = False
 
+    @property
+    def key(self) -> str:
+        """The user or item, canonical: its record's Kafka key, which decides the partition."""
+        return self.user or canonical(self.item)
+
 
 def forget_request_of(content: Any) -> ForgetRequest | None:
     """The request in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""
