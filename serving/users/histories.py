@@ -52,6 +52,12 @@ class Histories:
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
+        self._unread = set[int]()
+        """The partitions in which a record that is not an example stood after the last one that is."""
+        self.is_complete = False
+        """Whether all that the topic held at first is read, so that every example from now on must be there."""
+        self.missing = ""
+        """Which examples were not, in words; empty as long as all were."""
         self.items = Catalogue(catalogue_items, num_features)
         self._lock = threading.Lock()
         self.num_forgotten = 0
@@ -85,13 +91,25 @@ class Histories:
         """Take a record of the sequences topic, in the order of offsets within its partition."""
         example = self._decoder.read(partition, offset, value)
         if example is None:
+            if value is not None:
+                self._unread.add(partition)
             return
-        if self._log(partition).feed(example) is not Verdict.ACCEPT:
+        log = self._log(partition)
+        due = log.next_number
+        if log.feed(example) is not Verdict.ACCEPT:
             return
+        self._look_for_gap(partition, due, example.number, 1)
         if example.mark is None:
             self._keep(example)
         else:
             self._apply_mark(example)
+
+    def _look_for_gap(self, partition: int, due: int | None, last: int, num: int) -> None:
+        """Note if ``num`` accepted examples up to number ``last`` are not all from number ``due`` on. Among those that
+        compaction has removed before they were read may be the mark of a user who is forgotten."""
+        if self.is_complete and due is not None and last - due + 1 != num and partition not in self._unread:
+            self.missing = f"partition {partition} lacks {last - due + 1 - num} examples from number {due} on"
+        self._unread.discard(partition)
 
     def _apply_mark(self, mark: Example) -> None:
         with self._lock:
@@ -122,7 +140,10 @@ class Histories:
         edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
-            if is_plain[begin] and self._log(partition).take_run(numbers, epochs):
+            log = self._log(partition)
+            due = log.next_number
+            if is_plain[begin] and log.take_run(numbers, epochs):
+                self._look_for_gap(partition, due, int(numbers[-1]), end - begin)
                 self._keep_run(block, begin, end)
                 continue
             for record in range(begin, end):
@@ -163,14 +184,13 @@ class Histories:
             self.clock_ms = max(self.clock_ms, example.newest_event_ms)
         self.items.note(example.partition, example.interactions)
 
-    def forget_partitions(self) -> None:
-        """Forget which numbers were seen, because the topic is being read from its start again."""
-        self._logs.clear()
-
     def begin_anew(self) -> None:
-        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end. The
-        clock too, since requests without a time would be asked at that of the old topic, for ever if it was ahead."""
-        self.forget_partitions()
+        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end, or
+        records that were not read yet. The clock too, since requests without a time would be asked at that of the old
+        topic, for ever if it was ahead."""
+        self._logs.clear()
+        self._unread.clear()
+        self.is_complete, self.missing = False, ""
         self.removed = KeySet()
         self.items.clear()
         with self._lock:

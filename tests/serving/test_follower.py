@@ -117,6 +117,20 @@ def test_what_a_topic_lost_with_its_end_is_in_no_history(
     check_known(histories, slice_of(ROWS, 0, 3))
 
 
+def test_users_who_were_forgotten_while_the_follower_was_cut_off_are_in_no_history(
+    wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0)])
+    wait_until(lambda: length_of(histories, "a") == 3, 60, "the topic to be read")
+    wait_until(lambda: histories.is_complete, 60, "it to be known as read")
+    wire.tell([example("b", slice_of(ROWS, 0, 3), number=2)])
+    wait_until(lambda: "lacks 1 examples from number 1 on" in caplog.text, 60, "the gap to be seen")
+    wait_until(lambda: histories.is_complete and length_of(histories, "b") == 3, 60, "the topic to be read again")
+    wire.tell([example("b", slice_of(ROWS, 0, 4), number=3)])
+    wait_until(lambda: length_of(histories, "b") == 4, 60, "it to be followed")
+    assert caplog.text.count("are gone: reading it again") == 1
+
+
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:
     wire.tell([example("b", slice_of(ROWS, 0, 3), number=0)])
     wait_until(lambda: length_of(histories, "b") == 3, 60, "the topic to be read")
