@@ -23,11 +23,13 @@ from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from kernels.histories import UserHistories
 from model.key_set import KeySet
 from serving.users.catalogue import Catalogue
+from wire.errors import ConfigError
 from wire.example import Example, Int64, Interactions, Mark, interactions_of, num_features_of, row_type
-from wire.example_codec import MARKS
+from wire.example_codec import FENCE, MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.batches import Batch
+from wire.shape import SHAPE, Shape, disagreement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +45,12 @@ class Histories:
 
     def __init__(
         self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None,
-        columns: tuple[int, int] | None = None, catalogue_items: int = 10_000_000,
+        columns: tuple[int, int] | None = None, catalogue_items: int = 10_000_000, shape: Shape | None = None,
     ) -> None:  # fmt: skip
         """``num_features``: how many of an interaction's columns are features of its item; None: all. ``columns``: how
         many columns an interaction has, and how many features a user; None: as many as the first example has.
-        ``catalogue_items``: of how many items `items` knows something."""
+        ``catalogue_items``: of how many items `items` knows something. ``shape``: what the bits and columns mean here;
+        None: whatever the workers say."""
         self._max_bytes, self._max_context = max_bytes, max_context
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
@@ -67,7 +70,7 @@ class Histories:
         """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history was removed."""
-        self._columns = columns
+        self._columns, self._shape = columns, shape
         self._decoder = ExampleReader(topic, columns)
         self.held: frozenset[int] | None = None
         """The partitions whose users are kept; None: all."""
@@ -124,7 +127,8 @@ class Histories:
             self.on_erased(mark.user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
-        """Take batches of records in their order, like `feed` for each record."""
+        """Take batches of records in their order, like `feed` for each record. Raises `ConfigError` if a worker's fence
+        gives bits and columns another meaning than they have here."""
         while batches and self._kept is None:  # one by one, until there is an example
             block = decode_block(batches[:1], row_type(0))
             for record in range(len(block.heads)):
@@ -150,8 +154,19 @@ class Histories:
                 self._feed_one(partition, block, record)
 
     def _feed_one(self, partition: int, block: Block, record: int) -> None:
-        if block.heads["status"][record] != TOMBSTONE:
-            self.feed(partition, block.value(record), int(block.heads["offset"][record]))
+        if block.heads["status"][record] == TOMBSTONE:
+            return
+        offset = int(block.heads["offset"][record])
+        if block.heads["flags"][record] & FENCE:
+            self._check_shape(partition, offset, block.headers(record).get(SHAPE))
+        self.feed(partition, block.value(record), offset)
+
+    def _check_shape(self, partition: int, offset: int, said: bytes | None) -> None:
+        if self._shape is not None and (otherwise := disagreement(said, self._shape)):
+            raise ConfigError(
+                f"{self._decoder.topic} partition {partition} offset {offset}: {otherwise}; give every process of a "
+                "deployment the same configuration"
+            )
 
     def _holds(self, partition: int) -> bool:
         return self.held is None or partition in self.held

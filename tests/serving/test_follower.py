@@ -15,9 +15,12 @@ from serving.users.histories import Histories
 from tests.brokers import Broker, taken_back, wait_until
 from tests.serving.wire import Wire
 from tests.serving.world import example, interactions, slice_of
-from wire.example import Interactions
+from wire.config import ActionConfig, SequenceConfig
+from wire.errors import ConfigError
+from wire.example import Interactions, fence
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
+from wire.shape import SHAPE, encode_shape, shape_of
 
 ROWS = interactions(np.random.default_rng(0), 60)
 
@@ -129,6 +132,25 @@ def test_users_who_were_forgotten_while_the_follower_was_cut_off_are_in_no_histo
     wire.tell([example("b", slice_of(ROWS, 0, 4), number=3)])
     wait_until(lambda: length_of(histories, "b") == 4, 60, "it to be followed")
     assert caplog.text.count("are gone: reading it again") == 1
+
+
+def test_a_follower_of_another_configuration_than_the_workers_ends(wire: Wire) -> None:
+    theirs = shape_of(ActionConfig(features=("brand", "price")), SequenceConfig())
+    ours = shape_of(ActionConfig(features=("price", "brand")), SequenceConfig())
+    for shape in (theirs, ours):
+        wire.tell([fence(1, 1)], [(SHAPE, encode_shape(theirs))])
+        thread = HistoryFollower(
+            lambda _: connect(wire.kafka, 20, auto_offset_reset="none"), wire.topics.sequences,
+            Histories(10**8, topic=wire.topics.sequences, shape=shape),
+        )  # fmt: skip
+        thread.start()
+        if shape == theirs:
+            assert thread.caught_up.wait(60)
+            thread.stop()
+        thread.join(60)
+        assert (thread.failure is None) == (shape == theirs)
+    assert isinstance(thread.failure, ConfigError)
+    assert "partition 1 offset 0: action.features: expected ('price', 'brand')" in str(thread.failure)
 
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:
