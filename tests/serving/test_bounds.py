@@ -197,6 +197,16 @@ def test_a_batch_is_bounded_as_a_whole_and_in_its_parts(port: int, path: str) ->
     assert problem["field"] == "requests.1.domain"
 
 
+@pytest.mark.parametrize("path", ["/recommend", "/explain", "/recommend/batch"])
+def test_a_domain_to_recommend_for_is_refused_and_the_filter_named(port: int, path: str) -> None:
+    one = {"user": "u1", "domain": "a"}
+    (problem,) = post(port, path, json.dumps({"requests": [one]} if "batch" in path else one).encode()).json()["detail"]
+    assert problem["field"].endswith("domain")
+    assert "To choose among the items of some domains, send domains to /recommend" in problem["do"]
+    assert post(port, "/rank", json.dumps({**one, "items": [1]}).encode()).status_code == 200
+    assert "fields: item, k" in post(port, "/similar", b'{"item": 1, "domain": "a"}').json()["detail"][0]["do"]
+
+
 def test_long_requests_do_not_keep_the_others_from_their_answers() -> None:
     body = json.dumps({"user": "u0", "items": list(range(10_000))}).encode()
     with live_server(max_wait_s=60.0) as (_, port), ExitStack() as stack:
