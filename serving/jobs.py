@@ -225,9 +225,10 @@ class ExplainJob:
         )  # fmt: skip
 
     def _reasons(self, version: HeldVersion, query: Request, found: Explanation, place: int) -> list[Reason]:
-        """The interactions with the largest contributions, positive or negative."""
+        """The interactions with the largest contributions, positive or negative; none with an item that was removed."""
         memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
         weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
+        weight_n[self.builder.histories.is_removed(query.past.item_hash)] = 0
         most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
         names = [version.names.get(key, "?") for key in query.past.item_hash[most].tolist()]
         return [

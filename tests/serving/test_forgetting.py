@@ -102,6 +102,21 @@ def test_marks_are_obeyed_where_records_come_by_the_batch() -> None:
     assert len(past.interactions) == 2
 
 
+def test_an_item_that_is_removed_is_no_reason_and_stays_what_the_user_did(service: Service) -> None:
+    client, body = Client(build_app(service)), {"user": "u1", "k": 10, "reasons": 50, "exclude_seen": False}
+
+    def reasons() -> set[Any]:
+        items = client.post("/explain", json=body).json()["items"]
+        return {reason["item"] for item in items for reason in item["reasons"]}
+
+    gone = next(iter(reasons()))
+    service.histories.feed(0, mark(Mark.ITEM, 100, item=gone))
+    assert reasons()
+    assert gone not in reasons()
+    past = client.get("/history?user=u1").json()["interactions"]
+    assert gone in {each["item"] for each in past}
+
+
 @pytest.mark.parametrize("by_batch", [False, True])
 def test_examples_that_are_gone_once_all_was_read_are_missed(by_batch: bool) -> None:
     """The mark that says who is forgotten is replaced, under its key, by one that does not name anybody."""
