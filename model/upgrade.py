@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
 from kernels.memory.arrays import CLOCK, FIRST_GAINS, PAIRED, first_gain_squares
-from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
+from kernels.odds.arrays import FIRST_GAIN_SQUARE, FIRST_SQUARE, OddsArrays, num_pairs_of
 
 ADDED = (
     ("hourly",),
@@ -23,7 +23,7 @@ ADDED = (
 """The features that each build added, the newest build first."""
 
 _WIDENED = (
-    ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_SQUARE), ("hidden_JH", 0, 0.0),
+    ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_GAIN_SQUARE), ("hidden_JH", 0, 0.0),
     ("hidden_square_JH", 0, FIRST_SQUARE), ("norm_2I", 1, 0.0), ("kept_log", 1, 0.0),
 )  # fmt: skip
 """Of the odds' arrays with a part for each log-odds: their axis, and what new ones start as."""
