@@ -166,7 +166,8 @@ def test_the_same_events_give_the_same_bits() -> None:
 
 
 def test_what_was_fetched_is_marked_and_nothing_else() -> None:
-    memory = started()
+    memory, of_a_reader = started(), 1
+    memory.dirty[:] = memory.pair_dirty[:] = of_a_reader
     there = DeviceMemory(memory, RULES, CPU, GROUP)
     none = np.zeros(1, np.int64)
     met = MemoryEvents(
@@ -176,7 +177,8 @@ def test_what_was_fetched_is_marked_and_nothing_else() -> None:
     there.learn(80, met, torch.zeros(0, 80))
     there.fetch(memory)
     assert memory.dirty[7] == CHANGED
-    assert np.count_nonzero(memory.dirty) == 1
+    assert np.count_nonzero(memory.dirty != of_a_reader) == 1
+    assert (memory.pair_dirty == of_a_reader).all()
 
 
 @pytest.mark.parametrize("left_out", ["learn_weights_kernel", "learn_events_kernel", "count_events_kernel"])
@@ -287,6 +289,30 @@ def test_a_time_of_day_is_that_of_the_latest_event_before_a_group() -> None:
         there.fetch(fast)
         assert fast.clock[CLOCK.index("newest_ms")] == memory.clock[CLOCK.index("newest_ms")]
         np.testing.assert_allclose(fast.hour, memory.hour, rtol=1e-5)
+
+
+def test_a_memory_that_grows_and_loses_rows_goes_on_as_the_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also its table of pairs, in which pairs then have slots of their own, or none."""
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("model.memory_pairs.PAIRS_PER_ROW", 1)
+    config, sizes = ModelConfig(memory_neighbours=8), list[int]()
+    there, here = Memory(config, RULES, device=CPU, group=GROUP), Memory(config, RULES)
+    for each in (there, here):
+        each.arrays.clock[0] = 64 * GROUP
+    for seed, (num_rows, gone) in enumerate(((12, [3, 4, 5]), (40, [6, 7]), (80, []))):
+        stream = replace(STREAM, num_rows=num_rows, num_users=1, seed=seed)
+        events, logits = stream.events(), stream.logits()
+        for each in (there, here):
+            each.grow(num_rows)
+        there.learn_together(events, torch.from_numpy(logits)).wait()
+        reference.memory_learn_grouped(here.arrays, num_rows, events, logits, RULES, GROUP)
+        sizes.append(there.arrays.num_pairs)
+        assert_same_memory(there.arrays, here.arrays)
+        for each in (there, here):
+            each.forget(np.array(gone, np.int64))
+    assert sizes == [16, 64, 128]
+    assert np.count_nonzero(there.arrays.pair_count) > 20
+    assert there.arrays.hour.any()
 
 
 def test_a_memory_without_pairs_or_times_of_day_is_refused() -> None:
