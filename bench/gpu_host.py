@@ -110,14 +110,15 @@ def learner_of(parts: Parts) -> Any:
     from trainer.network.graph_step import PaddedStep
 
     config = config_of("cpu", 1, GROUP)
-    learner = Learner(ModelConfig(), config, "cpu")
+    learner = Learner(ModelConfig(), config, "cpu", threads=True)
     graphs: Any = Graphs()
     steps = PaddedStep(learner.model, graphs, feedback=config.late_feedback, context_gradient=config.context_gradient,
                        rank_weight=config.rank_weight)  # fmt: skip
     learner.forward_pass.step_graphs = steps
     for name, owner, method in (
         ("inputs of the graph", learner, "forward"), ("memory", learner.memory_pass, "launch"),
-        ("odds", learner.ranking_pass, "answer"), ("metrics", learner.evaluator, "count"),
+        ("odds", learner.scoring.ranking_pass, "begin"),
+        *(("metrics", learner.scoring.evaluator, method) for method in ("ask", "count")),
         *(("vocabulary", table, method) for table in learner.tables.values() for method in ("lookup", "insert")),
     ):  # fmt: skip
         setattr(owner, method, parts.timed(name, getattr(owner, method)))

@@ -18,7 +18,8 @@ from torch import Tensor
 from kernels import Tail
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
-from model.rates import Rates, done_before
+from model.kinds import done_before
+from model.rates import Rates
 from model.tokens import ITEMS, side_inputs, token_times
 from trainer.examples.batch import JaggedBatch
 from trainer.examples.changes import with_changes
