@@ -35,11 +35,12 @@ class Beside:
         assert self._held is None, "wait for what was started before"
         begin = baseline("headrace_beside_start", *[c_void_p] * 3)
         if begin(self._beside, cast(function, c_void_p), byref(call)):
-            raise RuntimeError("no thread for the odds: raise the limit on processes (ulimit -u)")
+            raise RuntimeError("expected a thread, the system gave none; raise the limit on processes (ulimit -u)")
         self._held = call, held
 
     def wait(self) -> int:
-        """The status that the function has returned, once it has."""
+        """The status that the function has returned, once it has. If the thread has not begun, because no processor was
+        free, the function runs here."""
         status: int = baseline("headrace_beside_wait", c_void_p)(self._beside)
         self._held = None
         return status

@@ -31,9 +31,11 @@ public:
         begun_.notify_one();
     }
 
+    // What the thread has not begun, because no processor was free, the caller does itself.
     int wait() {
         std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return !work_; });
+        if (work_) do_next(lock);
+        done_.wait(lock, [this] { return !runs_; });
         return status_;
     }
 
@@ -43,23 +45,27 @@ private:
         for (;;) {
             begun_.wait(lock, [this] { return work_ || ends_; });
             if (!work_) return;
-            const Work work = work_;
-            const void* call = call_;
-            lock.unlock();
-            const int status = work(call);
-            lock.lock();
-            status_ = status, work_ = nullptr;
+            do_next(lock);
             done_.notify_one();
         }
+    }
+
+    void do_next(std::unique_lock<std::mutex>& lock) {
+        const Work work = work_;
+        work_ = nullptr, runs_ = true;
+        lock.unlock();
+        const int status = work(call_);
+        lock.lock();
+        status_ = status, runs_ = false;
     }
 
     std::mutex mutex_;
     std::condition_variable begun_, done_;
     std::thread thread_;
-    Work work_ = nullptr;  // nullptr: nothing to do
+    Work work_ = nullptr;  // nullptr: nothing to begin
     const void* call_ = nullptr;
     int status_ = 0;
-    bool ends_ = false;
+    bool runs_ = false, ends_ = false;
 };
 
 }  // namespace
