@@ -254,7 +254,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
         turns(trainer, lambda _: trainer.learner.num_interactions >= CONFIG.metric_window)
         kept("an increment of many steps")
         trainer.frozen = frozen = FrozenRival(COMPARED, trainer.checkpoints.folder)
-        trainer.learner.evaluator.on_ranked = frozen.compare
+        trainer.learner.scoring.evaluator.on_ranked = frozen.compare
         rows += waits(f"{label}: reading a frozen copy", turns(trainer, lambda _: frozen.step is not None), alone_ms)
         published("a base", whole=True)
         turns(trainer, lambda num: num == 30)

@@ -38,7 +38,7 @@ class Frozen(Learner):
 
     def __init__(self, model: ModelConfig, trainer: TrainerConfig, device: torch.device, arrays: Arrays) -> None:
         still = dataclasses.replace(trainer, cuda_graphs=False, dropout=0.0, memory_group=1, shards=1)
-        super().__init__(model, still, device, memory_thread=False)
+        super().__init__(model, still, device, threads=False)
         self.forward_pass = LookupPass(self.network, self.frequency, self.rates)
         meta = {"model": model.as_dict(), "trainer": still.learning_dict()}
         restore_learner(self, Checkpoint(0, arrays, meta))
@@ -55,7 +55,7 @@ class Frozen(Learner):
         probabilities of the kinds. ``num_rows``: only rows below compete."""
         forward = self._look(batch)
         ranks = self._ranks(batch, forward, np.arange(int(batch.is_wanted_R.sum())), num_rows)
-        odds = self.rates.score(self.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK)))
+        odds = self.rates.score(self.scoring.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK)))
         return ranks, probability(odds)
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ class Trainer:
 
     def _new_learner(self) -> Learner:
         learner = Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
-        learner.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
+        learner.scoring.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
         return learner
 
     @property
@@ -195,12 +195,12 @@ class Trainer:
         try:
             self._last_report = self.learner.step(examples)
             self.pace.stepped(self._last_report.seconds)
+            if (problem := unsound_step(self._last_report)) is not None:
+                return problem
+            return unsound_learner(self.learner) if self.set_aside.is_checked(self.learner.num_steps - 1) else None
         except (ArithmeticError, ValueError, IndexError) as error:
             log.exception("a step failed")
             return Unsound(f"{type(error).__name__} ({error})")
-        if (problem := unsound_step(self._last_report)) is not None:
-            return problem
-        return unsound_learner(self.learner) if self.set_aside.is_checked(self.learner.num_steps - 1) else None
 
     # Numbers that are not finite
 

@@ -43,6 +43,7 @@ from trainer.device import choose_device
 from trainer.examples.batch import JaggedBatch
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
+from trainer.learner.scoring import Scoring
 from trainer.learner.step import Learner, StepReport
 from trainer.metrics.evaluator import Forward
 from trainer.metrics.prequential import RANKERS, Predictions
@@ -221,7 +222,7 @@ class RanksBackwards(Learner):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.ranking_pass = BackwardPass(self.rates, self.tables, self.model_config)
+        self.scoring.ranking_pass = BackwardPass(self.rates, self.tables, self.model_config)
 
 
 class BackwardPass(RankingPass):
@@ -242,12 +243,45 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
 def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
     """As on a GPU: the same predictions, counts and everything learned."""
     learner, world = taught(num_steps=2)
-    beside = twin(learner, partial(Learner, memory_thread=True))
+    beside = twin(learner, partial(Learner, threads=True))
     for _ in range(3):
         examples = world.examples(8)
         reports = [each.step(examples) for each in (learner, beside)]
         assert reports[0].retrieval_loss == reports[1].retrieval_loss
     assert_same_arrays(learner_arrays(learner), learner_arrays(beside))
+
+
+class ScoresLater(Learner):
+    """As where the memory is on a GPU, too."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.scoring = Scoring(
+            self.model_config, self.config, self.rates, self.tables, self.popularity, beside=True, later=True
+        )
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("config", [TRAINER, replace(TRAINER, max_items=20, evict_every_steps=2, metric_share=0.5)])
+def test_a_step_that_is_scored_beside_the_next_one_changes_no_bit(
+    config: TrainerConfig, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not somebody reads the metrics between the steps."""
+    monkeypatch.setattr("trainer.learner.scoring.LEAST_BESIDE", 1)
+    learner, world = taught(config, num_steps=2)
+    later, ranked = twin(learner, ScoresLater), [list[tuple[bytes, int]](), list[tuple[bytes, int]]()]
+    for each, found in zip((learner, later), ranked, strict=True):
+        each.scoring.evaluator.on_ranked = lambda batch, rank_S, step, found=found: found.append(
+            (batch.item_n.tobytes() + rank_S.tobytes(), step)
+        )
+    for _ in range(7):
+        examples = world.examples(8)
+        assert learner.step(examples).ranking_loss == later.step(examples).ranking_loss
+        if reads:
+            assert later.metrics.summary() == learner.metrics.summary()
+    assert_same_arrays(learner_arrays(learner), learner_arrays(later))
+    assert ranked[0] == ranked[1]
+    assert len(ranked[0]) == 7
 
 
 def test_the_retrieval_loss_is_the_cross_entropy_of_choices_over_all_items() -> None:

@@ -49,7 +49,9 @@ def pass_over(learner: Learner, examples: Sequence[Lesson]) -> None:
 
 @torch.no_grad()
 def unsound_learner(learner: Learner) -> Unsound | None:
-    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything."""
+    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything. Raises what
+    went wrong in scoring the last step."""
+    learner.scoring.settle()
     for name, table in learner.tables.items():
         if not table.is_finite():
             return Unsound(f"rows of table {name}")
