@@ -138,13 +138,6 @@ class Trainer:
         recorded = resumed.planned(learner)
         if recorded:
             log.info("repeating recorded steps", first_step=num_steps, num_steps=len(recorded))
-        if (checkpoints := self.checkpoints) is not None:
-            checkpoints.resume(resumed, self._identity)
-            if resumed.is_fresh:
-                checkpoints.cut(learner, resumed.positions, recorded, self.set_aside, self.publication)
-                checkpoints.saver.wait()
-            checkpoints.journal.start(num_steps, recorded, self.set_aside.steps)
-            checkpoints.wait_from(num_steps)
         source = self._make_source(resumed.positions)
         self._feed = StepFeed(
             source, self.config, learner.max_context, recorded=recorded, first_step=num_steps,
@@ -153,6 +146,13 @@ class Trainer:
         source.restore(learner.histories)
         if removed := learner.histories.removed:  # published weights do not say so
             learner.remove_items(removed)
+        if (checkpoints := self.checkpoints) is not None:
+            checkpoints.resume(resumed, self._identity)
+            if resumed.is_fresh and not self.stop.is_set():  # which leaves half of the users
+                checkpoints.cut(learner, resumed.positions, recorded, self.set_aside, self.publication)
+                checkpoints.saver.wait()
+            checkpoints.journal.start(num_steps, recorded, self.set_aside.steps)
+            checkpoints.wait_from(num_steps)
 
     # The pass
 
