@@ -150,6 +150,8 @@ class Evaluator:
             popular = self._popularity.ranks(target_S[asked], num_known, seen_rows_n, first_C, where_S[asked])
             for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
                 rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
+        missed = np.flatnonzero(ranked_S & (choices.rank_R == 0))  # not known, or left out: by the baselines too
+        rank_KS[:, missed] = np.minimum(rank_KS[:, missed], 0)
         slice_XS, domain_S = self._slices(target_S, batch.age_R[wanted], num_known), batch.domain_n[where_S]
         for at in coming.tolist():
             self._awaited = Awaited(
