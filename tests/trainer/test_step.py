@@ -41,6 +41,7 @@ from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.examples.batch import JaggedBatch
+from trainer.learner.eviction import evict
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
 from trainer.learner.step import Learner, StepReport
@@ -708,6 +709,20 @@ def test_another_seed_gives_other_bits() -> None:
     first, second = (taught(replace(TRAINER, seed=seed))[0] for seed in (1, 2))
     with pytest.raises(AssertionError):
         assert_same_arrays(learner_arrays(first), learner_arrays(second))
+
+
+def test_items_that_wait_for_a_row_are_bounded_too_and_the_newest_go_on_waiting() -> None:
+    config = replace(TRAINER, admit_after=2, max_items=100)
+    learner, day_ms = Learner(MODEL, config), 86_400_000
+    learner.items.insert(np.repeat(np.arange(1, 51), 2), 0, 0)
+    for day in range(1, 6):
+        learner.items.insert(np.arange(day * 1000, day * 1000 + 60), day * day_ms, day)
+        evict(config, learner.tables, learner.rates, day * day_ms)
+        assert learner.items.map.num_pending <= config.max_items
+    assert learner.items.num_live == 50
+    waiting, _, seen_ms = learner.items.map.pending()
+    assert set(range(5000, 5060)) <= set(waiting.tolist())
+    assert seen_ms.min() >= 4 * day_ms
 
 
 def test_values_of_features_that_are_not_seen_any_more_are_evicted_with_their_counts() -> None:
