@@ -136,6 +136,8 @@ class TrainedHistories(Histories):
             return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
+                if self.waiting is not None:
+                    self.waiting.restore(example, None)
                 return
         else:  # a new line of training, which starts after examples that another line has trained
             self._num_touches = max(self._num_touches, example.newest_record_ms)
