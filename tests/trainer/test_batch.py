@@ -15,7 +15,7 @@ from model.kinds import becomes_chosen
 from model.tokens import propensities, states
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
 from trainer.examples.batch import JaggedBatch, build_batch, take_interactions
-from trainer.examples.context import shorten
+from trainer.examples.context import can_thin, shorten
 from wire.example import Example
 from wire.history import Histories
 
@@ -231,3 +231,11 @@ def test_ranges_of_columns_of_any_width_are_what_slices_say(
     places = np.r_[5:25, 60:67]
     for each, taken in zip(given, take_ranges(given, begin, length), strict=True):
         np.testing.assert_array_equal(taken, each[places])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "num_trained", "thins"),
+    [(0.0, 200, False), (1.3, 16, False), (1.6, 16, False), (1.6, 200, True), (2.0, 200, False), (1.05, 16, True)],
+)
+def test_contexts_that_are_short_already_are_not_thinned(alpha: float, num_trained: int, *, thins: bool) -> None:
+    assert can_thin(num_trained, 200, alpha) is thins

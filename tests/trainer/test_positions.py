@@ -378,3 +378,13 @@ def test_a_topic_that_lost_its_claims_goes_on_above_the_epoch_that_servers_answe
     made.feed(3)
     made.start()
     assert made.finish().last.epoch == before.epoch + 1
+
+
+@pytest.mark.parametrize(("max_train_context", "warns"), [(0, False), (2, True)])
+def test_a_trainer_that_is_to_thin_contexts_says_when_none_is_long_enough(
+    stage: Make, max_train_context: int, *, warns: bool
+) -> None:
+    made = stage(trainer={"stochastic_length_alpha": 1.7, "max_train_context": max_train_context})
+    child = made.start()
+    wait_until(lambda: '"training"' in child.log(), 60, "a trainer that has begun")
+    assert ("trainer.stochastic_length_alpha thins nothing" in child.log()) is warns
