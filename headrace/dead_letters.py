@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,16 +16,19 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.foreign_text import foreign
-from headrace.forgotten import Forgotten
+from headrace.forgotten import Forgotten, request_of
 from headrace.sentences import say
-from stream.producer import ActionProducer, BatchConfig
+from stream.producer import ActionProducer, BatchConfig, user_of
 from wire.action import Action, decode_record
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig
 from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.json_value import decode_json
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.consumer import Span, connect, ends, partitions_of, read, spans
+from wire.kafka.producer import SEND_S, make_producer
+from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 SHOWN_CHARACTERS = 200
@@ -67,12 +71,13 @@ def resend(settings: Settings, *, first: int | None = None, despite_retention: b
         begin = first if first is not None else _bookmark(consumer, where)
         wanted = {0: Span(begin, ends(consumer, [where])[where])}
         origins = _origins(read(consumer, topics.dead_letters, wanted))
-        resending.forgotten = Forgotten.read(consumer, topics.actions, origins)
+        resending.forgotten = Forgotten.read(settings.kafka, consumer, topics.actions, origins)
         batch = BatchConfig.within(settings.action)
         with ActionProducer(settings.kafka, topics.actions, batch, settings.kafka.partitions) as producer:
             for record in read(consumer, topics.dead_letters, wanted):
                 for action in resending.sendable(record, settings.action, despite_retention=despite_retention):
                     producer.send(action)
+        resending.repeat_requests(settings, consumer)
         if resending.end > begin:
             consumer.commit({where: OffsetAndMetadata(resending.end, "", -1)})
     finally:
@@ -90,7 +95,12 @@ class _Resending:
     """The offset after the last letter."""
     num_sent: int = 0
     num_forgotten: int = 0
+    num_repeated: int = 0
+    users: set[str] = field(default_factory=set)
+    """Whose actions were sent."""
     num_unknown: int = 0
+    requests: dict[str, None] = field(default_factory=dict)
+    """The commands that forget what refused requests were about."""
     refused: Counter[str] = field(default_factory=Counter)
     first_refused: int = -1
     first_unknown: int = -1
@@ -98,6 +108,9 @@ class _Resending:
     def sendable(self, record: Any, config: ActionConfig, *, despite_retention: bool) -> list[dict[str, Any]]:
         """The actions of a letter that are to be sent."""
         letter, actions, self.end = read_headers(record.headers), acceptable(record, config), record.offset + 1
+        if (request := request_of(record.value)) is not None:
+            self.requests[_command(request)] = None
+            return []
         if not actions:
             self.refused[letter.reason] += 1
             self.first_refused = record.offset if self.first_refused < 0 else self.first_refused
@@ -109,7 +122,23 @@ class _Resending:
         wanted = [action for action in actions if not self.forgotten.covers(letter, action)]
         self.num_forgotten += len(actions) - len(wanted)
         self.num_sent += len(wanted)
+        self.users.update(user_of(action) for action in wanted)
         return wanted
+
+    def repeat_requests(self, settings: Settings, consumer: KafkaConsumer) -> None:
+        """Send the requests again that came while these users' actions were sent, and may stand before them. What comes
+        from now on stands after them. (Items are forgotten wherever the request stands.)"""
+        later = {key: record for key, record in self.forgotten.since(settings.kafka, consumer)
+                 if key[0] == "user" and key[1] in self.users}  # fmt: skip
+        if not later:
+            return
+        producer = make_producer(settings.kafka)
+        try:
+            for record in later.values():
+                producer.send(record.topic, record.value, record.key, partition=record.partition).get(SEND_S)
+        finally:
+            producer.close(timeout=2)
+        self.num_repeated = len(later)
 
     def tell(self, begin: int, topic: str) -> None:
         """Say what was sent, what was not, and why."""
@@ -119,15 +148,29 @@ class _Resending:
         say(f"sent {self.num_sent:,} actions again, of dead letters {begin} to {self.end - 1}")
         if self.num_forgotten:
             say(f"not sent: {self.num_forgotten:,} actions whose user or item was to be forgotten after they came")
+        if self.num_repeated:
+            say(f"{self.num_repeated:,} users were to be forgotten meanwhile: these requests were sent again")
         if self.num_unknown:
             say(
                 f"not sent: {self.num_unknown:,} actions that are older than what {topic} still holds, so that a "
                 "request to forget may be gone. To send them nevertheless: headrace dead-letters --resend --from "
                 f"{self.first_unknown} --despite-retention"
             )
+        if self.requests:
+            say(
+                f"not sent: {len(self.requests):,} requests to forget, whose place in the topic decides what is "
+                "forgotten; send those that are still wanted:"
+            )
+            for command in self.requests:
+                say(command)
         if self.refused:
             reasons = ", ".join(f"{name} {num:,}" for name, num in self.refused.most_common())
             say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {self.first_refused}")
+
+
+def _command(request: ForgetRequest) -> str:
+    what, name = ("user", request.user) if request.user else ("item", request.item)
+    return foreign(f"headrace forget {what} {shlex.quote(str(name))}{' --undo' if request.is_back else ''}").plain
 
 
 def _origins(letters: Iterator[Any]) -> dict[int, int]:
@@ -140,6 +183,7 @@ def _origins(letters: Iterator[Any]) -> dict[int, int]:
 
 
 def _check_partitions(settings: Settings, consumer: KafkaConsumer, topic: str) -> None:
+    check_partitions(settings.kafka)
     expected, found = settings.kafka.partitions, len(partitions_of(consumer, topic))
     if found < expected:
         raise partitions_mismatch(topic, expected, found)

@@ -23,7 +23,9 @@ from wire.client_options import tls_context
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.options import ISOLATION, sync_options
+from wire.kafka.polls import Consumer
 from wire.kafka.refusal import refusal
+from wire.topics import what_creates
 
 logger = logging.getLogger(__name__)
 POLL_MS = 200
@@ -51,23 +53,6 @@ class Span:
     end: int
 
 
-class _Consumer(KafkaConsumer):
-    """One that goes on with partitions that were paused.
-
-    kafka-python (3.0.12) puts aside what it has fetched of a paused partition and not returned, and fetches no more of
-    it until that is returned. It takes it back only while no fetch is in line, and one stays in line when all of it was
-    returned: a partition that is resumed, even elsewhere or after it was assigned again, may never be read again.
-    """
-
-    def poll(self, *args: Any, **options: Any) -> dict[TopicPartition, list[Any]]:
-        """As `KafkaConsumer.poll`."""
-        fetcher = self._fetcher
-        if not fetcher._next_partition_records:  # noqa: SLF001
-            fetcher._next_partition_records = None  # noqa: SLF001
-        found: dict[TopicPartition, list[Any]] = super().poll(*args, **options)
-        return found
-
-
 def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
     """A consumer; ``kafka.client`` overrides ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
     ours: dict[str, Any] = {
@@ -86,7 +71,7 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
         "reconnect_backoff_max_ms": 1_000,
         "metrics_enabled": False,
     }
-    return _Consumer(**{**ours, **options, **sync_options(kafka)})
+    return Consumer(**{**ours, **options, **sync_options(kafka)})
 
 
 def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:
@@ -228,7 +213,7 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
         raise TopicMissing(
-            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create; "
+            f"topic {topic}: expected it on the broker, got none; {what_creates(topic)}; "
             "if it is there, give this client's user the right to describe it"
         )
     return [TopicPartition(topic, number) for number in sorted(numbers)]
