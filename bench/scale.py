@@ -53,6 +53,7 @@ class Traffic:
     """An endless source of live examples, with each step's users drawn at random."""
 
     exhausted = False
+    max_buffered = 0
 
     def __init__(self, num_items: int, users_a_step: int = USERS_A_STEP) -> None:
         self._users_a_step = users_a_step

@@ -41,6 +41,7 @@ from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.examples.batch import JaggedBatch
+from trainer.learner.eviction import evict
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
 from trainer.learner.scoring import Scoring
@@ -90,7 +91,9 @@ def recalled_slowly(before: Learner, examples: Sequence[Example]) -> MemoryOutco
     logit_AV = np.array(queries, np.float32).reshape(-1, num_rows)
     rules = MemoryRules(seen_half_life=before.config.memory_half_life, exclude=str(before.config.exclude_seen))
     events = joined([asked_slowly(before, *pasts[nth], is_chosen=said[nth].is_wanted) for nth in told])
-    outcome = memory_learn(memory.arrays, num_rows, events, logit_AV, rules, backend="reference")
+    is_repeat = np.array([int(own["item"]) in past["item"] for past, own in (pasts[nth] for nth in told)])
+    is_missed = is_repeat & memory.leaves_out
+    outcome = memory_learn(memory.arrays, num_rows, events, logit_AV, rules, backend="reference").missed(is_missed)
     return outcome.ordered(np.array([told.index(nth) for nth, one in enumerate(said) if one.is_wanted], np.int64))
 
 
@@ -742,6 +745,20 @@ def test_another_seed_gives_other_bits() -> None:
     first, second = (taught(replace(TRAINER, seed=seed))[0] for seed in (1, 2))
     with pytest.raises(AssertionError):
         assert_same_arrays(learner_arrays(first), learner_arrays(second))
+
+
+def test_items_that_wait_for_a_row_are_bounded_too_and_the_newest_go_on_waiting() -> None:
+    config = replace(TRAINER, admit_after=2, max_items=100)
+    learner, day_ms = Learner(MODEL, config), 86_400_000
+    learner.items.insert(np.repeat(np.arange(1, 51), 2), 0, 0)
+    for day in range(1, 6):
+        learner.items.insert(np.arange(day * 1000, day * 1000 + 60), day * day_ms, day)
+        evict(config, learner.tables, learner.rates, day * day_ms)
+        assert learner.items.map.num_pending <= config.max_items
+    assert learner.items.num_live == 50
+    waiting, _, seen_ms = learner.items.map.pending()
+    assert set(range(5000, 5060)) <= set(waiting.tolist())
+    assert seen_ms.min() >= 4 * day_ms
 
 
 def test_values_of_features_that_are_not_seen_any_more_are_evicted_with_their_counts() -> None:

@@ -37,7 +37,8 @@ class TrainedHistories(Histories):
         self._born: dict[str, int] = {}
         """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
-        """User → when they last acted, counted in examples of all users."""
+        """User → when they last acted, counted in examples of all users; of those restored for a new line of training
+        the record's time (ms), from the newest of which it counts on."""
         self.unsaved: dict[str, None] = {}
         """Users seen or forgotten since a checkpoint recorded them (`trainer.copies.regions`)."""
         self._num_touches = 0
@@ -135,14 +136,19 @@ class TrainedHistories(Histories):
             return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
+                if self.waiting is not None:
+                    self.waiting.restore(example, None)
                 return
         else:  # a new line of training, which starts after examples that another line has trained
-            self._born.setdefault(example.user, 0)
-            self._touched.setdefault(example.user, 0)
+            self._num_touches = max(self._num_touches, example.newest_record_ms)
+            self._touched[example.user] = example.newest_record_ms
+            self.unsaved[example.user] = None
         (history,) = super().gather_all((example,))
         if self.waiting is not None:
             self.waiting.restore(example, history)
         self.settle(history)
+        if not self._is_resumed:
+            self.bound()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Which users the trainer knows, for a checkpoint; what they did comes from the source."""

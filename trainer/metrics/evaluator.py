@@ -166,6 +166,8 @@ class Evaluator:
         by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
         for name, rank_S in by_memory.items():
             np.copyto(rank_KS[RANKERS.index(name)], rank_S, where=ranked_S)
+        missed = np.flatnonzero(ranked_S & (choices.rank_R == 0))  # not known, or left out: by the baselines too
+        rank_KS[:, missed] = np.minimum(rank_KS[:, missed], 0)
         for at in is_coming_S.nonzero()[0].tolist():
             self._awaited = Awaited(
                 rank_KS[:, at], asked.slice_XS[:, at], int(asked.domain_S[at]), bool(asked.share_S[at]), at, asked.step,
