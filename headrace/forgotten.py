@@ -28,7 +28,7 @@ class Forgotten:
 
     def __init__(self, topic: str, held: Mapping[int, Span]) -> None:
         self._topic, self._held = topic, held
-        self._until: dict[Key, Mapping[int, int]] = {}
+        self._until: dict[Key, dict[int, int]] = {}
         """By partition: the offset before which actions are older than the request."""
 
     @classmethod
@@ -37,13 +37,24 @@ class Forgotten:
         from."""
         held = spans(consumer, topic)
         forgotten, newest = cls(topic, held), dict[Key, Any]()
-        for key, record in _requests(consumer, topic, _since(consumer, topic, held, letters)):
+        for request, record in _requests(consumer, topic, _since(consumer, topic, held, letters)):
+            if request.users:
+                forgotten._note_quiet(request, record.partition)
+                continue
+            key = ("user", request.user) if request.user else ("item", canonical(request.item))
             if key not in newest or newest[key].timestamp <= record.timestamp:
                 newest[key] = record
         for key, record in newest.items():
             after = _first_after(consumer, topic, held, record.timestamp)
-            forgotten._until[key] = {**after, record.partition: record.offset}
+            since = max(record.offset, forgotten._until.get(key, {}).get(record.partition, 0))
+            forgotten._until[key] = {**after, record.partition: since}
         return forgotten
+
+    def _note_quiet(self, request: ForgetRequest, partition: int) -> None:
+        """Users whom a worker forgot since they were quiet: of what it refused, only what is as old is left out."""
+        for user in request.users:
+            until = self._until.setdefault(("user", user), dict.fromkeys(self._held, 0))
+            until[partition] = max(until[partition], request.before_offset)
 
     def is_known(self, letter: DeadLetter) -> bool:
         """Whether the actions topic still holds all that has come since this letter's action."""
@@ -83,11 +94,11 @@ def _first_after(consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], 
     return {each.partition: at.offset if (at := found.get(each)) and at.timestamp >= 0 else END for each in asked}
 
 
-def _requests(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[tuple[Key, Any]]:
+def _requests(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[tuple[ForgetRequest, Any]]:
     for record in read(consumer, topic, wanted):
         request = _request_of(record.value)
         if request is not None and not request.is_back:
-            yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
+            yield request, record
 
 
 def _request_of(value: bytes | None) -> ForgetRequest | None:

@@ -17,6 +17,7 @@ from state.batch_applier import ApplyResult, BatchApplier, Record, records_after
 from state.compiled import CompiledUsers, rules_of
 from state.config import StoreConfig
 from state.database import Database
+from state.day_store import DayStore
 from state.intake import Intake
 from state.meta import Shape
 from state.meta_store import MetaStore
@@ -52,6 +53,7 @@ class PartitionStore:
         self._meta = MetaStore(self._db, Shape.of(partition, num_partitions, action, sequence))
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
+        self.days = DayStore(self._db)
 
     @classmethod
     def open(
@@ -168,13 +170,15 @@ class PartitionStore:
         before, first_number = self.counts, self.next_number
         fresh = records_after(self.applied_offset, records)
         try:
+            self.days.note(fresh)
             self._applier.apply(fresh)
         except BaseException:
             self._db.close()
             raise
         num_dead = self.counts.num_dead - before.num_dead
         num_examples = self.next_number - first_number
-        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
+        num_forgotten = self._applier.num_forgotten
+        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset, num_forgotten)
 
     def pass_over(self, offset: int, *, at_once: bool = False) -> None:
         """Note, with the next write or ``at_once``, that nothing else is left to apply below ``offset``."""
@@ -242,7 +246,7 @@ class PartitionStore:
         self._db.wipe()
         self._start()
         try:
-            restored = adopt_newest(self._db, self._users, examples)
+            restored = adopt_newest(self._db, self._users, self.days, examples)
             if restored.newest is not None:
                 rewind(self._sequencer, restored)
                 self._meta.now.relayed_number = self._sequencer.next_number - 1
@@ -281,6 +285,7 @@ class PartitionStore:
         if self._is_new and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # an interrupted restore
         self._outbox.forget()
+        self.days.load()
         names = Names(self._users.names.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
         self._sequencer.resume(self._meta.now.position)
