@@ -44,9 +44,11 @@ def quiet(store: PartitionStore, num_days: int) -> set[str]:
 
 
 def opened(folder: Path, *days: Iterable[Record]) -> PartitionStore:
+    """With these records applied one by one, as where few come."""
     store = PartitionStore.open(folder / "db", 0, ACTION)
     for records in days:
-        store.apply(records)
+        for record in records:
+            store.apply([record])
     return store
 
 
@@ -124,7 +126,8 @@ def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: in
     newest = {each.address: each for each in told} if num_kept == 1 else {each.number: each for each in told}
     store.restore([*sorted(newest.values(), key=lambda each: each.number), again])
     assert quiet(store, 1) == set(), "today is not known yet"
-    store.apply(visits(5000, TODAY))
+    store.close()
+    store = opened(tmp_path, visits(5000, TODAY))
     for num, users in known.items():
         assert quiet(store, num) - {"regular"} == users, num
     store.close()

@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from headrace.config import Settings
 from state.store import PartitionStore
+from state.user_store import UserStore
 from stream import retention
 from stream.retention import Retention, portions
 from wire.action import decode_record
@@ -94,6 +95,8 @@ def test_each_quiet_user_is_asked_for_once_a_day_and_nobody_else(
     assert sum(num_forgotten) == 60
     assert all(name.startswith("r") for name in names(store))
     assert len(names(store)) == 20
+    monkeypatch.setattr(UserStore, "quiet", None)
+    asyncio.run(found.step(store))  # does not look again today
 
 
 def test_the_next_step_waits_until_a_request_is_carried_out(
