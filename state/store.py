@@ -51,7 +51,7 @@ class PartitionStore:
         self._is_new = True
         self._db = Database(path, store)
         self._meta = MetaStore(self._db, Shape.of(partition, num_partitions, action, sequence))
-        self._users = UserStore(self._db, partition, action, sequence)
+        self.users = self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
         self.days = DayStore(self._db)
 
@@ -175,8 +175,7 @@ class PartitionStore:
         except BaseException:
             self._db.close()
             raise
-        num_dead = self.counts.num_dead - before.num_dead
-        num_examples = self.next_number - first_number
+        num_dead, num_examples = self.counts.num_dead - before.num_dead, self.next_number - first_number
         num_forgotten = self._applier.num_forgotten
         return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset, num_forgotten)
 
@@ -255,11 +254,6 @@ class PartitionStore:
             self._db.close()
             raise
         return restored.num_examples
-
-    @property
-    def users(self) -> UserStore:
-        """What is stored of the users, for readers."""
-        return self._users
 
     def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put the current records of these addresses into the outbox again, with nothing new in them, as `ExampleLog`
