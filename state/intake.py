@@ -39,7 +39,7 @@ class Intake:
         ``dead``, as dead letters in stored form."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
-        if type(decoded[0]) is ForgetRequest and (not decoded[0].user or self._is_ours(decoded[0].user)):
+        if type(decoded[0]) is ForgetRequest and all(map(self._is_ours, decoded[0].names)):
             return decoded[0]
         taken: list[tuple[int, Action]] = []
         for index, one in enumerate(decoded):
@@ -60,12 +60,14 @@ class Intake:
         return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition
 
     def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
-        home = partition_of(action.user.encode(), self._num_partitions or 1)
+        names = action.names if isinstance(action, ForgetRequest) else (action.user,)
+        user = next(name for name in names if not self._is_ours(name))
+        home = partition_of(user.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)
             value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
-            f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, "
+            f"user {user[:40]!r}: expected in partition {home} of {self._num_partitions}, "
             f"got {self._partition}; use the user as the key and Kafka's murmur2 partitioner (librdkafka has another "
             "default: set its option partitioner to murmur2)"
         )

@@ -109,10 +109,11 @@ class TrainedHistories(Histories):
         return {"num_touches": np.array([self._num_touches], np.int64), "waiting_ms": np.array(times, np.int64)}
 
     def apply_mark(self, mark: Lesson) -> None:
-        """Forget a user who is marked."""
-        if mark.mark is Mark.USER and mark.user in self.users:
-            self.drop(mark.user)
-        elif mark.mark is Mark.ITEM:
+        """Forget the users who are marked."""
+        for user in mark.forgotten:
+            if user in self.users:
+                self.drop(user)
+        if mark.mark is Mark.ITEM:
             self.removed.add(mark.marked_item)
         elif mark.mark is Mark.ITEM_BACK:
             self.removed.discard(mark.marked_item)
@@ -131,7 +132,7 @@ class TrainedHistories(Histories):
     def restore(self, example: Lesson) -> None:
         """Take an example that was trained before the checkpoint, in the order of its partition."""
         if example.mark is not None:
-            if not self._is_resumed or example.mark is not Mark.USER:
+            if not self._is_resumed or example.marked_item:
                 self.apply_mark(example)
             return
         if self._is_resumed:
