@@ -10,7 +10,7 @@ import torch
 from wire.errors import ConfigError
 
 LEAST_CAPABILITY = 8, 0
-"""Of GPUs that Triton compiles our kernels for: Ampere (A100, RTX 30) and later."""
+"""Of the GPUs that Triton supports: Ampere (A100, RTX 30) and later."""
 
 
 def choose_device(wanted: str, key: str) -> torch.device:
@@ -35,7 +35,7 @@ def fault_of_gpu() -> str:
     capability = torch.cuda.get_device_capability()
     if capability < LEAST_CAPABILITY:
         name, (major, minor) = torch.cuda.get_device_name(), capability
-        return f"{name} with compute capability {major}.{minor} (the kernels need 8.0 or later)"
+        return f"{name} with compute capability {major}.{minor} (Triton supports 8.0 or later)"
     if importlib.util.find_spec("triton") is None:
         return "a Python without Triton, which compiles the kernels"
     return ""

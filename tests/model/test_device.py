@@ -24,7 +24,7 @@ def test_the_processor_is_taken_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("capability", "hip", "found", "says"),
     [
-        ((7, 5), None, "triton", r"Tesla T4 with compute capability 7\.5 \(the kernels need 8\.0 or later\)"),
+        ((7, 5), None, "triton", r"Tesla T4 with compute capability 7\.5 \(Triton supports 8\.0 or later\)"),
         ((9, 0), "6.4", "triton", "a build of torch for AMD"),
         ((9, 0), None, None, "a Python without Triton"),
     ],

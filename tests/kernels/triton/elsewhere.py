@@ -80,11 +80,14 @@ class Elsewhere(TorchDispatchMode):
         self.queues = Queues(seed)
         self.captures = Captures(self.queues)
         self.room = Room(self.queues)
+        self._held: list[Held] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
         flat = tree_flatten((args, kwargs))[0]
         there = [each for each in flat if isinstance(each, There)]
+        if func.namespace == "c10d":
+            return self._communicate(func, args, kwargs, there)
         if name == "is_pinned":
             return hasattr(args[0], "is_pinned_here")
         if name in ("_pin_memory", "pin_memory"):
@@ -107,6 +110,14 @@ class Elsewhere(TorchDispatchMode):
         if name in MADE_EMPTY:
             work = partial(_empty, work)
         return self._compute(func, args, kwargs, place, work)
+
+    def _communicate(self, func: Any, args: Any, kwargs: Any, there: list[There]) -> Any:
+        """Exchange something with other ranks, once the stream has it; what is sent and received is held for a while,
+        as PyTorch holds it until somebody waits."""
+        assert self.captures.now is None, f"{func} in a capture, at {_place()}"
+        self.queues.current.synchronize()
+        self._held = [*self._held[-99:], *(each.held for each in there)]
+        return func(*tree_map(_there_or_here, args), **tree_map(_there_or_here, kwargs))
 
     def _move(self, func: Any, args: Any, kwargs: Any, place: dict[str, str]) -> Any:
         """Copy between host and GPU: at once, unless the host's memory is pinned and nobody waits."""
@@ -239,6 +250,10 @@ def _here(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and not hasattr(value, "is_pinned_here") else value
 
 
+def _there_or_here(value: Any) -> Any:
+    return value.here if isinstance(value, There) else value
+
+
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Also where they are NaN."""
     return not a.numel() or torch.equal(*(each.reshape(-1).contiguous().view(torch.uint8) for each in (a, b)))
@@ -261,6 +276,7 @@ def elsewhere(seed: int | None = None) -> Iterator[Elsewhere]:
     there: dict[str, Any] = {
         "Event": partial(Event, queues), "Stream": partial(Stream, queues), "stream": queues.on,
         "current_stream": lambda _=None: queues.current, "synchronize": queues.synchronize, "current_device": lambda: 0,
+        "get_device_capability": lambda _=None: (9, 0),
         "CUDAGraph": partial(Graph, mode.captures), "graph": mode.captures.capture, "graph_pool_handle": lambda: (0, 1),
     }  # fmt: skip
     with (
