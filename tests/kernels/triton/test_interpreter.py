@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path(__file__).with_name("interpreted")
-STEPS, STREAMS = FOLDER / "test_elsewhere.py", FOLDER / "test_streams.py"
-"""Take as long as the others together."""
+STEPS, STREAMS = [FOLDER / "test_elsewhere.py"], [FOLDER / "test_streams.py", FOLDER / "test_ranks.py"]
+"""Each takes as long as the others together."""
 
 
 @pytest.mark.parametrize(
-    "files", [[STEPS], [STREAMS], sorted(set(FOLDER.glob("test_*.py")) - {STEPS, STREAMS})],
+    "files", [STEPS, STREAMS, sorted(set(FOLDER.glob("test_*.py")) - {*STEPS, *STREAMS})],
     ids=["whole steps", "streams", "the others"],
 )  # fmt: skip
 def test_every_kernel_equals_its_reference_in_the_interpreter(files: list[Path]) -> None:
