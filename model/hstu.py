@@ -206,12 +206,18 @@ class _Tokens(torch.autograd.Function):
         grad_nM = torch.addmm(grad_n2M[:, 0], action_nM, action_item_weight.T)
         rows_UD = None
         if ctx.needs_input_grad[0]:
-            rows_UD = item_nD.new_zeros(ctx.num_rows, item_nD.shape[1])
-            rows_UD.index_add_(0, place_n, grad_nM @ item_weight.T)
+            rows_UD = _added(grad_nM @ item_weight.T, place_n, ctx.num_rows)
         return (
             rows_UD, item_nD.T @ grad_nM, action_nM.sum(0), kinds_nK.T @ action_nM, item_nM.T @ action_nM,
             grad_nM if ctx.needs_input_grad[5] else None, None, None,
         )  # fmt: skip
+
+
+def _added(grad_nD: Tensor, place_n: Tensor, num_rows: int) -> Tensor:
+    """(rows, D) the sums of the gradients of each row's places, in their order: on a GPU, `index_add_` has none."""
+    if grad_nD.is_cuda:
+        return torch.ops.aten.embedding_dense_backward(grad_nD, place_n, num_rows, -1, False)  # type: ignore[no-any-return]
+    return grad_nD.new_zeros(num_rows, grad_nD.shape[1]).index_add_(0, place_n, grad_nD)
 
 
 class _UnitRows(torch.autograd.Function):

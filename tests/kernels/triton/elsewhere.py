@@ -26,46 +26,11 @@ from triton.runtime import interpreter
 from tests.kernels.triton.capture import Captures, Graph
 from tests.kernels.triton.queues import Event, Queues, Stream
 from tests.kernels.triton.room import Held, Room
+from tests.kernels.triton.there import There, all_here, as_now, here, in_any_order, on_host, pinned, same_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
-CUDA = torch.device("cuda", 0)
 DEPENDS_ON_VALUES = {"nonzero", "masked_select", "_local_scalar_dense", "equal", "is_nonzero", "_unique2", "bincount"}
 MADE_EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-
-
-class There(torch.Tensor):
-    """A tensor on the GPU; ``here`` are its values. PyTorch takes it for one on "meta", where it computes nothing."""
-
-    here: torch.Tensor
-    held: Held
-    device = property(lambda _: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda _: True)  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(cls, here: torch.Tensor, held: Held) -> There:
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, here.size(), here.stride(), here.storage_offset(), dtype=here.dtype, device="meta"
-        )
-        made.here, made.held = here, held
-        return made
-
-    @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
-        return self.detach()
-
-    @data.setter
-    def data(self, values: There) -> None:
-        self.here, self.held = values.here, values.held
-
-    def data_ptr(self) -> int:
-        return self.here.data_ptr()
-
-    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
-        self.held.used_by(stream)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"{func}: a tensor of Elsewhere was used outside of its block")
 
 
 class Elsewhere(TorchDispatchMode):
@@ -91,24 +56,25 @@ class Elsewhere(TorchDispatchMode):
         if name == "is_pinned":
             return hasattr(args[0], "is_pinned_here")
         if name in ("_pin_memory", "pin_memory"):
-            return _pinned(args[0].clone())
+            return pinned(args[0].clone())
         is_pinned = kwargs.pop("pin_memory", None)
         device = kwargs.pop("device", None)
         place = {"device": "cpu"} if device is not None else {}
         stays = torch.device(device).type != "cpu" if device is not None else bool(there)
-        if name in ("_to_copy", "copy_") and (bool(there) != stays or (there and _on_host(flat))):
+        if name in ("_to_copy", "copy_") and (bool(there) != stays or (there and on_host(flat))):
             return self._move(func, args, kwargs, place)
         is_read = self._note_waits(name, args, flat, there)
         if not stays:
             result = func(*args, **kwargs, **place)
-            return _pinned(result) if is_pinned else result
-        work = partial(func, *tree_map(_here, args), **tree_map(_here, kwargs), **place)
+            return pinned(result) if is_pinned else result
+        work = partial(func, *tree_map(as_now, args), **tree_map(as_now, kwargs), **place)
         if any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns):
             return tree_map(lambda value: There(value, there[0].held), work())
         if is_read:
             return self._compute_now(work, there)
         if name in MADE_EMPTY:
             work = partial(_empty, work)
+        work = in_any_order(name, args, work, _place())
         return self._compute(func, args, kwargs, place, work)
 
     def _communicate(self, func: Any, args: Any, kwargs: Any, there: list[There]) -> Any:
@@ -117,7 +83,7 @@ class Elsewhere(TorchDispatchMode):
         assert self.captures.now is None, f"{func} in a capture, at {_place()}"
         self.queues.current.synchronize()
         self._held = [*self._held[-99:], *(each.held for each in there)]
-        return func(*tree_map(_there_or_here, args), **tree_map(_there_or_here, kwargs))
+        return func(*tree_map(here, args), **tree_map(here, kwargs))
 
     def _move(self, func: Any, args: Any, kwargs: Any, place: dict[str, str]) -> Any:
         """Copy between host and GPU: at once, unless the host's memory is pinned and nobody waits."""
@@ -129,7 +95,7 @@ class Elsewhere(TorchDispatchMode):
         if isinstance(source, There):
             if into is None:  # without waiting, PyTorch copies to pinned memory
                 into = torch.empty(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-                into = into if at_once else _pinned(into)
+                into = into if at_once else pinned(into)
             return self._bring(into, source.here, at_once=at_once or not hasattr(into, "is_pinned_here"))
         before, where = source.clone(), _place()
         if at_once or not hasattr(source, "is_pinned_here"):
@@ -137,11 +103,11 @@ class Elsewhere(TorchDispatchMode):
             source = before
 
         def check() -> None:
-            assert _same_bytes(source, before), f"pinned memory changed before it was copied at {where}"
+            assert same_bytes(source, before), f"pinned memory changed before it was copied at {where}"
 
         self.queues.give(check)
         args = (into, source, *args[2:]) if is_into else (source,)
-        work = partial(func, *tree_map(_here, args), **kwargs, **place)
+        work = partial(func, *tree_map(as_now, args), **kwargs, **place)
         return self._compute(func, args, kwargs, place, work)
 
     def _bring(self, into: torch.Tensor, values: torch.Tensor, *, at_once: bool) -> torch.Tensor:
@@ -207,7 +173,7 @@ class Elsewhere(TorchDispatchMode):
         )
         if is_read := bool(there) and (name in DEPENDS_ON_VALUES or is_masked):
             self._note(name)
-        if there and _on_host(flat):
+        if there and on_host(flat):
             assert name.startswith("index"), f"{name}: expected all tensors on the GPU, got some on the host"
             self._note(f"{name} by an index on the host")
         return is_read
@@ -216,11 +182,6 @@ class Elsewhere(TorchDispatchMode):
         assert self.captures.now is None, f"{what} in a capture, at {_place()}"
         self.waits.append(f"{what} at {_place()}")
         self.queues.current.synchronize()
-
-
-def _on_host(flat: list[Any]) -> bool:
-    """Whether there are tensors of the host among these, besides single numbers."""
-    return any(isinstance(each, torch.Tensor) and not isinstance(each, There) and each.dim() > 0 for each in flat)
 
 
 def _fill(work: Callable[[], Any], made: list[torch.Tensor | None]) -> None:
@@ -241,27 +202,6 @@ def _place() -> str:
     where = [f"{Path(each.filename).name}:{each.lineno}" for each in ours
              if Path(each.filename).relative_to(ROOT).parts[0] in ("model", "trainer")]  # fmt: skip
     return where[-1] if where else "?"
-
-
-def _here(value: Any) -> Any:
-    """What is computed with: single numbers of the host as they are now."""
-    if isinstance(value, There):
-        return value.here
-    return value.clone() if isinstance(value, torch.Tensor) and not hasattr(value, "is_pinned_here") else value
-
-
-def _there_or_here(value: Any) -> Any:
-    return value.here if isinstance(value, There) else value
-
-
-def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Also where they are NaN."""
-    return not a.numel() or torch.equal(*(each.reshape(-1).contiguous().view(torch.uint8) for each in (a, b)))
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    tensor.is_pinned_here = True  # type: ignore[attr-defined]
-    return tensor
 
 
 @contextmanager
@@ -288,18 +228,3 @@ def elsewhere(seed: int | None = None) -> Iterator[Elsewhere]:
     ):
         yield mode
         queues.synchronize()
-
-
-def all_here(value: Any) -> Any:
-    """A launch's arguments, with tensors in tuples and descriptors too."""
-    if isinstance(value, There):
-        return value.here
-    assert not isinstance(value, torch.Tensor), f"a kernel got a tensor of the host, {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return {key: all_here(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        parts = [all_here(each) for each in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if hasattr(value, "base") and isinstance(value.base, There):
-        value.base = value.base.here
-    return value

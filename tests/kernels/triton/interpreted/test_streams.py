@@ -17,8 +17,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from kernels import transfer
 from kernels.transfer import ToHost, staged, to_device
 from model.memory import Memory
-from tests.kernels.triton.elsewhere import all_here, elsewhere
+from tests.kernels.triton.elsewhere import elsewhere
 from tests.kernels.triton.interpreted.test_elsewhere import ONE_GRAPH, TWO_GRAPHS, learner_on, losses, small_steps
+from tests.kernels.triton.there import all_here
 from trainer.network import graph
 
 __all__ = ["small_steps"]
