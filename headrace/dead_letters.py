@@ -17,7 +17,7 @@ from headrace.config import Settings
 from headrace.foreign_text import foreign
 from headrace.forgotten import Forgotten
 from headrace.sentences import say
-from stream.producer import ActionProducer, BatchConfig
+from stream.producer import ActionProducer, BatchConfig, user_of
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
 from wire.dead_letter import read_headers
@@ -25,6 +25,8 @@ from wire.errors import CodecError
 from wire.json_value import decode_json
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.consumer import Span, connect, ends, partitions_of, read, spans
+from wire.kafka.producer import SEND_S, make_producer
+from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 SHOWN_CHARACTERS = 200
@@ -67,12 +69,13 @@ def resend(settings: Settings, *, first: int | None = None, despite_retention: b
         begin = first if first is not None else _bookmark(consumer, where)
         wanted = {0: Span(begin, ends(consumer, [where])[where])}
         origins = _origins(read(consumer, topics.dead_letters, wanted))
-        resending.forgotten = Forgotten.read(consumer, topics.actions, origins)
+        resending.forgotten = Forgotten.read(settings.kafka, consumer, topics.actions, origins)
         batch = BatchConfig.within(settings.action)
         with ActionProducer(settings.kafka, topics.actions, batch, settings.kafka.partitions) as producer:
             for record in read(consumer, topics.dead_letters, wanted):
                 for action in resending.sendable(record, settings.action, despite_retention=despite_retention):
                     producer.send(action)
+        resending.repeat_requests(settings, consumer)
         if resending.end > begin:
             consumer.commit({where: OffsetAndMetadata(resending.end, "", -1)})
     finally:
@@ -90,6 +93,9 @@ class _Resending:
     """The offset after the last letter."""
     num_sent: int = 0
     num_forgotten: int = 0
+    num_repeated: int = 0
+    users: set[str] = field(default_factory=set)
+    """Whose actions were sent."""
     num_unknown: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     first_refused: int = -1
@@ -109,7 +115,23 @@ class _Resending:
         wanted = [action for action in actions if not self.forgotten.covers(letter, action)]
         self.num_forgotten += len(actions) - len(wanted)
         self.num_sent += len(wanted)
+        self.users.update(user_of(action) for action in wanted)
         return wanted
+
+    def repeat_requests(self, settings: Settings, consumer: KafkaConsumer) -> None:
+        """Send the requests again that came while these users' actions were sent, and may stand before them. What comes
+        from now on stands after them. (Items are forgotten wherever the request stands.)"""
+        later = {key: record for key, record in self.forgotten.since(settings.kafka, consumer)
+                 if key[0] == "user" and key[1] in self.users}  # fmt: skip
+        if not later:
+            return
+        producer = make_producer(settings.kafka)
+        try:
+            for record in later.values():
+                producer.send(record.topic, record.value, record.key, partition=record.partition).get(SEND_S)
+        finally:
+            producer.close(timeout=2)
+        self.num_repeated = len(later)
 
     def tell(self, begin: int, topic: str) -> None:
         """Say what was sent, what was not, and why."""
@@ -119,6 +141,8 @@ class _Resending:
         say(f"sent {self.num_sent:,} actions again, of dead letters {begin} to {self.end - 1}")
         if self.num_forgotten:
             say(f"not sent: {self.num_forgotten:,} actions whose user or item was to be forgotten after they came")
+        if self.num_repeated:
+            say(f"{self.num_repeated:,} users were to be forgotten meanwhile: these requests were sent again")
         if self.num_unknown:
             say(
                 f"not sent: {self.num_unknown:,} actions that are older than what {topic} still holds, so that a "
@@ -140,6 +164,7 @@ def _origins(letters: Iterator[Any]) -> dict[int, int]:
 
 
 def _check_partitions(settings: Settings, consumer: KafkaConsumer, topic: str) -> None:
+    check_partitions(settings.kafka)
     expected, found = settings.kafka.partitions, len(partitions_of(consumer, topic))
     if found < expected:
         raise partitions_mismatch(topic, expected, found)

@@ -23,6 +23,7 @@ from wire.example_reader import ExampleReader
 from wire.hashing import canonical
 from wire.kafka.consumer import connect, read, read_from, spans
 from wire.kafka.producer import send_one
+from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 LOOK_S = 0.2
@@ -68,6 +69,7 @@ def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | b
     topics, key = Topics.under(settings.kafka.prefix), canonical(request.user or request.item).encode()
     consumer = connect(settings.kafka)
     try:
+        check_partitions(settings.kafka)
         marks, letters = (spans(consumer, topic) for topic in (topics.sequences, topics.dead_letters))
     finally:
         consumer.close()

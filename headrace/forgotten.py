@@ -2,10 +2,15 @@
 
 The requests are in the actions topic, for as long as that keeps them. An action is older than a request if it stands
 before it in the topic; in another partition, if it stands before whatever was written there after the request.
+
+Days of actions are many, and requests are few. So the topic is read by whole batches, and only those that have the word
+are read by records.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,14 +18,22 @@ from typing import Any
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
+from headrace.sentences import say
 from wire.action_json import ForgetRequest, Refused, decode_free, forget_request_of
+from wire.config import KafkaConfig
 from wire.dead_letter import DeadLetter
 from wire.hashing import canonical
-from wire.kafka.consumer import Span, read, spans
+from wire.kafka.batches import Batch, by_batch
+from wire.kafka.consumer import Span, connect, read, spans
 
 Key = tuple[str, str]
 """("user" or "item", its canonical name)."""
 END = 1 << 63
+NEAR = 10_000
+"""Batches that are no further apart are read by records together with what is between them."""
+PROGRESS_EVERY_S = 5.0
+_ESCAPED = re.compile(b"".join(rb"(?:%c|\\u00(?i:%02x))" % (letter, letter) for letter in b"forget"))
+"""The word as JSON may spell it."""
 
 
 class Forgotten:
@@ -32,12 +45,12 @@ class Forgotten:
         """By partition: the offset before which actions are older than the request."""
 
     @classmethod
-    def read(cls, consumer: KafkaConsumer, topic: str, letters: Mapping[int, int]) -> Forgotten:
+    def read(cls, kafka: KafkaConfig, consumer: KafkaConsumer, topic: str, letters: Mapping[int, int]) -> Forgotten:
         """Every request that may be newer than a letter. ``letters``: partition → the first offset that a letter is
         from."""
         held = spans(consumer, topic)
         forgotten, newest = cls(topic, held), dict[Key, Any]()
-        for key, record in _requests(consumer, topic, _since(consumer, topic, held, letters)):
+        for key, record in _requests(kafka, consumer, topic, _since(consumer, topic, held, letters)):
             if key not in newest or newest[key].timestamp <= record.timestamp:
                 newest[key] = record
         for key, record in newest.items():
@@ -49,6 +62,13 @@ class Forgotten:
         """Whether the actions topic still holds all that has come since this letter's action."""
         span = self._held.get(letter.partition) if letter.topic == self._topic else None
         return span is not None and letter.offset >= span.first
+
+    def since(self, kafka: KafkaConfig, consumer: KafkaConsumer) -> Iterator[tuple[Key, Any]]:
+        """The requests that have come since these were read, as records of the actions topic."""
+        now = spans(consumer, self._topic) if self._held else {}
+        return _requests(kafka, consumer, self._topic, {
+            number: Span(self._held[number].end, span.end) for number, span in now.items() if number in self._held
+        })  # fmt: skip
 
     def covers(self, letter: DeadLetter, action: Mapping[str, Any]) -> bool:
         """Whether the action's user or item was to be forgotten after the action came."""
@@ -83,16 +103,52 @@ def _first_after(consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], 
     return {each.partition: at.offset if (at := found.get(each)) and at.timestamp >= 0 else END for each in asked}
 
 
-def _requests(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[tuple[Key, Any]]:
-    for record in read(consumer, topic, wanted):
-        request = _request_of(record.value)
-        if request is not None and not request.is_back:
-            yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
+def _requests(
+    kafka: KafkaConfig, consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]
+) -> Iterator[tuple[Key, Any]]:
+    for number, span in _candidates(kafka, topic, wanted):
+        for record in read(consumer, topic, {number: span}):
+            request = _request_of(record.value)
+            if request is not None and not request.is_back:
+                yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
+
+
+def _candidates(kafka: KafkaConfig, topic: str, wanted: Mapping[int, Span]) -> list[tuple[int, Span]]:
+    """Where a request may be: the partition and the offsets of batches that have the word, the near ones together."""
+    found, told_s, num_read = list[tuple[int, Span]](), time.monotonic(), 0
+    num = sum(max(0, span.end - span.first) for span in wanted.values())
+    if not num:
+        return found
+    consumer = by_batch(connect(kafka))
+    try:
+        last = dict[int, Span]()
+        for record in read(consumer, topic, wanted):
+            batch = record.value
+            first = batch.base_offset if isinstance(batch, Batch) else record.offset
+            num_read += record.offset + 1 - first
+            if time.monotonic() - told_s > PROGRESS_EVERY_S:
+                told_s = time.monotonic()
+                say(f"looking for requests to forget: {num_read:,} of {num:,} records of {topic} are read")
+            if not _has_word(batch.data if isinstance(batch, Batch) else batch or b""):
+                continue
+            before = last.get(record.partition)
+            if before is not None and first - before.end > NEAR:
+                found.append((record.partition, before))
+                before = None
+            last[record.partition] = Span(before.first if before else first, record.offset + 1)
+    finally:
+        consumer.close()
+    inside = [*found, *last.items()]
+    return [(number, Span(max(span.first, wanted[number].first), span.end)) for number, span in inside]
+
+
+def _has_word(data: bytes | bytearray) -> bool:
+    return b"forget" in data or (b"\\u00" in data and _ESCAPED.search(data) is not None)
 
 
 def _request_of(value: bytes | None) -> ForgetRequest | None:
     """The request that a record is. Lists, which most records are, have none."""
-    if not value or value[:1] == b"[" or not (b"forget" in value or b"\\u" in value):
+    if not value or value[:1] == b"[" or not _has_word(value):
         return None
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused):
         return forget_request_of(decode_free(value))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -13,35 +10,24 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.machine import size
+from wire.assembler import ManifestAssembler
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
-from wire.weights import Manifest, claim_of, manifest_of, record_kind
+from wire.weights import Manifest
 
 
 def manifests(settings: Settings) -> list[Manifest]:
     """The manifest of every version in the weights topic that a reader of the topic would take, in order: not those of
     a fenced epoch, and not those of which chunks are missing."""
     topic = Topics.under(settings.kafka.prefix, settings.kafka.line).weights
-    consumer = connect(settings.kafka)
+    consumer, assembler = connect(settings.kafka), ManifestAssembler(on_drop=lambda _: None)
     try:
-        return list(_countable(read(consumer, topic, spans(consumer, topic))))
+        found = (
+            assembler.feed(each.key, each.headers, each.value) for each in read(consumer, topic, spans(consumer, topic))
+        )
+        return [version.manifest for version in found if version is not None]
     finally:
         consumer.close()
-
-
-def _countable(records: Iterable[Any]) -> Iterator[Manifest]:
-    floor, last = 0, (-1, -1)
-    chunks = defaultdict[bytes | None, set[bytes]](set)
-    for record in records:
-        if record_kind(record.headers) == "chunk":
-            chunks[record.key].add(dict(record.headers).get("chunk", b""))
-        elif (claim := claim_of(record)) is not None:
-            floor = max(floor, claim.epoch)
-        elif (manifest := manifest_of(record)) is not None:
-            is_whole = len(chunks.pop(record.key, ())) >= manifest.num_chunks
-            if is_whole and manifest.epoch >= floor and manifest.which > last:
-                last = manifest.which
-                yield manifest
 
 
 def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> int:

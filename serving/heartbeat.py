@@ -25,7 +25,7 @@ from wire.holding import NONE
 from wire.kafka.consumer import accepts_connections
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
-from wire.status import ServerStatus, encode_status
+from wire.status import ServerStatus, encode_status, key_of
 
 logger = logging.getLogger(__name__)
 BRIEFLY: dict[str, Any] = {
@@ -84,7 +84,8 @@ class Heartbeat(threading.Thread):
 
     def _report(self, producer: KafkaProducer) -> None:
         try:
-            sent = producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
+            status = self.status()
+            sent = producer.send(self._topic, key=key_of(status), value=encode_status(status))
         except (KafkaError, AssertionError) as error:
             self._note(error)
         else:

@@ -105,8 +105,11 @@ class RequestBuilder:
                 )  # fmt: skip
 
     def now_ms(self, version: HeldVersion) -> int:
-        """What "now" means for a request without a timestamp: see `ServingConfig.clock`."""
+        """What "now" means for a request without a timestamp: see `ServingConfig.clock`. Not before the broker received
+        what the version has learned, unless it is this machine's clock: that is behind."""
         wall_ms = int(time.time() * 1000)
+        if self.config.clock == "auto":
+            wall_ms = max(wall_ms, version.manifest.newest_record_ms)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
         if self.config.clock == "wall" or event_ms <= 0:
             return wall_ms

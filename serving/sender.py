@@ -24,6 +24,7 @@ from wire.config import ActionConfig, KafkaConfig
 from wire.errors import TopicsMismatch
 from wire.hashing import canonical
 from wire.kafka.producer import home_of, make_producer
+from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 TIMEOUT_S = 10.0
@@ -69,6 +70,7 @@ class ActionSender:
         self._lock = threading.Lock()
         self._client: KafkaProducer | None = None
         self._connected_s = 0.0
+        self._is_checked = False
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
         """Send an action and wait for the broker. Raises `RequestError` for one that the worker would refuse, and
@@ -95,11 +97,12 @@ class ActionSender:
             forget_request_of(content)
         except Refused as error:
             raise _refusal(str(error)) from None
-        placed = self._put(canonical(name).encode(), msgspec.json.encode(content))
+        placed = self._put(canonical(name).encode(), msgspec.json.encode(content), checks_again=True)
         return SentRequest(partition=placed.partition, offset=placed.offset)
 
-    def _put(self, key: bytes, value: bytes) -> Any:
-        """The broker's metadata of the record."""
+    def _put(self, key: bytes, value: bytes, *, checks_again: bool = False) -> Any:
+        """The broker's metadata of the record. ``checks_again``: compare the number of partitions with that of the
+        workers now, and not only for a new producer."""
         client = None
         if not self._lock.acquire(timeout=TIMEOUT_S):
             raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
@@ -107,10 +110,14 @@ class ActionSender:
             try:
                 if self._client is None:
                     self._client, self._connected_s = self._connect(), time.monotonic()
+                    self._is_checked = False
                 client = self._client
             finally:
                 self._lock.release()
             home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
+            if checks_again or not self._is_checked:
+                check_partitions(self._kafka)
+                self._is_checked = True
             return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
         except TopicsMismatch as error:
             if time.monotonic() - self._connected_s > LOOK_AGAIN_S:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from state.store import PartitionStore
 from stream.config import Settings
@@ -28,13 +29,22 @@ MAX_BATCH_BYTES = 600_000
 
 def joined(stretches: Iterable[Stretch]) -> list[Stretch]:
     """``stretches`` in the order of their arrival, joined where one begins at the end of the one before."""
-    found: list[Stretch] = []
+    runs: list[list[Stretch]] = []
+    begin = end = -1
     for each in stretches:
-        if found and found[-1].begin <= each.begin <= found[-1].end:
-            before = found.pop()
-            each = Stretch(before.begin, max(before.end, each.end), [*before.records, *each.records])
-        found.append(each)
-    return found
+        if runs and begin <= each.begin <= end:
+            runs[-1].append(each)
+            end = max(end, each.end)
+        else:
+            runs.append([each])
+            begin, end = each.begin, each.end
+    return [run[0] if len(run) == 1 else _as_one(run) for run in runs]
+
+
+def _as_one(run: Sequence[Stretch]) -> Stretch:
+    """Copies each record once, however many stretches there are."""
+    records = list(chain.from_iterable(each.records for each in run))
+    return Stretch(run[0].begin, max(each.end for each in run), records)
 
 
 def batches(records: Sequence[Record], max_records: int) -> Iterator[list[Record]]:

@@ -18,7 +18,7 @@ from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import Absence
-from wire.status import PartitionStatus, WorkerStatus, encode_status
+from wire.status import PartitionStatus, WorkerStatus, encode_status, key_of
 from wire.topics import Topics
 
 BEAT_S = 1.0
@@ -110,10 +110,10 @@ class Heartbeat:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self.disk,
-            process=self.process,
+            process=self.process, num_partitions=self.settings.kafka.partitions,
         )  # fmt: skip
         # It may get lost: the next one follows in a second. But if one is refused, all will be.
-        sent = await self.producer.send(self._topics.status, 0, self.component.encode(), encode_status(status))
+        sent = await self.producer.send(self._topics.status, 0, key_of(status), encode_status(status))
         sent.add_done_callback(self._note_refusal)
 
     def _note_refusal(self, sent: asyncio.Future[Any]) -> None:

@@ -13,21 +13,16 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
-from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
-from wire.status import WorkerStatus, status_of
-from wire.topics import Topics
+from wire.kafka.reports import newest_reports
+from wire.status import WorkerStatus, keys_of, status_of
 
-NUM_LOOKED_AT = 1_000
-"""How many of the newest reports, of all processes together, are searched: several seconds' worth."""
 SILENCE_S = 3.0
 """Three reports: a worker that is silent for this long is gone."""
 MOST_LATE = 2
@@ -36,8 +31,8 @@ MOST_LATE = 2
 
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
     """Raise `NameTaken` if another worker of this name is alive. Raises KafkaError when no broker answers."""
-    with _newest_reports(kafka) as (consumer, where, end):
-        known = _newest(consumer, component, until=lambda: consumer.position(where) >= end)
+    with newest_reports(kafka) as (consumer, where, span):
+        known = _newest(consumer, component, until=lambda: consumer.position(where) >= span.end)
         if known is None or known.disk == disk:
             return
         deadline_s = time.monotonic() + SILENCE_S
@@ -54,13 +49,13 @@ def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threadin
     """Raise `NameTaken` if another process, which began to report before this one, goes on reporting under this name:
     of two that begin together, one stays. Takes `SILENCE_S`, or until ``stop`` is set. Raises KafkaError when no broker
     answers."""
-    with _newest_reports(kafka) as (consumer, _, end):
+    with newest_reports(kafka) as (consumer, _, span):
         deadline_s, first, live = time.monotonic() + SILENCE_S, dict[str, int](), Counter[str]()
         while time.monotonic() < deadline_s and not stop.is_set():
             for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
                 if (status := _report(record, component)) is not None:
                     first.setdefault(status.process, record.offset)
-                    live[status.process] += record.offset >= end
+                    live[status.process] += record.offset >= span.end
         ours = first.get(process, math.inf)
         if any(live[other] >= MOST_LATE and at < ours for other, at in first.items() if other != process):
             raise NameTaken(
@@ -68,21 +63,6 @@ def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threadin
                 "copy of this disk; give this one a name of its own, and remove its store.path (it is restored from "
                 "Kafka), or stop that one"
             )
-
-
-@contextmanager
-def _newest_reports(kafka: KafkaConfig) -> Iterator[tuple[KafkaConsumer, TopicPartition, int]]:
-    """A consumer that reads the newest `NUM_LOOKED_AT` reports first, their partition, and where that ends now."""
-    consumer = make_consumer(kafka, **PROMPT)
-    try:
-        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
-        end = ends(consumer, [where])[where]
-        begin = consumer.beginning_offsets([where])[where]
-        consumer.assign([where])
-        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
-        yield consumer, where, end
-    finally:
-        consumer.close()
 
 
 def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool = False) -> WorkerStatus | None:
@@ -97,7 +77,7 @@ def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool =
 
 
 def _report(record: Any, component: str) -> WorkerStatus | None:
-    if record.key != component.encode():
+    if record.key not in keys_of("worker", component):
         return None
     status = status_of(record.value)
     return status if isinstance(status, WorkerStatus) else None

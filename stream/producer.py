@@ -57,7 +57,8 @@ class BatchConfig:
         return cls(min(cls.max_actions, action.max_actions_per_record), min(cls.max_bytes, action.max_record_bytes))
 
 
-def _user_of(action: Mapping[str, Any]) -> str:
+def user_of(action: Mapping[str, Any]) -> str:
+    """The canonical key of its user. Raises `ProducerError` if it has none that is usable."""
     user = action.get("user")
     try:
         return canonical(int(user) if isinstance(user, float) and user.is_integer() else user)  # type: ignore[arg-type]
@@ -67,7 +68,7 @@ def _user_of(action: Mapping[str, Any]) -> str:
 
 def placed(action: Mapping[str, Any], num_partitions: int) -> int:
     """The partition that an action belongs to. Raises `ProducerError` if it has no usable user."""
-    return partition_of(_user_of(action).encode(), num_partitions)
+    return partition_of(user_of(action).encode(), num_partitions)
 
 
 class _Pending:
@@ -124,7 +125,7 @@ class ActionProducer:
         """
         if self._failures:
             raise self._error()
-        key, partition = self._placed(_user_of(action))
+        key, partition = self._placed(user_of(action))
         body = self._encode(action)
         with self._lock:
             pending = self._pending[partition]

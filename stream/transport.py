@@ -21,6 +21,8 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from wire.kafka.polls import FetchResult
+
 
 class Record(NamedTuple):
     """A record of the actions topic as the store takes it."""
@@ -48,7 +50,7 @@ class Found(list[Any]):
         self.begin, self.end = begin, end
 
 
-class _Fetched(aiokafka.consumer.fetcher.FetchResult):
+class _Fetched(FetchResult):
     """A fetch that says what it has passed over, also at its end: a reader that knew nothing but the offsets of records
     would have to read again to learn that there is nothing else."""
 

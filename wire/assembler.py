@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 from wire.errors import CodecError, VersionError
-from wire.weights import Manifest, Version, checksum, decode_blob, decode_claim, decode_manifest, record_kind
+from wire.weights import Manifest, Snapshot, Version, checksum, decode_blob, decode_claim, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
 MAX_BEGUN = 8
@@ -40,7 +40,7 @@ class VersionAssembler:
             return None
         try:
             if kind == "chunk":
-                self._keep_chunk(key, headers, value)
+                self._keep_chunk(key, headers, self._kept(value))
                 return None
             return self._complete(decode_manifest(value))
         except (VersionError, ValueError, KeyError, TypeError) as error:
@@ -76,13 +76,35 @@ class VersionAssembler:
         missing = list(islice((index for index in range(manifest.num_chunks) if index not in chunks), 5))
         if missing:
             raise VersionError(f"torn: chunks {missing} of {manifest.num_chunks} are missing")
+        version = Version(manifest, self._content(manifest, chunks))
+        self.last = which
+        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
+        return version
+
+    def _kept(self, chunk: bytes) -> bytes:
+        """What to keep of a chunk until its manifest comes."""
+        return chunk
+
+    def _content(self, manifest: Manifest, chunks: Mapping[int, bytes]) -> Snapshot:
+        """What a version's chunks hold. Raises `VersionError` if they are not what the manifest says."""
         blob = bytearray().join(chunks[index] for index in range(manifest.num_chunks))
         if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
             raise VersionError(
                 f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
                 f"{len(blob)} with {checksum(blob)}"
             )
-        version = Version(manifest, decode_blob(blob))
-        self.last = which
-        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
-        return version
+        return decode_blob(blob)
+
+
+@dataclass(slots=True)
+class ManifestAssembler(VersionAssembler):
+    """For who wants to know which versions there are: yields the same ones, without their content, and also what is
+    corrupt, since it keeps no chunk's bytes."""
+
+    def _kept(self, chunk: bytes) -> bytes:
+        del chunk
+        return b""
+
+    def _content(self, manifest: Manifest, chunks: Mapping[int, bytes]) -> Snapshot:
+        del manifest, chunks
+        return Snapshot({}, {}, {})

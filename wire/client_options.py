@@ -43,9 +43,7 @@ def check_client(client: Mapping[str, Any]) -> None:
     """Raise `wire.errors.ConfigError` for an option that some client lacks, an impossible value, or options that would
     have no effect."""
     for name, value in client.items():
-        close = difflib.get_close_matches(name, OPTIONS, n=1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        expected = f"an option that every Kafka client has{meant}"
+        expected = f"an option that every Kafka client has{_meant(name)}"
         expect(name in OPTIONS, f"{SECTION}.{name}", expected, value, f"remove it; there are: {', '.join(OPTIONS)}")
         OPTIONS[name].check(f"{SECTION}.{name}", value)
         expect(name not in FILES or Path(value).is_file(), f"{SECTION}.{name}", "a file", value, "correct the path")
@@ -57,6 +55,16 @@ def check_client(client: Mapping[str, Any]) -> None:
         unread = [name for name in client if name.startswith(start) and word not in protocol]
         key, advice = f"{SECTION}.security_protocol", f"nothing would use {', '.join(unread)}: add it, or remove them"
         expect(not unread, key, f"SASL_SSL or {'SSL' if word == 'SSL' else 'SASL_PLAINTEXT'}", protocol, advice)
+
+
+def _meant(name: str) -> str:
+    """A suggestion for a misspelt option, or one of another client's; empty if there is none. One letter makes ``ssl``
+    of ``sasl``, and nobody means the other."""
+    spelt = name.lower().replace(".", "_").replace("-", "_")
+    kin = [option for option in OPTIONS if option.partition("_")[0] == spelt.partition("_")[0]]
+    others = [option for option in OPTIONS if option != "ssl_password"]  # of a key's file, which few have
+    close = difflib.get_close_matches(spelt, kin or others, n=1, cutoff=0.55)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
@@ -76,8 +84,10 @@ def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
 
 def _check_files(client: Mapping[str, Any]) -> None:
     """Check the files together: the key must match its certificate and open with its password; all must be PEM."""
-    keyed = "ssl_certfile" in client or not {"ssl_keyfile", "ssl_password"} & client.keys()
-    expect(keyed, f"{SECTION}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
+    if "ssl_certfile" not in client:
+        expect("ssl_keyfile" not in client, f"{SECTION}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
+        expect("ssl_password" not in client, f"{SECTION}.ssl_certfile", "the certificate whose key ssl_password opens",
+               None, "add it and ssl_keyfile; the password of a user is sasl_plain_password")  # fmt: skip
     try:
         tls_context(client)
     except OSError as error:

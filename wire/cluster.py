@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from wire.holding import partitions_held
-from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, status_of
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, role_of, status_of
 
 SILENT_MS = 10_000
 """A process that has been silent for this long is not live."""
@@ -42,8 +42,8 @@ class ClusterState:
     """The line of training whose servers count; None: all."""
     heard_s: float = field(default_factory=time.monotonic)
     """When the broker last answered (monotonic); set by the reader of the reports."""
-    told_ms: dict[str, int] = field(default_factory=dict)
-    """Process → when it last reported, whatever its role and its line."""
+    told_ms: dict[tuple[str, str], int] = field(default_factory=dict)
+    """A process's role and name → when it last reported, whatever its line."""
 
     def note(self, value: bytes | None) -> None:
         """Add an earlier record of the status topic, in order, at its own time unless that is in the future. Unreadable
@@ -59,7 +59,7 @@ class ClusterState:
         if status is None:
             return
         status = msgspec.structs.replace(status, time_ms=when(status.time_ms))
-        self.told_ms[status.component] = status.time_ms
+        self.told_ms[role_of(status), status.component] = status.time_ms
         if isinstance(status, WorkerStatus):
             self._note_worker(status)
         elif isinstance(status, ServerStatus):
@@ -82,14 +82,15 @@ class ClusterState:
             if reported.writer_epoch >= self.workers.get(partition, PartitionStatus(writer_epoch=-1)).writer_epoch:
                 self.workers[partition], self.worker_of[partition] = reported, status
 
-    def forget_silent(self, now_ms: int) -> list[str]:
-        """Forget the processes that have been silent for an hour; their names. A worker whose partition nobody else has
-        taken is not forgotten: its report is the last word on that partition."""
-        needed = {each.component for each in self.worker_of.values()}
-        gone = [name for name, ms in self.told_ms.items() if now_ms - ms >= FORGOTTEN_MS and name not in needed]
-        for name in gone:
-            for reports in (self.told_ms, self.servers, self.trainers):
-                reports.pop(name, None)
+    def forget_silent(self, now_ms: int) -> list[tuple[str, str]]:
+        """Forget the processes that have been silent for an hour; their roles and names. A worker whose partition
+        nobody else has taken is not forgotten: its report is the last word on that partition."""
+        needed = {("worker", each.component) for each in self.worker_of.values()}
+        gone = [who for who, ms in self.told_ms.items() if now_ms - ms >= FORGOTTEN_MS and who not in needed]
+        for role, name in gone:
+            del self.told_ms[role, name]
+            if role != "worker":
+                (self.servers if role == "server" else self.trainers).pop(name, None)
         return gone
 
     @property

@@ -30,7 +30,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
-    """A stream worker. ``component`` is its name and the record's key; ``time_ms`` is its wall clock."""
+    """A stream worker. ``component`` is its name; ``time_ms`` is its wall clock."""
 
     component: str
     time_ms: Whole
@@ -39,6 +39,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     """The name of its disk, the same for every process that uses it, and for those on a copy of it."""
     process: str = ""
     """Another one for each process; empty in a build that does not say it."""
+    num_partitions: Whole = 0
+    """How many the actions topic has, as this worker is configured; 0 in a build that does not say it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
@@ -92,6 +94,17 @@ _decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
 def role_of(status: Status) -> str:
     """``worker``, ``server`` or ``trainer``."""
     return str(status.__struct_config__.tag)
+
+
+def keys_of(role: str, component: str) -> tuple[bytes, bytes]:
+    """The key of a process's reports, and the one that earlier builds gave them, which processes of one name but of
+    several roles shared. Readers take both: what counts is the last report."""
+    return f"{role}/{component}".encode(), component.encode()
+
+
+def key_of(status: Status) -> bytes:
+    """The key of a report."""
+    return keys_of(role_of(status), status.component)[0]
 
 
 def encode_status(status: Status) -> bytes:

@@ -12,14 +12,17 @@ import msgspec
 import pytest
 from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
+from headrace import forgotten
 from headrace.broker import EmbeddedBroker
 from headrace.config import Settings
 from headrace.dead_letters import acceptable, resend, show
+from headrace.forgotten import Forgotten
 from tests.brokers import Broker, free_port
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
 from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
 from wire.topics import Topics
 
 NOW = 1_760_000_000_000
@@ -174,6 +177,57 @@ def test_who_was_forgotten_does_not_come_back_with_the_dead_letters(
     assert "not sent: 3 actions whose user or item was to be forgotten after they came" in said
     resent = [each["user"] for each in actions_of(empty) if "user" in each and "forget" not in each]
     assert sorted(resent) == ["bob", "late", "late"]
+
+
+def test_who_is_forgotten_while_letters_are_sent_is_forgotten_after_them(
+    empty: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("alice", "bob"):
+        letter_of(empty, name, 1, 0, put(empty, 0, x=name))
+    look = Forgotten.read
+
+    def overtaken(*arguments: Any) -> Forgotten:
+        found = look(*arguments)
+        for name in ("alice", "carol"):
+            put(empty, partition_of(name.encode(), 2), forget=True, user=name)
+        return found
+
+    monkeypatch.setattr(Forgotten, "read", overtaken)
+    assert resend(empty) == 0
+    said = capsys.readouterr().out
+    assert "sent 2 actions again" in said
+    assert "1 users were to be forgotten meanwhile: these requests were sent again" in said
+    about = [each for each in actions_of(empty) if each.get("user") == "alice"]
+    assert [each.get("forget") for each in about] == [True, None, True], "the action is followed by a request"
+    assert sum("forget" in each for each in actions_of(empty)) == 3, "nobody else's"
+
+
+@pytest.mark.parametrize("word", ["forget", r"f\u006frget", r"\u0066\u006F\u0072\u0067\u0065\u0074"])
+def test_a_request_is_found_among_many_actions_without_reading_each(
+    word: str, empty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, num = Topics.under(empty.kafka.prefix).actions, 4000
+    place = put(empty, 0, x="alice")
+    producer = make_producer(empty.kafka, linger_ms=20)
+    for number in range(num):
+        if number == num // 2:
+            producer.flush(30)
+            producer.send(topic, b'{"%b": true, "user": "alice"}' % word.encode(), partition=0)
+            producer.flush(30)
+        producer.send(topic, json.dumps(action(f"\u00e9{number}")).encode(), partition=0)
+    producer.flush(30)
+    producer.close()
+    letter_of(empty, "alice", 1, 0, place)
+    examined, look = list[object](), forgotten._request_of
+
+    def noted(value: bytes | None) -> Any:
+        examined.append(value)
+        return look(value)
+
+    monkeypatch.setattr(forgotten, "_request_of", noted)
+    assert resend(empty) == 0
+    assert [each for each in actions_of(empty) if each.get("id")] == [], "she was forgotten"
+    assert len(examined) < num // 10
 
 
 def test_the_embedded_broker_says_otherwise_that_nothing_came_later(capsys: pytest.CaptureFixture[str]) -> None:

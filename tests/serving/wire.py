@@ -24,7 +24,7 @@ from wire.example import Example
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
-from wire.status import ServerStatus, encode_status
+from wire.status import ServerStatus, encode_status, key_of
 from wire.topics import Topics, example_key
 
 
@@ -73,7 +73,7 @@ class Wire:
     def report(self, *reports: ServerStatus) -> None:
         """Send to the status topic, as servers do."""
         for each in reports:
-            self._producer.send(self.topics.status, encode_status(each), each.component.encode(), partition=0)
+            self._producer.send(self.topics.status, encode_status(each), key_of(each), partition=0)
         self._producer.flush(20)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from headrace.config import Settings
 from headrace.dead_letters import resend
 from headrace.forget import forget
 from serving.errors import NotReadyError
-from serving.request_bodies import ForgetRequest
+from serving.request_bodies import ActionRequest, ForgetRequest
 from serving.sender import ActionSender
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle
@@ -72,6 +72,28 @@ def test_a_request_is_not_sent_to_a_topic_that_was_given_partitions(
         forget(settings_of(deployment), "user", USER)
     with pytest.raises(NotReadyError, match=r"nothing was sent: .* expected 2 partitions, the broker has 3"):
         sender.forget(ForgetRequest(user=USER))
+    sender.close()
+    assert num_sent(deployment) == 0
+
+
+def test_a_request_is_not_sent_where_no_worker_would_take_it(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Callable[..., WorkerProcess]
+) -> None:
+    """The topic was given partitions, and whoever sends is configured for all of them: the workers are not."""
+    running(deployment, worker).stop()
+    admin.create_partitions({deployment.topics.actions: 3})
+    astray = settings_of(deployment, partitions=3)
+    sender = ActionSender(astray.kafka, deployment.action)
+    expected = "kafka.partitions: expected 2, as worker .* has it, got 3; set it to"
+    with pytest.raises(TopicsMismatch, match=expected):
+        forget(astray, "user", USER)
+    with pytest.raises(TopicsMismatch, match=expected):
+        resend(astray)
+    for _ in range(2):
+        with pytest.raises(NotReadyError, match=f"nothing was sent: {expected}"):
+            sender.forget(ForgetRequest(user=USER))
+        with pytest.raises(NotReadyError, match=f"nothing was sent: {expected}"):
+            sender.send(ActionRequest(user=USER, item=1, action="click"), START_MS)
     sender.close()
     assert num_sent(deployment) == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from state.store import PartitionStore
+from stream.applier import joined
 from stream.claim import TopicIds
 from stream.heartbeat import Heartbeat
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
-from stream.transport import Found
+from stream.transport import Found, Record, Stretch
 from tests.stream.workers import Deployment
 from wire.errors import TopicReplaced
 from wire.example_codec import decode_example
@@ -55,6 +56,29 @@ def produce(deployment: Deployment, num: int, first: int = 0) -> list[Any]:
     ]
     deployment.produce([(0, click["user"].encode(), msgspec.json.encode(click)) for click in clicks])  # type: ignore[attr-defined]
     return deployment.read(deployment.topics.actions)[0]
+
+
+class Counted(list[Record]):
+    """Records that say how often they were gone through."""
+
+    num_times = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        self.num_times += 1
+        return super().__iter__()
+
+
+def test_stretches_are_joined_by_one_copy() -> None:
+    def records(*offsets: int) -> Counted:
+        return Counted(Record(offset, 0, None, b"") for offset in offsets)
+
+    parts = [records(0, 1), records(2), records(4, 5), records(6), records(), records(30)]
+    bounds = [(0, 2), (2, 4), (3, 6), (6, 9), (9, 12), (30, 31)]
+    first, second = joined(Stretch(*each, part) for each, part in zip(bounds, parts, strict=True))
+    assert (first.begin, first.end, [each.offset for each in first.records]) == (0, 12, [0, 1, 2, 4, 5, 6])
+    assert (second.begin, second.end, second.records) == (30, 31, parts[-1])
+    assert [part.num_times for part in parts] == [1, 1, 1, 1, 1, 0]
+    assert joined([Stretch(5, 9, []), Stretch(2, 5, [])]) == [Stretch(5, 9, []), Stretch(2, 5, [])]
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError
+from kafka.errors import InvalidTimestampError, KafkaError
 
 from headrace.doctor import beginnings
 from state.errors import StoreMismatch
@@ -250,6 +251,19 @@ def test_records_with_their_producers_times_are_told_once(
         wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     process.stop()
     assert process.log().count("records have their producers' times, not the broker's") == 1
+
+
+def test_a_producers_time_a_year_ahead_is_refused_by_the_broker(
+    deployment: Deployment, admin: KafkaAdminClient
+) -> None:
+    """Nothing else guards a topic with producers' times: the worker only warns."""
+    change(admin, deployment.topics.actions, "message.timestamp.type", "CreateTime")
+    producer = KafkaProducer(bootstrap_servers=deployment.broker.bootstrap)
+    now_ms = time.time_ns() // 1_000_000
+    producer.send(deployment.topics.actions, b"{}", partition=0, timestamp_ms=now_ms).get(20)
+    with pytest.raises(InvalidTimestampError):
+        producer.send(deployment.topics.actions, b"{}", partition=0, timestamp_ms=now_ms + 365 * 86_400_000).get(20)
+    producer.close()
 
 
 def change(admin: KafkaAdminClient, topic: str, setting: str, value: str) -> None:

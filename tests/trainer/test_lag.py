@@ -29,7 +29,7 @@ from trainer.lag.throughput import Throughput
 from trainer.sources.source import Position
 from wire.cluster import ClusterState
 from wire.kafka.admin import ensure_topics
-from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status, key_of
 from wire.topics import LAG_KEY
 
 Make = Callable[..., Stage]
@@ -77,10 +77,10 @@ class Board:
             self._producer.send(self.made.topics.actions, b"{}", partition=partition)
         self._producer.flush(20)
 
-    def say(self, status: WorkerStatus | ServerStatus) -> None:
-        """Write to the status topic."""
+    def say(self, status: WorkerStatus | ServerStatus, key: bytes | None = None) -> None:
+        """Write to the status topic; ``key``: as an earlier build would."""
         value = encode_status(status)
-        self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(60)
+        self._producer.send(self.made.topics.status, value, key or key_of(status), partition=0).get(60)
 
     @contextmanager
     def statuses(self) -> Iterator[KafkaConsumer]:
@@ -310,24 +310,25 @@ def gauge(reporter: LagReporter, name: str) -> float:
 
 def test_who_has_been_silent_for_an_hour_is_removed_from_the_status_topic(board: Callable[..., Board]) -> None:
     told = board()
-    for name, told_ms in (("gone", 1_000), ("here", now_ms() + 60_000)):
-        told.say(ServerStatus(component=name, time_ms=told_ms))
+    for name, told_ms, key in (("gone", 1_000, None), ("here", now_ms() + 60_000, None), ("before", 1_000, b"before")):
+        told.say(ServerStatus(component=name, time_ms=told_ms), key)
+    told.say(WorkerStatus(component="gone", time_ms=now_ms()))
     told.made.feed(30)
     told.made.start()
     told.wait_for(lambda message: message["version"] is not None, "a version")
-    assert removed(told) == {b"gone"}
+    assert removed(told, 4) == {b"server/gone", b"gone", b"server/before", b"before"}
 
 
-def removed(told: Board) -> set[bytes]:
-    """The keys of the status topic whose last record is a tombstone, once there is one."""
+def removed(told: Board, num: int) -> set[bytes]:
+    """The keys of the status topic whose last record is a tombstone, once there are so many."""
     last = dict[bytes, bytes | None]()
     with told.statuses() as consumer:
         wait_until(
             lambda: [
                 last.update({record.key: record.value for record in records})
                 for records in consumer.poll(50).values()
-            ] and None in last.values(),
-            60, "a tombstone", every_s=0,
+            ] and [*last.values()].count(None) >= num,
+            60, f"{num} tombstones", every_s=0,
         )  # fmt: skip
     return {key for key, value in last.items() if value is None}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.foreign import FOREIGN
 from wire.cluster import ClusterState
-from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, encode_status, key_of, keys_of
 
 
 def worker(component: str, time_ms: int, partition: int, epoch: int, applied: int) -> bytes:
@@ -61,13 +61,35 @@ def test_what_has_been_silent_for_an_hour_is_forgotten_but_for_the_last_word_on_
     ):  # fmt: skip
         cluster.note(report)
     assert cluster.forget_silent(1000 + HOUR_MS - 1) == []
-    assert sorted(cluster.forget_silent(1000 + HOUR_MS)) == ["elsewhere", "gone", "moved-away"]
+    assert sorted(cluster.forget_silent(1000 + HOUR_MS)) == [
+        ("server", "elsewhere"), ("server", "gone"), ("worker", "moved-away"),
+    ]  # fmt: skip
     assert cluster.forget_silent(1000 + HOUR_MS) == []
     assert [*cluster.servers] == ["here"]
     assert {number: each.component for number, each in cluster.worker_of.items()} == {0: "present", 1: "alone"}
 
 
 HOUR_MS = 3_600_000
+
+
+def test_processes_of_one_name_in_several_roles_do_not_replace_each_other() -> None:
+    statuses = (
+        WorkerStatus(component="one", time_ms=1000, partitions={0: PartitionStatus(applied_offset=7)}),
+        ServerStatus(component="one", time_ms=2000, epoch=1, number=2),
+        TrainerStatus(component="one", time_ms=HOUR_MS, claimant="c"),
+    )
+    compacted = {key_of(status): encode_status(status) for status in statuses}
+    cluster = ClusterState()
+    for report in compacted.values():
+        cluster.note(report)
+    assert cluster.workers[0].applied_offset == 7
+    assert cluster.servers["one"].number == 2
+    assert cluster.trainers["one"].claimant == "c"
+    assert cluster.forget_silent(2000 + HOUR_MS) == [("server", "one")]
+    assert [*cluster.trainers] == ["one"]
+    assert set(keys_of("server", "one")) == {b"server/one", b"one"}
+
+
 NOW_MS = 1_700_000_000_000
 
 

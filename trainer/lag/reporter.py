@@ -31,7 +31,7 @@ from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import Absence
 from wire.listening import refused_address
-from wire.status import TrainerStatus, encode_status
+from wire.status import TrainerStatus, encode_status, key_of, keys_of
 from wire.topics import LAG_KEY, Topics
 
 log = structlog.get_logger("trainer")
@@ -58,7 +58,7 @@ class LagReporter(threading.Thread):
         self._own = f"/{kafka.line}" if kafka.line else ""
         self._stopped = threading.Event()
         self._refused: HeadraceError | None = None
-        self._unremoved = list[str]()
+        self._unremoved = list[bytes]()
         self._absence = Absence("reporting the lag", kafka)
         self._around = ClusterState(line=kafka.line)
         self._sampler = Throughput()
@@ -135,12 +135,12 @@ class LagReporter(threading.Thread):
     def _remove_silent(self, writer: KafkaProducer) -> None:
         """Remove processes from the status topic, since each start may have a new name; those again of which the broker
         did not take the record."""
-        names = [*self._around.forget_silent(int(time.time() * 1000))]
+        keys = [key for who in self._around.forget_silent(int(time.time() * 1000)) for key in keys_of(*who)]
         while self._unremoved:
-            names.append(self._unremoved.pop())
-        for name in names:
-            sent = self._send(writer, self._topics.status, name.encode(), None)
-            sent.add_errback(lambda _, name: self._unremoved.append(name), name=name)
+            keys.append(self._unremoved.pop())
+        for key in keys:
+            sent = self._send(writer, self._topics.status, key, None)
+            sent.add_errback(lambda _, key: self._unremoved.append(key), key=key)
 
     def _beat(self, writer: KafkaProducer) -> None:
         """Send the heartbeat: standbys listen for the leader's; their own show that there are standbys."""
@@ -155,8 +155,7 @@ class LagReporter(threading.Thread):
             is_standby=progress.is_standby,
             num_steps=progress.num_steps,
         )
-        key, value = status.component.encode(), encode_status(status)
-        self._send(writer, self._topics.status, key, value)
+        self._send(writer, self._topics.status, key_of(status), encode_status(status))
 
     def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes | None) -> Any:
         """Send without waiting: the next message has it all. Raises if one was refused, as later ones would be too."""

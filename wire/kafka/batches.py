@@ -15,7 +15,9 @@ from kafka import KafkaConsumer
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords
-from zstandard import ZstdDecompressor, ZstdError
+from zstandard import ZstdDecompressor, ZstdError, frame_content_size
+
+from wire.kafka.decompression import TooLarge, exploded, most_bytes
 
 FORMAT = 2
 """The format of batches that Kafka has written since 0.11."""
@@ -27,6 +29,10 @@ _PLAIN = frozenset({DefaultRecordBatch.CODEC_NONE, _ZSTD})
 """Attributes of a batch outside of transactions, whoever set its times."""
 _MOST_UNKNOWN = 1 << 20
 """The assumed size of a batch that does not state its own."""
+MOST_RECORDS = 1 << 20
+"""A batch of more is too large as well: each takes 200 bytes of whoever decodes it."""
+_NOTHING = bytes((12, 0, 0, 0, 1, 0, 0))
+"""A record without key, of no bytes."""
 
 
 class Batch(NamedTuple):
@@ -67,7 +73,13 @@ class _Whole:
     def value(self) -> Batch:
         """All of it."""
         batch = self._batch
-        batch._maybe_uncompress()  # noqa: SLF001
+        try:
+            if batch.records_count > MOST_RECORDS:
+                raise TooLarge(f"{batch.records_count} records are more than {MOST_RECORDS}")
+            batch._maybe_uncompress()  # noqa: SLF001
+        except TooLarge as error:
+            exploded(batch.base_offset, batch.last_offset, error)
+            return Batch(batch.last_offset, 1, _NOTHING)
         return Batch(batch.base_offset, batch.records_count, batch._buffer[batch._pos :])  # noqa: SLF001
 
 
@@ -113,8 +125,12 @@ def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[B
     if magic != FORMAT or codec not in _PLAIN or end > len(data) or crc32c(data[at + _BEFORE_CRC : end]) != crc:
         return None
     content: bytes | bytearray = bytes(data[at + _HEADER.size : end])
+    if num > MOST_RECORDS:
+        return None
     if codec == _ZSTD:
         try:
+            if frame_content_size(content) > most_bytes(len(content)):
+                return None
             content = decompressor.decompress(content, max_output_size=_MOST_UNKNOWN)
         except ZstdError:
             return None

@@ -23,6 +23,7 @@ from wire.client_options import tls_context
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.options import ISOLATION, sync_options
+from wire.kafka.polls import Consumer
 from wire.kafka.refusal import refusal
 
 logger = logging.getLogger(__name__)
@@ -51,23 +52,6 @@ class Span:
     end: int
 
 
-class _Consumer(KafkaConsumer):
-    """One that goes on with partitions that were paused.
-
-    kafka-python (3.0.12) puts aside what it has fetched of a paused partition and not returned, and fetches no more of
-    it until that is returned. It takes it back only while no fetch is in line, and one stays in line when all of it was
-    returned: a partition that is resumed, even elsewhere or after it was assigned again, may never be read again.
-    """
-
-    def poll(self, *args: Any, **options: Any) -> dict[TopicPartition, list[Any]]:
-        """As `KafkaConsumer.poll`."""
-        fetcher = self._fetcher
-        if not fetcher._next_partition_records:  # noqa: SLF001
-            fetcher._next_partition_records = None  # noqa: SLF001
-        found: dict[TopicPartition, list[Any]] = super().poll(*args, **options)
-        return found
-
-
 def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
     """A consumer; ``kafka.client`` overrides ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
     ours: dict[str, Any] = {
@@ -86,7 +70,7 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
         "reconnect_backoff_max_ms": 1_000,
         "metrics_enabled": False,
     }
-    return _Consumer(**{**ours, **options, **sync_options(kafka)})
+    return Consumer(**{**ours, **options, **sync_options(kafka)})
 
 
 def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:

@@ -14,6 +14,8 @@ import aiokafka.consumer.fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from kafka.record.default_records import DefaultRecordBatch
 
+from wire.kafka.decompression import TooLarge, stand_in
+
 _BEFORE_LENGTH = 12
 """Bytes of a batch that its length does not count: offset and length."""
 _read_strictly = DefaultRecordBatch._read_msg  # noqa: SLF001
@@ -41,7 +43,8 @@ def _read_leniently(batch: Any, *arguments: Any) -> Any:
 
 
 class _Batch:
-    """A batch of aiokafka's compiled reader; once that fails, its Python reader goes on."""
+    """A batch of aiokafka's compiled reader; once that fails, its Python reader goes on. One that is too large is a
+    single record."""
 
     def __init__(self, batch: Any, content: memoryview) -> None:
         self._batch, self._content = batch, content
@@ -60,6 +63,8 @@ class _Batch:
                 yield record
         except UnicodeDecodeError:
             yield from islice(self._read_again(), num_read, None)
+        except TooLarge as error:
+            yield stand_in(self._batch, error)
 
     def _read_again(self) -> Iterator[Any]:
         batch: Any = _DefaultRecordBatchPy(self._content)

@@ -22,6 +22,7 @@ from kafka.net.compat import KafkaNetClient
 
 from wire.client_options import tls_context
 from wire.config import KafkaConfig
+from wire.kafka.decompression import bound_decompression
 from wire.kafka.header_names import read_any_header
 from wire.kafka.refusal import TlsRefused
 
@@ -105,3 +106,4 @@ def connections_made(consumer: Any) -> int:
 # would be created. It asks only in this module.
 aiokafka.client.MetadataRequest = partial(aiokafka.client.MetadataRequest, allow_auto_topic_creation=False)
 read_any_header()
+bound_decompression()

@@ -1,0 +1,138 @@
+"""A compressed batch that would take gigabytes costs its readers little memory, and nothing else is lost."""
+
+from __future__ import annotations
+
+import ast
+import random
+import subprocess
+import sys
+
+import cramjam
+import pytest
+from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+
+from tests import bombs
+from tests.brokers import REPOSITORY, Broker
+from wire.action import Rejection, decode_record
+from wire.config import ActionConfig, KafkaConfig
+from wire.exploded import Exploded
+from wire.kafka import decompression
+from wire.kafka.admin import ensure_topics
+from wire.kafka.decompression import MOST_BYTES, TooLarge, gzip_decode, lz4_decode, snappy_decode, zstd_decode
+from wire.kafka.producer import make_producer
+from wire.topics import Topics
+
+READ = """
+import asyncio, pathlib, sys
+from kafka import TopicPartition
+from wire.config import KafkaConfig
+from wire.kafka import decompression
+from wire.kafka.async_consumer import read_range
+from wire.kafka.batches import by_batch
+from wire.kafka.consumer import Span, make_consumer, read
+bootstrap, topic, end, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+if "unbounded" in sys.argv:
+    decompression.MOST_BYTES = 1 << 31
+config = KafkaConfig(bootstrap=bootstrap, partitions=1)
+async def read_asynchronously():
+    return [keep(each) async for some in read_range(config, topic, 0, 0, end) for each in some]
+def keep(record):
+    value = record.value.data if hasattr(record.value, "data") else record.value
+    return record.offset, len(value), bytes(value[-9:])
+if how == "aiokafka":
+    found = asyncio.run(read_asynchronously())
+else:
+    consumer = make_consumer(config)
+    if how == "batches":
+        by_batch(consumer)
+    found = [keep(each) for each in read(consumer, topic, {0: Span(0, end)})]
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+print(repr((found, int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10)))
+"""
+HOWS = ("kafka-python", "aiokafka", "batches")
+NUM_BYTES = 160 << 20
+MOST_MB = 400
+
+
+Found = list[tuple[int, int, bytes]]
+"""Of each record: its offset, its value's length and its end."""
+
+
+def read_in_a_process(config: KafkaConfig, topic: str, end: int, how: str, *more: str) -> tuple[Found, int]:
+    """The records, and the most memory of the process that read them, in MB."""
+    command = [sys.executable, "-c", READ, config.bootstrap, topic, str(end), how, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: tuple[Found, int] = ast.literal_eval(done.stdout)
+    return found
+
+
+def topic_of(kafka: Broker, prefix: str) -> tuple[KafkaConfig, str]:
+    if kafka.kind != "apache":
+        pytest.skip("expected Apache Kafka: the embedded broker decompresses by itself")
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=prefix, partitions=1)
+    ensure_topics(config)
+    return config, Topics.under(prefix).actions
+
+
+def send(config: KafkaConfig, topic: str, value: bytes) -> None:
+    producer = make_producer(config)
+    producer.send(topic, value, b"k", partition=0)
+    producer.flush(10)
+    producer.close()
+
+
+def test_every_reader_passes_over_batches_that_are_too_large(kafka: Broker, topic_prefix: str) -> None:
+    config, topic = topic_of(kafka, topic_prefix)
+    send(config, topic, b"a value before")
+    bombs.write(config.bootstrap, topic, 0, *(bombs.bomb(codec, NUM_BYTES) for codec in bombs.CODECS))
+    send(config, topic, b"and after")
+    for how in HOWS:
+        found, most_mb = read_in_a_process(config, topic, 5, how)
+        assert [offset for offset, *_ in found] == list(range(5)), how
+        lengths = [length for _, length, _ in found]
+        if how != "batches":
+            assert lengths == [14, 0, 0, 0, 9], how
+        assert max(lengths) < 100, how
+        assert most_mb < MOST_MB, how
+    _, most_mb = read_in_a_process(config, topic, 5, HOWS[0], "unbounded")
+    assert most_mb > MOST_MB, "the client as it is would have taken this much"
+
+
+def test_many_batches_that_are_almost_too_large_are_read_by_and_by(kafka: Broker, topic_prefix: str) -> None:
+    config, topic = topic_of(kafka, topic_prefix)
+    num = 12
+    bombs.write(config.bootstrap, topic, 0, *[bombs.bomb("zstd", MOST_BYTES - 100)] * num)
+    send(config, topic, b"and after")
+    for how in HOWS:
+        found, most_mb = read_in_a_process(config, topic, num + 1, how)
+        assert [offset for offset, *_ in found] == list(range(num + 1)), how
+        assert [length >= MOST_BYTES - 100 for _, length, _ in found] == [True] * num + [False], how
+        assert most_mb < MOST_MB + 250, how
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 40_000, 3_000_000])
+def test_what_is_not_too_large_is_decompressed_as_before(num_bytes: int) -> None:
+    plain = random.Random(num_bytes).randbytes(num_bytes // 2) + bytes(num_bytes - num_bytes // 2)
+    assert bytes(gzip_decode(gzip_encode(plain))) == plain
+    assert bytes(lz4_decode(lz4_encode(plain))) == plain
+    assert bytes(zstd_decode(zstd_encode(plain))) == plain
+    if plain:  # as both clients, which take an empty one for a block
+        assert bytes(snappy_decode(snappy_encode(plain))) == plain
+    assert bytes(snappy_decode(bytes(cramjam.snappy.compress_raw(plain)))) == plain
+
+
+def test_the_bound_is_the_same_for_each_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(decompression, "MOST_RATIO", 1)
+    for encode, decode in ((gzip_encode, gzip_decode), (lz4_encode, lz4_decode), (zstd_encode, zstd_decode),
+                           (snappy_encode, snappy_decode)):  # fmt: skip
+        assert len(decode(encode(bytes(1_000_000)))) == 1_000_000
+        with pytest.raises(TooLarge, match="decompress to more than 1000000"):
+            decode(encode(bytes(1_000_001)))
+
+
+def test_a_batch_that_is_too_large_is_one_dead_letter() -> None:
+    (refused,) = decode_record(Exploded("why"), 0, ActionConfig())
+    assert isinstance(refused, Rejection)
+    assert (refused.reason, refused.message, refused.raw) == ("oversized", "why", b"")

@@ -1,0 +1,158 @@
+"""Batches of records are decompressed up to a bound.
+
+Brokers bound a batch as it was compressed, and anyone who may write to a topic can make 30 kB of a gigabyte of zeros.
+Both clients would decompress it whole, at each attempt to read on, so each process that reads the topic would run out
+of memory, also after a restart. Here such a batch reads as one record with the offset of its last, no key, and an
+`Exploded` as its value: no record in any of our topics, so each reader skips and counts it, or refuses it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import struct
+from collections.abc import Callable, Iterator, Sized
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import aiokafka.record._crecords.default_records
+import aiokafka.record.default_records
+import cramjam
+import kafka.record.default_records
+import lz4.frame
+import zstandard
+from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+
+from wire.exploded import Exploded
+from wire.thinned_log import is_told
+
+logger = logging.getLogger(__name__)
+MOST_BYTES = 64 << 20
+"""A batch may always be as large as this; producers make none of more than some MB."""
+MOST_RATIO = 16
+"""A batch that is so many times as large as it was compressed may be larger."""
+MOST_POLL_BYTES = 16 << 20
+"""A poll returns no further records after values of so many bytes; each may be of a batch that was a thousandth."""
+_PIECE = 1 << 20
+_XERIAL = b"\x82SNAPPY\x00"
+_XERIAL_HEADER_LEN = 16
+_num_told = 0
+
+
+class TooLarge(ValueError):
+    """A batch is larger than it may be."""
+
+
+def most_bytes(num_compressed: int) -> int:
+    """How large a batch of so many compressed bytes may be."""
+    return max(MOST_BYTES, MOST_RATIO * num_compressed)
+
+
+def _bounded(num_bytes: int, payload: Sized) -> None:
+    if num_bytes > most_bytes(len(payload)):
+        raise TooLarge(f"{len(payload)} bytes decompress to more than {most_bytes(len(payload))}")
+
+
+def _read(reader: Any, payload: Sized) -> bytes:
+    """What a reader has, in pieces: it may make room for as much as it is asked for."""
+    pieces, num_left = list[bytes](), most_bytes(len(payload)) + 1
+    while num_left > 0 and (piece := reader.read(min(num_left, _PIECE))):
+        pieces.append(piece)
+        num_left -= len(piece)
+    _bounded(sum(map(len, pieces)), payload)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def gzip_decode(payload: bytes) -> bytes:
+    """As the clients do. Raises `TooLarge`, as all of these."""
+    with gzip.GzipFile(fileobj=io.BytesIO(payload)) as reader:
+        return _read(reader, payload)
+
+
+def lz4_decode(payload: bytes) -> bytes:
+    """As the clients do."""
+    reader = lz4.frame.LZ4FrameDecompressor()
+    found: bytes = reader.decompress(payload, max_length=most_bytes(len(payload)) + 1)
+    _bounded(len(found), payload)
+    if not reader.eof:
+        raise RuntimeError("LZ4: expected the end of a frame, got fewer bytes")
+    return found
+
+
+def zstd_decode(payload: bytes) -> bytes:
+    """As the clients do."""
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(payload), read_across_frames=True) as reader:
+        return _read(reader, payload)
+
+
+def snappy_decode(payload: bytes) -> bytes:
+    """As the clients do. Each block says how large it is."""
+    blocks = list(_blocks(payload))
+    _bounded(sum(cramjam.snappy.decompress_raw_len(block) for block in blocks), payload)
+    return b"".join(bytes(cramjam.snappy.decompress_raw(block)) for block in blocks)
+
+
+def _blocks(payload: bytes) -> Iterator[bytes]:
+    """The blocks of Java's stream; what is none is a block itself."""
+    if payload[: len(_XERIAL)] != _XERIAL or len(payload) <= _XERIAL_HEADER_LEN:
+        yield payload
+        return
+    at = _XERIAL_HEADER_LEN
+    while at < len(payload):
+        (length,) = struct.unpack_from(">i", payload, at)
+        at += 4
+        yield payload[at : at + length]
+        at += length
+
+
+_DECODERS: tuple[Callable[[bytes], bytes], ...] = (gzip_decode, lz4_decode, snappy_decode, zstd_decode)
+
+
+def exploded(base_offset: int, last_offset: int, why: TooLarge) -> Exploded:
+    """What is read instead of this batch; the log has a line of it."""
+    global _num_told  # noqa: PLW0603
+    _num_told += 1
+    value = Exploded(
+        f"expected a batch of records that decompresses to at most {MOST_BYTES >> 20} MiB or {MOST_RATIO} times its "
+        f"size, got one at offsets {base_offset} to {last_offset} of which {why}; have the producer send smaller ones"
+    )
+    if is_told(_num_told):
+        logger.warning("passed over a batch: %s", value.why)
+    return value
+
+
+def stand_in(batch: Any, error: TooLarge) -> Any:
+    """aiokafka's record instead of those of a batch."""
+    last = batch.next_offset - 1
+    return SimpleNamespace(
+        offset=last, timestamp=batch.max_timestamp, timestamp_type=batch.timestamp_type, key=None,
+        value=exploded(batch.base_offset, last, error), checksum=None, headers=(),
+    )  # fmt: skip
+
+
+_iterate = DefaultRecordBatch.__iter__
+
+
+def _iterate_bounded(batch: Any) -> Iterator[Any]:
+    """kafka-python's records of a batch."""
+    try:
+        found: Iterator[Any] = _iterate(batch)
+        return found
+    except TooLarge as error:
+        value = exploded(batch.base_offset, batch.last_offset, error)
+        last, newest_ms = batch.last_offset, batch.max_timestamp
+        return iter([DefaultRecord(0, last, newest_ms, batch.timestamp_type, None, value, [])])
+
+
+def bound_decompression() -> None:
+    """Make both clients read such batches so, from now on. (aiokafka's part is in `wire.kafka.header_names`.)"""
+    modules: tuple[ModuleType, ...] = (
+        aiokafka.record._crecords.default_records,  # noqa: SLF001
+        aiokafka.record.default_records,
+        kafka.record.default_records,
+    )
+    for module in modules:
+        for decode in _DECODERS:
+            setattr(module, decode.__name__, decode)
+    DefaultRecordBatch.__iter__ = _iterate_bounded
