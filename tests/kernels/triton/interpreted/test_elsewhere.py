@@ -16,6 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
 from bench.on_gpu.single_pass import synthetic_examples
+from model import lookup
 from model.config import ModelConfig
 from tests.kernels.triton.elsewhere import elsewhere
 from tests.kernels.triton.interpreted.test_padding import with_domains
@@ -38,6 +39,7 @@ MODEL = ModelConfig(num_layers=2, model_width=16, num_heads=1, qk_width=16, valu
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("LEAST_INTERACTIONS", 24), ("LEAST_USERS", 4), ("LEAST_ROWS", 80)):
         monkeypatch.setattr(graph_step, name, size)
+    monkeypatch.setattr(lookup, "FEW", 20)  # fewer than some steps have
 
 
 def config_of(most: int = 100, **switches: Any) -> TrainerConfig:

@@ -16,6 +16,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from kernels import transfer
 from kernels.transfer import ToHost, staged, to_device
+from model import lookup
+from model.lookup import added_at, rows_at
 from model.memory import Memory
 from tests.kernels.triton.elsewhere import elsewhere
 from tests.kernels.triton.interpreted.test_elsewhere import ONE_GRAPH, TWO_GRAPHS, learner_on, losses, small_steps
@@ -81,6 +83,29 @@ def test_a_stream_computes_in_order_and_only_what_is_waited_for(seed: int | None
             assert np.isnan(at_here(w)).all()
         assert w.cpu().tolist() == [2.0 * each for each in at_here(z)]
         assert len(gpu.queues.streams) == 2
+
+
+@pytest.mark.parametrize("few", [0, 100], ids=["sorted", "one launch"])
+def test_gradients_of_rows_that_are_read_several_times_are_added_in_order(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "FEW", few)
+    rows, place = torch.randn(5, 3), torch.tensor([[4, 0, 4], [1, 4, 0]])
+    outer = torch.randn(2, 3, 3)
+    expected = torch.zeros(5, 3).index_add_(0, place.flatten(), outer.flatten(0, 1))
+    with elsewhere() as gpu:
+        x, at, grad = rows.to("cuda:0").requires_grad_(), place.to("cuda:0"), outer.to("cuda:0")
+        y = rows_at(at, x)
+        gpu.waits.clear()
+        (found,) = torch.autograd.grad(y, x, grad)
+        added = added_at(at.flatten(), grad.flatten(0, 1), 5)
+        assert gpu.waits == []
+        torch.testing.assert_close(y.detach().cpu(), rows[place])
+        torch.testing.assert_close(found.cpu(), expected)
+        torch.testing.assert_close(added.cpu(), expected)
+        x.detach().index_add_(0, at[0], grad[0])
+        with pytest.raises(AssertionError, match="a GPU adds what has the same place in any order"):
+            x.cpu()
 
 
 def without_a_wait(beside: Any, x: Tensor) -> Tensor:
