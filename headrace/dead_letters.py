@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.foreign_text import foreign
-from headrace.forgotten import Forgotten
+from headrace.forgotten import Forgotten, request_of
 from headrace.sentences import say
 from stream.producer import ActionProducer, BatchConfig, user_of
 from wire.action import Action, decode_record
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig
 from wire.dead_letter import read_headers
 from wire.errors import CodecError
@@ -97,6 +99,8 @@ class _Resending:
     users: set[str] = field(default_factory=set)
     """Whose actions were sent."""
     num_unknown: int = 0
+    requests: dict[str, None] = field(default_factory=dict)
+    """The commands that forget what refused requests were about."""
     refused: Counter[str] = field(default_factory=Counter)
     first_refused: int = -1
     first_unknown: int = -1
@@ -104,6 +108,9 @@ class _Resending:
     def sendable(self, record: Any, config: ActionConfig, *, despite_retention: bool) -> list[dict[str, Any]]:
         """The actions of a letter that are to be sent."""
         letter, actions, self.end = read_headers(record.headers), acceptable(record, config), record.offset + 1
+        if (request := request_of(record.value)) is not None:
+            self.requests[_command(request)] = None
+            return []
         if not actions:
             self.refused[letter.reason] += 1
             self.first_refused = record.offset if self.first_refused < 0 else self.first_refused
@@ -149,9 +156,21 @@ class _Resending:
                 "request to forget may be gone. To send them nevertheless: headrace dead-letters --resend --from "
                 f"{self.first_unknown} --despite-retention"
             )
+        if self.requests:
+            say(
+                f"not sent: {len(self.requests):,} requests to forget, whose place in the topic decides what is "
+                "forgotten; send those that are still wanted:"
+            )
+            for command in self.requests:
+                say(command)
         if self.refused:
             reasons = ", ".join(f"{name} {num:,}" for name, num in self.refused.most_common())
             say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {self.first_refused}")
+
+
+def _command(request: ForgetRequest) -> str:
+    what, name = ("user", request.user) if request.user else ("item", request.item)
+    return foreign(f"headrace forget {what} {shlex.quote(str(name))}{' --undo' if request.is_back else ''}").plain
 
 
 def _origins(letters: Iterator[Any]) -> dict[int, int]:

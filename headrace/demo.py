@@ -35,6 +35,7 @@ from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
 from headrace.sentences import say
 from headrace.summary import print_summary, summarise
+from serving.titles import Titles
 from stream.files import read_actions
 from stream.producer import BatchConfig
 from stream.sender import SendReport, send_actions
@@ -141,7 +142,7 @@ class Demo:
             broker = self.stack.enter_context(EmbeddedBroker(log_path=self.folder / "broker.log"))
             bootstrap = broker.bootstrap
         kinds, titles = list(self.profile.kinds), self.folder / "titles.tsv"
-        titles.write_text("".join(f"{item}\t{title}\n" for item, title in self.dataset.titles.items()))
+        titles.write_text(Titles.text_of(self.dataset.titles), encoding="utf-8")
         sections: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": self._prefix, "partitions": 2},
             "action": {"kinds": kinds},
@@ -159,10 +160,10 @@ class Demo:
         }
         path = self.folder / "headrace.toml"
         lines = [
-            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in keys.items())
             for name, keys in sections.items()
         ]
-        path.write_text("\n".join(lines))
+        path.write_text("\n".join(lines), encoding="utf-8")
         settings = read_settings(path)
         assert settings.kafka.prefix == self._prefix, "whose topics are deleted at the end"
         return settings

@@ -108,7 +108,7 @@ def _requests(
 ) -> Iterator[tuple[Key, Any]]:
     for number, span in _candidates(kafka, topic, wanted):
         for record in read(consumer, topic, {number: span}):
-            request = _request_of(record.value)
+            request = request_of(record.value)
             if request is not None and not request.is_back:
                 yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
 
@@ -146,7 +146,7 @@ def _has_word(data: bytes | bytearray) -> bool:
     return b"forget" in data or (b"\\u00" in data and _ESCAPED.search(data) is not None)
 
 
-def _request_of(value: bytes | None) -> ForgetRequest | None:
+def request_of(value: bytes | None) -> ForgetRequest | None:
     """The request that a record is. Lists, which most records are, have none."""
     if not value or value[:1] == b"[" or not _has_word(value):
         return None

@@ -95,7 +95,7 @@ class Memory:
         self._device, self._group = device, group
         self._there: DeviceMemory | None = None
         self._numbers: GroupNumbers | None = None
-        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features, is_whole=group == 1)
+        self._here = empty_memory(FIRST_CAPACITY, self._most, config.num_features)
         self.num_rows = 1
         self._columns = GrowingColumns()
 
@@ -305,6 +305,6 @@ class Memory:
         for name in {*ROWS, *NEIGHBOURS, *CHANGES} & state.keys():
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
-        whole = {*LEARNED, *CHECKPOINTED} | ({*PAIRS, *PAIR_CHANGES} if self._here.num_pairs else set())
+        whole = {*LEARNED, *CHECKPOINTED, *PAIRS, *PAIR_CHANGES}
         for name in whole & state.keys():  # what was `upgraded` has no shortlist, earlier builds had no pairs
             setattr(self.arrays, name, state[name].copy())

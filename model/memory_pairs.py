@@ -46,12 +46,9 @@ def with_pairs(old: MemoryArrays, num_pairs: int) -> MemoryArrays:
     return replace(old, **new)
 
 
-def with_pairs_as(like: MemoryArrays, arrays: MemoryArrays) -> MemoryArrays:
-    """The memory with pairs if ``like`` counts them, and without if it does not. Those that it lacks are counted from
-    here on."""
-    if bool(like.num_pairs) == bool(arrays.num_pairs):
-        return arrays
-    return replace(arrays, **empty_pairs(pairs_at(arrays.capacity) if like.num_pairs else 0))
+def with_room_for_pairs(arrays: MemoryArrays) -> MemoryArrays:
+    """The memory with pairs; those that it lacks are counted from here on."""
+    return arrays if arrays.num_pairs else replace(arrays, **empty_pairs(pairs_at(arrays.capacity)))
 
 
 def empty_pairs(num_pairs: int) -> Arrays:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
-from kernels.memory.arrays import NUM_HOURS
+from kernels.memory.arrays import NUM_HOURS, PAIRED
 from model.dirty import CHANGED
 from model.growing import GrowingColumns
 from model.memory_groups import FIRST_GROUPS
-from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs, with_pairs_as
+from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs, with_room_for_pairs
 from model.memory_version import COUNTS, GROUPS, LEARNED, ROWS
+from model.upgrade import SQUARES, learned_anew
 
 NUM_BUCKETS = 8
 NEIGHBOUR_BYTES = 20
@@ -47,12 +48,11 @@ def neighbours_at(capacity: int, most: int) -> int:
     return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
-def empty_memory(capacity: int, most: int, num_columns: int, *, is_whole: bool) -> MemoryArrays:
+def empty_memory(capacity: int, most: int, num_columns: int) -> MemoryArrays:
     """The arrays of an empty memory of ``capacity`` rows, each with at most ``most`` neighbours and ``num_columns``
-    groups. If it is whole, what follows two choices in a row is counted too, and the times of day."""
-    width, num_pairs = neighbours_at(capacity, most), pairs_at(capacity) if is_whole else 0
-    num_hours = NUM_HOURS if is_whole else 0
-    return MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns, FIRST_GROUPS, num_pairs, num_hours)
+    groups."""
+    width, num_pairs = neighbours_at(capacity, most), pairs_at(capacity)
+    return MemoryArrays.empty(capacity, width, NUM_BUCKETS, num_columns, FIRST_GROUPS, num_pairs, NUM_HOURS)
 
 
 def reshaped(old: MemoryArrays, capacity: int, width: int, columns: GrowingColumns) -> MemoryArrays:
@@ -85,11 +85,13 @@ def copied(old: MemoryArrays, columns: GrowingColumns) -> MemoryArrays:
 
 
 def with_counts_of(like: MemoryArrays, arrays: MemoryArrays) -> MemoryArrays:
-    """The memory with groups, pairs and times of day if ``like`` counts them. What it lacks is counted from here on."""
+    """The memory with pairs, times of day, and groups if ``like`` has some. What it lacks is counted from here on."""
     if like.num_columns and not arrays.num_columns:
         empty = MemoryArrays.empty(arrays.capacity, 1, 0, like.num_columns, FIRST_GROUPS)
         arrays = replace(arrays, group=empty.group, **{name: getattr(empty, name) for name in GROUPS})
-    return with_hours(with_pairs_as(like, arrays), like.num_hours)
+    lacked = (*(() if arrays.num_pairs else PAIRED), *(() if arrays.num_hours else ("hourly",)))
+    arrays = replace(arrays, **learned_anew({name: getattr(arrays, name) for name in SQUARES}, lacked))
+    return with_hours(with_room_for_pairs(arrays), NUM_HOURS)
 
 
 def with_hours(arrays: MemoryArrays, num_hours: int) -> MemoryArrays:

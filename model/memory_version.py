@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
-from model.memory_pairs import take_over_pairs
+from kernels.memory.arrays import PAIRED
+from model.memory_pairs import PAIR_CHANGES, PAIRS, take_over_pairs
+from model.upgrade import learned_anew
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -104,11 +106,15 @@ def num_hours_of(changes: Mapping[str, NDArray[Any]]) -> int:
 
 
 def counted_alike(arrays: MemoryArrays, state: Mapping[str, NDArray[Any]]) -> Arrays:
-    """A checkpoint without what it counts otherwise than these arrays: groups, in an earlier build, and times of day,
-    in an earlier build or with the memory on a GPU."""
+    """A checkpoint of an earlier build without what it does not count as these arrays do: groups, times of day, and
+    pairs, of which memories on a GPU had none. Their features begin anew."""
     out = {"group", *GROUPS} if num_columns_of(state) < arrays.num_columns else set()
-    out |= {"hour"} if num_hours_of(state) != arrays.num_hours else set()
-    return {name: value for name, value in state.items() if name not in out}
+    features: tuple[str, ...] = ()
+    if num_hours_of(state) != arrays.num_hours:
+        out, features = out | {"hour"}, ("hourly",)
+    if not len(state.get("pair_row", ())):
+        out, features = out | {*PAIRS, *PAIR_CHANGES}, (*features, *PAIRED)
+    return {name: value for name, value in state.items() if name not in out} | learned_anew(state, features)
 
 
 def neighbour_places(rows_U: Int64, num_U: NDArray[np.int32], width: int) -> Iterator[tuple[slice, Int64]]:

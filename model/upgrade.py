@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import CLOCK, FIRST_GAINS, PAIRED, first_gain_squares
+from kernels.memory.arrays import (
+    CLOCK,
+    FIRST_GAINS,
+    HIDDEN,
+    PAIRED,
+    SEEN_AGAIN,
+    first_gain_squares,
+    first_squares,
+)
 from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
 
 ADDED = (
@@ -21,6 +29,9 @@ ADDED = (
     ("threads", "own_visit", "own_since"),
 )
 """The features that each build added, the newest build first."""
+
+SQUARES = ("gain_square", "shortlist_square", "shortlist_norm")
+"""What has been learned of how much each feature varies, as far as it is a part of a memory's state."""
 
 _WIDENED = (
     ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_SQUARE), ("hidden_JH", 0, 0.0),
@@ -51,6 +62,20 @@ def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     for name in missing:
         kept["gain"][0, FEATURES.index(name)] = FIRST_GAINS.get(name, 0.0)
     return kept
+
+
+def learned_anew(state: Mapping[str, NDArray[Any]], features: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """What a memory's state has of `SQUARES`, with these features, which said nothing so far, as in an empty memory:
+    each prediction without them has made their Adagrad state, and the shortlist's variance of them, smaller."""
+    inputs, num = [SEEN_AGAIN.index(name) for name in features], len(SEEN_AGAIN)
+    changed = {name: state[name].copy() for name in SQUARES if name in state}
+    if "gain_square" in changed:
+        changed["gain_square"][:, inputs] = first_gain_squares()[inputs]
+    if "shortlist_square" in changed:
+        changed["shortlist_square"][: num * (1 + HIDDEN)].reshape(-1, num)[:, inputs] = first_squares()[inputs]
+    if "shortlist_norm" in changed:
+        changed["shortlist_norm"][:, inputs] = np.array([0.0, 1.0, 0.0])[:, None]
+    return changed
 
 
 def _missing(num: int) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ class Pulse:
 
     def sample(self, served: Served, now_ms: int) -> Point:
         """Make and keep the point of this moment."""
+        self.cluster.forget_silent(now_ms)
         lag = aged(self._lag, now_ms / 1000) if self._lag else {}
         stages = {name: _stage(lag, name) for name in STAGES}
         rates, now_s = self._measure(served, now_ms), now_ms / 1000

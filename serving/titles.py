@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from wire.errors import ConfigError
@@ -19,6 +20,13 @@ class Titles:
     def get(self, item: str) -> str | None:
         """The title, or None."""
         return self._titles.get(item)
+
+    @staticmethod
+    def text_of(titles: Mapping[str, str]) -> str:
+        """The contents of a file of these titles, each on one line. Ids that a line cannot hold are left out."""
+        return "".join(
+            f"{item}\t{' '.join(title.split())}\n" for item, title in titles.items() if not set(item) & set("\t\n")
+        )
 
     @staticmethod
     def read(path: str) -> Titles:

@@ -39,8 +39,13 @@ def simulate(
 
 
 def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:
-    """The same actions, as if the world had begun when the first of them is taken; none lies in the future."""
+    """The same actions, as if the world had begun when the first of them is taken; none lies in the future. Ids and
+    sessions are of this run: a world that is simulated again is no repetition."""
     began_ms = time.time_ns() // 1_000_000
     for action in actions:
         now_ms = time.time_ns() // 1_000_000
-        yield {**action, "timestamp": min(action["timestamp"] - start_ms + began_ms, now_ms)}
+        yield action | {
+            "id": f"{began_ms}-{action['id']}",
+            "session": f"{began_ms}-{action['session']}",
+            "timestamp": min(action["timestamp"] - start_ms + began_ms, now_ms),
+        }

@@ -1,7 +1,8 @@
 """The last report of every worker, server and trainer, folded from the status topic by one rule.
 
 After a partition has moved, its old owner may still report it. So the newest report of a partition is the last in the
-topic of those with the highest writer epoch; of a server or a trainer it is the last. The reporters' clocks decide
+topic of those with the highest writer epoch, unless its worker has been silent (`SILENT_MS`): where the sequences
+topic was made anew, epochs begin anew as well. Of a server or a trainer it is the last. The reporters' clocks decide
 nothing: a report whose clock is an hour ahead is a report like any other, and its age is the time since it was heard.
 """
 
@@ -79,7 +80,12 @@ class ClusterState:
 
     def _note_worker(self, status: WorkerStatus) -> None:
         for partition, reported in status.partitions.items():
-            if reported.writer_epoch >= self.workers.get(partition, PartitionStatus(writer_epoch=-1)).writer_epoch:
+            before = self.worker_of.get(partition)
+            if (
+                before is None
+                or reported.writer_epoch >= self.workers[partition].writer_epoch
+                or status.time_ms - before.time_ms >= SILENT_MS
+            ):
                 self.workers[partition], self.worker_of[partition] = reported, status
 
     def forget_silent(self, now_ms: int) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -111,6 +112,14 @@ class Topics:
             status=f"{prefix}.status.v1",
             control=f"{prefix}.control.v1",
         )
+
+
+def what_creates(topic: str) -> str:
+    """What to do about a topic that is missing, for a message."""
+    line = re.search(r"\.(?:weights|trainer\.lag)\.v1\.(.+)$", topic)
+    if line is None:
+        return "start a worker, or: headrace topics --create"
+    return f"correct the line of training, or start its trainer, which creates it (kafka.line = {line[1]!r})"
 
 
 def max_letter_bytes(config: KafkaConfig) -> int:

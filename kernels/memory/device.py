@@ -8,7 +8,6 @@ any of them.
 
 from __future__ import annotations
 
-from ctypes import Structure, byref, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.compiled import baseline, pointers
 from kernels.memory.arrays import CHANGED, MemoryArrays
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
-from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
-from kernels.memory.triton_features import ENTRIES, EVENT, GATHERED, LIST, OWN_COLUMNS, SLOPES
+from kernels.memory.sending import Sent, send
+from kernels.memory.triton_features import ENTRIES, EVENT, FOLLOWERS, GATHERED, LIST, OWN_COLUMNS, SLOPES
 from kernels.memory.triton_groups import NOTES, Groups
 from kernels.memory.triton_learn import NUM_PROGRAMS, learn_events_kernel
 from kernels.memory.triton_neighbours import count_events_kernel, learn_weights_kernel
+from kernels.memory.triton_pairs import PER_EVENT, Pairs
 from kernels.memory.triton_predict import predict_events_kernel
-from kernels.transfer import ToHost, staged, to_device
+from kernels.transfer import ToHost, to_device
 from kernels.triton_shared import INTERPRETED, next_power
 
 FEW, MOST_GROUP = 16 if INTERPRETED else 32, 128
@@ -39,58 +38,36 @@ launches."""
 SCRATCH_COLUMNS = GATHERED.value + OWN_COLUMNS.value + 1
 """Numbers of scratch memory for each event and row."""
 BLOCK = 64 if INTERPRETED else 1024
-_NAN_BITS = np.float32(np.nan).view(np.int32)
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
-_ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
+_ROWS = (
+    "neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "hour", "first", "last", "moved",
+)  # fmt: skip
+_SLOTS = ("pair_row", "pair_next", "pair_count", "pair_moved")
 _WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
 _COUNTED = ("group_seen", "group_next", "group_count", "group_total", "group_share")
 """What is counted of groups."""
-_TOLD = (
-    "target_R", "chosen_R", "past_begin_R", "past_end_R", "met_begin_R", "met_end_R", "shown_begin_R", "shown_end_R",
-    "past_ms", "now_ms_R",
-)  # fmt: skip
-
-
-class _SendCall(Structure):
-    """``SentEvents`` of csrc/memory_send.cpp."""
-
-    _fields_ = (
-        *((name, c_int64) for name in ("num", "stride", "num_buckets", "visit_ms", "outcome_stride")),
-        *((name, c_void_p) for name in (*_TOLD, "event", "outcome")),
-    )
-
-
-@dataclass(slots=True, eq=False)
-class Sent:
-    """Events on the device: (R, `EVENT`), the rows of pasts, of what was met, and of what was only shown, and items'
-    groups."""
-
-    event: Tensor
-    past: Tensor
-    met: Tensor
-    shown: Tensor
-    group: Tensor
-    past_ms: Tensor
-    now_ms: Tensor
-    outcome_4R: Tensor
-    """Three ranks of each event and the bits of its loss, as they are before it is predicted; then padding."""
 
 
 class DeviceMemory:
-    """A copy of ``memory`` on ``device``, without the keys of groups. At most ``group`` events are predicted from the
-    same state."""
+    """A copy of ``memory``, which counts pairs and times of day, on ``device``, without the keys of groups. At most
+    ``group`` events are predicted from the same state."""
 
     def __init__(self, memory: MemoryArrays, rules: MemoryRules, device: torch.device, group: int) -> None:
         if not 1 <= group <= MOST_GROUP:
             raise ValueError(f"group: expected 1 to {MOST_GROUP} events, got {group}")
+        if not memory.num_pairs or not memory.num_hours:
+            raise ValueError(
+                f"memory: expected one that counts pairs and times of day, got {memory.num_pairs} slots of pairs and "
+                f"{memory.num_hours} parts of the day"
+            )
         self._device, self._group = device, group
         self._arrays = {
             each.name: _copy(getattr(memory, each.name), device) for each in fields(memory) if each.name != "group_key"
         }
-        self._arrays["dirty"].zero_()  # from here on: changed on the device
-        self._arrays["moved"].zero_()
+        self._clear_changed()
+        self._arrays["hourly"], self._is_hourly = torch.zeros(memory.capacity, device=device), False
         self._capacity, self._width, self._num_parts = memory.capacity, memory.width, memory.num_buckets + 1
-        self._num_columns, self._num_groups = memory.num_columns, memory.num_groups
+        self._num_columns, self._num_groups, self._num_pairs = memory.num_columns, memory.num_groups, memory.num_pairs
         self._num_events = int(memory.clock[0])
         self._exclude = _EXCLUDE[rules.exclude]
         self._weight_rate = rules.weight_rate
@@ -98,6 +75,7 @@ class DeviceMemory:
         fades = [1.0 / each for each in (rules.seen_half_life, *rules.heat_half_lives)]
         self._rules = to_device(np.array([*rates, *fades, -1.0 / rules.repeat_half_life]), device)
         self._scratch: dict[str, Tensor] = {}
+        self._pairs = self._pairs_of()
         self._is_ahead = False
 
     def learn(self, num_rows: int, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
@@ -105,54 +83,41 @@ class DeviceMemory:
 
         ``logit_AV``: float32 on the device, a row for each event to predict (1 in ``events.chosen_R``).
         """
-        num, sent = len(events), self._send(events)
-        rank_3R, loss_R = sent.outcome_4R[:3], sent.outcome_4R[3].view(torch.float32)
+        num, sent = len(events), send(events, self._num_columns, self._num_parts - 1, self._device)
         if num:
             known = np.concatenate([np.zeros(1, np.int64), np.cumsum(events.target_R > 0)])
-            start = 0
+            start, groups = 0, self._groups(sent)
+            if not self._is_hourly:  # from the counts, as after each group, so that what is resumed has the same bits
+                self._count_group(num_rows, sent, groups, 0, 0)
+                self._is_hourly = True
             while start < num:
                 size = min(group_size(self._num_events + int(known[start]), self._group), num - start)
-                self._learn_group(num_rows, sent, logit_AV, rank_3R, loss_R, start, size)
+                self._learn_group(num_rows, sent, groups, logit_AV, start, size)
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
         return DeviceOutcome(num, ToHost(sent.outcome_4R))
 
-    def _send(self, events: MemoryEvents) -> Sent:
-        """The events in one copy."""
-        event, outcome_4R = told_of(events, self._num_parts - 1)
-        group_RC = np.zeros((len(events), self._num_columns), np.int32) if events.group_RC is None else events.group_RC
-        parts: tuple[NDArray[Any], ...] = (
-            event.reshape(-1), events.past_rows, events.met_rows, events.shown_rows, group_RC.reshape(-1),
-            events.past_ms.view(np.int32), events.now_ms_R.view(np.int32), outcome_4R.reshape(-1),
-        )  # fmt: skip
-        padded = [_padded(len(each)) for each in parts]
-        (joined, host), begin = staged(sum(padded), torch.int32, self._device), 0
-        for part, length in zip(parts, padded, strict=True):
-            joined[begin : begin + len(part)] = part
-            begin += length
-        there = host.to(self._device, non_blocking=True)
-        sent, past, met, shown, group, past_ms, now_ms, outcome = there.split(padded)
-        times = past_ms.view(torch.int64), now_ms.view(torch.int64)
-        return Sent(sent, past, met, shown, group, *times, outcome[: outcome_4R.size].view(outcome_4R.shape))
-
     def _learn_group(
-        self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
+        self, num_rows: int, sent: Sent, groups: Groups | None, logit_AV: Tensor, start: int, size: int
     ) -> None:
         a, s = self._arrays, self._buffers()
         width, stride = self._width, self._capacity
         most = next_power(width)
-        groups, num_columns, num_groups = self._groups(sent), self._num_columns, self._num_groups
+        pairs, num_columns, num_groups, num_pairs = self._pairs, self._num_columns, self._num_groups, self._num_pairs
         together = self._together(size)
         for place in range(0, size, together):
             predict_events_kernel[(min(together, size - place),)](
                 sent.event, sent.past, sent.met, sent.shown, sent.past_ms, sent.now_ms, logit_AV,
                 a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["seen"],
-                a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
+                a["heat"], a["first"], a["last"], a["hourly"], a["gain"], a["shortlist_weight"], a["shortlist_norm"],
+                a["clock"],
                 s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
-                s["moment"], s["told"], s["rate"], s["learning"], s["counting"], s["sight"], rank_3R, loss_R,
-                groups, start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
-                num_columns, num_groups, EXCLUDE=self._exclude, GROUP=MOST_GROUP, WIDTH=most, BLOCK=BLOCK, num_warps=16,
+                s["moment"], s["told"], s["rate"], s["learning"], s["counting"], s["sight"], sent.rank_3R,
+                sent.loss_R,
+                pairs, groups, start + place, place, num_rows, width, stride, logit_AV.stride(0),
+                sent.rank_3R.stride(0), num_columns, num_groups, num_pairs, EXCLUDE=self._exclude, GROUP=MOST_GROUP,
+                WIDTH=most, BLOCK=BLOCK, num_warps=16,
             )  # fmt: skip
         padded = FEW if size <= FEW else MOST_GROUP
         table = ENTRIES.value * padded
@@ -161,17 +126,25 @@ class DeviceMemory:
             self._weight_rate, size, width, stride, WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
         learn_events_kernel[(NUM_PROGRAMS + num_columns,)](
-            sent.event, sent.past, s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
-            a["after"], a["before"], a["direct"], a["seen"], a["heat"], a["first"], a["last"],
+            sent.event, sent.past, sent.now_ms, s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
+            a["after"], a["before"], a["direct"], a["seen"], a["hour"], a["heat"], a["first"], a["last"],
             a["gain"], a["gain_square"], a["shortlist_weight"], a["shortlist_square"], a["shortlist_norm"], a["clock"],
-            a["dirty"], a["moved"], a["recent"], self._rules, groups, start, size, num_rows, width, stride,
-            self._num_parts, num_columns, num_groups, PARTS=next_power(self._num_parts), GROUP=padded, BLOCK=1024,
-            num_warps=8,
+            a["dirty"], a["moved"], a["recent"], self._rules, pairs, groups, start, size, num_rows, width, stride,
+            self._num_parts, num_columns, num_groups, num_pairs, PARTS=next_power(self._num_parts), GROUP=padded,
+            BLOCK=1024, num_warps=8,
         )  # fmt: skip
-        count_events_kernel[(size * (ENTRIES.value + num_columns),)](
-            sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
-            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], a["clock"], groups, size, width,
-            num_groups, WIDTH=most, TABLE=table, num_warps=8,
+        self._count_group(num_rows, sent, groups, start, size)
+
+    def _count_group(self, num_rows: int, sent: Sent, groups: Groups | None, start: int, size: int) -> None:
+        """Count these events, of which there may be none, and compute all rows' times of day as of the last of them."""
+        a, s = self._arrays, self._buffers()
+        table = ENTRIES.value * (FEW if (size or self._group) <= FEW else MOST_GROUP)
+        num_tasks = size * (ENTRIES.value + PER_EVENT.value + self._num_columns) + -(-num_rows // BLOCK)
+        count_events_kernel[(num_tasks,)](
+            sent.event[EVENT.value * start :], sent.past, s["counting"], s["unit"], a["neighbour_row"],
+            a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["hour"], a["hourly"], a["dirty"],
+            a["moved"], a["clock"], self._pairs, groups, size, num_rows, self._width, self._num_groups,
+            WIDTH=next_power(self._width), TABLE=table, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
 
     @property
@@ -183,6 +156,11 @@ class DeviceMemory:
         """Of how many events of a group there is scratch memory."""
         per_event: int = SCRATCH_COLUMNS * self._capacity + self._num_lifts
         return max(1, min(size, SCRATCH_BYTES // (4 * per_event)))
+
+    def _pairs_of(self) -> Pairs:
+        a, s = self._arrays, self._buffers()
+        row, following, count, moved = (a[name] for name in _SLOTS)
+        return Pairs(row, following, count, a["pair_dirty"], moved, s["slot"], s["value"])
 
     def _groups(self, sent: Sent) -> Groups | None:
         if not self._num_columns:
@@ -216,6 +194,8 @@ class DeviceMemory:
                 "lift": (together * self._num_lifts, torch.float32),
                 "part": (group * self._num_columns * NOTES.value, torch.float32),
                 "pair": (MOST_GROUP * self._num_columns * 2, torch.int32),
+                "slot": (group * PER_EVENT.value, torch.int32),
+                "value": (together * FOLLOWERS.value, torch.float32),
             }
             self._scratch = {
                 name: torch.zeros(n, dtype=dtype, device=self._device) for name, (n, dtype) in sizes.items()
@@ -226,22 +206,33 @@ class DeviceMemory:
         """Copy what has changed on the device since the last call into the host's arrays, from which this was made."""
         if not self._is_ahead:
             return
-        dirty = self._arrays["dirty"]
-        rows = torch.nonzero(dirty).flatten()
-        index = rows.cpu().numpy()
-        moved = memory.moved[index]
-        for name in _ROWS:
-            getattr(memory, name)[index] = self._arrays[name][rows].cpu().numpy()
-        memory.moved[index] |= moved
+        rows, index = self._fetch_changed(memory, _ROWS, "dirty", "moved")
+        self._fetch_changed(memory, _SLOTS, "pair_dirty", "pair_moved")
         memory.heat[:, index] = self._arrays["heat"][:, rows].cpu().numpy()
         if self._num_columns:
             memory.group[index] = self._arrays["group"][rows].cpu().numpy()
         for name in (*_WHOLE, *(_COUNTED if self._num_columns else ())):
             getattr(memory, name)[...] = self._arrays[name].cpu().numpy()
-        memory.dirty[index] = CHANGED
-        dirty.zero_()
-        self._arrays["moved"].zero_()
+        self._clear_changed()
         self._is_ahead = False
+
+    def _fetch_changed(
+        self, memory: MemoryArrays, names: tuple[str, ...], dirty: str, moved: str
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Copy the rows that are marked as changed, and mark them on the host too; which ones they are."""
+        rows = torch.nonzero(self._arrays[dirty]).flatten()
+        index = rows.cpu().numpy()
+        was_moved = getattr(memory, moved)[index]
+        for name in names:
+            getattr(memory, name)[index] = self._arrays[name][rows].cpu().numpy()
+        getattr(memory, moved)[index] |= was_moved
+        getattr(memory, dirty)[index] = CHANGED
+        return rows, index
+
+    def _clear_changed(self) -> None:
+        """From here on: what has changed on the device."""
+        for name in ("dirty", "moved", "pair_dirty", "pair_moved"):
+            self._arrays[name].zero_()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -259,21 +250,3 @@ class DeviceOutcome:
 
 def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, copy=True)
-
-
-def told_of(events: MemoryEvents, num_buckets: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(R, `EVENT`) what kernels read of each event, and `Sent.outcome_4R`. ``num_buckets``: of lengths of history."""
-    num = len(events)
-    event = np.empty((num, EVENT.value), np.int32)
-    outcome_4R = np.full((4, _padded(num)), _NAN_BITS)
-    given = [np.ascontiguousarray(getattr(events, name)) for name in _TOLD]
-    call = _SendCall(
-        num, EVENT.value, num_buckets, VISIT_MS, outcome_4R.shape[1], *pointers(*given, event, outcome_4R)
-    )  # fmt: skip
-    baseline("headrace_memory_send", c_void_p)(byref(call))
-    return event, outcome_4R
-
-
-def _padded(num: int) -> int:
-    """The next multiple of 32 numbers: so that each part is aligned and has an address."""
-    return (num // 32 + 1) * 32

@@ -62,8 +62,8 @@ def memory_learn_grouped(
     """`memory_learn`, with up to ``group`` events predicted from the same state.
 
     All events of a group are predicted first; then their updates of gains, shortlist and learned weights are applied,
-    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). Pairs of items
-    and times of day are not counted.
+    in order; then they are counted, in order. So a GPU can compute them in parallel (`DeviceMemory`). The time of day
+    is that of the latest event before the group.
     """
     num = len(events)
     asked_R = events.chosen_R == 1

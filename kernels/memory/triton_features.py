@@ -18,7 +18,9 @@ from kernels.memory.arrays import (
     HIDDEN,
     LEAST_ACROSS,
     LISTED,
+    NEXT_OF_PAIR,
     OWN,
+    PAIRED,
     PRIOR_VISITS,
     SEEN_AGAIN,
     STANDING,
@@ -58,8 +60,11 @@ NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)
 SLOPES = tl.constexpr(1 << (NUM_WEIGHTS.value - 1).bit_length())
 """Of the shortlist's network: its weights, and places for an event's slopes."""
 MET, MET_LATELY = tl.constexpr(1 << 20), tl.constexpr(1 << 21)
-"""The bits in a row's count of own choices that mark it as left out, and as met since the state that is predicted from.
-"""
+PAIR_BIT, SKIP_BIT = tl.constexpr(22), tl.constexpr(26)
+"""The bits in a row's count of own choices that mark it as left out, and as met since the state that is predicted from;
+and where its places among what followed the event's two pairs begin, 0 for none, of 4 bits each."""
+FOLLOWERS, FOLLOWERS_OF_EACH = tl.constexpr(len(PAIRED) * NEXT_OF_PAIR), tl.constexpr(NEXT_OF_PAIR)
+"""How many rows follow an event's pairs."""
 ENTRIES = tl.constexpr(64)
 """Places for an event in the list of rows that learn (its past choices), and in that of rows that count (pairs)."""
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT,
@@ -100,7 +105,7 @@ def per_unit(scale_ptr, of):
 @triton.jit
 def standing_of(row, inside, memory, clock_ptr, stride):
     """The features of rows that are the same for all users."""
-    seen_ptr, heat_ptr, first_ptr, last_ptr = memory
+    seen_ptr, heat_ptr, first_ptr, last_ptr, hourly_ptr = memory
     now = tl.load(clock_ptr)
     seen = tl.load(seen_ptr + row, mask=inside, other=0.0) * per_unit(clock_ptr + 1, 1.0)
     heat_0 = tl.load(heat_ptr + row, mask=inside, other=0.0) * per_unit(clock_ptr + 2, HEAT_0)
@@ -112,7 +117,8 @@ def standing_of(row, inside, memory, clock_ptr, stride):
     idle = tl.where(last >= 0, (now.to(tl.int64) - last).to(tl.float32), 0.0)
     return (
         logarithm(seen, 1.0), logarithm(heat_0, 1.0), logarithm(heat_1, 1.0), logarithm(heat_2, 1.0),
-        logarithm(age, 1.0) * SHARE_OF_TIME, logarithm(idle, 1.0) * SHARE_OF_TIME, 1.0 / (1.0 + seen), first,
+        logarithm(age, 1.0) * SHARE_OF_TIME, logarithm(idle, 1.0) * SHARE_OF_TIME, 1.0 / (1.0 + seen),
+        tl.load(hourly_ptr + row, mask=inside, other=0.0), first,
     )  # fmt: skip
 
 
@@ -201,21 +207,31 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
 
 
 @triton.jit
-def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride):
-    """All features of rows, in order; which rows are known, and which are left out. ``lift_ptr``: of rows, or None."""
-    s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
+def paired_of(own, value_ptr):
+    """The features of what followed an event's pairs: see `kernels.memory.triton_pairs`."""
+    pair, skip = (own >> PAIR_BIT) & 15, own >> SKIP_BIT
+    pair_value = tl.load(value_ptr + pair - 1, mask=pair > 0, other=0.0)
+    return pair_value, tl.load(value_ptr + FOLLOWERS_OF_EACH + skip - 1, mask=skip > 0, other=0.0)
+
+
+@triton.jit
+def features_of(row, inside, standing, clock_ptr, scratch, history, logit_ptr, lift_ptr, stride):
+    """All features of rows, in order; which rows are known, and which are left out. ``scratch``: of evidence, of own
+    choices, and of what followed the event's pairs. ``lift_ptr``: of rows, or None."""
+    evidence_ptr, own_ptr, value_ptr = scratch
+    s0, s1, s2, s3, s4, s5, s6, s7, first = standing_of(row, inside, standing, clock_ptr, stride)
     e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15, own = evidence_of(
         row, inside, evidence_ptr, own_ptr, history, stride
     )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    standing = (s0, s1, s2, s3, s4, s5, s6, tl.zeros_like(logit))  # times of day are not counted here
+    standing = (s0, s1, s2, s3, s4, s5, s6, s7)
     evidence = (e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15)
     lift = tl.zeros_like(logit)
     if lift_ptr is not None:
         lift = tl.load(lift_ptr + row, mask=inside, other=0.0)
-    pair = tl.zeros_like(logit)  # pairs of items are not counted here
-    is_known = (first >= 0) | (own >= MET_LATELY)
-    return standing + evidence + (logit, lift, pair, pair), is_known, (own & MET) > 0
+    pair, skip = paired_of(own, value_ptr)
+    is_known = (first >= 0) | ((own & MET_LATELY) > 0)
+    return standing + evidence + (logit, lift, pair, skip), is_known, (own & MET) > 0
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.memory import counting
-from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT
+from kernels.memory.arrays import NUM_HEATS, RECENT
 from kernels.memory.shortlist import LISTS_REMEMBERED
 from kernels.memory.triton_features import (
     BUCKET,
@@ -24,8 +24,9 @@ from kernels.memory.triton_features import (
     only_if,
 )
 from kernels.memory.triton_groups import learn_column, rescale_groups
+from kernels.memory.triton_hours import HOURS, count_hours, note_time
+from kernels.memory.triton_pairs import MARK, rescale_pairs
 
-MARK = tl.constexpr(CHANGED)
 NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
 LISTS = tl.constexpr(LISTS_REMEMBERED)
 RESCALE_AT = tl.constexpr(counting.RESCALE_AT)
@@ -98,8 +99,8 @@ def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, nor
 
 @triton.jit
 def rescale(
-    after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
-    num_bytes, num_columns, num_groups, BLOCK: tl.constexpr,
+    after, before, direct, seen, hour, heat, first, dirty, moved, clock_ptr, pairs, groups, num_rows, width, stride,
+    num_bytes, num_columns, num_groups, num_pairs, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rescale counts before their unit outgrows a float; see `kernels.memory.counting`."""
     scale = tl.load(clock_ptr + 1)
@@ -109,6 +110,10 @@ def rescale(
             row = start + tl.arange(0, BLOCK)
             tl.store(seen + row, tl.load(seen + row, mask=row < num_rows, other=0.0) * unit, mask=row < num_rows)
             tl.store(dirty + row, tl.full([BLOCK], MARK, tl.uint8), mask=row < num_rows)
+        for start in range(0, num_rows * HOURS, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            count = tl.load(hour + at, mask=at < num_rows * HOURS, other=0.0)
+            tl.store(hour + at, count * unit, mask=at < num_rows * HOURS)
         for start in range(0, num_rows.to(tl.int64) * width, BLOCK):
             at = start + tl.arange(0, BLOCK)
             inside = at < num_rows.to(tl.int64) * width
@@ -118,6 +123,7 @@ def rescale(
         for start in range(0, num_rows.to(tl.int64) * num_bytes, BLOCK):
             at = start + tl.arange(0, BLOCK)
             tl.store(moved + at, tl.full([BLOCK], 255, tl.uint8), mask=at < num_rows.to(tl.int64) * num_bytes)
+        rescale_pairs(pairs, unit, num_pairs, BLOCK)
         if groups is not None:
             rescale_groups(groups, unit, num_columns, num_groups, BLOCK)
         tl.debug_barrier()  # every thread has read the scale
@@ -140,7 +146,7 @@ def rescale(
 
 @triton.jit
 def meet(
-    event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
+    event_ptr, now_ms_ptr, told_ptr, unit_ptr, seen, hour, heat, first, last, recent, dirty, clock_ptr, num, stride,
     seen_fade, heat_fade_0, heat_fade_1, heat_fade_2, repeat_fade, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Times and counts of the rows met. Events of the same row all write what the row has after the last of them."""
@@ -180,6 +186,9 @@ def meet(
     tl.store(heat + 2 * stride + target, heat_2, mask=is_met)
     tl.store(dirty + target, tl.full([GROUP], MARK, tl.uint8), mask=is_met)
     tl.store(recent + (now + order) % LAST_CHOICES, target, mask=is_chosen)
+    now_ms = tl.load(now_ms_ptr + place, mask=place < num, other=0)
+    count_hours(hour, target, is_met, same, unit, now_ms)
+    note_time(clock_ptr, is_met, now_ms)
     all_chosen = tl.sum(is_chosen.to(tl.int32), 0).to(tl.float64)
     tl.store(clock_ptr, tl.load(clock_ptr) + tl.sum(is_met.to(tl.int32), 0).to(tl.float64))
     tl.store(clock_ptr + 1, tl.load(clock_ptr + 1) * tl.exp2(all_chosen * seen_fade))
@@ -212,13 +221,14 @@ def _heated(same, steps, clock_ptr, h, fade):
 @triton.jit(
     do_not_specialize=[
         "first_event", "num", "num_rows", "width", "stride", "num_parts", "num_columns", "num_groups",
+        "num_pairs",
     ]
 )  # fmt: skip
 def learn_events_kernel(
-    event_ptr, past_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
-    after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
-    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, groups,
-    first_event, num, num_rows, width, stride, num_parts, num_columns, num_groups,
+    event_ptr, past_ptr, now_ms_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
+    after, before, direct, seen, hour, heat, first, last, gain_ptr, gain_square, shortlist_weight,
+    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr, pairs, groups,
+    first_event, num, num_rows, width, stride, num_parts, num_columns, num_groups, num_pairs,
     PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Programs: what is met, the gains, the shortlist, and each column of groups. ``rule_ptr``: float64, see
@@ -226,13 +236,13 @@ def learn_events_kernel(
     event_ptr += first_event * EVENT
     if tl.program_id(0) == 0:
         rescale(
-            after, before, direct, seen, heat, first, dirty, moved, clock_ptr, groups, num_rows, width, stride,
-            (width + 7) // 8, num_columns, num_groups, BLOCK,
+            after, before, direct, seen, hour, heat, first, dirty, moved, clock_ptr, pairs, groups, num_rows, width,
+            stride, (width + 7) // 8, num_columns, num_groups, num_pairs, BLOCK,
         )  # fmt: skip
         meet(
-            event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
-            tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6), tl.load(rule_ptr + 7),
-            tl.load(rule_ptr + 8), GROUP,
+            event_ptr, now_ms_ptr + first_event, told_ptr, unit_ptr, seen, hour, heat, first, last, recent, dirty,
+            clock_ptr, num, stride, tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6),
+            tl.load(rule_ptr + 7), tl.load(rule_ptr + 8), GROUP,
         )  # fmt: skip
     elif tl.program_id(0) == 1:
         rate, decay = tl.load(rule_ptr).to(tl.float32), tl.load(rule_ptr + 1).to(tl.float32)

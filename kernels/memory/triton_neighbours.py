@@ -23,7 +23,8 @@ from kernels.memory.triton_features import (
     only_if,
 )
 from kernels.memory.triton_groups import count_column
-from kernels.memory.triton_learn import MARK
+from kernels.memory.triton_hours import refresh_hourly
+from kernels.memory.triton_pairs import MARK, PER_EVENT, count_pairs
 
 COUNT_FADE, DIRECT_COUNT_FADE = (
     tl.constexpr(log2(decay)) for decay in (features.COUNTED[1], counting.DIRECT_COUNT_DECAY)
@@ -70,20 +71,30 @@ def learn_weights_kernel(
             tl.store(dirty + row, MARK)
 
 
-@triton.jit(do_not_specialize=["num", "width", "num_groups"])
+@triton.jit(do_not_specialize=["num", "num_rows", "width", "num_groups"])
 def count_events_kernel(
-    event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
-    dirty, moved, clock_ptr, groups, num, width, num_groups, WIDTH: tl.constexpr, TABLE: tl.constexpr,
+    event_ptr, past_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr,
+    weight_ptr, hour, hourly, dirty, moved, clock_ptr, pairs, groups, num, num_rows, width, num_groups,
+    WIDTH: tl.constexpr, TABLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Count sightings of rows' neighbours, one row per program; see `kernels.memory.counting`.
 
     The list has pairs: a past choice, then what was chosen after it. Each is counted as a neighbour of the other. The
-    programs after the list's count groups.
+    programs after the list's count what followed two choices in a row, then compute the rows' times of day, a block of
+    rows each, then count groups.
     """
-    if groups is not None:
-        task = tl.program_id(0) - num * ENTRIES
-        if task >= 0:
-            count_column(groups, task, unit_ptr, num, num_groups, TABLE // ENTRIES)
+    task = tl.program_id(0) - num * ENTRIES
+    if task >= 0:
+        if task < num * PER_EVENT:
+            count_pairs(pairs, task, event_ptr, past_ptr, unit_ptr, num, TABLE // ENTRIES)
+        task -= num * PER_EVENT
+        num_blocks = (num_rows + BLOCK - 1) // BLOCK
+        if (task >= 0) & (task < num_blocks):
+            refresh_hourly(hour, hourly, clock_ptr, task, num_rows, BLOCK)
+        if groups is not None:
+            task -= num_blocks
+            if task >= 0:
+                count_column(groups, task, unit_ptr, num, num_groups, TABLE // ENTRIES)
     row = tl.load(counting_ptr + tl.program_id(0), mask=tl.program_id(0) < num * ENTRIES, other=-1)
     if row >= 0:
         table, place = places_of(row, counting_ptr, num, TABLE)

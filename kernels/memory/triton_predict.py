@@ -18,6 +18,7 @@ from kernels.memory.triton_features import (
     COUNTED_LAGS,
     ENTRIES,
     EVENT,
+    FOLLOWERS,
     GATHERED,
     LEARNED_GAIN,
     LEARNED_LAGS,
@@ -48,6 +49,7 @@ from kernels.memory.triton_features import (
     since_of,
 )
 from kernels.memory.triton_groups import lift_rows
+from kernels.memory.triton_pairs import list_pairs, note_pairs, pairs_before
 from kernels.memory.triton_pick import OUT, pick
 
 FEW, PRIOR = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES)
@@ -73,16 +75,17 @@ def num_better(value, own, runs):
         "num_events",
         "num_columns",
         "num_groups",
+        "num_pairs",
     ]
 )
 def predict_events_kernel(
     event_ptr, past_ptr, met_ptr, shown_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
-    neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, gain_ptr,
+    neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, hourly, gain_ptr,
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
     rate_ptr, learning_ptr, counting_ptr, sight_ptr, rank_ptr, loss_ptr,
-    groups, first_event, first_place, num_rows, width, stride, logit_stride, num_events, num_columns, num_groups,
-    EXCLUDE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    pairs, groups, first_event, first_place, num_rows, width, stride, logit_stride, num_events, num_columns, num_groups,
+    num_pairs, EXCLUDE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Event ``first_event`` + program, at place ``first_place`` + program of its group; scratch by program.
     ``groups``: `kernels.memory.triton_groups.Groups`, None if items have none."""
@@ -102,6 +105,8 @@ def predict_events_kernel(
     counting_ptr += place * ENTRIES + 2 * lag
     tl.store(counting_ptr, tl.where(counts, other, -1), mask=2 * lag < ENTRIES)
     tl.store(counting_ptr + 1, tl.where(counts, target, -1), mask=2 * lag < ENTRIES)
+    before_last, second, slot = pairs_before(past_ptr, num_past, num_pairs)
+    list_pairs(pairs, place, slot, (target > 0) & (chosen > 0))
     is_predicted = (target > 0) & (chosen == 1)
     if is_predicted:
         is_predicted = (tl.load(first + target) >= 0) | (tl.max((earlier == target).to(tl.int32), 0) > 0)
@@ -109,10 +114,10 @@ def predict_events_kernel(
     told_ptr += place * 4
     tl.store(told_ptr, is_predicted.to(tl.int32))
     if is_predicted:
-        scratch = tl.program_id(0).to(tl.int64) * stride
-        evidence_ptr += scratch * GATHERED
-        own_ptr += scratch * OWN_COLUMNS
-        score_ptr += scratch
+        slice_at = tl.program_id(0).to(tl.int64) * stride
+        evidence_ptr += slice_at * GATHERED
+        own_ptr += slice_at * OWN_COLUMNS
+        score_ptr += slice_at
         push_ptr += place.to(tl.int64) * stride
         logit_ptr += tl.load(event_ptr + QUERY).to(tl.int64) * logit_stride
         bucket, num_visit = tl.load(event_ptr + BUCKET), tl.load(event_ptr + VISIT)
@@ -144,6 +149,8 @@ def predict_events_kernel(
             tl.atomic_or(own_ptr + row, MET, mask=only_if(excludes, place_M < met_end))
         neighbours = neighbour_row, num_neighbours, after, before, direct, weight
         gather(past_ptr, num_past, num_visit, neighbours, seen, clock_ptr, evidence_ptr, width, stride, WIDTH)
+        value_ptr = pairs.value + tl.program_id(0) * FOLLOWERS
+        note_pairs(pairs, before_last, second, slot, seen, clock_ptr, own_ptr, value_ptr)
         lift_ptr = None
         if groups is not None:
             lift_ptr = groups.lift + tl.program_id(0).to(tl.int64) * (stride + num_columns * num_groups)
@@ -157,13 +164,13 @@ def predict_events_kernel(
         gain += tl.load(gain_ptr + bucket * NUM_FEATURES + column, mask=column < NUM_FEATURES, other=0.0)
         tl.store(rate_ptr + place, tl.sum(tl.where(column == LEARNED_GAIN, gain, 0.0), 0))
         # The scores of all rows, and the largest.
-        standing = seen, heat, first, last
+        standing, scratch = (seen, heat, first, last, hourly), (evidence_ptr, own_ptr, value_ptr)
         top = tl.full([BLOCK], OUT, tl.float32)
         for start in range(0, num_rows, BLOCK):
             row = start + tl.arange(0, BLOCK)
             inside = row < num_rows
             features, is_known, is_out = features_of(
-                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
+                row, inside, standing, clock_ptr, scratch, history, logit_ptr, lift_ptr, stride
             )
             score = tl.zeros([BLOCK], tl.float32)
             for f in tl.static_range(NUM_FEATURES):
@@ -188,7 +195,7 @@ def predict_events_kernel(
             push -= tl.where(row == target, 1.0, 0.0)
             tl.store(push_ptr + row, push, mask=inside)
             features, _, _ = features_of(
-                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
+                row, inside, standing, clock_ptr, scratch, history, logit_ptr, lift_ptr, stride
             )
             for f in tl.static_range(NUM_FEATURES):
                 slope += tl.where(column == f, tl.sum(features[f] * push, 0), 0.0)
@@ -203,7 +210,7 @@ def predict_events_kernel(
         listed = tl.load(list_ptr + item, mask=is_listed, other=0)
         score = tl.load(score_ptr + listed, mask=is_listed, other=OUT)
         features, _, _ = features_of(
-            listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, lift_ptr, stride
+            listed, is_listed, standing, clock_ptr, scratch, history, logit_ptr, lift_ptr, stride
         )
         into = sight_ptr + (tl.program_id(0) * LIST + item) * 32  # by way of memory: columns of registers would be many
         for f in tl.static_range(NUM_FEATURES):

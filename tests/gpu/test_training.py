@@ -131,8 +131,11 @@ def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
         np.testing.assert_allclose(ours.loss_R, theirs.loss_R, rtol=5e-3, atol=5e-3)
     fetched = memory.arrays
     np.testing.assert_array_equal(fetched.last, definition.last)
-    for name in ("num_neighbours", "group"):
+    assert definition.pair_count.any()
+    for name in ("num_neighbours", "group", "pair_row", "pair_dirty"):
         np.testing.assert_array_equal(getattr(fetched, name), getattr(definition, name), err_msg=name)
-    for name in ("seen", "gain", "shortlist_weight", "clock", "group_seen", "group_share"):
+    for name in (
+        "seen", "gain", "shortlist_weight", "clock", "group_seen", "group_share", "hour", "pair_count",
+    ):  # fmt: skip
         fetched_values, values = getattr(fetched, name), getattr(definition, name)
         np.testing.assert_allclose(fetched_values, values, rtol=1e-2, atol=1e-3, err_msg=name)

@@ -62,6 +62,23 @@ def actions_of(settings: Settings) -> list[Any]:
     return [each for one in found for each in (one if isinstance(one, list) else [one])]
 
 
+def test_requests_to_forget_that_were_refused_are_told_as_commands(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    producer = make_producer(settings.kafka)
+    for content in ({"forget": True, "user": "it's"}, {"forget": False, "item": 7}, {"forget": True, "user": "it's"}):
+        producer.send(
+            Topics.under(settings.kafka.prefix).dead_letters, msgspec.json.encode(content), partition=0,
+            headers=[("reason", b"wrong_partition"), ("topic", b"t"), ("partition", b"0"), ("offset", b"9")],
+        )  # fmt: skip
+    producer.close()
+    assert resend(settings, first=5) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == ["""headrace forget user 'it'"'"'s'""", "headrace forget item 7 --undo"]
+    assert "2 requests to forget" in told[-3]
+    assert actions_of(settings) == []
+
+
 def test_they_are_counted_by_reason_and_the_newest_shown(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,13 +235,13 @@ def test_a_request_is_found_among_many_actions_without_reading_each(
     producer.flush(30)
     producer.close()
     letter_of(empty, "alice", 1, 0, place)
-    examined, look = list[object](), forgotten._request_of
+    examined, look = list[object](), forgotten.request_of
 
     def noted(value: bytes | None) -> Any:
         examined.append(value)
         return look(value)
 
-    monkeypatch.setattr(forgotten, "_request_of", noted)
+    monkeypatch.setattr(forgotten, "request_of", noted)
     assert resend(empty) == 0
     assert [each for each in actions_of(empty) if each.get("id")] == [], "she was forgotten"
     assert len(examined) < num // 10

@@ -415,7 +415,7 @@ def test_what_a_user_chooses_at_this_time_of_day_is_expected_again() -> None:
 
 def long_ago(half_lives: int, rules: MemoryRules = RULES, *, both: bool = False) -> MemoryArrays:
     """A user chose row 1, and row 2 after so many half-lives in which others chose rows 3 and 4; or ``both`` before."""
-    memory = MemoryArrays.empty(16, 8, NUM_BUCKETS)
+    memory = MemoryArrays.empty(16, 8, NUM_BUCKETS, num_pairs=32, num_hours=NUM_HOURS)
     others, none = [3, 4] * half_lives, [list[int]() for _ in range(2 * half_lives)]
     chosen, past = ([1, 2, *others], [[], [1], *none]) if both else ([1, *others, 2], [[], *none, [1]])
     events = events_at_once(chosen, np.full(len(past), 2), past, [[] for _ in past])

@@ -11,6 +11,7 @@ from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, memory_for
 from kernels.memory import pairs as definition
 from kernels.memory.arrays import NEXT_OF_PAIR
 from kernels.memory.pairs import slots_of
+from kernels.memory.reference import memory_learn_grouped
 from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory, events_at_once, learned
 
 NUM_ROWS, NUM_PAIRS = 41, 4096
@@ -44,6 +45,18 @@ def test_what_follows_from_two_choices_is_predicted_and_where_nothing_does_no_ha
 ) -> None:
     events = of_two(np.random.default_rng(0), 6000, lags=lags)
     assert least < late_loss(after(events, 0)[1]) - late_loss(after(events, NUM_PAIRS)[1]) < most
+
+
+def test_in_groups_what_follows_from_two_choices_is_predicted_nearly_as_well() -> None:
+    """32 events from one state, as on a GPU."""
+    events, rules = of_two(np.random.default_rng(0), 2500, lags=(1, 2)), replace(RULES, exclude="never")
+    memory, logits = MemoryArrays.empty(NUM_ROWS, 16, NUM_BUCKETS, num_pairs=NUM_PAIRS), np.zeros((2500, NUM_ROWS))
+    grouped = memory_learn_grouped(
+        memory, NUM_ROWS, events, logits.astype(np.float32), replace(rules, seen_half_life=1e5), 32
+    )
+    one_by_one, without = (late_loss(after(events, num_pairs)[1]) for num_pairs in (NUM_PAIRS, 0))
+    assert late_loss(grouped) < one_by_one + 0.1
+    assert late_loss(grouped) < without - 0.8
 
 
 def scores_after(memory: MemoryArrays, past: list[int]) -> np.ndarray:

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import FEATURES, MemoryArrays
-from kernels.memory.arrays import CLOCK, FIRST_GAINS, NUM_HOURS
+from kernels.memory.arrays import CLOCK, FIRST_GAINS, HIDDEN, NUM_HOURS, PAIRED, SEEN_AGAIN
 from model.config import ModelConfig
 from model.growing import keep_in
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
 from model.memory_groups import FIRST_GROUPS, MOST_GROUPS
+from model.memory_pairs import empty_pairs
 from model.memory_room import FIRST_CAPACITY, LARGE_CAPACITY, capacity_for, neighbours_at
 from model.upgrade import ADDED
 
@@ -331,3 +332,31 @@ def test_a_large_memory_grows_by_an_eighth_to_the_same_capacity_in_one_step_or_m
         assert capacity == capacity_for(num_rows, FIRST_CAPACITY)
         most = 2.0 if num_rows < LARGE_CAPACITY else 9 / 8
         assert num_rows <= capacity <= max(FIRST_CAPACITY, most * num_rows)
+
+
+@pytest.mark.parametrize("is_version", [False, True], ids=["a checkpoint", "a version"])
+def test_a_memory_that_was_on_a_gpu_when_those_had_no_pairs_is_continued_with_them(*, is_version: bool) -> None:
+    """After a stream so long that little is left of what slows these features down at first."""
+    before = Memory(MODEL)
+    lacked = [FEATURES.index(name) for name in ("hourly", *PAIRED)]
+    before.arrays = replace(before.arrays, hour=before.arrays.hour[:, :0], **empty_pairs(0))
+    learn(before, np.random.default_rng(0), 30, 100)
+    arrays = before.arrays
+    arrays.gain_square[:, lacked] = arrays.shortlist_norm[1, lacked] = 1e-9
+    arrays.shortlist_square[: len(SEEN_AGAIN) * (1 + HIDDEN)].reshape(-1, len(SEEN_AGAIN))[:, lacked] = 1e-9
+    after, empty = Memory(MODEL), Memory(MODEL).arrays
+    if is_version:
+        server = Memory(MODEL)
+        server.apply(before.changes(everything=True), is_base=True)
+        after.adopt(server)
+    else:
+        after.load_state_dict(before.state_dict())
+    for name in ("gain_square", "shortlist_norm"):
+        np.testing.assert_array_equal(getattr(after.arrays, name)[:, lacked], getattr(empty, name)[:, lacked])
+    assert after.arrays.shortlist_square.min() > 1e-9
+    np.testing.assert_array_equal(after.arrays.after[:30], arrays.after[:30])
+    np.testing.assert_array_equal(after.arrays.shortlist_norm[2, 0], arrays.shortlist_norm[2, 0])
+    learn(after, np.random.default_rng(1), 30, 100)
+    assert after.arrays.pair_count.any()
+    assert after.arrays.hour.any()
+    assert after.arrays.gain[0, lacked].all()

@@ -90,12 +90,12 @@ def test_events_are_those_of_the_definition(batch: Batch, told: bool, seed: int)
 @settings(max_examples=200, deadline=None)
 @given(batch=batches(), seed=st.integers(0, 1000))
 def test_a_gpu_is_sent_the_numbers_of_the_definition(batch: Batch, seed: int) -> None:
-    device = pytest.importorskip("kernels.memory.device", reason="needs Triton", exc_type=ImportError)
+    sending = pytest.importorskip("kernels.memory.sending", reason="needs Triton", exc_type=ImportError)
     rng = np.random.default_rng(seed)
     owner_R, asked_R = asked_of(batch, rng, told=True)
     events = defined(batch, owner_R, asked_R, np.ones(len(asked_R), np.bool_))
     events.chosen_R[:] = rng.integers(0, 3, len(asked_R))
-    event, outcome_4R = device.told_of(events, NUM_BUCKETS)
+    event, outcome_4R = sending.told_of(events, NUM_BUCKETS)
     num_past, is_asked_R = events.past_end_R - events.past_begin_R, events.chosen_R == 1
     columns = [
         events.target_R, events.chosen_R, events.past_begin_R, events.past_end_R, events.met_begin_R, events.met_end_R,
@@ -103,7 +103,7 @@ def test_a_gpu_is_sent_the_numbers_of_the_definition(batch: Batch, seed: int) ->
         np.maximum(np.cumsum(is_asked_R) - 1, 0), visits_of(events), events.shown_begin_R, events.shown_end_R,
         np.zeros(len(events)),
     ]  # fmt: skip
-    assert event.shape == (len(events), device.EVENT.value)
+    assert event.shape == (len(events), sending.EVENT.value)
     np.testing.assert_array_equal(event, np.stack(columns, axis=1))
     np.testing.assert_array_equal(outcome_4R[:3, : len(events)], np.where(is_asked_R, 0, -1)[None].repeat(3, axis=0))
     assert np.isnan(outcome_4R[3].view(np.float32)).all()

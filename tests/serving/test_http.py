@@ -228,6 +228,15 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         Titles.read(str(file))
 
 
+def test_titles_of_any_text_are_written_so_that_they_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "titles.tsv"
+    file.write_text(
+        Titles.text_of({"1": "Two\nlines,\tone title", "a\nb": "no id", "2": "Ünïcödé 😀"}), encoding="utf-8"
+    )
+    titles = Titles.read(str(file))
+    assert (titles.get("1"), titles.get("2")) == ("Two lines, one title", "Ünïcödé 😀")
+
+
 def test_seconds_taken_for_milliseconds_are_recognised(client: Client) -> None:
     [problem] = client.post("/recommend", json={"user": "u0", "timestamp": START_MS // 1000}).json()["detail"]
     assert problem["got"].endswith("), which looks like seconds")

@@ -84,6 +84,17 @@ def test_live_actions_are_of_now_and_never_of_the_future() -> None:
     assert all(now_ms - 60_000 < action["timestamp"] <= now_ms for action in actions)
 
 
+def test_a_world_that_is_simulated_again_repeats_no_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for began_ms in (1_764_000_000_000, 1_764_003_600_000):
+        monkeypatch.setattr(time, "time_ns", lambda began_ms=began_ms: began_ms * 1_000_000)
+        runs.append(list(islice(moved_to_now(World(WorldConfig()).actions(), WorldConfig().start_ms), 1_000)))
+    for name in ("id", "session"):
+        first, again = ({action[name] for action in run} for run in runs)
+        assert not first & again
+    assert len({action["id"] for run in runs for action in run}) == 2_000
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("num_users", 0), ("actions_per_s", 0.0), ("late_share", 1.5), ("kinds", ("buy",))]
 )

@@ -41,6 +41,21 @@ def interleaved(chance: random.Random, *logs: list[bytes]) -> Iterator[bytes]:
         yield chance.choice([log for log in waiting if log]).pop(0)
 
 
+def test_a_silent_worker_gives_way_to_a_live_one_whose_epochs_began_anew() -> None:
+    """As after the sequences topic was lost and made anew."""
+    cluster = ClusterState()
+    cluster.note(worker("dead", 1_000, 0, epoch=7, applied=100))
+    cluster.hear(worker("live", 0, 0, epoch=1, applied=5), 10_000)
+    assert cluster.worker_of[0].component == "dead", "it may still be there"
+    cluster.hear(worker("live", 0, 0, epoch=1, applied=6), 11_000)
+    assert (cluster.worker_of[0].component, cluster.workers[0].applied_offset) == ("live", 6)
+    assert cluster.worker_silent_s(0, 12_000) == 1.0
+    cluster.hear(worker("live", 0, 0, epoch=2, applied=7), 13_000)
+    cluster.hear(worker("old", 0, 0, epoch=1, applied=9), 14_000)
+    assert cluster.worker_of[0].component == "live", "the old owner of a partition that has moved"
+    assert cluster.forget_silent(1_000 + HOUR_MS) == [("worker", "dead")]
+
+
 def server(component: str, time_ms: int, number: int) -> bytes:
     return encode_status(ServerStatus(component=component, time_ms=time_ms, epoch=0, number=number))
 

@@ -132,6 +132,8 @@ def test_news_and_what_is_asked_for_wait_for_no_fetch_that_brings_nothing(config
 def test_a_topic_that_is_not_there_is_named(consumer: KafkaConsumer) -> None:
     with pytest.raises(TopicMissing, match=r"topic nothing: expected it on the broker, got none; .* topics --create"):
         spans(consumer, "nothing")
+    with pytest.raises(TopicMissing, match=r"none; correct the line of training, or .* \(kafka\.line = 'typo'\)"):
+        spans(consumer, Topics.under("a.v1.b", "typo").weights)
 
 
 def test_a_broker_that_is_not_there_is_named() -> None:

@@ -25,6 +25,7 @@ from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.options import ISOLATION, sync_options
 from wire.kafka.polls import Consumer
 from wire.kafka.refusal import refusal
+from wire.topics import what_creates
 
 logger = logging.getLogger(__name__)
 POLL_MS = 200
@@ -212,7 +213,7 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
         raise TopicMissing(
-            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create; "
+            f"topic {topic}: expected it on the broker, got none; {what_creates(topic)}; "
             "if it is there, give this client's user the right to describe it"
         )
     return [TopicPartition(topic, number) for number in sorted(numbers)]

@@ -16,6 +16,7 @@ from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_tile import Tile
 from kernels.layer import triton_launch as layer
 from kernels.memory import MemoryArrays, MemoryRules
+from kernels.memory.arrays import NUM_HOURS
 from kernels.softmax import triton_loss  # noqa: F401  (loaded before launches are looked at)
 from tests.kernels.test_memory import Stream
 from tests.kernels.triton import cases
@@ -100,7 +101,7 @@ def launch_memory(num_events: int = 128, num_columns: int = 0) -> None:
     from kernels.memory.device import DeviceMemory
 
     stream = Stream(num_rows=4000, num_users=4, num_events=num_events, num_columns=num_columns)
-    arrays = MemoryArrays.empty(4096, 256, 8, num_columns, 64 * 2**num_columns)
+    arrays = MemoryArrays.empty(4096, 256, 8, num_columns, 64 * 2**num_columns, 1 << 16, NUM_HOURS)
     arrays.clock[0] = 1e6
     DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
         4000, stream.events(), torch.zeros(len(stream.events()), 4000)

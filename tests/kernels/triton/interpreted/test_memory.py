@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from bench.on_gpu.single_pass import synthetic_examples
 from kernels.memory import FEATURES, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
-from kernels.memory.arrays import CHANGED, CLOCK
+from kernels.memory.arrays import CHANGED, CLOCK, NUM_HOURS, PAIRED
 from kernels.memory.device import DeviceMemory
+from kernels.memory.pairs import slots_of
 from kernels.memory.triton_features import LIST
 from kernels.memory.triton_pick import OUT, pick
 from model.config import ModelConfig
@@ -38,16 +39,31 @@ from wire.example import Example, rows_of
 
 CPU = torch.device("cpu")
 GROUP = 8
-STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, num_pairs=0, num_hours=0, seed=4)
+STREAM = Stream(num_rows=80, num_users=3, num_events=GROUP + 4, seed=4)
+PAIRED_STREAM = replace(STREAM, num_pairs=1024, num_users=1)
 
 
 def started(stream: Stream = STREAM, *, width: int = 16, events: int = 64 * GROUP) -> MemoryArrays:
     """A memory that has met some of the rows, at an age at which events are grouped."""
-    memory = MemoryArrays.empty(96, width, NUM_BUCKETS, stream.num_columns, NUM_GROUPS)
+    sizes = stream.num_columns, NUM_GROUPS, stream.num_pairs, stream.num_hours
+    memory = MemoryArrays.empty(96, width, NUM_BUCKETS, *sizes)
     known = replace(stream, seed=99, num_events=40)
     reference.memory_learn(memory, stream.num_rows, known.events(), known.logits(), RULES)
     memory.clock[0] = events
     memory.dirty[:] = memory.moved[:] = 0
+    memory.pair_dirty[:] = memory.pair_moved[:] = 0
+    return memory
+
+
+def started_with_pairs(counted: float) -> MemoryArrays:
+    """A memory in which eight rows have followed all pairs that are asked for, and count so much, and which has met
+    nothing lately."""
+    memory, past = started(PAIRED_STREAM), PAIRED_STREAM.events().past_rows
+    for pair in [pair for both in pairwise(past.tolist()) for pair in (both, (both[0], 0))]:
+        slot = slots_of(np.array([pair], np.int32), memory.num_pairs)
+        memory.pair_row[slot], memory.pair_next[slot] = pair, np.arange(60, 68)
+        memory.pair_count[slot] = counted * np.linspace(0.5, 3.0, 8, dtype=np.float32)
+    memory.clock[CLOCK.index("newest_ms")] = 1.0
     return memory
 
 
@@ -128,7 +144,8 @@ def test_rows_without_room_keep_the_neighbours_that_the_definition_keeps() -> No
 
 
 def test_the_first_events_are_predicted_one_by_one() -> None:
-    definition, ours = both(MemoryArrays.empty(96, 16, NUM_BUCKETS), replace(STREAM, num_events=6))
+    stream = replace(STREAM, num_events=6)
+    definition, ours = both(stream.memory(16), stream)
     assert_same(ours, definition)
 
 
@@ -149,7 +166,8 @@ def test_the_same_events_give_the_same_bits() -> None:
 
 
 def test_what_was_fetched_is_marked_and_nothing_else() -> None:
-    memory = started()
+    memory, of_a_reader = started(), 1
+    memory.dirty[:] = memory.pair_dirty[:] = of_a_reader
     there = DeviceMemory(memory, RULES, CPU, GROUP)
     none = np.zeros(1, np.int64)
     met = MemoryEvents(
@@ -159,7 +177,8 @@ def test_what_was_fetched_is_marked_and_nothing_else() -> None:
     there.learn(80, met, torch.zeros(0, 80))
     there.fetch(memory)
     assert memory.dirty[7] == CHANGED
-    assert np.count_nonzero(memory.dirty) == 1
+    assert np.count_nonzero(memory.dirty != of_a_reader) == 1
+    assert (memory.pair_dirty == of_a_reader).all()
 
 
 @pytest.mark.parametrize("left_out", ["learn_weights_kernel", "learn_events_kernel", "count_events_kernel"])
@@ -174,12 +193,34 @@ def test_a_build_that_leaves_something_out_is_noticed(left_out: str, monkeypatch
         assert_same(ours, definition)
 
 
+@triton.jit
+def nothing(*_):  # type: ignore[no-untyped-def]
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "unit"),
+    [("predict", "note_pairs", 1.0), ("predict", "list_pairs", 1.0), ("neighbours", "count_pairs", 1.0),
+     ("learn", "count_hours", 1.0), ("learn", "note_time", 1.0), ("neighbours", "refresh_hourly", 1.0),
+     ("learn", "rescale_pairs", 1e15)],
+)  # fmt: skip
+def test_a_build_without_a_part_of_pairs_or_times_of_day_is_noticed(
+    module: str, part: str, unit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = started_with_pairs(1.0)
+    memory.clock[CLOCK.index("seen_scale")] *= unit
+    monkeypatch.setattr(f"kernels.memory.triton_{module}.{part}", nothing)
+    definition, ours = both(memory, PAIRED_STREAM)
+    with pytest.raises(AssertionError):
+        assert_same(ours, definition)
+
+
 def test_a_group_that_is_new_within_the_events_is_known_to_those_that_follow() -> None:
     """One user chooses three new items, of which the first two tell their groups, and the first one twice."""
     rows, told = [1, 2, 1, 3], np.array([[1], [2], [3], [0]], np.int32)
     past = [rows[:each] for each in range(4)]
     events = replace(events_at_once(rows, np.ones(4), past, past), group_RC=told)
-    memory = MemoryArrays.empty(8, 8, NUM_BUCKETS, 1, 64)
+    memory = MemoryArrays.empty(8, 8, NUM_BUCKETS, 1, 64, 32, NUM_HOURS)
     memory.clock[0] = 64 * GROUP
     expected, ours = memory.copy(), DeviceMemory(memory, RULES, CPU, GROUP)
     definition = reference.memory_learn_grouped(expected, 8, events, np.zeros((4, 8), np.float32), RULES, GROUP)
@@ -213,6 +254,74 @@ def test_full_lists_of_groups_that_followed_lose_what_the_definition_loses() -> 
     assert (definition[0].group_count != memory.group_count).any()
 
 
+@pytest.mark.parametrize("num_pairs", [1, 8, 1024])
+def test_pairs_that_want_the_same_slots_are_counted_as_the_definition_does(num_pairs: int) -> None:
+    stream = replace(STREAM, num_pairs=num_pairs, num_users=1)
+    memory = started(stream)
+    definition, ours = both(memory, stream)
+    assert_same(ours, definition)
+    changed = (definition[0].pair_row != memory.pair_row).any(axis=1)
+    assert changed.any() if num_pairs > 1 else definition[0].pair_dirty.all()
+    places = [FEATURES.index(name) for name in PAIRED]
+    assert num_pairs == 1 or definition[0].gain[0, places].any()
+
+
+@pytest.mark.parametrize("counted", [0.1, 1.0, 20.0])
+def test_what_follows_a_pair_in_more_ways_than_it_has_places_loses_what_the_definition_takes(counted: float) -> None:
+    memory = started_with_pairs(counted)
+    definition, ours = both(memory, PAIRED_STREAM)
+    assert_same(ours, definition)
+    is_other = definition[0].pair_next != memory.pair_next
+    assert is_other.any() == (counted < 20)
+    assert (definition[0].pair_moved == 255).any()
+
+
+def test_a_time_of_day_is_that_of_the_latest_event_before_a_group() -> None:
+    """Also where none is known yet, and where an event comes late."""
+    events = STREAM.events()
+    events.now_ms_R[-1] = events.now_ms_R[0] - 1
+    for memory in (started(), STREAM.memory(16)):
+        fast = memory.copy()
+        memory.clock[0] = fast.clock[0] = 64 * GROUP
+        there = DeviceMemory(fast, RULES, CPU, GROUP)
+        reference.memory_learn_grouped(memory, 80, events, STREAM.logits(), RULES, GROUP)
+        there.learn(80, events, torch.from_numpy(STREAM.logits()))
+        there.fetch(fast)
+        assert fast.clock[CLOCK.index("newest_ms")] == memory.clock[CLOCK.index("newest_ms")]
+        np.testing.assert_allclose(fast.hour, memory.hour, rtol=1e-5)
+
+
+def test_a_memory_that_grows_and_loses_rows_goes_on_as_the_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also its table of pairs, in which pairs then have slots of their own, or none."""
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("model.memory_pairs.PAIRS_PER_ROW", 1)
+    config, sizes = ModelConfig(memory_neighbours=8), list[int]()
+    there, here = Memory(config, RULES, device=CPU, group=GROUP), Memory(config, RULES)
+    for each in (there, here):
+        each.arrays.clock[0] = 64 * GROUP
+    for seed, (num_rows, gone) in enumerate(((12, [3, 4, 5]), (40, [6, 7]), (80, []))):
+        stream = replace(STREAM, num_rows=num_rows, num_users=1, seed=seed)
+        events, logits = stream.events(), stream.logits()
+        for each in (there, here):
+            each.grow(num_rows)
+        there.learn_together(events, torch.from_numpy(logits)).wait()
+        reference.memory_learn_grouped(here.arrays, num_rows, events, logits, RULES, GROUP)
+        sizes.append(there.arrays.num_pairs)
+        assert_same_memory(there.arrays, here.arrays)
+        for each in (there, here):
+            each.forget(np.array(gone, np.int64))
+    assert sizes == [16, 64, 128]
+    assert np.count_nonzero(there.arrays.pair_count) > 20
+    assert there.arrays.hour.any()
+
+
+def test_a_memory_without_pairs_or_times_of_day_is_refused() -> None:
+    for sizes in ((0, NUM_HOURS), (32, 0)):
+        memory = MemoryArrays.empty(8, 8, NUM_BUCKETS, 0, 1, *sizes)
+        with pytest.raises(ValueError, match="counts pairs and times of day"):
+            DeviceMemory(memory, RULES, CPU, GROUP)
+
+
 def tiny_learner(num_features: int = 0) -> Learner:
     model = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                         num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8,
@@ -243,8 +352,9 @@ def test_a_server_scores_as_the_trainer_whose_memory_is_on_a_gpu(monkeypatch: py
     np.testing.assert_array_equal(here, there)
     assert len(np.unique(learner.memory.arrays.group[:, 1])) > 4
     assert learner.memory.arrays.group_count.any(axis=(1, 2)).all()
-    lift, first = FEATURES.index("lift"), MemoryArrays.empty(1, 1, 8)
-    assert (learner.memory.arrays.gain[:, lift] != first.gain[:, lift]).any()
+    first, gain = MemoryArrays.empty(1, 1, 8).gain, learner.memory.arrays.gain
+    for name in ("lift", "hourly", *PAIRED):
+        assert (gain[:, FEATURES.index(name)] != first[:, FEATURES.index(name)]).any(), name
 
 
 def test_a_trainer_resumed_from_what_the_host_got_learns_on_to_the_same_bits() -> None:
