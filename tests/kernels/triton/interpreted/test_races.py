@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.memory import MemoryArrays, MemoryRules
+from kernels.memory.arrays import NUM_HOURS
 from kernels.memory.device import DeviceMemory
 from tests.kernels.test_memory import Stream
 from tests.kernels.triton import cases
@@ -27,9 +28,8 @@ CPU = "cpu"
 def memory(num_columns: int) -> None:
     """Events whose choices have neighbours, in groups of eight."""
     stream = Stream(num_rows=50, num_users=3, num_events=14, num_columns=num_columns)
-    there = DeviceMemory(
-        MemoryArrays.empty(64, 16, 8, num_columns, 64 * 2**num_columns), MemoryRules(), torch.device(CPU), 8
-    )
+    arrays = MemoryArrays.empty(64, 16, 8, num_columns, 64 * 2**num_columns, 64, NUM_HOURS)
+    there = DeviceMemory(arrays, MemoryRules(), torch.device(CPU), 8)
     for _ in range(2):
         events = stream.events()
         there.learn(50, events, torch.zeros(len(events), 50))
