@@ -18,7 +18,7 @@ from kernels.memory.arrays import (
     first_gain_squares,
     first_squares,
 )
-from kernels.odds.arrays import FIRST_SQUARE, OddsArrays, num_pairs_of
+from kernels.odds.arrays import FIRST_GAIN_SQUARE, FIRST_SQUARE, OddsArrays, num_pairs_of
 
 ADDED = (
     ("hourly",),
@@ -34,7 +34,7 @@ SQUARES = ("gain_square", "shortlist_square", "shortlist_norm")
 """What has been learned of how much each feature varies, as far as it is a part of a memory's state."""
 
 _WIDENED = (
-    ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_SQUARE), ("hidden_JH", 0, 0.0),
+    ("gain_FK", 0, 0.0), ("gain_square_FK", 0, FIRST_GAIN_SQUARE), ("hidden_JH", 0, 0.0),
     ("hidden_square_JH", 0, FIRST_SQUARE), ("norm_2I", 1, 0.0), ("kept_log", 1, 0.0),
 )  # fmt: skip
 """Of the odds' arrays with a part for each log-odds: their axis, and what new ones start as."""

@@ -47,6 +47,7 @@ constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_ALI
 constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS = MOST_VECTORS * W;
 constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f,
                 LATE_STRENGTH = 2.f;
+constexpr float LEAST_COME = 1.f;  // of the rarer outcome, so many are in an item's prior
 constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f, PAIR_STRENGTH = 3.f;
 constexpr float MOST_COUNTED = 1 << 22;
 constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f},
@@ -170,6 +171,12 @@ HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float stre
     return (done + strength * to.rate) / ((left > 0 ? left : 0.0f) + strength * to.rest);
 }
 
+// How many sightings an item's prior is worth: of a rare kind more, so that a single one does not multiply its odds.
+HEADRACE_INLINE float item_strength(Rate overall) {
+    const float few = overall.rate < overall.rest ? overall.rate : overall.rest;
+    return few * ITEM_STRENGTH < LEAST_COME ? LEAST_COME / few : ITEM_STRENGTH;
+}
+
 // The log-odds of event r, and its confidences.
 inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K;
@@ -183,7 +190,8 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
         overall = overall < LEAST_RATE ? LEAST_RATE : overall > 1.0 - LEAST_RATE ? 1.0 - LEAST_RATE : overall;
         const Rate rate = {(float)overall, (float)(1.0 - overall)};
         const float inverse = (float)((1.0 - overall) / overall);
-        const float item = odds_of(block, k, rate, ITEM_STRENGTH), user = odds_of(s.past.all, k, rate, USER_STRENGTH);
+        const float item = odds_of(block, k, rate, item_strength(rate));
+        const float user = odds_of(s.past.all, k, rate, USER_STRENGTH);
         int f = 0;
         to[f++ * K + k] = item;
         to[f++ * K + k] = odds_of(block, k, rate, BOLD_STRENGTH) * inverse;

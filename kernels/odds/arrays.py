@@ -29,6 +29,9 @@ ITEM_STRENGTH, BOLD_STRENGTH, RECENT_STRENGTH, USER_STRENGTH, LATE_STRENGTH, OWN
 ALIKE_STRENGTH, ATTRIBUTE_STRENGTH, PAIR_STRENGTH = 3.0, 20.0, 3.0
 """How many sightings the prior of each rate is worth. The prior is the overall rate; for an item's recent rates, the
 item's; for the user with this item or similar ones, the user's; for a pair, what its two odds give if independent."""
+LEAST_COME = 1.0
+"""An item's prior is worth more than `ITEM_STRENGTH` where that has fewer of the rarer outcome than this: otherwise a
+single one of a kind that comes one time in a thousand would multiply the item's odds by thirty."""
 RECENT_DECAYS = (0.9, 0.98)
 """By how much an item's earlier sightings are discounted with each new one."""
 LATE_DECAYS = (0.5, 0.8, 0.95)
@@ -47,7 +50,8 @@ PAIR_ROWS = 1 << 16
 """Rows of the pairs' table, which pairs are hashed to: a power of 2."""
 MOST_COUNTED = 1 << 22
 """Of interactions in a row, whose counts are then all halved: a float32 no longer grows by one from 2^24 on."""
-FIRST_SQUARE = 1.0
+FIRST_GAIN_SQUARE, FIRST_SQUARE = 10.0, 1.0
+"""Initial Adagrad states: of the log-odds' weights, and of the hidden layer."""
 LEAST_RATE = 1e-6
 ATTRIBUTE_TABLES = ("domain", "feature", "pause")
 _SPREAD, _MIX, _WORD = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, (1 << 64) - 1
@@ -114,7 +118,7 @@ class OddsArrays:
             pair_VC=np.zeros((pair_rows, columns), np.float32),
             total_C=np.zeros(columns),
             gain_FK=gain,
-            gain_square_FK=np.full_like(gain, FIRST_SQUARE),
+            gain_square_FK=np.full_like(gain, FIRST_GAIN_SQUARE),
             hidden_JH=hidden,
             hidden_square_JH=np.full_like(hidden, FIRST_SQUARE),
             out_HK=out,

@@ -15,6 +15,7 @@ from kernels.odds.arrays import (
     ITEM_STRENGTH,
     LATE_DECAYS,
     LATE_STRENGTH,
+    LEAST_COME,
     LEAST_RATE,
     MOST_COUNTED,
     NUM_CONFIDENCES,
@@ -74,7 +75,7 @@ def _kinds(bits: int, num_kinds: int) -> Float64:
     return np.asarray((int(bits) >> np.arange(num_kinds)) & 1, np.float64)
 
 
-def _odds(count_C: Float64, rate_K: Float64, strength: float) -> Float64:
+def _odds(count_C: Float64, rate_K: Float64, strength: float | Float64) -> Float64:
     """(K,) of a rate smoothed by ``strength`` sightings of another."""
     num, done_K = count_C[0], count_C[1:]
     return np.asarray((done_K + strength * rate_K) / (np.maximum(num - done_K, 0.0) + strength * (1.0 - rate_K)))
@@ -87,7 +88,7 @@ def _gather(odds: OddsArrays, events: OddsEvents, r: int) -> Float64:
     rate_K = np.clip((total_C[1:] + 1.0) / (total_C[0] + 2.0), LEAST_RATE, 1.0 - LEAST_RATE)
     all_K = rate_K / (1.0 - rate_K)
     blocks = odds.item_VC[events.row_R[r]].astype(float).reshape(-1, columns)
-    item_K = _odds(blocks[0], rate_K, ITEM_STRENGTH)
+    item_K = _odds(blocks[0], rate_K, np.maximum(ITEM_STRENGTH, LEAST_COME / np.minimum(rate_K, 1.0 - rate_K)))
     past_C, late, own_C, alike = _past(events, r, num_kinds)
     user_K = _odds(past_C, rate_K, USER_STRENGTH)
     ratios = [item_K, _odds(blocks[0], rate_K, BOLD_STRENGTH) / all_K]

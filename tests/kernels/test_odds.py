@@ -286,6 +286,31 @@ def test_a_network_that_knows_is_believed_and_one_that_does_not_is_not(noise: fl
     assert noise or with_it < counts - 0.002
 
 
+def of_a_rare_kind(rate_V: np.ndarray, num: int, seed: int) -> OddsEvents:
+    """Strangers' interactions with any of the items, of which each brings a kind at its own rate."""
+    rng = np.random.default_rng(seed)
+    row_R, zero, none = rng.integers(len(rate_V), size=num), np.zeros(num, np.int64), np.zeros(0, np.int64)
+    return OddsEvents(
+        row_R.astype(np.int32), row_R, np.zeros((num, 1), np.int32), np.zeros((num, 1), np.float32),
+        (rng.random(num) < rate_V[row_R]).astype(np.uint32), np.ones(num, np.uint8), np.arange(num), none,
+        none.astype(np.uint32), zero, zero, np.zeros((num, 0), np.int64), np.zeros((0, 0), np.int64),
+        np.full(num, -1, np.int32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shares", "most"), [([1.0], 1.005), ([0.2, 0.2, 0.2, 0.2, 4.2], 0.97)])
+def test_a_rare_kind_is_predicted_as_by_its_rate_or_better_where_items_differ(shares: list[float], most: float) -> None:
+    """One time in two hundred, so thirty times in all: mean of eight streams, relative to the rate so far."""
+    num, found = 6_000, []
+    for seed in range(8):
+        events, odds = of_a_rare_kind(0.005 * np.resize(shares, 60), num, seed), OddsArrays.empty(1, 0, 0)
+        said = odds_learn(odds, OddsKept.empty(odds, 8), events, OddsRules())
+        came_R = events.bits_R.astype(float)
+        rate_R = (came_R.cumsum() - came_R + 1) / (np.arange(num) + 2)
+        found.append(loss(said, events) / loss(np.log(rate_R / (1 - rate_R))[:, None], events))
+    assert np.mean(found) < most, found
+
+
 def _said(stream: Stream, events: OddsEvents) -> np.ndarray:
     return odds_learn(stream.empty(), stream.nothing_kept(), events, OddsRules())
 
