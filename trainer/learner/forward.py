@@ -20,6 +20,7 @@ from kernels.step_inputs import StepInputs
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.kinds import done_before
+from model.lookup import rows_at
 from model.rates import Rates
 from model.tokens import ITEMS, side_inputs, token_times
 from trainer.examples.batch import JaggedBatch
@@ -195,7 +196,7 @@ class ForwardPass:
         with_start = torch.cat([y_SM, self._model.start_M[None]])
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
-        both = F.embedding(self._tensor(places), with_start)
+        both = rows_at(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
     def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf]) -> Tensor | None:
@@ -215,7 +216,7 @@ class ForwardPass:
         place_nF = self._tensor(place.reshape(keys_nF.shape))
         leaf = Leaf(table, rows_U, table.gather(rows_U), place_nF)
         leaves.append(leaf)
-        return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
+        return rows_at(place_nF, leaf.values_UD).sum(dim=1)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

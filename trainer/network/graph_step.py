@@ -22,6 +22,7 @@ from kernels import Tail
 from kernels.step_inputs import Size, StepInputs
 from kernels.transfer import staged
 from model.hstu import HSTU
+from model.lookup import rows_at
 from trainer.network.graph import Captures, Input, PaddedTail, padded_size
 from trainer.network.losses import exact_retrieval_loss, ranking_loss
 
@@ -74,13 +75,13 @@ class _Step(nn.Module):
         row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
         kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, is_read_T, live_V = floats.split(size.floats)
         kinds_nK = kinds.view(size.interactions, size.kinds)
-        item_nM = model.item_inputs(F.embedding(row_n, row_VD), sides[0] if sides else None)
+        item_nM = model.item_inputs(rows_at(row_n, row_VD), sides[0] if sides else None)
         x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
         y_TM = model.encode(
             x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend,
             tail=cast("Tail", PaddedTail(is_read_T > 0)), context_gradient=self._context_gradient,
         )  # fmt: skip
-        read = F.embedding(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
+        read = rows_at(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
         query_SD, table_VD = model.retrieval_query(read[size.users :]), model.retrieval_table(row_VD)
         loss_S = exact_retrieval_loss(query_SD, table_VD, learned_S, live_V > 0, self._backend)
         logits_RK = model.rank_logits(read[: size.users], prior.view(size.users, size.priors, size.kinds))
