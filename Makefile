@@ -25,7 +25,7 @@ GPU_TEST_S ?= 165
 # Tests wait for brokers and processes a third of their time: one more at a time than there are processors.
 WORKERS ?= -n $(shell "$(PYTHON)" -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
 RESULTS ?= bench/results
-.PHONY: help setup lint format test test-quick test-sanitized test-gpu soak demo bench bench-gpu lock clean
+.PHONY: help setup lint format test test-quick test-sanitized test-gpu test-gpu-sanitized soak demo bench bench-gpu lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -107,6 +107,13 @@ test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 timeout -s INT -k 15 $(GPU_TEST_S) $(GPU_PYTHON) -m pytest tests/gpu -W default -v \
 		-o faulthandler_timeout=90 $(GPU_WORKERS) $(PYTEST_ARGS)
+
+# Each tensor gets memory of its own, so that what lies beyond it is nobody's; graphs and counts of memory need PyTorch's allocator.
+GPU_TOOL ?= memcheck
+test-gpu-sanitized: ## the kernels on a GPU under the CUDA toolkit's compute-sanitizer (GPU_TOOL=racecheck, initcheck): slow, not run yet
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(GPU_TOOL) --target-processes all --error-exitcode 9 \
+		$(GPU_PYTHON) -m pytest tests/gpu -W default -v -p no:xdist -k "not graph and not never_holds and not 32_bits and not 4096" \
+		$(PYTEST_ARGS)
 
 soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each (KILLS=15, SEEDS="1 2"): a few minutes
 	$(BIN)/python -m tests.system.soak --seeds $(or $(SEEDS),1) --kills $(or $(KILLS),50)

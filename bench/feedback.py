@@ -144,7 +144,7 @@ def predicted(learner: Learner, batch: JaggedBatch) -> dict[str, Floats]:
     """(new, K) probabilities of the new interactions' kinds: as a server says them, and the network's own."""
     forward = learner.forward(batch, learner.newest_event_ms)
     logits_RK = forward.logits_RK.detach()
-    events = learner.ranking_pass.ask(batch, forward.target_row_R, ToHost(logits_RK))
+    events = learner.scoring.ranking_pass.ask(batch, forward.target_row_R, ToHost(logits_RK))
     served_RK = probability(learner.rates.score(events))
     network_RK = torch.sigmoid(logits_RK).double().numpy()
     return {SERVED: served_RK[batch.is_new_R], NETWORK: network_RK[batch.is_new_R]}

@@ -3,7 +3,8 @@
 
 The trainer's own step with both passes in one CUDA graph and the memory on the GPU. What a GPU computes is left out:
 the graph's outputs are zeros of the right shapes, and launches and copies do nothing. So this is the least that a step
-takes, however fast the GPU is. Parts are processor time without the parts that they call.
+takes, however fast the GPU is. Parts are processor time of the thread that launches, without the parts that they call;
+"waiting" is how long it waited for the odds' own thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 
 from bench.on_gpu.single_pass import GROUP, NUM_ITEMS, config_of, live_batches, prepare, synthetic_examples
 from bench.timing import Row, one_thread, row
+from kernels.beside import Beside
 from model.config import ModelConfig
 from trainer.examples.batch import build_batch
 from trainer.examples.context import shorten
@@ -76,6 +78,19 @@ class Parts:
 
         return run
 
+    def awaited(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, which waits for another thread; counted as long as that takes."""
+
+        def run(*arguments: Any) -> Any:
+            began_s, busy_s = time.perf_counter(), time.thread_time()
+            try:
+                return work(*arguments)
+            finally:
+                idle_s = time.perf_counter() - began_s - (time.thread_time() - busy_s)
+                self.seconds["waiting"] = self.seconds.get("waiting", 0.0) + max(0.0, idle_s)
+
+        return run
+
     def _turn(self) -> None:
         now = time.thread_time()
         self.seconds[self._names[-1]] = self.seconds.get(self._names[-1], 0.0) + now - self._since
@@ -83,7 +98,7 @@ class Parts:
 
     def of(self, work: Callable[[], Any]) -> dict[str, float]:
         """The seconds of each part of one run."""
-        self.seconds, self._since = {}, time.thread_time()
+        self.seconds, self._since = {"waiting": 0.0}, time.thread_time()
         work()
         self._turn()
         return self.seconds
@@ -110,14 +125,15 @@ def learner_of(parts: Parts) -> Any:
     from trainer.network.graph_step import PaddedStep
 
     config = config_of("cpu", 1, GROUP)
-    learner = Learner(ModelConfig(), config, "cpu")
+    learner = Learner(ModelConfig(), config, "cpu", threads=True)
     graphs: Any = Graphs()
     steps = PaddedStep(learner.model, graphs, feedback=config.late_feedback, context_gradient=config.context_gradient,
                        rank_weight=config.rank_weight)  # fmt: skip
     learner.forward_pass.step_graphs = steps
     for name, owner, method in (
         ("inputs of the graph", learner, "forward"), ("memory", learner.memory_pass, "launch"),
-        ("odds", learner.ranking_pass, "answer"), ("metrics", learner.evaluator, "count"),
+        ("odds", learner.scoring.ranking_pass, "begin"),
+        *(("metrics", learner.scoring.evaluator, method) for method in ("ask", "count")),
         *(("vocabulary", table, method) for table in learner.tables.values() for method in ("lookup", "insert")),
     ):  # fmt: skip
         setattr(owner, method, parts.timed(name, getattr(owner, method)))
@@ -126,17 +142,21 @@ def learner_of(parts: Parts) -> Any:
 
 def host_time(name: str, learner: Any, parts: Parts, batches: list[Any], goal_us: float | None) -> Iterator[Row]:
     """The time of a step, and of its parts. The first steps do not count."""
-    runs, events = list[dict[str, float]](), list[int]()
+    runs, events, busy_s = list[dict[str, float]](), list[int](), 0.0
     with (
         patch("trainer.learner.step.build_batch", parts.timed("batch", build_batch)),
         patch("trainer.learner.step.shorten", parts.timed("batch", shorten)),
+        patch.object(Beside, "wait", parts.awaited(Beside.wait)),
     ):
-        for batch in batches:
+        for at, batch in enumerate(batches):
+            busy_s = time.process_time() if at == WARM else busy_s
             runs.append(parts.of(partial(learner.step, batch)))
             events.append(sum(example.num_new for example in batch))
+        busy_s = time.process_time() - busy_s
     runs, events = runs[WARM:], events[WARM:]
     targets, all_us = median(events), median(sum(each.values()) for each in runs) * 1e6
     rate = f"{targets / all_us * 1e6:,.0f} events/s; least {min(sum(each.values()) for each in runs) * 1e6:,.0f}"
+    rate += f"; all threads {busy_s / len(runs) * 1e6:,.0f}, mean"
     yield row(f"{name}: host", all_us, "us a step", goal_us, f"{targets:.0f} targets, {rate}", most=True)
     for part in sorted(runs[0], key=lambda each: -median(run[each] for run in runs)):
         us = median(run[part] for run in runs) * 1e6

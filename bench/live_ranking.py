@@ -9,7 +9,7 @@ predicted over observed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bench.streams.simulated import ACTION, MODEL
 from bench.timing import Row, row
+from kernels.beside import Beside
 from kernels.odds import OddsEvents
 from kernels.transfer import ToHost
 from state.sequencer import Sequencer
@@ -132,16 +133,18 @@ class Watched(RankingPass):
         self._seen += list(((mixed >> 40) & (HASHED - 1))[batch.is_new_R])
         return super().ask(batch, target_row_R, logits_RK)
 
-    def answer(self, batch: JaggedBatch, forward: Forward, seen_rows_n: NDArray[np.int64]) -> Ranked:
-        """As `RankingPass.answer`; also notes what was predicted and what has arrived."""
-        ranked, told = super().answer(batch, forward, seen_rows_n), self.told
+    def begin(
+        self, batch: JaggedBatch, forward: Forward, seen_rows_n: NDArray[np.int64], beside: Beside | None = None
+    ) -> Callable[[], Ranked]:
+        """As `RankingPass.begin`, but waits; also notes what was predicted and what has arrived."""
+        ranked, told = super().begin(batch, forward, seen_rows_n, beside)(), self.told
         for key, bits in zip(batch.key_R.tolist(), batch.learned_bits_R.tolist(), strict=True):
             told.bits[key] = told.bits.get(key, 0) | bits
         told.keys += batch.key_R[batch.is_new_R].tolist()
         told.said["model"] += list(ranked.probability_RK[batch.is_new_R])
         told.said["the item's rate"] += list(ranked.by_rate_RK[batch.is_new_R])
         self.by_regression += [self.regression.predict(seen) for seen in self._seen[len(self.by_regression) :]]
-        return ranked
+        return lambda: ranked
 
     def regress(self, first: int) -> int:
         """Have the regression learn the interactions from ``first`` on that are old enough; returns the next one."""
@@ -155,7 +158,7 @@ class Watched(RankingPass):
 def measure(num_actions: int, seed: int) -> list[Row]:
     """The rows of one stream."""
     learner, chances, settled = Learner(MODEL, TrainerConfig(device="cpu", metric_window=1)), list[Floats](), 0
-    watched = learner.ranking_pass = Watched(learner)
+    watched = learner.scoring.ranking_pass = Watched(learner)
     for examples, known in steps(num_actions, seed):
         learner.step(examples)
         chances += _by_key(examples, known)

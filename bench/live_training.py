@@ -107,7 +107,8 @@ def metrics_cost(quick: bool) -> Row:
 
         return run
 
-    learner.evaluator.count = timed(learner.evaluator.count)  # type: ignore[method-assign]
+    evaluator = learner.scoring.evaluator
+    evaluator.ask, evaluator.count = timed(evaluator.ask), timed(evaluator.count)  # type: ignore[method-assign]
     learner.popularity.learn = timed(learner.popularity.learn)  # type: ignore[method-assign]
     learner.rates.predict = timed(learner.rates.predict)  # type: ignore[method-assign]
     users.step()

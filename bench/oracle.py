@@ -26,7 +26,7 @@ QUICK_ACTIONS = 6_000
 
 @dataclass(slots=True, eq=False)
 class Oracle:
-    """Ranks choices by the generator's probabilities: 1 is best, 0 for an item that was not known."""
+    """Ranks choices by the generator's probabilities: 1 is best, 0 for an item that was not known or is left out."""
 
     ranks: list[int] = field(default_factory=list)
     catalogue: Catalogue = field(default_factory=Catalogue)
@@ -35,8 +35,9 @@ class Oracle:
     def __call__(self, user: int, item: int, items: Ints, chances: Floats) -> None:
         """Rank one choice, then note it."""
         rank, met = 0, self.met[user]
+        left_out = met if self.catalogue.leaves_out else set[int]()
         if item in self.catalogue.row_of:
-            rank = self._rank(item, items, chances, met - {item} if self.catalogue.leaves_out else set())
+            rank = 0 if item in left_out else self._rank(item, items, chances, left_out)
             self.catalogue.note(is_repeat=item in met)
         self.ranks.append(rank)
         self.catalogue.admit(item)

@@ -53,6 +53,7 @@ class Traffic:
     """An endless source of live examples, with each step's users drawn at random."""
 
     exhausted = False
+    max_buffered = 0
 
     def __init__(self, num_items: int, users_a_step: int = USERS_A_STEP) -> None:
         self._users_a_step = users_a_step
@@ -254,7 +255,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
         turns(trainer, lambda _: trainer.learner.num_interactions >= CONFIG.metric_window)
         kept("an increment of many steps")
         trainer.frozen = frozen = FrozenRival(COMPARED, trainer.checkpoints.folder)
-        trainer.learner.evaluator.on_ranked = frozen.compare
+        trainer.learner.scoring.evaluator.on_ranked = frozen.compare
         rows += waits(f"{label}: reading a frozen copy", turns(trainer, lambda _: frozen.step is not None), alone_ms)
         published("a base", whole=True)
         turns(trainer, lambda num: num == 30)

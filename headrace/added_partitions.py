@@ -58,7 +58,7 @@ def _parts(record: Any, new: Settings) -> Iterator[tuple[int, bytes | None]]:
     refuses where its key does. One that belongs to one partition stays as it is."""
     num, outcomes = new.kafka.partitions, decode_record(record.value, record.timestamp, new.action)
     by_key = partition_of(record.key or b"", num)
-    homes = [by_key if isinstance(each, Rejection) else partition_of(each.key.encode(), num) for each in outcomes]
+    homes = [by_key if isinstance(each, Rejection) else partition_of(each.keys[0].encode(), num) for each in outcomes]
     if len(set(homes)) == 1:
         yield homes[0], record.value
         return

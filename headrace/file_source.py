@@ -38,6 +38,8 @@ class FileSource:
     After a restart the file is read from its start again, and examples below the position are left out.
     """
 
+    max_buffered = 0  # nobody waits: `poll` reads on
+
     def __init__(
         self,
         actions: Iterable[dict[str, Any]],

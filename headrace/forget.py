@@ -65,7 +65,7 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
 
 
 def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> _Sent:
-    topics, key = Topics.under(settings.kafka.prefix), request.key.encode()
+    topics, key = Topics.under(settings.kafka.prefix), request.keys[0].encode()
     consumer = connect(settings.kafka)
     try:
         check_partitions(settings.kafka)

@@ -41,7 +41,7 @@ class Forgotten:
 
     def __init__(self, topic: str, held: Mapping[int, Span]) -> None:
         self._topic, self._held = topic, held
-        self._until: dict[Key, Mapping[int, int]] = {}
+        self._until: dict[Key, dict[int, int]] = {}
         """By partition: the offset before which actions are older than the request."""
 
     @classmethod
@@ -50,13 +50,24 @@ class Forgotten:
         from."""
         held = spans(consumer, topic)
         forgotten, newest = cls(topic, held), dict[Key, Any]()
-        for key, record in _requests(kafka, consumer, topic, _since(consumer, topic, held, letters)):
+        for request, record in _requests(kafka, consumer, topic, _since(consumer, topic, held, letters)):
+            if request.users:
+                forgotten._note_quiet(request, record.partition)
+                continue
+            key = _key_of(request)
             if key not in newest or newest[key].timestamp <= record.timestamp:
                 newest[key] = record
         for key, record in newest.items():
             after = _first_after(consumer, topic, held, record.timestamp)
-            forgotten._until[key] = {**after, record.partition: record.offset}
+            since = max(record.offset, forgotten._until.get(key, {}).get(record.partition, 0))
+            forgotten._until[key] = {**after, record.partition: since}
         return forgotten
+
+    def _note_quiet(self, request: ForgetRequest, partition: int) -> None:
+        """Users whom a worker forgot since they were quiet: of what it refused, only what is as old is left out."""
+        for user in request.users:
+            until = self._until.setdefault(("user", user), dict.fromkeys(self._held, 0))
+            until[partition] = max(until[partition], request.before_offset)
 
     def is_known(self, letter: DeadLetter) -> bool:
         """Whether the actions topic still holds all that has come since this letter's action."""
@@ -64,11 +75,13 @@ class Forgotten:
         return span is not None and letter.offset >= span.first
 
     def since(self, kafka: KafkaConfig, consumer: KafkaConsumer) -> Iterator[tuple[Key, Any]]:
-        """The requests that have come since these were read, as records of the actions topic."""
+        """The requests that have come since these were read, as records of the actions topic; without those about quiet
+        users, which do not concern who acts afterwards."""
         now = spans(consumer, self._topic) if self._held else {}
-        return _requests(kafka, consumer, self._topic, {
-            number: Span(self._held[number].end, span.end) for number, span in now.items() if number in self._held
-        })  # fmt: skip
+        later = {number: Span(self._held[number].end, span.end) for number, span in now.items() if number in self._held}
+        for request, record in _requests(kafka, consumer, self._topic, later):
+            if not request.users:
+                yield _key_of(request), record
 
     def covers(self, letter: DeadLetter, action: Mapping[str, Any]) -> bool:
         """Whether the action's user or item was to be forgotten after the action came."""
@@ -78,6 +91,10 @@ class Forgotten:
             if key in self._until and letter.offset < self._until[key].get(letter.partition, END):
                 return True
         return False
+
+
+def _key_of(request: ForgetRequest) -> Key:
+    return ("user", request.user) if request.user else ("item", canonical(request.item))
 
 
 def _since(
@@ -105,12 +122,12 @@ def _first_after(consumer: KafkaConsumer, topic: str, held: Mapping[int, Span], 
 
 def _requests(
     kafka: KafkaConfig, consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]
-) -> Iterator[tuple[Key, Any]]:
+) -> Iterator[tuple[ForgetRequest, Any]]:
     for number, span in _candidates(kafka, topic, wanted):
         for record in read(consumer, topic, {number: span}):
             request = request_of(record.value)
             if request is not None and not request.is_back:
-                yield ("user", request.user) if request.user else ("item", canonical(request.item)), record
+                yield request, record
 
 
 def _candidates(kafka: KafkaConfig, topic: str, wanted: Mapping[int, Span]) -> list[tuple[int, Span]]:

@@ -135,8 +135,8 @@ class SequenceLedger:
         if example.is_migrated:
             self.migrated.append(example)
         if example.mark is not None:
-            gone = self.users.pop(example.user, None)
-            self.num_forgotten += gone.num if gone is not None else 0
+            gone = [self.users.pop(name) for name in example.forgotten if name in self.users]
+            self.num_forgotten += sum(user.num for user in gone)
             return
         user = self.users.get(example.user)
         if user is None:

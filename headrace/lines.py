@@ -86,12 +86,13 @@ def _missing(old: list[Manifest], new: list[Manifest], min_targets: int, worse: 
 
 def what_is_missing(old: Manifest, new: Manifest, min_targets: int, worse: float) -> str:
     """Why ``new`` is not yet as good as ``old``; empty if it is. Each was measured by its trainer, before learning, on
-    the targets that it learned last. So they are comparable once ``new`` has caught up, and on ``min_targets``."""
+    the targets that it learned last. So they are comparable once ``new`` has caught up, and on ``min_targets`` or its
+    whole window, if that is shorter."""
     behind_s = (old.newest_record_ms - new.newest_record_ms) / 1000
     if behind_s > CAUGHT_UP_MS / 1000:
         return f"its newest learned action is {behind_s:,.0f} s older"
-    if new.quality.num_targets < min_targets:
-        return f"it is measured on {new.quality.num_targets:,} targets of {min_targets:,}"
+    if not new.quality.says_enough(min_targets):
+        return f"it is measured on {new.quality.num_targets:,} targets of {new.quality.enough(min_targets):,}"
     return "; ".join(_worse(old.quality, new.quality, worse))
 
 

@@ -72,14 +72,17 @@ def gpu(wanted: str) -> Finding:
     """Whether ``trainer.device`` is available here."""
     import torch
 
-    if torch.cuda.is_available():
+    from model.device import fault_of_gpu
+
+    fault = fault_of_gpu()
+    if not fault:
         return ok("gpu", f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
     if wanted == "cuda":
         return problem(
-            "gpu",
-            "trainer.device is cuda, and torch finds no NVIDIA GPU",
-            'set trainer.device = "auto", or see nvidia-smi',
+            "gpu", f"trainer.device is cuda, and there is {fault}", 'set trainer.device = "auto", or see nvidia-smi'
         )
+    if torch.cuda.is_available():
+        return note("gpu", f"the trainer runs on the processor: there is {fault}", "use another GPU, or build of torch")
     return ok("gpu", "none; the trainer runs on the processor")
 
 

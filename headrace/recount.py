@@ -103,7 +103,7 @@ class Recount:
                 continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
-            elif partition_of(each.key.encode(), self.num_partitions) != self.partition:
+            elif not all(map(self._is_ours, each.keys)):
                 self._refuse(record.offset, index if listed else -1)
             elif isinstance(each, ForgetRequest):
                 self._forget(each, record.timestamp)
@@ -140,14 +140,16 @@ class Recount:
         if self.due is None:
             self._note_due()
 
+    def _is_ours(self, user: str) -> bool:
+        return partition_of(user.encode(), self.num_partitions) == self.partition
+
     def _forget(self, request: ForgetRequest, record_ms: int) -> None:
-        if request.user:
-            history = self.users.pop(request.user, None)
+        for user in self.sequencer.forget(request, record_ms):
+            history = self.users.pop(user.name, None)
             if self.due is not None:
-                self.due.pop(request.user, None)
-            self.forgotten.add(request.user)
+                self.due.pop(user.name, None)
+            self.forgotten.add(user.name)
             self.num_forgotten += history.end if history is not None else 0
-        self.sequencer.forget(request, record_ms)
 
     def _refuse(self, offset: int, index: int) -> None:
         self.sequencer.reject(offset)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kernels import BucketCache, Tail, TimeBuckets
 from model.config import ModelConfig
 from model.layers import BLOCKS, FuxiLayer
+from model.lookup import added_at, rows_at
 from model.rates import NUM_PRIORS
 
 
@@ -92,7 +93,7 @@ class HSTU(nn.Module):
         """Tokens (2n, M) of n interactions on the items ``item_UD[place_n]``: `item_inputs` and `action_inputs`,
         interleaved."""
         if self.config.use_value:
-            item_nM = self.item_inputs(F.embedding(place_n, item_UD), side_nM)
+            item_nM = self.item_inputs(rows_at(place_n, item_UD), side_nM)
             return self.interleave(item_nM, self.action_inputs(item_nM, kinds_nK, value_n))
         tokens_TM: Tensor = _Tokens.apply(
             item_UD, self.item_weight, self.action_M, self.kind_KM, self.action_item_weight, side_nM, place_n, kinds_nK
@@ -206,8 +207,7 @@ class _Tokens(torch.autograd.Function):
         grad_nM = torch.addmm(grad_n2M[:, 0], action_nM, action_item_weight.T)
         rows_UD = None
         if ctx.needs_input_grad[0]:
-            rows_UD = item_nD.new_zeros(ctx.num_rows, item_nD.shape[1])
-            rows_UD.index_add_(0, place_n, grad_nM @ item_weight.T)
+            rows_UD = added_at(place_n, grad_nM @ item_weight.T, ctx.num_rows)
         return (
             rows_UD, item_nD.T @ grad_nM, action_nM.sum(0), kinds_nK.T @ action_nM, item_nM.T @ action_nM,
             grad_nM if ctx.needs_input_grad[5] else None, None, None,

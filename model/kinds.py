@@ -11,8 +11,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.windows import count_kinds
 from model.config import ModelConfig
 
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
 NEUTRAL = frozenset({"impression", "impressions", "exposure", "exposed", "show", "shown", "see", "seen", "display"})
 """Kinds that only say that the user was shown the item, by the names that producers give them."""
 NEGATIVE = frozenset({"hate", "dislike", "hide", "hidden", "skip", "block", "report", "not_interested", "downvote"})
@@ -51,3 +54,12 @@ def becomes_chosen(
 
 def _bits(config: ModelConfig, names: frozenset[str] | set[str]) -> int:
     return sum(1 << bit for bit, kind in enumerate(config.kinds) if kind.lower() in names or kind in names)
+
+
+def done_before(
+    bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
+) -> tuple[Float64, Float64]:
+    """For each target, of the interactions before it in its user's sequence: (R, K) how many had each kind; (R,) how
+    many there are."""
+    first_R = starts_B1[owner_R]
+    return count_kinds(bits_n, first_R, target_R, num_kinds), (target_R - first_R).astype(np.float64)

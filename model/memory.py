@@ -140,6 +140,12 @@ class Memory:
         """Whether the stream has so few repeats that items a user has met are left out."""
         return self.arrays.leaves_out_repeats
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether items that a user has met are left out; on a GPU, as of the last outcome that was waited for."""
+        of = self._here if self._there is None else self._there
+        return self.rules.exclude == "always" or (self.rules.exclude == "auto" and of.leaves_out_repeats)
+
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         """Predict, learn and count events of rows below ``num_rows``, in order."""
         return memory_learn(self.arrays, self.num_rows, events, logit_AV, self.rules, backend=self.backend)

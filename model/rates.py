@@ -7,23 +7,23 @@ probability of a kind combines more counts, and the network's logit is one input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
+from kernels.beside import Beside
+from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_begin, odds_predict
 from kernels.odds.arrays import LEAST_RATE, by_table
 from kernels.outcomes import count_came, smoothed_rates
-from kernels.windows import count_kinds
 from model.arrivals import MOST_REMEMBERED, Arrivals
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
 from model.growing import GrowingColumns
 from model.kept import KeptInputs
-from model.upgrade import upgraded_rates
+from model.upgrade import arrivals_of, upgraded_rates
 from wire.errors import VersionError
 
 Int64 = NDArray[np.int64]
@@ -54,12 +54,30 @@ class Rates:
         none."""
         self._backend = "reference" if backend == "reference" else "auto"
         num_domains, num_features = int(config.use_domain), config.num_features
-        self.arrays = OddsArrays.empty(
+        self._begun: Callable[[], None] | None = None
+        self._here = OddsArrays.empty(
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
-        self.kept = KeptInputs(self.arrays, most_kept)
-        self.arrivals = Arrivals(max(MOST_REMEMBERED, len(self.kept)))
+        self._kept = KeptInputs(self._here, most_kept)
+        self.arrivals = Arrivals(max(MOST_REMEMBERED, len(self._kept)))
         self._columns = GrowingColumns()
+
+    @property
+    def arrays(self) -> OddsArrays:
+        """All counts and weights, once the events of `begin` are learned."""
+        self._settle()
+        return self._here
+
+    @property
+    def kept(self) -> KeptInputs:
+        """The inputs of the newest interactions, likewise."""
+        self._settle()
+        return self._kept
+
+    def _settle(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun()
 
     @property
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
@@ -101,12 +119,26 @@ class Rates:
         """(R, K) logits: predict and count events in order, and learn from those whose outcomes are known.
 
         ``number_R``: of the events' interactions, from `arrivals`; decides their ``kept_R``."""
+        return self.begin(events, number_R)()
+
+    def begin(self, events: OddsEvents, number_R: Int64, beside: Beside | None = None) -> Callable[[], Float32]:
+        """`learn` on the thread ``beside``; returns what waits for the logits. So does whatever asks the rates for
+        anything else."""
         self._make_room(events)
         events.kept_R = self.kept.place(number_R, events.is_new_R > 0)
-        rules = OddsRules(horizon=self.horizon)
-        logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
-        self._note_delays(events)
-        return logit_RK
+        rules, logits = OddsRules(horizon=self.horizon), list[Float32]()
+        wait = odds_begin(self.arrays, self.kept.rows, events, rules, beside=beside, backend=self._backend)
+
+        def end() -> None:
+            logits.append(wait())
+            self._note_delays(events)
+
+        def waited() -> Float32:
+            self._settle()
+            return logits[0]
+
+        self._begun = end
+        return waited
 
     def score(self, events: OddsEvents) -> Float32:
         """(R, K) logits of possible interactions. A row without counts is like row 0 of an empty table."""
@@ -217,7 +249,7 @@ class Rates:
     def adopt(self, published: Rates) -> None:
         """Continue from a reader's rates: everything except the certainty of the weights."""
         own = {name: getattr(self.arrays, name) for name in _HOW_SURELY}
-        self.arrays = replace(published.arrays.copy(), **own)
+        self._here = replace(published.arrays.copy(), **own)
         self.mark_published()
 
     @property
@@ -228,9 +260,10 @@ class Rates:
     def copy(self) -> Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
-        other._backend, other.arrays, other._columns = self._backend, self.arrays.copy(), GrowingColumns()
+        other._backend, other._begun, other._columns = self._backend, None, GrowingColumns()
+        other._here = self.arrays.copy()
         other._place_columns()
-        other.kept, other.arrivals = self.kept.copy(other.arrays), self.arrivals.copy()
+        other._kept, other.arrivals = self.kept.copy(other.arrays), self.arrivals.copy()
         return other
 
     def _place_columns(self) -> None:
@@ -248,19 +281,10 @@ class Rates:
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
         state = upgraded_rates(state, self.arrays)
-        self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
+        self._here = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
         self._place_columns()
         self.kept.load_state_dict(state)
-        self.arrivals.load_state_dict(_arrivals_of(state))
-
-
-def _arrivals_of(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The state of `Rates.arrivals`; earlier builds had the keys beside the kept inputs."""
-    if "arrivals_num" in state:
-        return {name: state[f"arrivals_{name}"] for name in ("num", "lags", "key")}
-    num_1 = state["kept_count"][:1]
-    oldest_first = np.roll(state.get("kept_key", np.zeros(0, np.int64)), -int(num_1[0]))
-    return {"num": num_1, "lags": state["kept_lags"], "key": oldest_first}
+        self.arrivals.load_state_dict(arrivals_of(state))
 
 
 def probability(logit_RK: Float32) -> Float64:
@@ -271,12 +295,3 @@ def probability(logit_RK: Float32) -> Float64:
 def log_odds(rate: Float64) -> Float64:
     """Log-odds of rates strictly between 0 and 1."""
     return np.asarray(np.log(rate) - np.log1p(-rate))
-
-
-def done_before(
-    bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
-) -> tuple[Float64, Float64]:
-    """For each target, of the interactions before it in its user's sequence: (R, K) how many had each kind; (R,) how
-    many there are."""
-    first_R = starts_B1[owner_R]
-    return count_kinds(bits_n, first_R, target_R, num_kinds), (target_R - first_R).astype(np.float64)

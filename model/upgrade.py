@@ -108,3 +108,12 @@ def upgraded_rates(state: Mapping[str, NDArray[Any]], odds: OddsArrays) -> dict[
     if "item_index" in state:
         return found | {"pair_index": np.zeros(0, np.int64), "pair_VC": np.zeros_like(odds.pair_VC[:0])}
     return found | {"pair_VC": np.zeros_like(odds.pair_VC), "pair_dirty_V": np.zeros_like(odds.pair_dirty_V)}
+
+
+def arrivals_of(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The state of `Rates.arrivals`; earlier builds had the keys beside the kept inputs."""
+    if "arrivals_num" in state:
+        return {name: state[f"arrivals_{name}"] for name in ("num", "lags", "key")}
+    num_1 = state["kept_count"][:1]
+    oldest_first = np.roll(state.get("kept_key", np.zeros(0, np.int64)), -int(num_1[0]))
+    return {"num": num_1, "lags": state["kept_lags"], "key": oldest_first}

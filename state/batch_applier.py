@@ -18,6 +18,7 @@ from state.intake import Intake
 from state.name_store import encode_day
 from state.outbox import Outbox, OutboxEntry
 from state.sequencer import Sequencer
+from state.user import User
 from state.user_store import UserStore
 from wire.action_json import ForgetRequest
 from wire.config import SequenceConfig
@@ -38,6 +39,8 @@ class ApplyResult:
     counts: Counts
     """The partition's totals."""
     applied_offset: int
+    num_forgotten: int = 0
+    """Users who were forgotten."""
 
 
 def records_after(offset: int, records: Iterable[Record]) -> list[Record]:
@@ -78,11 +81,13 @@ class BatchApplier:
         self._max_cached_users = max_cached_users
         self._next_index = next_index
         self._write = write
+        self.num_forgotten = 0
+        """Users whom the last `apply` has forgotten."""
 
     def apply(self, records: Sequence[Record]) -> None:
         """Apply records whose offsets increase. Afterwards they are on disk, as one batch; a request to forget has a
         batch of its own, and so have the records of each day (`state.names`)."""
-        names, first = self._sequencer.names, 0
+        names, first, self.num_forgotten = self._sequencer.names, 0, 0
         if not records or names.are_of_day([record[1] for record in records]):
             self._apply_day(records)
             return
@@ -132,7 +137,8 @@ class BatchApplier:
                     run.clear()
                     dead.clear()
                     self._carry_out(decoded, offset, record_ms)
-                    compiled.drop(decoded.user)
+                    for name in decoded.names:
+                        compiled.drop(name)
                     continue
                 first, last = compiled.add(decoded)
             run.append((first, last, offset, record_ms))
@@ -144,20 +150,28 @@ class BatchApplier:
         action before it again."""
         sequencer = self._sequencer
         sequencer.advance(offset, record_ms)
+        gone = sequencer.forget(request, record_ms)
+        keys = [key for user in gone for key in self._keys_of(user, request)]
+        self.commit(sequencer.drain_drafts(), (), erased=gone, tombstones=keys)
+        self.num_forgotten += len(gone)
+
+    def _keys_of(self, user: User, request: ForgetRequest) -> list[bytes]:
+        """The keys of the user's examples. Somebody who asks to be forgotten gets a tombstone for each that there may
+        be; for one of many quiet users that would cost more than what they leave."""
         num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
-        is_erased = sequencer.forget(request, record_ms)
-        keys = keys_of_user(request.user, num_slots, segment_len) if is_erased else ()
-        self.commit(sequencer.drain_drafts(), (), erased=request.user if is_erased else "", tombstones=keys)
+        lifetime = [user.tail.index * segment_len + len(user.tail)] if request.users else []
+        return keys_of_user(user.name, num_slots, segment_len, *lifetime)
 
     def commit(
-        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
-    ) -> None:
-        """Write what the sequencer has changed. ``erased``: a user to remove. ``tombstones``: keys of the sequences
+        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: Sequence[User] = (),
+        tombstones: Sequence[bytes] = (),
+    ) -> None:  # fmt: skip
+        """Write what the sequencer has changed. ``erased``: users to remove. ``tombstones``: keys of the sequences
         topic; they go before the drafts."""
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._next_index()
-        if erased:
-            self._users.erase(batch, erased)
+        for user in erased:
+            self._users.erase(batch, user)
         for key in tombstones:
             self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
             index += 1

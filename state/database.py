@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
@@ -135,12 +136,25 @@ class Database:
         raise StoreError(f"{path}: expected RocksDB to work, got {text!r}; see {path / 'LOG'}") from error
 
 
+def start_threads(folder: Path) -> None:
+    """Have RocksDB start its threads, which all databases of a process share. It would start them for the first one,
+    and it aborts the process where the system refuses them then. Raises `StoreError` if the folder cannot be used."""
+    try:
+        with TemporaryDirectory(prefix=".threads-", dir=folder, ignore_cleanup_errors=True) as empty:
+            database = Database(Path(empty) / "none", StoreConfig())
+            database.open()
+            database.close()
+    except OSError as error:
+        raise StoreError(f"store.path: expected a writable folder, got {folder} ({error}); use another") from error
+
+
 def _options(config: StoreConfig) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     # A torn tail of the log means a crash; everything before it is a consistent earlier state.
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
     options.set_write_buffer_size(config.write_buffer_bytes)
+    options.set_max_file_opening_threads(1)  # without a thread that the system may refuse: RocksDB aborts the process
     options.set_max_log_file_size(LOG_BYTES)
     options.set_keep_log_file_num(2)
     # Where most keys are tombstones, a reader would stand among them until RocksDB has another reason to compact.

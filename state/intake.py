@@ -40,7 +40,7 @@ class Intake:
         ``dead``, as dead letters in stored form."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
-        if type(decoded[0]) is ForgetRequest and self._is_ours(decoded[0].key):
+        if type(decoded[0]) is ForgetRequest and all(map(self._is_ours, decoded[0].keys)):
             return decoded[0]
         taken: list[tuple[int, Action]] = []
         for index, one in enumerate(decoded):
@@ -61,13 +61,14 @@ class Intake:
         return self._num_partitions is None or partition_of(key.encode(), self._num_partitions) == self._partition
 
     def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
-        what = "user" if action.user else "item"
-        home = partition_of(action.key.encode(), self._num_partitions or 1)
+        what = "item" if isinstance(action, ForgetRequest) and not action.names else "user"
+        key = next(each for each in action.keys if not self._is_ours(each))
+        home = partition_of(key.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)
             value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
-            f"{what} {action.key[:40]!r}: expected in partition {home} of {self._num_partitions}, "
+            f"{what} {key[:40]!r}: expected in partition {home} of {self._num_partitions}, "
             f"got {self._partition}; use the {what} as the key and Kafka's murmur2 partitioner (librdkafka has another "
             "default: set its option partitioner to murmur2)"
         )

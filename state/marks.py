@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from state.emitter import Emitter, Users
 from wire.action_json import ForgetRequest
 from wire.example import MARK_USER, Address, Mark
@@ -24,11 +28,13 @@ class Marks:
         self.requests[item] = request
         self._mark_item(item, request, offset, record_ms)
 
-    def mark_user(self, name: str, offset: int, record_ms: int) -> None:
-        """Tell that a user is forgotten; an empty name: one who was not known."""
-        if name:
-            self._emitter.mark(Mark.USER, name, offset, record_ms, {})
-        # Replaces the record that names the user.
+    def mark_users(self, names: Sequence[str], offset: int, record_ms: int) -> None:
+        """Tell that users are forgotten; no names: nobody of the request was known."""
+        if len(names) == 1:
+            self._emitter.mark(Mark.USER, names[0], offset, record_ms, {})
+        elif names:
+            self._emitter.mark(Mark.USERS, msgspec.json.encode(names).decode(), offset, record_ms, {})
+        # Replaces the record that names the users.
         self._emitter.mark(Mark.USER, "", offset, record_ms, {})
 
     def mark_again(self, address: Address, offset: int, record_ms: int) -> bool:

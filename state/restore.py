@@ -47,6 +47,7 @@ from dataclasses import dataclass
 from rocksdict import WriteBatch
 
 from state.database import Database
+from state.day_store import DayStore
 from state.meta import Position
 from state.sequencer import Sequencer
 from state.user import User
@@ -68,7 +69,7 @@ class Restored:
     writer_epoch: int = 0
 
 
-def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) -> Restored:
+def adopt_newest(db: Database, users: UserStore, days: DayStore, examples: Iterable[Example]) -> Restored:
     """Put the content of the accepted examples in place. Takes as much memory as one write batch."""
     log, restored = ExampleLog(None, allow_gaps=True), Restored()
     held, names = dict[str, User](), dict[int, int]()
@@ -76,26 +77,28 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
         if log.feed(example) is not Verdict.ACCEPT:
             continue
         if example.mark is not None:
-            held.pop(example.user, None)
-            _apply_mark(db, users, example)
+            _apply_mark(db, users, held, example)
         else:
             user = held.get(example.user) or users.load(example.user)
             held[example.user] = users.adopt(user, example)
             names |= dict.fromkeys(example.names, example.newest_record_ms // MS_PER_DAY)
+            days.adopt(example)
         if len(held) >= _BATCH_USERS:
             _save(db, users, held, names)
         restored.newest = example
         restored.num_examples += 1
     _save(db, users, held, names)
+    days.save()
     restored.writer_epoch = log.writer_epoch
     return restored
 
 
-def _apply_mark(db: Database, users: UserStore, mark: Example) -> None:
+def _apply_mark(db: Database, users: UserStore, held: dict[str, User], mark: Example) -> None:
     batch = WriteBatch(raw_mode=True)
-    if mark.mark is Mark.USER:
-        users.erase(batch, mark.user)
-    else:
+    for name in mark.forgotten:
+        if (user := held.pop(name, None) or users.load(name)) is not None:
+            users.erase(batch, user)
+    if mark.marked_item:
         request = ForgetRequest("", mark.names[mark.marked_item], is_back=mark.mark is Mark.ITEM_BACK)
         users.save_forget_requests(batch, {mark.marked_item: request})
     db.write(batch)

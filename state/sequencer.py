@@ -178,20 +178,22 @@ class Sequencer:
                 user.run_record_ms = record_ms
         return Outcome.LATE if is_late else Outcome.ACCEPTED
 
-    def forget(self, request: ForgetRequest, record_ms: int) -> bool:
+    def forget(self, request: ForgetRequest, record_ms: int) -> list[User]:
         """Carry out the request in the current record. Call `drain` before the record, so that everything the user did
-        until then is written and learned. Returns whether a user was forgotten; then the owner removes what it stores
-        of the user, and the user's examples."""
+        until then is written and learned. Returns the users who were forgotten; the owner removes what it stores of
+        them, and their examples."""
         assert not self._emitter.is_running, "drain first"
         self.num_accepted += self.applied_offset > self.counted_offset
-        if not request.user:
+        if not request.names:
             self.marks.mark_item(request, self.applied_offset, record_ms)
-            return False
-        is_known = self.knows(request.user)
-        self.users.pop(request.user, None)
-        self.changed.pop(request.user, None)
-        self.marks.mark_user(request.user if is_known else "", self.applied_offset, record_ms)
-        return is_known
+            return []
+        known = filter(None, map(self._known, request.names))
+        gone = [user for user in known if request.concerns(user.offset)]
+        for user in gone:
+            self.users.pop(user.name, None)
+            self.changed.pop(user.name, None)
+        self.marks.mark_users([user.name for user in gone], self.applied_offset, record_ms)
+        return gone
 
     # Examples
 
@@ -221,7 +223,7 @@ class Sequencer:
         """Have the next `drain` write again what now belongs under the key of this address; False if nothing does."""
         if address.segment in (MARK_USER, MARK_ITEM):
             return self.marks.mark_again(address, self.applied_offset, self.applied_record_ms)
-        user = self.users.get(address.user) or (self._stored.load(address.user) if self._stored else None)
+        user = self._known(address.user)
         if user is None or not self._emitter.refresh(user, address.segment, address.first, self.applied_record_ms):
             return False
         self.users[address.user] = user
@@ -229,7 +231,10 @@ class Sequencer:
 
     def knows(self, name: str) -> bool:
         """Whether the user exists."""
-        return name in self.users or (self._stored is not None and self._stored.load(name) is not None)
+        return self._known(name) is not None
+
+    def _known(self, name: str) -> User | None:
+        return self.users.get(name) or (self._stored.load(name) if self._stored is not None else None)
 
     # Rules
 

@@ -17,6 +17,7 @@ from state.batch_applier import ApplyResult, BatchApplier, Record, records_after
 from state.compiled import CompiledUsers, rules_of
 from state.config import StoreConfig
 from state.database import Database
+from state.day_store import DayStore
 from state.intake import Intake
 from state.meta import Shape
 from state.meta_store import MetaStore
@@ -50,8 +51,9 @@ class PartitionStore:
         self._is_new = True
         self._db = Database(path, store)
         self._meta = MetaStore(self._db, Shape.of(partition, num_partitions, action, sequence))
-        self._users = UserStore(self._db, partition, action, sequence)
+        self.users = self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
+        self.days = DayStore(self._db)
 
     @classmethod
     def open(
@@ -168,13 +170,14 @@ class PartitionStore:
         before, first_number = self.counts, self.next_number
         fresh = records_after(self.applied_offset, records)
         try:
+            self.days.note(fresh)
             self._applier.apply(fresh)
         except BaseException:
             self._db.close()
             raise
-        num_dead = self.counts.num_dead - before.num_dead
-        num_examples = self.next_number - first_number
-        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset)
+        num_dead, num_examples = self.counts.num_dead - before.num_dead, self.next_number - first_number
+        num_forgotten = self._applier.num_forgotten
+        return ApplyResult(len(fresh), num_examples, num_dead, self.counts, self.applied_offset, num_forgotten)
 
     def pass_over(self, offset: int, *, at_once: bool = False) -> None:
         """Note, with the next write or ``at_once``, that nothing else is left to apply below ``offset``."""
@@ -242,7 +245,7 @@ class PartitionStore:
         self._db.wipe()
         self._start()
         try:
-            restored = adopt_newest(self._db, self._users, examples)
+            restored = adopt_newest(self._db, self._users, self.days, examples)
             if restored.newest is not None:
                 rewind(self._sequencer, restored)
                 self._meta.now.relayed_number = self._sequencer.next_number - 1
@@ -251,11 +254,6 @@ class PartitionStore:
             self._db.close()
             raise
         return restored.num_examples
-
-    @property
-    def users(self) -> UserStore:
-        """What is stored of the users, for readers."""
-        return self._users
 
     def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put the current records of these addresses into the outbox again, with nothing new in them, as `ExampleLog`
@@ -281,6 +279,7 @@ class PartitionStore:
         if self._is_new and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # an interrupted restore
         self._outbox.forget()
+        self.days.load()
         names = Names(self._users.names.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
         self._sequencer.resume(self._meta.now.position)

@@ -14,6 +14,11 @@ _HEAD = struct.Struct("<qqiqHB")
 _PIECES = struct.Struct("<qH")
 
 
+def last_offset(stored: bytes) -> int:
+    """`User.offset` of a stored user. Raises struct.error."""
+    return int(_HEAD.unpack_from(stored)[1])
+
+
 class User:
     """Segments ``first_segment`` to ``tail.index`` of a lifetime.
 

@@ -25,7 +25,7 @@ from state.meta import corrupt
 from state.name_store import NameStore
 from state.segment import Segment
 from state.segment_codec import is_segment, unpack
-from state.user import User
+from state.user import User, last_offset
 from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example, num_features_of
@@ -128,12 +128,22 @@ class UserStore:
                 assert stored is not None
                 user.older[index] = stored
 
-    def erase(self, batch: WriteBatch, name: str) -> None:
+    def erase(self, batch: WriteBatch, user: User) -> None:
         """Remove everything about a user."""
-        key = name.encode()
+        key = user.name.encode()
         batch.delete(b"u" + key)
-        for slot in range(self._num_slots):
+        for slot in range(min(user.tail.index, self._num_slots)):
             batch.delete(self._key(key, slot))
+
+    def quiet(self, start: bytes, num: int, before: int) -> tuple[list[str], bytes]:
+        """Of ``num`` users from the place ``start`` on, those whose last action is at an offset below ``before``; and
+        the place after them. Empty places: before the first and after the last user. Raises `StoreCorrupt`."""
+        found = list(itertools.islice(self._db.under(b"u", start or None), num))
+        try:
+            names = [key[1:].decode() for key, stored in found if last_offset(stored) < before]
+        except struct.error as error:
+            raise corrupt(self._db.path, "a user", str(error)) from error
+        return names, found[-1][0] + b"\x00" if len(found) == num else b""
 
     def save_forget_requests(self, batch: WriteBatch, requests: Mapping[int, ForgetRequest]) -> None:
         """Write the last request about each of these items."""

@@ -151,6 +151,7 @@ class Applier:
             with self._metrics.batch_seconds.time():
                 applied = self.store.apply(batch)
             self._metrics.count(len(batch), before, applied.counts)
+            self._metrics.forgotten.inc(applied.num_forgotten)
             self.applied_s = time.monotonic()
             self._relay.wake()
             await asyncio.sleep(0)

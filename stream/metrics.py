@@ -32,6 +32,9 @@ class WorkerMetrics:
         self.gone = Counter(
             "headrace_worker_gone_records", "Records that retention removed before they were read.", registry=registry
         )
+        self.forgotten = Counter(
+            "headrace_worker_forgotten_users", "Users removed, on request or after a time.", registry=registry
+        )
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)

@@ -24,6 +24,7 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
+from stream.retention import Retention
 from stream.transport import Stretch, stretch_of
 from wire.errors import brief
 from wire.kafka.options import BROKER_ERRORS
@@ -70,6 +71,8 @@ class Partition:
         self._claimed = asyncio.Event()
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
+        self._retention = Retention(number, shared.settings, shared.producer)
+        self._forgetting: asyncio.Task[None] | None = None
         self._closing = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -90,7 +93,7 @@ class Partition:
         """Stop, and close the store. What was not applied or relayed is left to the next owner."""
         self._closing.set()
         self._has_room.set()  # what is offered from here on is left to the next owner too
-        tasks = [*self._tasks, *([self._catching_up] if self._catching_up else [])]
+        tasks = [*self._tasks, *filter(None, (self._catching_up, self._forgetting))]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -228,13 +231,28 @@ class Partition:
     # Called by the worker once a second
 
     def look(self, end: int) -> None:
-        """Given the end of the actions partition, catch up if Faust does not."""
+        """Given the end of the actions partition, catch up if Faust does not; and look for users to forget."""
         applier = self._applier
-        if applier is None or not self._claimed.is_set() or time.monotonic() - applier.applied_s <= STALL_S:
+        if applier is None or not self._claimed.is_set() or applier.is_full:
+            return
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.create_task(self._guard(self._forget_quiet_users()))
+        if time.monotonic() - applier.applied_s <= STALL_S:
             return
         is_busy = self._catching_up is not None and not self._catching_up.done()
-        if end > applier.store.next_offset and not is_busy and not applier.is_full:
+        if end > applier.store.next_offset and not is_busy:
             self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
+
+    async def _forget_quiet_users(self) -> None:
+        # Between the look at the store and the answer of the broker, the partition may be lost, and that is all right.
+        if self._applier is None or not self._claimed.is_set():
+            return
+        try:
+            await self._retention.step(self._applier.store)
+        except BROKER_ERRORS as error:
+            give_up_if_refused(error, self._shared.settings, "asking to forget users")
+            log.warning("a request to forget users failed and will be repeated", partition=self.number,
+                        error=brief(error))  # fmt: skip
 
     async def _catch_up(self, end: int) -> None:
         async with self._turn:

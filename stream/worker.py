@@ -23,6 +23,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
 
+from state.database import start_threads
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
@@ -85,6 +86,7 @@ class Worker:
         await asyncio.to_thread(warn_of_drift, settings.kafka)
         await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
+            start_threads(Path(settings.store.path))
             watch = await asyncio.to_thread(self._find_topics)
             if settings.stream.component:
                 await asyncio.to_thread(self._refuse_namesake)

@@ -18,6 +18,8 @@ def choose_device(config: TrainerConfig) -> torch.device:
     if config.deterministic:
         # `use_deterministic_algorithms` would load TorchInductor and Triton, which complain on stderr when they end.
         torch.set_deterministic_debug_mode("error")
+        # Without it, torch refuses every product on a GPU.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return chosen
 
 

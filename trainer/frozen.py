@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory import MemoryEvents, memory_logits
+from kernels.memory import memory_logits
 from kernels.transfer import ToHost
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
@@ -30,7 +30,7 @@ from trainer.metrics.prequential import rank_among
 
 Int64 = NDArray[np.int64]
 KNOWN = -1e29
-"""Items that were never seen score below this (`kernels.memory.memory_scores`)."""
+"""Items that were never seen or are left out score below this (`kernels.memory.memory_scores`)."""
 
 
 class Frozen(Learner):
@@ -38,7 +38,7 @@ class Frozen(Learner):
 
     def __init__(self, model: ModelConfig, trainer: TrainerConfig, device: torch.device, arrays: Arrays) -> None:
         still = dataclasses.replace(trainer, cuda_graphs=False, dropout=0.0, memory_group=1, shards=1)
-        super().__init__(model, still, device, memory_thread=False)
+        super().__init__(model, still, device, threads=False)
         self.forward_pass = LookupPass(self.network, self.frequency, self.rates)
         meta = {"model": model.as_dict(), "trainer": still.learning_dict()}
         restore_learner(self, Checkpoint(0, arrays, meta))
@@ -51,11 +51,11 @@ class Frozen(Learner):
 
     @torch.no_grad()
     def predict(self, batch: JaggedBatch, num_rows: int | None = None) -> tuple[Int64, NDArray[np.float64]]:
-        """(S,) ranks of the choices of a batch, 0 for an item that was not known, in the batch's order; and (R, K)
+        """(S,) ranks of the choices of a batch, 0 for an item that was not known or is left out, in order; and (R, K)
         probabilities of the kinds. ``num_rows``: only rows below compete."""
         forward = self._look(batch)
         ranks = self._ranks(batch, forward, np.arange(int(batch.is_wanted_R.sum())), num_rows)
-        odds = self.rates.score(self.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK)))
+        odds = self.rates.score(self.scoring.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK)))
         return ranks, probability(odds)
 
     @torch.no_grad()
@@ -75,7 +75,8 @@ class Frozen(Learner):
             batch.time_ms_n[where], self.model_config, is_chosen_R=no_choices,
         )  # fmt: skip
         row_C = row_n[where]
-        events = _left_out(events, row_C, leaves_out=self._leaves_out)
+        if not self.memory.leaves_out:
+            events = dataclasses.replace(events, met_end_R=events.met_begin_R)
         score_CV = self._logits(forward, choice_C)
         self.memory.grow(self.items.num_rows)
         self.memory.score(events, score_CV)
@@ -94,11 +95,6 @@ class Frozen(Learner):
         query_CD, table_VD = forward.query_SD[choices].cpu().numpy(), self.items.store.array
         return memory_logits(query_CD, table_VD, self.items.num_rows, self.model_config.item_width - 1)
 
-    @property
-    def _leaves_out(self) -> bool:
-        told = {"always": True, "never": False}
-        return told.get(str(self.config.exclude_seen), self.memory.leaves_out_repeats)
-
 
 class LookupPass(ForwardPass):
     """A forward pass that gives no rows to new keys."""
@@ -114,16 +110,3 @@ class LookupPass(ForwardPass):
             return None
         rows_nF = torch.from_numpy(table.lookup(keys_nF.reshape(-1)).reshape(keys_nF.shape))
         return F.embedding(rows_nF.to(table.weight.device), table.weight).float().sum(dim=1)
-
-
-def _left_out(events: MemoryEvents, row_C: Int64, *, leaves_out: bool) -> MemoryEvents:
-    """The same, without items that the user has met, except the choice itself."""
-    parts = [
-        events.met_rows[begin:end] if leaves_out else events.met_rows[:0]
-        for begin, end in zip(events.met_begin_R, events.met_end_R, strict=True)
-    ]
-    parts = [part[part != row] for part, row in zip(parts, row_C, strict=True)]
-    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    begins = ends - np.array([len(part) for part in parts], np.int64)
-    rows = np.concatenate([events.met_rows[:0], *parts])
-    return dataclasses.replace(events, met_rows=rows, met_begin_R=begins, met_end_R=ends)

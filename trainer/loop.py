@@ -88,7 +88,7 @@ class Trainer:
 
     def _new_learner(self) -> Learner:
         learner = Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
-        learner.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
+        learner.scoring.evaluator.on_ranked = self.frozen.compare if self.frozen is not None else None
         return learner
 
     @property
@@ -116,7 +116,10 @@ class Trainer:
                 resumed, self.learner, self.publisher, self.claimant, self.stop,
                 take_over=self._take_over, on_standby=self._note_standby, from_published=self._from_published,
             )  # fmt: skip
-            self.progress = Progress(epoch=self._epoch, claimant=self.claimant.name, is_recovering=True)
+            self.progress = Progress(
+                time_ms=int(time.time() * 1000), epoch=self._epoch, claimant=self.claimant.name, is_recovering=True,
+                positions=dict(resumed.positions),
+            )  # fmt: skip
         if self.publication is not None:
             self.publication.resume(resumed, self.learner, self._identity)
         self._resume(resumed)
@@ -138,13 +141,6 @@ class Trainer:
         recorded = resumed.planned(learner)
         if recorded:
             log.info("repeating recorded steps", first_step=num_steps, num_steps=len(recorded))
-        if (checkpoints := self.checkpoints) is not None:
-            checkpoints.resume(resumed, self._identity)
-            if resumed.is_fresh:
-                checkpoints.cut(learner, resumed.positions, recorded, self.set_aside, self.publication)
-                checkpoints.saver.wait()
-            checkpoints.journal.start(num_steps, recorded, self.set_aside.steps)
-            checkpoints.wait_from(num_steps)
         source = self._make_source(resumed.positions)
         self._feed = StepFeed(
             source, self.config, learner.max_context, recorded=recorded, first_step=num_steps,
@@ -153,6 +149,13 @@ class Trainer:
         source.restore(learner.histories)
         if removed := learner.histories.removed:  # published weights do not say so
             learner.remove_items(removed)
+        if (checkpoints := self.checkpoints) is not None:
+            checkpoints.resume(resumed, self._identity)
+            if resumed.is_fresh and not self.stop.is_set():  # which leaves half of the users
+                checkpoints.cut(learner, resumed.positions, recorded, self.set_aside, self.publication)
+                checkpoints.saver.wait()
+            checkpoints.journal.start(num_steps, recorded, self.set_aside.steps)
+            checkpoints.wait_from(num_steps)
 
     # The pass
 
@@ -180,8 +183,7 @@ class Trainer:
         if self.checkpoints is not None and self.feed.is_new(number):
             self.checkpoints.journal.append(number, step)
         if number in self.set_aside:
-            pass_over(self.learner, examples)
-            self.set_aside.num_interactions += sum(example.num_new for example in examples)
+            self.set_aside.num_interactions += pass_over(self.learner, examples)
         elif (problem := self._learn(examples)) is not None:
             # An earlier step may be to blame, unless each was checked: then go back, and check each.
             self._undo(problem, number if self.set_aside.is_checked(number) else None)
@@ -195,12 +197,12 @@ class Trainer:
         try:
             self._last_report = self.learner.step(examples)
             self.pace.stepped(self._last_report.seconds)
+            if (problem := unsound_step(self._last_report)) is not None:
+                return problem
+            return unsound_learner(self.learner) if self.set_aside.is_checked(self.learner.num_steps - 1) else None
         except (ArithmeticError, ValueError, IndexError) as error:
             log.exception("a step failed")
             return Unsound(f"{type(error).__name__} ({error})")
-        if (problem := unsound_step(self._last_report)) is not None:
-            return problem
-        return unsound_learner(self.learner) if self.set_aside.is_checked(self.learner.num_steps - 1) else None
 
     # Numbers that are not finite
 
@@ -278,8 +280,7 @@ class Trainer:
             self._cut_checkpoint(checkpoints)
 
     def _cut_checkpoint(self, checkpoints: Checkpointing) -> None:
-        feed = self.feed
-        checkpoints.cut(self.learner, feed.positions, feed.recorded, self.set_aside, self.publication)
+        checkpoints.cut(self.learner, self.feed.positions, self.feed.recorded, self.set_aside, self.publication)
 
     def _publish(self) -> None:
         """Begin the version that is due, continue it, or complete it."""
@@ -298,9 +299,8 @@ class Trainer:
     @property
     def _num_copies(self) -> int:
         """How many copies share the time for copying."""
-        is_saving = self.checkpoints is not None and self.checkpoints.saver.is_copying
         is_collecting = self.publication is not None and self.publication.is_collecting
-        return 2 if is_saving and is_collecting else 1
+        return 2 if is_collecting and self.checkpoints is not None and self.checkpoints.saver.is_copying else 1
 
     def finish(self) -> None:
         """Checkpoint and publish the rest."""

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import ReporterError
+from trainer.examples.context import can_thin
 from trainer.lag.reporter import LagReporter
 from trainer.loop import Trainer
 from trainer.ranks.agreement import join_ranks
@@ -79,6 +80,13 @@ def train_stream(
 ) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     config, kafka = settings.trainer, settings.kafka
+    alpha, kept = config.stochastic_length_alpha, settings.model.max_context
+    if alpha and not can_thin(min(config.max_train_context or kept, kept), kept, alpha):
+        log.warning(
+            "trainer.stochastic_length_alpha thins nothing: contexts of trainer.max_train_context are short enough; "
+            "raise that (0: sequence.max_context), or leave it out",
+            stochastic_length_alpha=alpha, max_train_context=config.max_train_context,
+        )  # fmt: skip
     if Ranks.expected() > 1:
         _end_by_signals()
     ranks = join_ranks(settings.model, config)

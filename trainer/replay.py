@@ -20,7 +20,7 @@ from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.learner.step import Learner
 from trainer.sources.kafka import KafkaSource
-from trainer.sources.scheduler import Scheduler
+from trainer.sources.scheduler import Scheduler, num_in
 from trainer.versions.rounding import rounded
 from trainer.versions.weights import Table, Weights, newest_weights
 from wire.config import KafkaConfig
@@ -123,6 +123,7 @@ def replay(
 
 def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, stop: threading.Event) -> None:
     config = learner.config
+    source.max_buffered = max([source.max_buffered, *map(num_in, plan.steps)])
     scheduler = Scheduler(learner.max_context, config.max_step_tokens, config.max_step_targets)
     for number, step in enumerate(plan.steps[:num_steps]):
         while (examples := scheduler.replay_batch(step)) is None:

@@ -54,9 +54,9 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     user_feature_hash: tuple[int, ...]
 
     @property
-    def key(self) -> str:
-        """Its record's Kafka key, which decides the partition."""
-        return self.user
+    def keys(self) -> tuple[str, ...]:
+        """The user, as its record's Kafka key decides the partition."""
+        return (self.user,)
 
 
 class Rejection(msgspec.Struct, frozen=True):

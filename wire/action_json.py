@@ -20,6 +20,8 @@ Reason = Literal[
 ]  # fmt: skip
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
+MAX_USERS, MAX_USERS_BYTES = 1_000, 50_000
+"""The most that a request may name: users, and bytes of them in JSON, so that they fit into an example's header."""
 MAX_EXACT = (1 << 53) - 1
 """Above this, a float stands for several integers: an id that was converted to one may have become another id."""
 MAX_VALUE = 3.4028234663852886e38
@@ -77,39 +79,72 @@ class _Unrepresentable(msgspec.Struct):
 
 class ForgetRequest(msgspec.Struct, frozen=True):
     """``{"forget": true, "user": …}`` or ``{"forget": true, "item": …}``: in a record of its own, never in a list.
-    ``{"forget": false, "item": …}`` revokes an item's request. ``user``: canonical; empty if it is about an item."""
+    ``{"forget": false, "item": …}`` revokes an item's request. ``user``: canonical; empty if it is about an item.
+
+    ``{"forget": true, "users": […], "before_offset": …}``: each of these users whose last action stands before that
+    offset of the partition. Workers send it (`stream.retention`)."""
 
     user: str
     item: str | int = ""
     is_back: bool = False
+    users: tuple[str, ...] = ()
+    before_offset: int = 0
 
     @property
-    def key(self) -> str:
-        """The user or item, canonical: its record's Kafka key, which decides the partition."""
-        return self.user or canonical(self.item)
+    def names(self) -> tuple[str, ...]:
+        """The users that it is about; none if it is about an item."""
+        return self.users or ((self.user,) if self.user else ())
+
+    def concerns(self, last_offset: int) -> bool:
+        """Whether a user of `names` whose last action is at this offset is to be forgotten."""
+        return not self.users or last_offset < self.before_offset
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The users or the item, canonical: each as a record's Kafka key decides the partition."""
+        return self.names or (canonical(self.item),)
 
 
 def forget_request_of(content: Any) -> ForgetRequest | None:
     """The request in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""
     if not isinstance(content, dict) or "forget" not in content or "action" in content:
         return None
-    forget, fields = content["forget"], [name for name in ("user", "item") if content.get(name) is not None]
+    forget, fields = content["forget"], [name for name in ("user", "item", "users") if content.get(name) is not None]
     if not isinstance(forget, bool) or len(fields) != 1:
         refuse("bad_value", "forget: expected true (or false, for an item), and either user or item; correct it")
-    key = _check_key(content[fields[0]], fields[0])
-    text = canonical(key)
-    if isinstance(key, int) and not -MAX_INT - 1 <= key <= MAX_INT:
-        refuse("bad_value", f"{fields[0]}: expected an integer of 64 bits, got {text[:40]}; send it as a string")
-    if not text.isprintable() and any(0xD800 <= ord(each) < 0xE000 for each in text):
-        refuse("bad_value", f"{fields[0]}: expected text in UTF-8, got {text[:40]!r}; check the terminal's encoding")
-    if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
-        refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
-               f"{len(text)}; send the id as the actions have it")  # fmt: skip
-    if fields[0] == "item":
-        return ForgetRequest("", key, is_back=not forget)
+    field, entry = fields[0], content[fields[0]]
+    if field == "item":
+        return ForgetRequest("", _name_to_forget(entry, field), is_back=not forget)
     if not forget:
         refuse("bad_value", "forget: a user who was forgotten cannot be brought back; leave it out")
-    return ForgetRequest(text)
+    if field == "user":
+        return ForgetRequest(canonical(_name_to_forget(entry, field)))
+    return _users_to_forget(entry, content.get("before_offset"))
+
+
+def _users_to_forget(entry: Any, before_offset: Any) -> ForgetRequest:
+    if not isinstance(entry, list) or not 0 < len(entry) <= MAX_USERS:
+        refuse("bad_value", f"users: expected a list of 1 to {MAX_USERS:,} users; correct it")
+    users = tuple(dict.fromkeys(canonical(_name_to_forget(each, "users")) for each in entry))
+    if len(msgspec.json.encode(users)) > MAX_USERS_BYTES:
+        refuse("oversized", f"users: expected at most {MAX_USERS_BYTES:,} bytes of them; name fewer")
+    before = _integral(before_offset)
+    if isinstance(before, bool) or not isinstance(before, int) or not 0 <= before <= MAX_INT:
+        refuse("bad_value", "before_offset: expected an offset, beside users; add it")
+    return ForgetRequest("", users=users, before_offset=before)
+
+
+def _name_to_forget(entry: Any, field: str) -> str | int:
+    key = _check_key(entry, field)
+    text = canonical(key)
+    if isinstance(key, int) and not -MAX_INT - 1 <= key <= MAX_INT:
+        refuse("bad_value", f"{field}: expected an integer of 64 bits, got {text[:40]}; send it as a string")
+    if not text.isprintable() and any(0xD800 <= ord(each) < 0xE000 for each in text):
+        refuse("bad_value", f"{field}: expected text in UTF-8, got {text[:40]!r}; check the terminal's encoding")
+    if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
+        refuse("bad_value", f"{field}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
+               f"{len(text)}; send the id as the actions have it")  # fmt: skip
+    return key
 
 
 def check(content: Any) -> Wire:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class ClusterState:
     """Where the partitions of the actions topic end: see `see_ends`."""
     caught_up_ms: dict[int, int] = field(default_factory=dict)
     """Partition → when its worker was last seen to have applied all of it."""
+    trained_ms: dict[int, int] = field(default_factory=dict)
+    """Partition → when the trainer was last seen to have trained all that is relayed."""
     line: str | None = None
     """The line of training whose servers count; None: all."""
     heard_s: float = field(default_factory=time.monotonic)
@@ -77,6 +79,12 @@ class ClusterState:
         for partition, end in action_ends.items():
             if self.workers.get(partition, PartitionStatus()).applied_offset + 1 >= end:
                 self.caught_up_ms[partition] = now_ms
+
+    def see_trained(self, next_numbers: Mapping[int, int], now_ms: int) -> None:
+        """Note which example of each partition the trainer takes next."""
+        for partition, number in next_numbers.items():
+            if self.workers.get(partition, PartitionStatus()).relayed_number < number:
+                self.trained_ms[partition] = now_ms
 
     def _note_worker(self, status: WorkerStatus) -> None:
         for partition, reported in status.partitions.items():

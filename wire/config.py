@@ -65,6 +65,7 @@ SEQUENCE_LIMITS: dict[str, Limit] = {
     "max_context": Number(1, MAX_CONTEXT, whole=True, advice="200 is usual"),
     "segment_len": Number(1, 4096, whole=True, advice="16 is usual"),
     "deduplicate": Switch(),
+    "forget_after_days": Number(0, whole=True, advice="0 keeps every user", usual=(1, 3_650)),
 }
 KAFKA_LIMITS: dict[str, Limit] = {
     "bootstrap": _Brokers(),
@@ -134,13 +135,15 @@ class SequenceConfig:
     at most ``join_window_s`` of event time before or after it; otherwise it begins a new interaction.
     ``max_context`` is how many interactions trainer and servers keep of a user; ``segment_len`` of them make a segment,
     the unit of records, of storage and of compaction. ``deduplicate``: an action whose ``id`` is among those of the
-    user's kept segments counts as a duplicate.
+    user's kept segments counts as a duplicate. ``forget_after_days``: whole days after a user's last action after which
+    the worker forgets the user everywhere; 0: never.
     """
 
     join_window_s: float = 60.0
     max_context: int = 200
     segment_len: int = 16
     deduplicate: bool = True
+    forget_after_days: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "sequence", SEQUENCE_LIMITS)

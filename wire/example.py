@@ -12,6 +12,7 @@ Shapes: n interactions of the record, F configured item features, f pieces of fe
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -117,6 +118,8 @@ class Mark(IntEnum):
     """Forget the named item: from here on, it is neither recommended nor learned."""
     ITEM_BACK = 512
     """Learn the named item again, as a new one."""
+    USERS = 1024
+    """As ``USER``, of several: ``user`` is a list of them, in JSON."""
 
 
 class Address(NamedTuple):
@@ -133,7 +136,7 @@ class Address(NamedTuple):
 
 def address_of_mark(mark: int, item_hash: int) -> Address:
     """The address of a mark. Compaction keeps the last mark of users, and the last one of each item."""
-    return Address("", MARK_USER, 0) if mark == Mark.USER else Address("", MARK_ITEM, item_hash)
+    return Address("", MARK_USER, 0) if mark in (Mark.USER, Mark.USERS) else Address("", MARK_ITEM, item_hash)
 
 
 def address_of(user: str, segment: int, first: int, num_interactions: int, segment_len: int) -> Address:
@@ -193,6 +196,13 @@ class Lesson:
     def marked_item(self) -> int:
         """The hash of a mark's item; 0 if this is not a mark of an item."""
         return next(iter(self.names), 0) if self.mark is not None else 0
+
+    @property
+    def forgotten(self) -> list[str]:
+        """The users whom a mark forgets."""
+        if self.mark is Mark.USERS:
+            return list(json.loads(self.user))
+        return [self.user] if self.mark is Mark.USER and self.user else []
 
     @property
     def address(self) -> Address:

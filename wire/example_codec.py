@@ -8,8 +8,8 @@
             (i,) int64 action_ids, (u,) int64 user_feature_hash
             (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
 
-A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn it
-again. Marks were added after the layout: to a reader that does not know them, they are examples of nothing.
+A **mark** (flags 128 to 1024; `wire.example.Mark`) has no interactions: forget users, forget an item, learn it again.
+Marks were added after the layout: to a reader that does not know them, they are examples of nothing.
 
 Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
 ``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that
@@ -47,6 +47,7 @@ from wire.example import (
     num_features_of,
     rows_of,
 )  # fmt: skip
+from wire.json_value import decode_json
 
 MAGIC = b"HRE"
 LAYOUT = 3
@@ -56,7 +57,7 @@ named at its next sighting."""
 LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE, IDS = 1, 2, 4, 8, 16, 32, 64
 ALWAYS = 1 << 30
 """Stands for a flag where a column is in every record."""
-MARKS = Mark.USER | Mark.ITEM | Mark.ITEM_BACK
+MARKS = Mark.USER | Mark.ITEM | Mark.ITEM_BACK | Mark.USERS
 """A record with one of these flags has no interactions."""
 MAX_COUNT, MAX_SEGMENT, MAX_NUMBER = 1 << 20, 1 << 40, 1 << 60
 """The most that a record may state: of interactions, columns, ids or feedback; its segment; its number and its writer's
@@ -68,6 +69,7 @@ _Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_NUMBER)]
 _Signed = Annotated[int, msgspec.Meta(ge=-_MAX_INT - 1, le=_MAX_INT)]
 Names = dict[_Signed, str | _Signed]
 """Item hash → the producer's id."""
+_users = msgspec.json.Decoder(list[str])
 _PREFIX = struct.Struct("<3sBIH")
 _BODY_START = 8
 Number = TypeVar("Number", bound=np.generic)
@@ -169,6 +171,8 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
         raise CodecError("example: expected one mark and no interactions, or no mark; its writer is wrong")
     if flags & (Mark.ITEM | Mark.ITEM_BACK) and len(header.names) != 1:
         raise CodecError("example: expected a mark that names its item; its writer is wrong")
+    if flags & Mark.USERS:
+        decode_json(header.user.encode(), _users)
     if bool(header.num_ids) != bool(flags & IDS):
         raise CodecError("example: expected ids and how many each interaction has, or neither; its writer is wrong")
 

@@ -63,10 +63,13 @@ def _int64(text: bytes) -> int:
     return number
 
 
-def keys_of_user(user: str, num_slots: int, segment_len: int) -> list[bytes]:
-    """Every key that examples of a user may have."""
-    places = [Address(user, PIECE, place) for place in range(NUM_OPEN * segment_len)]
-    return [example_key(each, num_slots) for each in (*places, *(Address(user, n, 0) for n in range(num_slots)))]
+def keys_of_user(user: str, num_slots: int, segment_len: int, num_interactions: int = 1 << 60) -> list[bytes]:
+    """Every key that examples of a user may have. ``num_interactions``: of the user's lifetime, if others can have left
+    nothing under this name."""
+    num_places = min(num_interactions, NUM_OPEN * segment_len)
+    num_segments = min(num_interactions // segment_len, num_slots)
+    places = [Address(user, PIECE, place) for place in range(num_places)]
+    return [example_key(each, num_slots) for each in (*places, *(Address(user, n, 0) for n in range(num_segments)))]
 
 
 def fence_key(writer_epoch: int) -> bytes:

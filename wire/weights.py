@@ -60,6 +60,16 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []
+    window: Whole = 0
+    """The most targets that are counted (``trainer.metric_window``); 0 in versions of earlier builds."""
+
+    def says_enough(self, min_targets: int) -> bool:
+        """Whether it is measured on so many targets, or on a whole window that is shorter."""
+        return self.num_targets >= self.enough(min_targets)
+
+    def enough(self, min_targets: int) -> int:
+        """How many targets are enough."""
+        return min(min_targets, self.window or min_targets)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

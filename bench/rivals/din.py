@@ -16,7 +16,7 @@ from bench.rivals.targets import columns
 from bench.streams.events import Step
 from kernels.windows import unpack_kinds
 from model.config import ModelConfig
-from model.rates import done_before
+from model.kinds import done_before
 from trainer.network.losses import ranking_loss
 
 TABLE_BITS = 18

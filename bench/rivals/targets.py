@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.rivals.counts import Rates
 from bench.streams.events import Step
-from model.rates import done_before
+from model.kinds import done_before
 
 Int64 = NDArray[np.int64]
 HASH_BITS = 20

@@ -153,15 +153,17 @@ def _step(batch: JaggedBatch, user_B: Int64, catalogue: Catalogue, model: ModelC
 
 
 def ranks(step: Step, score_AV: NDArray[Any]) -> Int64:
-    """(A,) the rank of each choice of a step, 1 is best, 0 for an item that was not known; ties count half, rounded up.
+    """(A,) the rank of each choice of a step, 1 is best, 0 for an item that was not known or is left out; ties count
+    half, rounded up.
 
     ``score_AV`` (A, at least 1 + rows known before): a score of each row; row 0 is no item's.
     """
     found = np.zeros(len(step.asked), np.int64)
     for a, e in enumerate(step.asked.tolist()):
         row, num = int(step.events.target_R[e]), int(step.num_known_E[e])
-        if row <= num:
-            found[a] = rank_among(score_AV[a, : num + 1], row, step.met(e) if step.leaves_out_E[e] else ())
+        left_out = step.met(e) if step.leaves_out_E[e] else step.met(e)[:0]
+        if row <= num and row not in left_out:
+            found[a] = rank_among(score_AV[a, : num + 1], row, left_out)
     return found
 
 

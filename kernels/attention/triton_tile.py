@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.backend import KernelUnavailable
 from kernels.triton_shared import INTERPRETED
 
 
@@ -68,13 +69,28 @@ SHORT_KEYS = {64: (Tile(32, 64, 4, 3, 168), Tile(32, 64, 4, 3, 168))}
 AMPERE = {"forward": Tile(64, 32, 4, 2), "queries": Tile(128, 32, 8, 2), "keys": Tile(32, 64, 8, 2)}
 """Other tiles spill if heads are wider than 64."""
 
+SMALL = {86, 89, 120, 121}
+"""GPUs of workstations (RTX), on which a program has 99 KiB of shared memory: 163 on an A100, 227 from Hopper on."""
+SMALL_TILES = {
+    128: {"forward": Tile(64, 32, 4, 2), "queries": Tile(64, 32, 4, 2), "keys": Tile(32, 64, 8, 2)},
+    256: {"forward": Tile(64, 32, 4, 2), "queries": Tile(32, 32, 4, 1), "keys": Tile(32, 32, 4, 1)},
+}
+"""Tiles that fit; not measured."""
+
 Tiles = dict[int, tuple[Tile, Tile]]
 
 
 def _choose(table: Tiles, short: Tiles, kernel: str, shape: Shape) -> Tile:
+    width, is_small = next((width for width in table if shape.width <= width), 256), shape.architecture in SMALL
     if shape.dtype == torch.float32 and not INTERPRETED:
+        if is_small and width > 128 and kernel != "forward":
+            raise KernelUnavailable(
+                f"hstu_attention: expected heads of at most 128 for gradients in float32 on this GPU, which has 99 KiB "
+                f"of shared memory, got {shape.width}; use narrower heads (model.qk_width, model.value_width)"
+            )
         return EXACT
-    width = next((width for width in table if shape.width <= width), 256)
+    if is_small and width in SMALL_TILES:
+        return SMALL_TILES[width][kernel]
     if shape.architecture < 90 and width == 128:
         return AMPERE[kernel]
     return (short if shape.length < SHORT and width in short else table)[width][shape.timed]

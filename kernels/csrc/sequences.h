@@ -13,6 +13,7 @@
 
 #include "action.h"
 #include "example_writer.h"
+#include "named_items.h"
 #include "user_cache.h"
 
 namespace headrace {
@@ -37,7 +38,7 @@ public:
         std::unordered_set<int64_t> unnamed;
         for (const Action& one : actions) {
             if (!users_.find(one.user) && wanted.insert(one.user).second) users.push_back(one.user);
-            if (!known_.count(one.item_hash) && unnamed.insert(one.item_hash).second) items.push_back(one.item_hash);
+            if (!known_.has(one.item_hash) && unnamed.insert(one.item_hash).second) items.push_back(one.item_hash);
         }
     }
 
@@ -85,7 +86,7 @@ public:
         return true;
     }
 
-    void know(int64_t item) { known_.insert(item); }
+    void know(int64_t item) { known_.add(item); }
 
     void drop(std::string_view name) {
         if (User* user = users_.find(name)) users_.drop(*user);
@@ -130,7 +131,8 @@ public:
         fresh_.clear();
         puts.clear();
         users_.trim(max_users);
-        if (known_.size() > max_names) known_.clear();
+        known_.tidy();
+        if (known_.size() > max_names) known_.forget_all();
     }
 
 private:
@@ -176,7 +178,7 @@ private:
         }
         changed |= user.replace_features(features + rules_.num_item_columns);
         if (!changed) return;
-        if (!known_.count(action.item_hash)) name(user, action);
+        if (!known_.has(action.item_hash)) name(user, action);
         if (segment != &user.tail) user.close_older(*segment);
         user.offset = offset, user.index = action.index, user.run_changed = true;
         user.run_record_ms = std::max(user.run_record_ms, record_ms);
@@ -286,12 +288,12 @@ private:
         std::vector<Name> taken;
         size_t num_bytes = 0;
         for (Name& each : user.names) {
-            if (known_.count(each.item)) continue;
+            if (known_.has(each.item)) continue;
             size_t num_characters = 0;
             for (const char c : each.text) num_characters += (c & 0xc0) != 0x80;
             num_bytes += 16 + (each.is_number ? 8 : 4 * num_characters);
             if (num_bytes > MAX_NAMES_BYTES) break;
-            known_.insert(each.item);
+            known_.add(each.item);
             fresh_.push_back(each.item);
             taken.push_back(std::move(each));
         }
@@ -344,8 +346,8 @@ private:
 
     const SequenceRules rules_;
     UserCache users_;
-    std::unordered_set<int64_t> known_;  // items that have been named
-    std::vector<int64_t> fresh_;         // those named since the last `settle`
+    NamedItems known_;
+    std::vector<int64_t> fresh_;  // those named since the last `settle`
     std::vector<User*> running_, changed_;
     std::vector<int64_t> columns_;
     std::vector<Draft> drafts_;

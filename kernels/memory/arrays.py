@@ -236,8 +236,7 @@ class MemoryArrays:
     @property
     def leaves_out_repeats(self) -> bool:
         """Whether hardly any choice so far was of an item that the user had met before."""
-        repeats, choices = self.clock[2 + NUM_HEATS : 4 + NUM_HEATS]
-        return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
+        return has_few_repeats(self.clock)
 
     @property
     def across_visits(self) -> float:
@@ -250,6 +249,12 @@ class MemoryArrays:
     def copy(self) -> MemoryArrays:
         """A copy that shares nothing."""
         return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+def has_few_repeats(clock: Float64) -> bool:
+    """Whether hardly any choice so far was of an item that the user had met before."""
+    repeats, choices = clock[2 + NUM_HEATS : 4 + NUM_HEATS]
+    return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
 
 
 def first_gain_squares() -> Float32:

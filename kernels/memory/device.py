@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory.arrays import CHANGED, MemoryArrays
+from kernels.memory.arrays import CHANGED, MemoryArrays, has_few_repeats
 from kernels.memory.events import MemoryEvents, MemoryOutcome, MemoryRules
 from kernels.memory.reference import group_size
 from kernels.memory.sending import Sent, send
@@ -71,6 +71,8 @@ class DeviceMemory:
         self._num_events = int(memory.clock[0])
         self._exclude = _EXCLUDE[rules.exclude]
         self._weight_rate = rules.weight_rate
+        self.leaves_out_repeats = memory.leaves_out_repeats
+        """As of the last outcome that was waited for."""
         rates = [rules.gain_rate, rules.gain_decay, rules.shortlist_rate, rules.shortlist_decay]
         fades = [1.0 / each for each in (rules.seen_half_life, *rules.heat_half_lives)]
         self._rules = to_device(np.array([*rates, *fades, -1.0 / rules.repeat_half_life]), device)
@@ -96,7 +98,8 @@ class DeviceMemory:
                 start += size
             self._num_events += int(known[-1])
             self._is_ahead = True
-        return DeviceOutcome(num, ToHost(sent.outcome_4R))
+        clock = self._arrays["clock"].clone().view(torch.int32)  # which the next events change
+        return DeviceOutcome(num, ToHost(sent.outcome_4R, clock), self)
 
     def _learn_group(
         self, num_rows: int, sent: Sent, groups: Groups | None, logit_AV: Tensor, start: int, size: int
@@ -241,10 +244,14 @@ class DeviceOutcome:
 
     num: int
     outcome_4R: ToHost
+    """And the clock."""
+    memory: DeviceMemory
 
     def wait(self) -> MemoryOutcome:
         """The outcome on the host."""
-        rank_R, model_rank_R, count_rank_R, loss_R = self.outcome_4R.wait()[0][:, : self.num]
+        outcome_4R, clock = self.outcome_4R.wait()
+        self.memory.leaves_out_repeats = has_few_repeats(clock.view(np.float64))
+        rank_R, model_rank_R, count_rank_R, loss_R = outcome_4R[:, : self.num]
         return MemoryOutcome(rank_R, model_rank_R, count_rank_R, loss_R.view(np.float32))
 
 

@@ -52,6 +52,15 @@ class MemoryEvents:
             **{name: column if name in shared or column is None else column[part] for name, column in columns.items()}
         )
 
+    @property
+    def is_repeat_R(self) -> NDArray[np.bool_]:  # noqa: N802  (shape suffix)
+        """(R,) whether the user had met the event's row before."""
+        num_R = self.met_end_R - self.met_begin_R
+        owner_M = np.repeat(np.arange(len(self)), num_R)
+        place_M = np.arange(len(owner_M)) + (self.met_end_R - np.cumsum(num_R))[owner_M]
+        same_M = self.met_rows[place_M] == self.target_R[owner_M]
+        return np.bincount(owner_M[same_M], minlength=len(self)) > 0
+
     def weight(self, r: int) -> float:
         """Of event r."""
         return 1.0 if self.weight_R is None else float(self.weight_R[r])
@@ -154,14 +163,22 @@ class Ranks:
 
 @dataclass(slots=True, eq=False)
 class MemoryOutcome:
-    """The outcomes of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 for an event that
-    was not predicted: by the whole score, by the network alone, and by counts alone (``follows``). ``loss_R``: cross
-    entropy over what competed, NaN if nothing was predicted."""
+    """The outcomes of R events. Ranks (R,) int32, 1 is best, 0 for a miss (a choice that was not known), -1 for an
+    event that was not predicted: by the whole score, by the network alone, and by counts alone (``follows``).
+    ``loss_R``: cross entropy over what competed, NaN if nothing was predicted."""
 
     rank_R: Int32
     model_rank_R: Int32
     count_rank_R: Int32
     loss_R: Float32
+
+    def missed(self, is_missed_R: NDArray[np.bool_]) -> MemoryOutcome:
+        """The same, with some of the choices that were ranked among the misses, by whatever they were ranked."""
+        rank_R, model_rank_R, count_rank_R = (
+            np.where(is_missed_R, np.minimum(each, 0), each)
+            for each in (self.rank_R, self.model_rank_R, self.count_rank_R)
+        )
+        return MemoryOutcome(rank_R, model_rank_R, count_rank_R, self.loss_R)
 
     @staticmethod
     def join(parts: Sequence[MemoryOutcome]) -> MemoryOutcome:

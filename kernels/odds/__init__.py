@@ -19,10 +19,12 @@ The arrays are NumPy arrays: the odds stay on the host, wherever the network run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 
+from kernels.beside import Beside
 from kernels.dispatch import load
 from kernels.odds import reference
 from kernels.odds.arrays import (
@@ -44,6 +46,7 @@ __all__ = [
     "OddsEvents",
     "OddsKept",
     "OddsRules",
+    "odds_begin",
     "odds_learn",
     "odds_predict",
 ]
@@ -57,13 +60,26 @@ def odds_learn(
     interaction now.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`."""
+    return odds_begin(odds, kept, events, rules, backend=backend)()
+
+
+def odds_begin(
+    odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules, *, beside: Beside | None = None,
+    backend: str = "auto",
+) -> Callable[[], Float32]:  # fmt: skip
+    """`odds_learn` on the thread ``beside``; returns what waits for its logits. Until then nobody else may read or
+    change ``odds``, ``kept`` and ``events``. Without a thread, or by the reference, all is done before it returns."""
     _check(odds, events)
     if kept.log_PI.shape != (len(kept.bits_P), odds.num_kept):
         raise ValueError(f"log_PI: expected {odds.num_kept} numbers a row, got {kept.log_PI.shape}")
     if not 0 <= rules.horizon < len(kept.bits_P):
         raise ValueError(f"horizon: expected 0 to {len(kept.bits_P) - 1} (what is kept), got {rules.horizon}")
-    logit_RK: Float32 = _version(backend).odds_learn(odds, kept, events, rules)
-    return logit_RK
+    version = _version(backend)
+    if beside is not None and version is not reference:
+        begun: Callable[[], Float32] = version.odds_begin(odds, kept, events, rules, beside)
+        return begun
+    logit_RK: Float32 = version.odds_learn(odds, kept, events, rules)
+    return lambda: logit_RK
 
 
 def odds_predict(odds: OddsArrays, events: OddsEvents, *, backend: str = "auto") -> Float32:

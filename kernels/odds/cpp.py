@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kernels.beside import Beside
 from kernels.library import function, pointers
 from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsKept, OddsRules, check_ranges
 
@@ -27,7 +30,7 @@ _EVENTS = (
 _arrays_of, _kept_of, _events_of = (attrgetter(*names) for names in (_ARRAYS, _KEPT, _EVENTS))
 
 
-class _Call(ctypes.Structure):
+class _Call(Structure):
     """``OddsCall`` of csrc/odds_inputs.h."""
 
     _fields_ = (
@@ -41,6 +44,20 @@ class _Call(ctypes.Structure):
     )
 
 
+def odds_begin(
+    odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules, beside: Beside
+) -> Callable[[], Float32]:
+    """See `kernels.odds.odds_begin`."""
+    call, logit_RK, held = _prepared(odds, kept, events, rules)
+    beside.start(function("odds_events"), call, held)
+
+    def waited() -> Float32:
+        _check_status(beside.wait(), odds, kept, events)
+        return logit_RK
+
+    return waited
+
+
 def odds_learn(odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules) -> Float32:
     """See `kernels.odds.odds_learn`."""
     return _run(odds, kept, events, rules)
@@ -52,21 +69,33 @@ def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
 
 
 def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules) -> Float32:
+    # Held until the call returns: another thread may give the odds longer arrays meanwhile.
+    call, logit_RK, held = _prepared(odds, kept, events, rules)
+    _check_status(function("odds_events")(byref(call)), odds, kept, events)
+    del held
+    return logit_RK
+
+
+def _prepared(
+    odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules
+) -> tuple[_Call, Float32, list[NDArray[Any]]]:
+    """The argument of ``odds_events``, the logits that it will write, and the arrays whose addresses it has."""
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     given = [*map(np.ascontiguousarray, _events_of(events))]
-    # Held until the call returns: another thread may give the odds longer ones meanwhile.
-    arrays, ring = [*_arrays_of(odds)], None if kept is None else [*_kept_of(kept)]
+    arrays, ring = [*_arrays_of(odds)], [] if kept is None else [*_kept_of(kept)]
     item_VC, domain_VC, feature_VC, _, pair_VC, *_ = arrays
     call = _Call(
         len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
         len(item_VC), len(domain_VC), len(feature_VC), len(pair_VC),
         len(events.past_item_n), 0 if kept is None else len(kept.bits_P),
-        *pointers(*arrays), *([None] * len(_KEPT) if ring is None else pointers(*ring)), *pointers(*given, logit_RK),
+        *pointers(*arrays), *(pointers(*ring) if ring else [None] * len(_KEPT)), *pointers(*given, logit_RK),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
-    status = function("odds_events")(ctypes.byref(call))
+    return call, logit_RK, [*arrays, *ring, *given]
+
+
+def _check_status(status: int, odds: OddsArrays, kept: OddsKept | None, events: OddsEvents) -> None:
     if status == OUT_OF_RANGE:
         check_ranges(odds, events, kept)
     if status:
         raise MemoryError(f"odds: no room to work with {odds.num_kinds} kinds")
-    return logit_RK

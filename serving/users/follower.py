@@ -16,6 +16,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from serving.topic_thread import TopicThread
 from serving.users.histories import Histories
+from serving.users.look_back import LookBack
 from serving.users.shard import Shard
 from wire.holding import as_ranges
 from wire.kafka.admin import partitions_added
@@ -56,6 +57,7 @@ class HistoryFollower(TopicThread):
         self._told_s = time.monotonic()
         self._folding = [ThreadPoolExecutor(1, "histories") for _ in range(FOLDING_THREADS)]
         self._waiting = deque[Future[None]]()
+        self._look_back = LookBack()
 
     @property
     def caught_up(self) -> threading.Event:
@@ -84,7 +86,12 @@ class HistoryFollower(TopicThread):
                     is_placed = False
                 self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
-                for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
+                fetched = self.consumer.poll(timeout_ms=POLL_MS)
+                if fetched and not self._looks_back():
+                    is_placed = False
+                    continue
+                self._look_back.note(fetched)
+                for partition, records in fetched.items():
                     self._fold(partition.partition, [record.value for record in records])
                 self._check_goals()
                 if self.histories.missing:
@@ -102,6 +109,17 @@ class HistoryFollower(TopicThread):
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self.stopping.wait(POLL_MS / 1000)
 
+    def _looks_back(self) -> bool:
+        """Whether the topic still has what was read before. Otherwise all is dropped, to be read again from the start.
+        Raises KafkaError."""
+        if not self._look_back.is_due(self.consumer):
+            return True
+        if moved := self._look_back.moved(self.connect(self.stopping)):
+            logger.warning("%s has lost the end of partitions %s, and has grown again: reading it from the start, "
+                           "since histories hold what is lost", self.topic, moved)  # fmt: skip
+            self._begin_anew()
+        return not moved
+
     def _go_back(self, error: OffsetOutOfRangeError | LogTruncationError) -> None:
         """Prepare to read from the start again, since a record that is asked for is not there. Raises KafkaError."""
         _, cut = out_of_range(self.consumer, error)
@@ -116,6 +134,7 @@ class HistoryFollower(TopicThread):
         """Drop all histories; until what is there now is read, they are as incomplete as after a start."""
         self._wait_for_all_but(0)
         self.histories.begin_anew()
+        self._look_back.forget()
         self.caught_up.clear()
         self._left = None
 

@@ -120,11 +120,12 @@ class Histories:
                 self.removed.add(mark.marked_item)
             elif mark.mark is Mark.ITEM_BACK:
                 self.removed.discard(mark.marked_item)
-            elif mark.user and self._kept is not None:
-                self._kept.drop(mark.user)
-                self.num_erased += 1
-        if mark.mark is Mark.USER and mark.user:
-            self.on_erased(mark.user)
+            elif self._kept is not None:
+                for user in mark.forgotten:
+                    self._kept.drop(user)
+                    self.num_erased += 1
+        for user in mark.forgotten:
+            self.on_erased(user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
         """Take batches of records in their order, like `feed` for each record. Raises `ConfigError` if a worker's fence

@@ -90,7 +90,7 @@ class Guard:
         return "; ".join(_problems(manifest, good, band))
 
     def _says_enough(self, manifest: Manifest) -> bool:
-        return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
+        return self._band is not None and manifest.quality.says_enough(self._band.min_targets)
 
     def forget(self) -> None:
         """Start over, because an operator has switched to another line of training."""

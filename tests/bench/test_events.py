@@ -67,5 +67,10 @@ def test_what_was_met_is_left_out_only_where_nobody_repeats() -> None:
     repeats = steps_of(chain())
     assert not repeats[-1].leaves_out_E.any()
     once = [{**action, "item": number} for number, action in enumerate(chain())]
-    once += [{**once[-1], "user": 99, "item": 3, "timestamp": once[-1]["timestamp"] + 1}]
-    assert steps_of(once)[-1].leaves_out_E[-1]
+    once += [{**once[-1], "item": 3, "timestamp": once[-1]["timestamp"] + 1}]
+    last = steps_of(once)[-1]
+    assert last.leaves_out_E[-1]
+    scores = np.zeros((len(last.asked), 1 + last.num_known))
+    at = max(a for a, e in enumerate(last.asked.tolist()) if len(last.met(e)) and ranks(last, scores)[a])
+    last.met(int(last.asked[at]))[-1] = last.events.target_R[last.asked[at]]
+    assert ranks(last, scores)[at] == 0, "no server recommends it again"

@@ -39,3 +39,5 @@ def test_what_a_user_has_met_is_left_out_if_there_are_no_repeats() -> None:
     for user, item in [(0, 1), (0, 2), (1, 3), (0, 3)]:
         oracle(user, item, items, np.array([0.0, 5, 4, 1]))
     assert oracle.ranks == [0, 0, 0, 1]
+    oracle(1, 3, items, np.array([0.0, 5, 4, 9]))
+    assert oracle.ranks[-1] == 0, "no server recommends it again"

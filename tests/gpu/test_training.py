@@ -75,6 +75,26 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns(block: str
             assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.parametrize("way", [{}, {"cuda_graphs": True, "graph_gradients": True}], ids=["launches", "one graph"])
+def test_a_trainer_repeats_to_the_bit(way: dict[str, bool]) -> None:
+    """Also where an item occurs several times, and with the memory on the GPU."""
+    from model.config import ModelConfig
+    from trainer.checkpoint.snapshot import learner_arrays
+    from trainer.config import TrainerConfig
+    from trainer.learner.step import Learner
+
+    found = []
+    for _ in range(2):
+        config = TrainerConfig(device="cuda", exclude_seen=True, memory_group=32, **way)
+        learner = Learner(ModelConfig(), config, "cuda")
+        examples = synthetic_examples(40, 300, 60, 16, 200)
+        while batch := list(islice(examples, 16)):
+            learner.step(batch)
+        found.append(learner_arrays(learner))
+    for name in ("items.weight", "items.state", "memory.after", "memory.weight", "optimiser.flat"):
+        np.testing.assert_array_equal(found[0][name], found[1][name], err_msg=name)
+
+
 def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
     from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, reference
     from kernels.memory.device import DeviceOutcome

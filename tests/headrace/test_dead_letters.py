@@ -196,6 +196,26 @@ def test_who_was_forgotten_does_not_come_back_with_the_dead_letters(
     assert sorted(resent) == ["bob", "late", "late"]
 
 
+def test_what_a_user_of_long_ago_did_does_not_come_back_with_the_dead_letters(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one whom a worker forgot for being quiet, what was refused since the last action counts as a visit."""
+    places = {name: (0, put(empty, 0, x=name)) for name in ("quiet", "back", "asked", "both")}
+    elsewhere = 1, put(empty, 1, x="quiet")
+    before = places["back"][1]
+    put(empty, 0, forget=True, user="asked")
+    put(empty, 0, forget=True, user="both")
+    put(empty, 0, forget=True, users=["quiet", "back", "asked", "both"], before_offset=before)
+    for name, place in places.items():
+        letter_of(empty, name, 1, *place)
+    letter_of(empty, "quiet", 1, *elsewhere)
+    assert resend(empty) == 0
+    said = capsys.readouterr().out
+    assert "not sent: 3 actions whose user or item was to be forgotten after they came" in said
+    resent = [each["user"] for each in actions_of(empty) if "user" in each and "forget" not in each]
+    assert sorted(resent) == ["back", "quiet"]
+
+
 def test_who_is_forgotten_while_letters_are_sent_is_forgotten_after_them(
     empty: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

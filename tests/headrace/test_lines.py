@@ -28,6 +28,8 @@ def version(age_s: float = 0.0, **quality: Any) -> Manifest:
         (version(age_s=50), ""),
         (version(age_s=400), "its newest learned action is 400 s older"),
         (version(num_targets=20), "it is measured on 20 targets of 1,000"),
+        (version(num_targets=20, window=30), "it is measured on 20 targets of 30"),
+        (version(num_targets=30, window=30), ""),
         (version(hr10=0.19), "HR@10 0.1900, the other's 0.2000"),
         (version(ne=0.93), "normalised entropy 0.9300, the other's 0.9000"),
         (version(hr10=None, ne=None), "HR@10 none, the other's 0.2000; normalised entropy none, the other's 0.9000"),

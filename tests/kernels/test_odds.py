@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, cpp, odds_learn, odds_predict
+from kernels.beside import Beside
+from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, cpp, odds_begin, odds_learn, odds_predict
 from kernels.odds.arrays import MOST_COUNTED
 from tests.kernels.yardstick import force, levels
 
@@ -90,6 +91,31 @@ def assert_same(left: object, right: object) -> None:
         np.testing.assert_allclose(
             getattr(left, each.name), getattr(right, each.name), rtol=2e-3, atol=2e-4, err_msg=each.name
         )
+
+
+def test_events_that_are_learned_on_another_thread_leave_the_same_bits() -> None:
+    beside, stream = Beside(), Stream()
+    here, there = [(stream.empty(), stream.nothing_kept()) for _ in range(2)]
+    for at in range(0, 40, 8):
+        events = part_of(stream.events(), at, at + 8)
+        expected, coming = (
+            odds_learn(*here, events, OddsRules()),
+            odds_begin(*there, events, OddsRules(), beside=beside),
+        )
+        np.testing.assert_array_equal(coming(), expected)
+    for left, right in zip(here, there, strict=True):
+        for each in fields(left):
+            np.testing.assert_array_equal(getattr(left, each.name), getattr(right, each.name), err_msg=each.name)
+
+
+def test_a_row_out_of_range_is_refused_by_another_thread_too() -> None:
+    beside, stream = Beside(), Stream()
+    odds, kept, events = stream.empty(), stream.nothing_kept(), stream.events()
+    wrong = odds_begin(odds, kept, replace(events, row_R=events.row_R + 100), OddsRules(), beside=beside)
+    with pytest.raises(IndexError, match="row_R"):
+        wrong()
+    right = odds_begin(odds, kept, events, OddsRules(), beside=beside)  # and the thread goes on
+    np.testing.assert_array_equal(right(), odds_learn(stream.empty(), stream.nothing_kept(), events, OddsRules()))
 
 
 @pytest.mark.parametrize("level", levels())

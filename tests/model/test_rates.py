@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from kernels.beside import Beside
 from kernels.odds import OddsArrays, OddsEvents
 from kernels.odds.arrays import LEAST_RATE
 from model.arrivals import Arrivals
 from model.config import ModelConfig
 from model.kept import KeptInputs
-from model.rates import Rates, done_before
+from model.kinds import done_before
+from model.rates import Rates
 from wire.errors import VersionError
 
 MODEL = ModelConfig(kinds=("click", "like"), num_features=2, num_user_features=1)
@@ -64,6 +67,50 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
         gone = int(rows[0])
         baseline.forget(np.array([gone]))
         shown[gone], done[gone] = 0, np.zeros(2)
+
+
+class Watched(Beside):
+    """Counts how often it was waited for."""
+
+    waits = 0
+
+    def wait(self) -> int:
+        self.waits += 1
+        return super().wait()
+
+
+ASKED: dict[str, Callable[[Rates], object]] = {
+    "rates": lambda rates: rates.predict(np.arange(5)),
+    "priors": lambda rates: rates.prior(np.arange(5), np.ones((5, 2)), np.ones(5)),
+    "when to learn": lambda rates: rates.horizon,
+    "whether anything was learned": lambda rates: rates.has_learned(3),
+    "which kinds are late": lambda rates: rates.late_kinds,
+    "to forget a row": lambda rates: rates.forget(np.arange(3)),
+    "to grow": lambda rates: rates.grow("item", 900),
+    "a version": lambda rates: rates.changes(everything=True),
+    "what a checkpoint holds besides rows": lambda rates: rates.small(),
+    "the kept inputs": lambda rates: rates.kept.columns,
+    "whether all is finite": lambda rates: rates.is_finite,
+    "a copy": lambda rates: rates.copy(),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_whoever_asks_for_rates_waits_for_those_that_are_learned_beside(what: str) -> None:
+    rng, beside = np.random.default_rng(0), Watched()
+    there, here, events = Rates(MODEL), Rates(MODEL), [some(step, rng, late=0.3) for step in range(2)]
+    for step, each in enumerate(events):
+        expected = learn(here, each, keys(step))
+        numbers = there.arrivals.number(keys(step), each.is_new_R > 0)
+        coming = there.begin(each, numbers, beside)
+        if step:
+            assert beside.waits == 1, "it is not waited for before anybody asks"
+            ASKED[what](there)
+            assert beside.waits == 2
+            ASKED[what](here)
+        np.testing.assert_array_equal(coming(), expected)
+    for name, array in here.state_dict().items():
+        np.testing.assert_array_equal(there.state_dict()[name], array, err_msg=name)
 
 
 def test_items_that_leave_before_their_late_kinds_come_do_not_raise_the_overall_rate() -> None:

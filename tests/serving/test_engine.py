@@ -96,7 +96,7 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         prior = learner.forward_pass.prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
         target_row_R = learner.items.lookup(batch.item_n[batch.target_R])
-        odds_RK = learner.rates.score(learner.ranking_pass.ask(batch, target_row_R, ToHost(ranked_RK)))
+        odds_RK = learner.rates.score(learner.scoring.ranking_pass.ask(batch, target_row_R, ToHost(ranked_RK)))
         return torch.from_numpy(logits[0]), torch.sigmoid(torch.from_numpy(odds_RK[-1]))
 
 
@@ -406,7 +406,7 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer(user_tokens: bool)
     )
     with torch.no_grad():
         forward = learner.forward(batch, now_ms)
-        events = learner.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK))
+        events = learner.scoring.ranking_pass.ask(batch, forward.target_row_R, ToHost(forward.logits_RK))
         expected = torch.sigmoid(torch.from_numpy(learner.rates.score(events)))[0].numpy()
         query_RD = version.network.model.retrieval_query(engine.outputs(version, [request]))
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,18 @@ from kafka import KafkaAdminClient, KafkaConsumer
 from serving.users.catalogue import Conditions
 from serving.users.follower import HistoryFollower
 from serving.users.histories import Histories
+from serving.users.look_back import LookBack
 from tests.brokers import Broker, taken_back, wait_until
 from tests.serving.wire import Wire
 from tests.serving.world import example, interactions, slice_of
 from wire.config import ActionConfig, SequenceConfig
 from wire.errors import ConfigError
 from wire.example import Interactions, fence
+from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
+from wire.kafka.polls import Consumer
+from wire.kafka.producer import make_producer
 from wire.shape import SHAPE, encode_shape, shape_of
 
 ROWS = interactions(np.random.default_rng(0), 60)
@@ -151,6 +157,49 @@ def test_a_follower_of_another_configuration_than_the_workers_ends(wire: Wire) -
         assert (thread.failure is None) == (shape == theirs)
     assert isinstance(thread.failure, ConfigError)
     assert "partition 1 offset 0: action.features: expected ('price', 'brand')" in str(thread.failure)
+
+
+def taken_back_unseen(wire: Wire, histories: Histories, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The topic loses its end and grows again before the follower reads on."""
+    gate, poll = Event(), Consumer.poll
+
+    def gated(consumer: Consumer, *arguments: Any, **options: Any) -> Any:
+        gate.wait(600)
+        return poll(consumer, *arguments, **options)
+
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0, segment_len=4)])
+    gate.set()
+    with taken_back(broker, wire.topics.sequences, whole=True):
+        wire.tell([example("b", slice_of(ROWS, 3, 5), number=1, segment_len=4)])
+        wait_until(lambda: length_of(histories, "b") == 2, 60, "both to be read")
+        monkeypatch.setattr(Consumer, "poll", gated)
+        gate.clear()
+        time.sleep(1.0)
+    broker.restart()
+    producer = make_producer(wire.kafka)  # another one: that of before may wait for long before it connects again
+    for number in range(1, 4):
+        later = example("c", slice_of(ROWS, number, number + 1), number=number, segment_len=4)
+        producer.send(wire.topics.sequences, encode_example(later), b"c%d" % number, partition=0).get(60)
+    producer.close()
+    gate.set()
+
+
+def test_what_a_topic_lost_before_it_grew_again_is_in_no_history(
+    wire: Wire, histories: Histories, durable_kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_back_unseen(wire, histories, durable_kafka, monkeypatch)
+    wait_until(lambda: length_of(histories, "c") > 0, 60, "what has come since to be read")
+    wait_until(lambda: histories.get("b") is None, 60, "the loss to be noticed")
+    wait_until(lambda: length_of(histories, "a") == 3, 60, "what is left to be read again")
+
+
+def test_a_follower_that_does_not_look_back_is_caught(
+    wire: Wire, histories: Histories, durable_kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LookBack, "is_due", lambda *_: False)
+    taken_back_unseen(wire, histories, durable_kafka, monkeypatch)
+    wait_until(lambda: length_of(histories, "c") > 0, 60, "what has come since to be read")
+    assert histories.get("b") is not None
 
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:

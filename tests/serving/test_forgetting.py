@@ -51,6 +51,17 @@ def test_a_user_who_is_forgotten_is_answered_cold_and_nothing_of_him_is_cached(s
     assert client.post("/recommend", json={"user": "u2", **AT}).json()["cold"] is False
 
 
+def test_users_who_are_forgotten_together_are_answered_cold(service: Service) -> None:
+    client = Client(build_app(service))
+    for user in ("u1", "u2", "u3"):
+        client.post("/recommend", json={"user": user, **AT})
+    service.histories.feed(0, mark(Mark.USERS, 100, user='["u1", "nobody", "u2"]'))
+    assert [client.post("/recommend", json={"user": user, **AT}).json()["cold"] for user in ("u1", "u2", "u3")] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert service.engine.cache.get("u2") is None
+
+
 def test_a_user_who_is_forgotten_while_a_request_is_answered_is_not_cached(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

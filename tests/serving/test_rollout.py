@@ -158,6 +158,13 @@ def test_versions_are_not_held_back_for_ever_in_a_world_that_has_changed() -> No
     assert held_by(guard, manifests(3, 230, hr10=0.01)) == [True] * 3, "it still holds back what falls from there"
 
 
+@pytest.mark.parametrize(("window", "is_judged"), [(4000, True), (0, False)])
+def test_a_window_that_is_shorter_than_enough_targets_is_enough(window: int, *, is_judged: bool) -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True, guard_min_targets=5000)))
+    held_by(guard, manifests(30, num_targets=4000, window=window))
+    assert held_by(guard, manifests(3, 30, num_targets=4000, window=window, hr10=0.0)) == [is_judged] * 3
+
+
 def test_a_guard_without_patience_holds_for_ever() -> None:
     guard = Guard(Band.of(ServingConfig(guard=True, guard_patience_s=0)))
     held_by(guard, manifests(30))

@@ -61,6 +61,8 @@ class Oracle:
     max_ids: int
     max_future: int
     users: dict[str, Life] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+    """The offset of each user's last action that changed anything."""
     accepted: int = 0
     duplicate: int = 0
     late: int = 0
@@ -79,19 +81,29 @@ class Oracle:
             return
         if isinstance(content, dict) and "forget" in content:
             self.accepted += 1
-            self.users.pop(content.get("user", ""), None)
+            self.forget(content, offset)
         elif isinstance(content, list):
             for index, action in enumerate(content):
                 self.one(action, offset, index, record_ms)
         else:
             self.one(content, offset, -1, record_ms)
 
+    def forget(self, order: dict[str, Any], offset: int) -> None:
+        before = order.get("before_offset", offset)
+        for user in order.get("users", [order.get("user", "")]):
+            if self.last.get(user, offset) < before:
+                del self.users[user], self.last[user]
+
     def one(self, action: Any, offset: int, index: int, record_ms: int) -> None:
         reason = self.wrong(action, record_ms)
         if reason:
             self.dead.append((offset, index, reason))
         else:
+            user = str(action["user"])
+            before = self.users.get(user, Life()).copy()
             self.apply(action)
+            if self.users[user] != before:
+                self.last[user] = offset
             if self.moments is not None:
                 user = str(action["user"])
                 self.moments[user, offset, max(index, 0)] = self.users[user].copy()

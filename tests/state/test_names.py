@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from rocksdict import WriteBatch
 
+from kernels.sequences import Sequences
 from state import name_store
+from state.compiled import rules_of
 from state.config import StoreConfig
 from state.names import Names
 from state.store import PartitionStore
@@ -177,3 +180,19 @@ def missing_after_compaction(path: Path) -> set[str]:
                 ours.click(day, ("u", f"item {at}"))
         found = {str(name) for example in ours.compacted(2) for name in example.names.values()}
     return {f"item {at}" for at in range(40)} - found
+
+
+def test_a_day_with_many_names_ends_in_no_time() -> None:
+    """All of them are forgotten before the first batch of the next day, and their memory is given back by and by."""
+    sequences, items = Sequences(rules_of(ANY_TIME, NO_JOINS, 0, None)), [item_hash(n) for n in range(200_000)]
+    learning_s, forgetting_s = list[float](), list[float]()
+    for _ in range(5):
+        began_s = time.perf_counter()
+        sequences.know(items)
+        known_s = time.perf_counter()
+        sequences.settle(0, 0)
+        learning_s.append(known_s - began_s)
+        forgetting_s.append(time.perf_counter() - known_s)
+        for _ in range(70):
+            sequences.settle(0, 1)
+    assert min(forgetting_s) < 0.01 * min(learning_s)

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from state import outbox
+from state import batch_applier, outbox
 from state.batch_applier import BatchApplier
 from state.config import StoreConfig
 from state.emitter import Draft, Emitter
 from state.intake import Decoded, Intake
+from state.marks import Marks
 from state.segment import Segment
 from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
@@ -302,9 +303,27 @@ def _forget_within_a_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Intake, "decode", decode)
 
 
+def _forget_who_has_acted_since(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ForgetRequest, "concerns", lambda self, last_offset: True)
+
+
+def _tell_of_one_of_several(patch: pytest.MonkeyPatch) -> None:
+    mark_users = Marks.mark_users
+    patch.setattr(Marks, "mark_users", lambda self, names, *rest: mark_users(self, names[:1], *rest))
+
+
+def _bury_all_but_the_last_interaction(patch: pytest.MonkeyPatch) -> None:
+    right = batch_applier.keys_of_user
+
+    def but_one(user: str, num_slots: int, segment_len: int, num: int = 1 << 60) -> list[bytes]:
+        return right(user, num_slots, segment_len, num - 1)
+
+    patch.setattr(batch_applier, "keys_of_user", but_one)
+
+
 BROKEN_FORGETTING = [
     _leave_examples_in_the_topic, _leave_users_on_the_disk, _name_who_was_forgotten, _trust_tombstones,
-    _forget_within_a_batch,
+    _forget_within_a_batch, _forget_who_has_acted_since, _tell_of_one_of_several, _bury_all_but_the_last_interaction,
 ]  # fmt: skip
 BROKEN = [
     _resume_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,

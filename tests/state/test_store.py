@@ -21,7 +21,7 @@ from state.config import StoreConfig
 from state.database import Database
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
 from state.store import PartitionStore
-from tests.brokers import wait_until
+from tests.brokers import REPOSITORY, wait_until
 from tests.state.victim import SEQUENCE, Topic
 from tests.state.world import ACTION, World, read_user, rows_of, stream_of
 from wire.config import ActionConfig, SequenceConfig
@@ -666,3 +666,38 @@ def test_the_log_of_the_database_is_bounded(tmp_path: Path, monkeypatch: pytest.
         database.write(batch)
     database.close()
     assert 0 < sum(file.stat().st_size for file in tmp_path.glob("LOG*")) < 3 * 20_000
+
+
+FEW_THREADS = """
+import resource, sys
+from pathlib import Path
+from state.config import StoreConfig
+from state.database import Database, start_threads
+folder = Path(sys.argv[1])
+if sys.argv[2] == "started":
+    start_threads(folder)
+else:
+    made = Database(folder / "filled", StoreConfig(write_buffer_bytes=1 << 20))
+    made.open()
+    for number in range(20):
+        made._live()[b"key %d" % number] = b"value"
+        made._live().flush(wait=True)
+    made.close()
+    sys.exit()
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + (7 << 20),) * 2)  # a thread's stack has 8 MiB
+database = Database(folder / "filled", StoreConfig(block_cache_bytes=1 << 20, write_buffer_bytes=1 << 20))
+database.open()
+assert database.get(b"key 3") == b"value"
+database._live().flush(wait=True)
+database.close()
+"""
+
+
+def test_a_database_opens_where_the_system_refuses_threads(tmp_path: Path) -> None:
+    """RocksDB would abort the process: for its first database, and for each that has many files."""
+    for step in ("filled", "started"):
+        command = [sys.executable, "-c", FEW_THREADS, str(tmp_path), step]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob(".threads*"))

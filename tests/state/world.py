@@ -17,7 +17,7 @@ from state.config import StoreConfig
 from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
 from wire.config import MAX_IDS, ActionConfig, SequenceConfig
-from wire.example import NUM_OPEN, Example, Mark, fence
+from wire.example import NUM_OPEN, Example, fence
 from wire.example_codec import decode_example, encode_example, view
 from wire.example_log import ExampleLog, Verdict
 from wire.hashing import key_hash
@@ -58,7 +58,7 @@ def stream_of(
     seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40, *, forgets: bool = False
 ) -> list[Record]:
     """A log with joins, duplicates, late actions, lists, jumps in time and records that are not actions; with
-    ``forgets`` also some to forget a user or an item."""
+    ``forgets`` also some to forget users or an item."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
@@ -66,7 +66,7 @@ def stream_of(
         dice = rng.random()
         value: bytes | None
         if forgets and rng.random() < 0.08:
-            value = json.dumps(_order(rng, num_users, num_items)).encode()
+            value = json.dumps(_order(rng, num_users, num_items, offset)).encode()
         elif dice < 0.05:
             value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]", b'{"user":"u1"}'))
         elif dice < 0.30:
@@ -79,9 +79,14 @@ def stream_of(
     return log
 
 
-def _order(rng: random.Random, num_users: int, num_items: int) -> dict[str, Any]:
-    if rng.random() < 0.3:
+def _order(rng: random.Random, num_users: int, num_items: int, offset: int) -> dict[str, Any]:
+    dice = rng.random()
+    if dice < 0.3:
         return {"forget": rng.random() < 0.6, "item": rng.randrange(num_items)}
+    if dice < 0.65:
+        names = [name for user in range(num_users) for name in (f"u{user}", str(user))]
+        some = rng.sample(names, rng.randrange(1, len(names) + 1))
+        return {"forget": True, "users": some, "before_offset": max(0, offset - rng.randrange(12))}
     user = rng.randrange(num_users)
     return {"forget": True, "user": rng.choice((f"u{user}", str(user)))}
 
@@ -237,8 +242,8 @@ class World:
         for i, (key, value) in enumerate(self.topic):
             example = None if value is None else decode_example(value)
             verdict = Verdict.DUPLICATE if example is None else log.feed(example)
-            if verdict is Verdict.ACCEPT and example is not None and example.mark is Mark.USER:
-                gone = {each for each in counting if each.startswith(f"{example.user}\0")}
+            for user in example.forgotten if verdict is Verdict.ACCEPT and example is not None else ():
+                gone = {each for each in counting if each.startswith(f"{user}\0")}
                 counting, spoiled = counting - gone, spoiled - gone  # as the tombstones before it say
             if verdict is Verdict.ACCEPT:
                 counting.add(key)
@@ -300,7 +305,8 @@ class World:
             names |= example.names if example.mark is None else {}
             if example.mark is not None:
                 assert not len(example.interactions)
-                learned.pop(example.user, None)
+                for user in example.forgotten:
+                    learned.pop(user, None)
                 continue
             moment = oracle.moments[example.user, example.user_offset, example.user_index]
             first, rows = example.first_index, rows_of(example)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from rocksdict import WriteBatch
+
 import state.compiled
 import state.emitter
 import state.intake
 import state.store
+import stream.heartbeat
+import stream.retention
 from headrace.command import run
 
 
@@ -86,10 +90,28 @@ def mixes_up_users() -> None:
     state.intake.decode_record = backwards
 
 
+def forgets_few_at_a_time() -> None:
+    """Not broken: many small requests, one after the other."""
+    stream.retention.MOST, stream.heartbeat.BEAT_S = 3, 0.2
+
+
+def forgets_on_its_disk_alone() -> None:
+    """Users who have not come for long are removed where they are found."""
+
+    async def step(self: Any, store: Any) -> None:
+        before, batch = store.days.quiet_before(self._num_days), WriteBatch(raw_mode=True)
+        for name in store.users.quiet(b"", 1000, before)[0] if before is not None else ():
+            store.users.erase(batch, store.users.load(name))
+        store._db.write(batch)
+
+    stream.retention.Retention.step = step  # type: ignore[method-assign]
+
+
 BUILDS = {
     each.__name__: each
     for each in (
         loses_actions, keeps_feedback_to_itself, forgets_examples, swallows_dead_letters, mixes_up_users,
+        forgets_few_at_a_time, forgets_on_its_disk_alone,
     )
 }  # fmt: skip
 

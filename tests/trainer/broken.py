@@ -20,6 +20,7 @@ import trainer.checkpoint.snapshot
 import trainer.checkpointing
 import trainer.copies.pace
 import trainer.copies.sweep
+import trainer.examples.histories
 import trainer.examples.waiting
 import trainer.learner.step
 import trainer.loop
@@ -40,6 +41,7 @@ import trainer.versions.election
 import trainer.versions.rounding
 import trainer.versions.writer
 import wire.example_log
+from wire.example import Mark
 
 SLOWLY_S = 8.0
 """How long something slow takes (`goes_back_slowly`)."""
@@ -365,6 +367,17 @@ def rounds_rows_by_the_number_of_calls() -> None:
 def counts_one_reader_of_a_row_alone() -> None:
     """Of what the ranks return for a row, its owner learns the first part alone."""
     trainer.ranks.division.added = lambda parts, givers: parts[givers[0]]
+
+
+def keeps_users_of_long_ago() -> None:
+    """A mark of several users says nothing to it."""
+    apply_mark = trainer.examples.histories.TrainedHistories.apply_mark
+
+    def deaf(self: Any, mark: Any) -> None:
+        if mark.mark is not Mark.USERS:
+            apply_mark(self, mark)
+
+    trainer.examples.histories.TrainedHistories.apply_mark = deaf  # type: ignore[method-assign]
 
 
 def keeps_quiet_about_evicted_rows() -> None:

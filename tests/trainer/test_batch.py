@@ -15,7 +15,7 @@ from model.kinds import becomes_chosen
 from model.tokens import propensities, states
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
 from trainer.examples.batch import JaggedBatch, build_batch, take_interactions
-from trainer.examples.context import shorten
+from trainer.examples.context import can_thin, shorten
 from wire.example import Example
 from wire.history import Histories
 
@@ -231,3 +231,24 @@ def test_ranges_of_columns_of_any_width_are_what_slices_say(
     places = np.r_[5:25, 60:67]
     for each, taken in zip(given, take_ranges(given, begin, length), strict=True):
         np.testing.assert_array_equal(taken, each[places])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "num_trained", "thins"),
+    [(0.0, 200, False), (1.3, 16, False), (1.6, 16, False), (1.6, 200, True), (2.0, 200, False), (1.05, 16, True)],
+)
+def test_contexts_that_are_short_already_are_not_thinned(alpha: float, num_trained: int, *, thins: bool) -> None:
+    assert can_thin(num_trained, 200, alpha) is thins
+
+
+@pytest.mark.parametrize("last", ["teaches", "teaches nothing"])
+def test_what_a_gap_within_a_step_has_parted_from_its_history_is_no_other_users_target(last: str) -> None:
+    rng, num_new = np.random.default_rng(0), 4 if last == "teaches" else 0
+    others = [example(columns(rng, 40, 50), 40, user=user, number=number) for number, user in enumerate("ac")]
+    before = example(columns(rng, 3, 50), 3, user="b", number=2, segment_len=8)
+    after = example(columns(rng, 4, 50), num_new, user="b", number=3, segment=5, segment_len=8)
+    batch = build_batch([others[0], before, others[1], after], Histories(MODEL.max_context), MODEL)
+    expected = build_batch([others[0], *([after] if num_new else []), others[1]], Histories(MODEL.max_context), MODEL)
+    for name in ("starts_B1", "target_R", "owner_R", "age_R", "is_new_R", "item_n"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), name)
+    assert (np.diff(batch.target_R) > 0).all()

@@ -81,7 +81,7 @@ def test_metrics_have_each_ranked_choice_once_with_what_was_known_of_it() -> Non
     def meet(batch: JaggedBatch, rank_S: Any, step: int) -> None:
         met.extend((batch, int(rank_S[at]), step) for at in np.flatnonzero(rank_S >= 0).tolist())
 
-    learner.evaluator.on_ranked, batches = meet, dict[int, Sequence[Example]]()
+    learner.scoring.evaluator.on_ranked, batches = meet, dict[int, Sequence[Example]]()
     for _ in range(40):
         batches[learner.num_steps] = world.examples(3)
         learner.step(batches[learner.num_steps])

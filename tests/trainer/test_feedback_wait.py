@@ -207,3 +207,34 @@ def test_with_nothing_late_waiting_and_not_waiting_learn_the_same_pieces() -> No
     assert waits.waiting is not None
     assert sum((told - found).values()) == len(waits.waiting)
     assert not found - told
+
+
+def test_a_step_that_is_set_aside_counts_what_it_would_have_learned() -> None:
+    """Not the interactions of its own examples, which begin to wait."""
+    learner, steps = Learner(MODEL, WAIT), steps_of(200)
+    num_taken = sum(each.num_new for examples in steps for each in examples)
+    num_lost = 0
+    for number, examples in enumerate(steps):
+        if number % 7 == 3:
+            num_lost += pass_over(learner, examples)
+        else:
+            learner.step(examples)
+    assert num_lost > 20
+    waiting = learner.histories.waiting
+    assert waiting is not None
+    assert learner.metrics.ranking.num + num_lost + len(waiting) == num_taken
+
+
+def test_what_is_covered_is_the_same_after_a_restart_though_users_were_forgotten() -> None:
+    config = replace(WAIT, history_bytes=3_000)
+    learner, again, steps, taken = Learner(MODEL, config), Learner(MODEL, config), steps_of(80), {0: 0}
+    told = [each for examples in steps for each in examples]
+    for examples in steps:
+        learner.step(examples)
+    assert len(learner.histories) < len({each.user for each in told})
+    meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
+    arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
+    restore_learner(again, Checkpoint(learner.num_steps, arrays, meta))
+    for each in told:
+        again.histories.restore(each)
+    assert again.histories.covered(taken) == learner.histories.covered(taken)

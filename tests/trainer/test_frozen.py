@@ -76,7 +76,7 @@ def compared(
     kept_in(folder, learner)
     rival = rival_of(ALL)
     wait_for_copy(rival, learner, learner.num_steps)
-    learner.evaluator.on_ranked = rival.compare
+    learner.scoring.evaluator.on_ranked = rival.compare
     return learner, world, rival
 
 
@@ -99,7 +99,7 @@ def test_a_copy_of_this_moment_ranks_the_next_choice_as_the_learner_does(
         first = np.flatnonzero(rank_S >= 0)[: int(batch.is_wanted_R[0])]
         met.append((rank_S[first], copies[-1].rank_choices(batch, first)))
 
-    learner.evaluator.on_ranked = meet
+    learner.scoring.evaluator.on_ranked = meet
     for _ in range(40):
         copies.append(Frozen.of(learner))
         learner.step(world.examples(1))
@@ -116,7 +116,7 @@ def test_both_are_measured_on_the_same_choices_since_the_copy_stopped_learning(
     stopped, num_learned, rival = learner.num_steps, learner.num_interactions, rival_of(ALL)
     wait_for_copy(rival, learner, stopped)
     assert rival.report() is None, "nothing was compared yet"
-    learner.evaluator.on_ranked = rival.compare
+    learner.scoring.evaluator.on_ranked = rival.compare
     before = learner.metrics.ranks[0, 0, 0]
     while (told := rival.report()) is None:
         step_beside(rival, learner, world)
@@ -135,7 +135,7 @@ def test_what_is_learned_is_the_same_to_the_bit_beside_a_copy(
     kept_in(folder, beside)
     rival = rival_of(ALL)
     wait_for_copy(rival, beside, beside.num_steps)
-    beside.evaluator.on_ranked = rival.compare
+    beside.scoring.evaluator.on_ranked = rival.compare
     for _ in range(10):
         alone.step(its_world.examples(8))
         step_beside(rival, beside, world)

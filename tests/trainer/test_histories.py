@@ -109,7 +109,35 @@ def test_a_line_of_training_of_its_own_knows_everybody_whom_the_topic_tells_of()
     for each in told:
         plain.fold(each)
     assert rows_of(histories) == rows_of(plain)
-    assert np.all(histories.state_dict()["touched"] == 0)
+    last_ms = {each.user: each.newest_record_ms for each in told}
+    assert histories.known_since("user 0") == (min(e.number for e in told if e.user == "user 0"), last_ms["user 0"])
+    assert histories.unsaved.keys() == last_ms.keys()
+
+
+def test_a_line_of_training_of_its_own_forgets_the_quietest_while_it_reads_the_topic() -> None:
+    world, histories = World(3, num_users=60, num_items=300), TrainedHistories(MODEL.max_context, SMALL, NUM_FEATURES)
+    last_ms, most = dict[str, int](), 0
+    for place, each in enumerate(world.examples(900)):
+        told = replace(each, newest_record_ms=place)
+        histories.restore(told)
+        last_ms[each.user], most = place, max(most, histories.num_kept_bytes)
+    assert most <= SMALL
+    kept = sorted(last_ms, key=last_ms.__getitem__)[-len(histories) :]
+    assert 5 < len(kept) < 60
+    assert histories.users.keys() == set(kept)
+
+
+def test_what_a_line_of_training_of_its_own_read_is_known_to_one_that_resumes_it() -> None:
+    world, config = World(3, num_users=60, num_items=300), replace(TRAINER, history_bytes=SMALL)
+    past, learner, resumed = world.examples(900), Learner(MODEL, config), Learner(MODEL, config)
+    for each in past:
+        learner.histories.restore(each)
+    meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
+    arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
+    restore_learner(resumed, Checkpoint(0, arrays, meta))
+    for each in sorted(past, key=lambda each: each.user, reverse=True):  # as from other partitions
+        resumed.histories.restore(each)
+    assert rows_of(resumed.histories) == rows_of(learner.histories)
 
 
 def test_a_copy_of_histories_is_laid_out_from_its_own_rows() -> None:

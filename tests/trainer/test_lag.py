@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,12 +21,14 @@ from structlog.testing import capture_logs
 
 from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage, admin_of
+from tests.trainer.test_retention import Clock, trainer_of, turn_until
 from tests.trainer.test_weights import manifest
-from trainer.lag.message import build_message, ingest_lag
+from trainer.lag.message import build_message, ingest_lag, train_lag
 from trainer.lag.metrics import LagMetrics
 from trainer.lag.progress import Progress
 from trainer.lag.reporter import LagReporter
 from trainer.lag.throughput import Throughput
+from trainer.loop import Trainer
 from trainer.sources.source import Position
 from wire.cluster import ClusterState
 from wire.kafka.admin import ensure_topics
@@ -357,6 +360,30 @@ def test_an_action_that_arrives_after_a_quiet_hour_has_not_waited_for_an_hour() 
     around.see_ends({0: 7}, now)
     assert ingest_lag(around, now) == {0: (1, 0.7)}
     assert ingest_lag(around, now + 60_000) == {0: (1, 60.7)}, "it goes on waiting"
+
+
+def test_examples_of_which_none_arrives_are_as_old_as_the_last_that_was_trained() -> None:
+    around, now = ClusterState(), now_ms()
+    around.note(encode_status(worker(p0=PartitionStatus(relayed_number=500_000))))
+    behind = Progress(time_ms=now, positions={0: Position(100_000, 100_000, record_ms=now - 60_000)})
+    assert train_lag(around, behind, now) == {0: (400_001, 60.0)}
+    polled = replace(behind, oldest_waiting_ms={0: now - 59_000})
+    assert train_lag(around, polled, now) == {0: (400_001, 59.0)}
+    around.see_trained({0: 500_001}, now - 700)
+    assert train_lag(around, behind, now) == {0: (400_001, 0.7)}, "an example after a quiet hour has not waited for it"
+
+
+def test_a_trainer_says_where_it_is_before_it_reads_the_histories(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, told, resume = stage(), list[Progress](), Trainer._resume
+    made.feed(40)
+    with trainer_of(made, Clock()) as trainer:
+        turn_until(trainer, made, lambda recount: recount.last.covered == made.covered)
+    monkeypatch.setattr(Trainer, "_resume", lambda self, of: (told.append(self.progress), resume(self, of)))
+    with trainer_of(made, Clock()) as trainer:
+        (before,) = told
+        assert {each: at.next_number - 1 for each, at in before.positions.items()} == made.covered
+        assert before.is_recovering
+        assert 0 < before.time_ms <= trainer.progress.time_ms
 
 
 @pytest.mark.parametrize(("silent_ms", "num_servers", "lag_s"), [(900, 2, 0.0), (4_000, 2, 4.0), (31_000, 0, 31.0)])

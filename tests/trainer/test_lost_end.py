@@ -6,17 +6,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
 from tests.brokers import Broker, taken_back, wait_until
+from tests.trainer.samples import TRAINER
 from tests.trainer.stage import Stage
 from trainer.errors import GapError, SourceError
+from trainer.sources.feed import StepFeed
 from trainer.sources.kafka import KafkaSource
 from trainer.sources.positions import check_ends
 from trainer.sources.scheduler import ranges
 from trainer.sources.source import Position
 from wire.example import Lesson
+from wire.weights import PlanStep
 
 Make = Callable[..., Stage]
 LOST = r"partition \d: expected it to reach .* records were lost, or it is another topic. Name an empty"
@@ -80,6 +84,17 @@ def test_a_topic_that_has_grown_again_is_not_gone_on_with(stage: Make, durable_k
             each: Position(position.next_number, position.next_offset) for each, position in source.positions.items()
         }
         check_ends(made.settings.kafka, before, "stop", threading.Event())  # of an earlier build: unknown
+
+
+def test_a_recorded_step_that_is_longer_than_the_buffer_is_repeated(stage: Make) -> None:
+    made, config = stage(), replace(TRAINER, max_buffered_examples=4)
+    made.send(made.make(200))
+    partition = max(made.covered, key=lambda each: made.covered[each])
+    assert made.covered[partition] > 4
+    recorded: list[PlanStep] = [[(partition, 0, made.covered[partition])]]
+    with source_of(made, {}, max_buffered=config.max_buffered_examples) as source:
+        feed = StepFeed(source, config, 10, recorded=recorded, first_step=0, is_live=True)
+        wait_until(lambda: feed.next() is not None, 30, "the recorded step", 0.0)
 
 
 def full_and_taken_back(stage: Make, broker: Broker, *, whole: bool, patience_s: float = 30.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +69,14 @@ def test_a_user_who_is_forgotten_has_no_history() -> None:
     assert user not in learner.histories.users
     assert other in learner.histories.users
     assert user not in learner.histories.state_dict()["users"].tobytes().decode()
+
+
+def test_users_who_are_forgotten_together_have_no_history() -> None:
+    learner, _, _ = trained()
+    (first, second, other) = list(learner.histories.users)[:3]
+    learner.step([mark_of(Mark.USERS, 60, user=json.dumps([first, "nobody", second]))])
+    assert {first, second}.isdisjoint(learner.histories.users)
+    assert other in learner.histories.users
 
 
 def test_a_resumed_trainer_forgets_the_same_and_reaches_the_same_bits() -> None:

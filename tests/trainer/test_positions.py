@@ -191,13 +191,12 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     made = stage()
     weights = lose_the_checkpoint(made, 0.0)
     first = made.recount().last
-    made.feed(40)
     child = made.start("a", *FROM_PUBLISHED)
-    made.feed(20)
+    made.feed(4)  # while most users, whose histories are read from the topic, are quiet
     made.wait_published()
-    child.kill()
+    assert child.stop() == 0
     made.start("a", *FROM_PUBLISHED)
-    made.feed(20)
+    made.feed(40)
     made.wait_published()
     recount = made.recount()
     assert "starting from the last published version" in child.log()
@@ -379,3 +378,13 @@ def test_a_topic_that_lost_its_claims_goes_on_above_the_epoch_that_servers_answe
     made.feed(3)
     made.start()
     assert made.finish().last.epoch == before.epoch + 1
+
+
+@pytest.mark.parametrize(("max_train_context", "warns"), [(0, False), (2, True)])
+def test_a_trainer_that_is_to_thin_contexts_says_when_none_is_long_enough(
+    stage: Make, max_train_context: int, *, warns: bool
+) -> None:
+    made = stage(trainer={"stochastic_length_alpha": 1.7, "max_train_context": max_train_context})
+    child = made.start()
+    wait_until(lambda: '"training"' in child.log(), 60, "a trainer that has begun")
+    assert ("trainer.stochastic_length_alpha thins nothing" in child.log()) is warns

@@ -22,8 +22,10 @@ from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
 from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
-from trainer.ranks.agreement import BUILD, LEVEL, MACHINE, TORCH, _difference
+from trainer.ranks.agreement import BUILD, GPU, LEVEL, MACHINE, TORCH, _difference
+from trainer.ranks.messages import own_gpu
 from wire.config import KafkaConfig
+from wire.errors import ConfigError
 from wire.kafka.consumer import accepts_connections
 
 Make = Callable[..., Stage]
@@ -234,11 +236,21 @@ def test_ranks_that_do_not_fit_say_so_in_one_line(run: RankRun) -> None:
 
 
 def test_ranks_on_other_kinds_of_machines_are_told_apart() -> None:
-    ours = {BUILD: "b", TORCH: "t", MACHINE: "x86_64", LEVEL: "portable"}
+    ours = {BUILD: "b", TORCH: "t", MACHINE: "x86_64", LEVEL: "portable", GPU: "NVIDIA A100"}
     assert _difference(1, ours, ours) == ""
     assert _difference(1, ours | {MACHINE: "aarch64"}, ours) == (
         "the kind of machine: rank 0 has 'x86_64', rank 1 has 'aarch64'; run all processes on x86-64, or all on arm64"
     )
+    assert _difference(1, ours | {GPU: "none"}, ours).startswith(
+        "the GPU: rank 0 has 'NVIDIA A100', rank 1 has 'none'; "
+    )
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert own_gpu(3) == 2
+    with pytest.raises(ConfigError, match=r"^trainer.device: expected a GPU for each .* got 2 for rank 3 of them; "):
+        own_gpu(2)
 
 
 def test_more_processes_than_shards_are_refused_in_one_line(run: RankRun) -> None:

@@ -41,8 +41,10 @@ from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.examples.batch import JaggedBatch
+from trainer.learner.eviction import evict
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
+from trainer.learner.scoring import Scoring
 from trainer.learner.step import Learner, StepReport
 from trainer.metrics.evaluator import Forward
 from trainer.metrics.prequential import RANKERS, Predictions
@@ -89,7 +91,9 @@ def recalled_slowly(before: Learner, examples: Sequence[Example]) -> MemoryOutco
     logit_AV = np.array(queries, np.float32).reshape(-1, num_rows)
     rules = MemoryRules(seen_half_life=before.config.memory_half_life, exclude=str(before.config.exclude_seen))
     events = joined([asked_slowly(before, *pasts[nth], is_chosen=said[nth].is_wanted) for nth in told])
-    outcome = memory_learn(memory.arrays, num_rows, events, logit_AV, rules, backend="reference")
+    is_repeat = np.array([int(own["item"]) in past["item"] for past, own in (pasts[nth] for nth in told)])
+    is_missed = is_repeat & memory.leaves_out
+    outcome = memory_learn(memory.arrays, num_rows, events, logit_AV, rules, backend="reference").missed(is_missed)
     return outcome.ordered(np.array([told.index(nth) for nth, one in enumerate(said) if one.is_wanted], np.int64))
 
 
@@ -221,7 +225,7 @@ class RanksBackwards(Learner):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.ranking_pass = BackwardPass(self.rates, self.tables, self.model_config)
+        self.scoring.ranking_pass = BackwardPass(self.rates, self.tables, self.model_config)
 
 
 class BackwardPass(RankingPass):
@@ -242,12 +246,45 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
 def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
     """As on a GPU: the same predictions, counts and everything learned."""
     learner, world = taught(num_steps=2)
-    beside = twin(learner, partial(Learner, memory_thread=True))
+    beside = twin(learner, partial(Learner, threads=True))
     for _ in range(3):
         examples = world.examples(8)
         reports = [each.step(examples) for each in (learner, beside)]
         assert reports[0].retrieval_loss == reports[1].retrieval_loss
     assert_same_arrays(learner_arrays(learner), learner_arrays(beside))
+
+
+class ScoresLater(Learner):
+    """As where the memory is on a GPU, too."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.scoring = Scoring(
+            self.model_config, self.config, self.rates, self.tables, self.popularity, beside=True, later=True
+        )
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("config", [TRAINER, replace(TRAINER, max_items=20, evict_every_steps=2, metric_share=0.5)])
+def test_a_step_that_is_scored_beside_the_next_one_changes_no_bit(
+    config: TrainerConfig, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not somebody reads the metrics between the steps."""
+    monkeypatch.setattr("trainer.learner.scoring.LEAST_BESIDE", 1)
+    learner, world = taught(config, num_steps=2)
+    later, ranked = twin(learner, ScoresLater), [list[tuple[bytes, int]](), list[tuple[bytes, int]]()]
+    for each, found in zip((learner, later), ranked, strict=True):
+        each.scoring.evaluator.on_ranked = lambda batch, rank_S, step, found=found: found.append(
+            (batch.item_n.tobytes() + rank_S.tobytes(), step)
+        )
+    for _ in range(7):
+        examples = world.examples(8)
+        assert learner.step(examples).ranking_loss == later.step(examples).ranking_loss
+        if reads:
+            assert later.metrics.summary() == learner.metrics.summary()
+    assert_same_arrays(learner_arrays(learner), learner_arrays(later))
+    assert ranked[0] == ranked[1]
+    assert len(ranked[0]) == 7
 
 
 def test_the_retrieval_loss_is_the_cross_entropy_of_choices_over_all_items() -> None:
@@ -708,6 +745,20 @@ def test_another_seed_gives_other_bits() -> None:
     first, second = (taught(replace(TRAINER, seed=seed))[0] for seed in (1, 2))
     with pytest.raises(AssertionError):
         assert_same_arrays(learner_arrays(first), learner_arrays(second))
+
+
+def test_items_that_wait_for_a_row_are_bounded_too_and_the_newest_go_on_waiting() -> None:
+    config = replace(TRAINER, admit_after=2, max_items=100)
+    learner, day_ms = Learner(MODEL, config), 86_400_000
+    learner.items.insert(np.repeat(np.arange(1, 51), 2), 0, 0)
+    for day in range(1, 6):
+        learner.items.insert(np.arange(day * 1000, day * 1000 + 60), day * day_ms, day)
+        evict(config, learner.tables, learner.rates, day * day_ms)
+        assert learner.items.map.num_pending <= config.max_items
+    assert learner.items.num_live == 50
+    waiting, _, seen_ms = learner.items.map.pending()
+    assert set(range(5000, 5060)) <= set(waiting.tolist())
+    assert seen_ms.min() >= 4 * day_ms
 
 
 def test_values_of_features_that_are_not_seen_any_more_are_evicted_with_their_counts() -> None:

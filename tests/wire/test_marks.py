@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,10 @@ def mark_of(mark: Mark, user: str = "", item: Any = None) -> Any:
         ({"forget": True, "user": "u"}, ForgetRequest("u")),
         ({"forget": True, "item": 5}, ForgetRequest("", 5)),
         ({"forget": False, "item": "x"}, ForgetRequest("", "x", is_back=True)),
+        (
+            {"forget": True, "users": ["u", 5, "5"], "before_offset": 7},
+            ForgetRequest("", users=("u", "5"), before_offset=7),
+        ),
     ],
 )
 def test_a_record_can_be_a_request_to_forget(content: Any, expected: ForgetRequest) -> None:
@@ -48,6 +53,12 @@ def test_a_record_can_be_a_request_to_forget(content: Any, expected: ForgetReque
     [
         {"forget": True}, {"forget": True, "user": "u", "item": 1}, {"forget": 1, "user": "u"},
         {"forget": False, "user": "u"}, {"forget": True, "user": ""}, {"forget": True, "item": "\0"},
+        {"forget": True, "users": [], "before_offset": 1}, {"forget": True, "users": ["u"]},
+        {"forget": True, "users": ["u"] * 1001, "before_offset": 1}, {"forget": True, "users": "u", "before_offset": 1},
+        {"forget": True, "users": ["u"], "before_offset": -1}, {"forget": True, "users": [""], "before_offset": 1},
+        {"forget": False, "users": ["u"], "before_offset": 1}, {"forget": True, "users": ["u"], "before_offset": True},
+        {"forget": True, "users": ["u"], "user": "u", "before_offset": 1},
+        {"forget": True, "users": [f"{number:0256}" for number in range(999)], "before_offset": 1},
         {"forget": True, "user": [1]}, [{"forget": True, "user": "u"}], {"forget": True, "item": 2**70},
     ],
 )  # fmt: skip
@@ -104,6 +115,31 @@ def test_the_keys_of_a_user_are_all_that_his_examples_can_have() -> None:
     every = {example_key(Address("u", segment, 0), 5) for segment in range(40)}
     every |= {example_key(Address("u", PIECE, place), 5) for place in range(8)}
     assert every == set(keys)
+
+
+@pytest.mark.parametrize("num", [0, 1, 3, 4, 7, 8, 9, 13, 40])
+def test_the_keys_of_so_many_interactions_are_those_that_their_examples_can_have(num: int) -> None:
+    pieces = {Address("u", PIECE, place % 8) for place in range(num)}
+    whole = {Address("u", segment, 0) for segment in range(num // 4)}
+    assert set(keys_of_user("u", 5, 4, num)) == {example_key(each, 5) for each in pieces | whole}
+
+
+def test_a_request_concerns_those_who_have_not_acted_since() -> None:
+    request = ForgetRequest("", users=("u",), before_offset=7)
+    assert [request.concerns(offset) for offset in (-1, 6, 7)] == [True, True, False]
+    assert ForgetRequest("u").concerns(10**9)
+
+
+def test_a_mark_may_name_several_users() -> None:
+    users = ["u", 'a "quoted" one', "\u5b57", "x\0y"]
+    mark = replace(mark_of(Mark.USERS, json.dumps(users)), number=3)
+    assert decode_example(encode_example(mark)).forgotten == users
+    assert mark.address == mark_of(Mark.USER, "u").address
+    assert mark_of(Mark.USER, "u").forgotten == ["u"]
+    assert mark_of(Mark.USER, "").forgotten == mark_of(Mark.ITEM, "", 7).forgotten == []
+    for wrong in ("", "u", '{"u": 1}', "[1]", '["u"'):
+        with pytest.raises(CodecError, match="JSON of a known form"):
+            encode_example(mark_of(Mark.USERS, wrong))
 
 
 def test_a_tombstone_is_remembered_until_its_key_is_told_again() -> None:

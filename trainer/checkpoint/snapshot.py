@@ -99,7 +99,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     if not MemoryRanking.is_kept(ranked, learner.memory.arrays):  # of an earlier build: that choice gets no ranks
         ranked = {}
     learner.memory_pass.ranking.load_state_dict(ranked)
-    learner.evaluator.load_state_dict(ranked)
+    learner.scoring.evaluator.load_state_dict(ranked)
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.dirty import DirtyBits
 from model.embedding import EmbeddingTable
-from model.kept import KeptInputs
+from model.rates import Rates
 from trainer.copies.memory_regions import MemoryRegion, PairsRegion
 from trainer.copies.rows import Arrays, copied
 from trainer.learner.step import Learner
@@ -126,23 +126,24 @@ class KeptRegion:
 
     name = "kept"
 
-    def __init__(self, kept: KeptInputs) -> None:
-        self._kept = kept
-        self.row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in kept.columns.values())
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
+        columns = rates.kept.columns.values()
+        self.row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in columns)
 
     @property
     def num_rows(self) -> int:
         """See `Region`."""
-        return self._kept.rows.num_used
+        return self._rates.kept.rows.num_used
 
     @property
     def dirty(self) -> DirtyBits:
         """See `Region`."""
-        return self._kept.rows.dirty_P
+        return self._rates.kept.rows.dirty_P
 
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`."""
-        return {name: copied(column, rows_U) for name, column in self._kept.columns.items()}
+        return {name: copied(column, rows_U) for name, column in self._rates.kept.columns.items()}
 
 
 COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature", "pair_counts": "pair"}
@@ -221,7 +222,7 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
     """All regions of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
     counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
-    kept = [] if for_version else [KeptRegion(learner.rates.kept)]
+    kept = [] if for_version else [KeptRegion(learner.rates)]
     memory = [each(learner.memory, for_version=for_version) for each in (MemoryRegion, PairsRegion)]
     return [*tables, *memory, *counts, *kept]
 

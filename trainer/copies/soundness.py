@@ -35,21 +35,25 @@ def unsound_step(report: StepReport) -> Unsound | None:
     return None
 
 
-def pass_over(learner: Learner, examples: Sequence[Lesson]) -> None:
-    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it."""
+def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
+    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it. Returns how
+    many interactions it would have learned: with ``trainer.feedback`` "wait" those whose window ends with it."""
     histories = learner.histories
     learner.apply_marks([example for example in examples if example.mark is not None])
     taken = [example for example in examples if example.mark is None]
-    histories.choose(taken, [histories.fold(example) for example in taken], histories)
+    pieces = histories.choose(taken, [histories.fold(example) for example in taken], histories)
     for example in taken:
         learner.learn_names(example.names)
     histories.bound()
     learner.num_steps += 1
+    return sum(pieces.is_new)
 
 
 @torch.no_grad()
 def unsound_learner(learner: Learner) -> Unsound | None:
-    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything."""
+    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything. Raises what
+    went wrong in scoring the last step."""
+    learner.scoring.settle()
     for name, table in learner.tables.items():
         if not table.is_finite():
             return Unsound(f"rows of table {name}")

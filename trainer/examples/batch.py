@@ -140,6 +140,9 @@ def _lay_out(pieces: Pieces, config: ModelConfig) -> JaggedBatch:
     first_B1 = np.searchsorted(owner_R, np.arange(len(histories) + 1))
     start_B = np.array([history.start for history in histories], np.int64)
     end_B = np.array([history.end for history in histories], np.int64)
+    if ((place_R < start_B[owner_R]) | (place_R >= end_B[owner_R])).any():
+        kept = pieces.still_there()
+        return _lay_out(kept, config) if kept.histories else nothing_learned(config)
     first_B = np.maximum(place_R[first_B1[:-1]] - config.max_context, start_B)
     length_B = np.maximum(np.minimum(place_R[first_B1[1:] - 1] + 1, end_B) - first_B, 0)
     address_B = np.array([history.address for history in histories], np.int64)

@@ -42,3 +42,9 @@ def thin(batch: JaggedBatch, max_context: int, alpha: float, backend: str) -> Ja
         backend=backend,
     )
     return take_interactions(batch, kept_T.numpy()[::2] // 2)
+
+
+def can_thin(num_trained: int, max_context: int, alpha: float) -> bool:
+    """Whether `thin` makes any context of up to ``num_trained`` interactions shorter before its user's first target;
+    where a step has many targets of one user, it does so earlier."""
+    return alpha > 0 and kept_length(2 * max_context, alpha) < 2 * num_trained

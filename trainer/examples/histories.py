@@ -37,7 +37,8 @@ class TrainedHistories(Histories):
         self._born: dict[str, int] = {}
         """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
-        """User → when they last acted, counted in examples of all users."""
+        """User → when they last acted, counted in examples of all users; of those restored for a new line of training
+        the record's time (ms), from the newest of which it counts on."""
         self.unsaved: dict[str, None] = {}
         """Users seen or forgotten since a checkpoint recorded them (`trainer.copies.regions`)."""
         self._num_touches = 0
@@ -108,10 +109,11 @@ class TrainedHistories(Histories):
         return {"num_touches": np.array([self._num_touches], np.int64), "waiting_ms": np.array(times, np.int64)}
 
     def apply_mark(self, mark: Lesson) -> None:
-        """Forget a user who is marked."""
-        if mark.mark is Mark.USER and mark.user in self.users:
-            self.drop(mark.user)
-        elif mark.mark is Mark.ITEM:
+        """Forget the users who are marked."""
+        for user in mark.forgotten:
+            if user in self.users:
+                self.drop(user)
+        if mark.mark is Mark.ITEM:
             self.removed.add(mark.marked_item)
         elif mark.mark is Mark.ITEM_BACK:
             self.removed.discard(mark.marked_item)
@@ -130,19 +132,24 @@ class TrainedHistories(Histories):
     def restore(self, example: Lesson) -> None:
         """Take an example that was trained before the checkpoint, in the order of its partition."""
         if example.mark is not None:
-            if not self._is_resumed or example.mark is not Mark.USER:
+            if not self._is_resumed or example.marked_item:
                 self.apply_mark(example)
             return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
+                if self.waiting is not None:
+                    self.waiting.restore(example, None)
                 return
         else:  # a new line of training, which starts after examples that another line has trained
-            self._born.setdefault(example.user, 0)
-            self._touched.setdefault(example.user, 0)
+            self._num_touches = max(self._num_touches, example.newest_record_ms)
+            self._touched[example.user] = example.newest_record_ms
+            self.unsaved[example.user] = None
         (history,) = super().gather_all((example,))
         if self.waiting is not None:
             self.waiting.restore(example, history)
         self.settle(history)
+        if not self._is_resumed:
+            self.bound()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Which users the trainer knows, for a checkpoint; what they did comes from the source."""

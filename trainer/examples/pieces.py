@@ -53,6 +53,25 @@ class Pieces:
         self.bits += bits
         self.is_new += [is_new] * len(places)
 
+    def still_there(self) -> Pieces:
+        """The pieces whose interactions are in their users' histories: after a gap (`trainer.on_gap`), a history begins
+        anew, without what the same step has taught before."""
+        pieces = zip(self.owners, self.places, self.bits, self.is_new, strict=True)
+        there = [each for each in pieces if self.histories[each[0]].start <= each[1] < self.histories[each[0]].end]
+        owners = sorted({owner for owner, *_ in there})
+        number = {owner: new for new, owner in enumerate(owners)}
+        return Pieces(
+            number_of={user: number[owner] for user, owner in self.number_of.items() if owner in number},
+            histories=[self.histories[owner] for owner in owners],
+            seeds=[self.seeds[owner] for owner in owners],
+            user_keys=[self.user_keys[owner] for owner in owners],
+            owners=[number[owner] for owner, *_ in there],
+            places=[place for _, place, _, _ in there],
+            bits=[bits for _, _, bits, _ in there],
+            is_new=[is_new for *_, is_new in there],
+            seen=[(number[each[0]], each[1], each[2], each[3]) for each in self.seen if each[0] in number],
+        )
+
 
 Choose = Callable[[Sequence[Lesson], Sequence[History], Histories], Pieces]
 """What a step teaches, from its examples, the histories that they were folded into, and all histories."""

@@ -86,9 +86,9 @@ class Waiting:
         """Continue where records up to this time are learned."""
         self.learned_ms, self.clock_ms = learned_ms, learned_ms + self._window_ms
 
-    def restore(self, example: Lesson, history: History) -> None:
-        """Take an example that a step took before the checkpoint."""
-        self.take(example, history)
+    def restore(self, example: Lesson, history: History | None) -> None:
+        """Take an example that a step took before the checkpoint; no history: of a user who was forgotten since."""
+        self._note(example) if history is None else self.take(example, history)
         self._due.clear()  # is learned
         self._cover()
 
@@ -98,8 +98,8 @@ class Waiting:
 
     def take(self, example: Lesson, history: History) -> None:
         """Let the new interactions of an example wait, which has just been folded into the user's history."""
+        self._note(example)
         record_ms, first = example.newest_record_ms, example.first_new_index
-        self._offsets.setdefault(example.partition, deque()).append((record_ms, example.resume_from_offset - 1))
         if not example.num_new:
             return
         places = self._waits.setdefault(example.user, {})
@@ -116,6 +116,11 @@ class Waiting:
             self._due.append(places.pop(oldest))
         if not places:
             del self._waits[example.user]
+
+    def _note(self, example: Lesson) -> None:
+        """Note what is covered once everything up to this example is learned."""
+        covered = example.newest_record_ms, example.resume_from_offset - 1
+        self._offsets.setdefault(example.partition, deque()).append(covered)
 
     def _over(self) -> Iterator[_Entry]:
         """The entries whose window is over."""

@@ -39,12 +39,16 @@ def sequence_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
 
 
 def train_lag(around: ClusterState, progress: Progress, now_ms: int) -> dict[int, Lag]:
-    """Examples in the topic that are not trained; the age of the oldest that has arrived."""
+    """Examples in the topic that are not trained; the age of the oldest that has arrived. If none has, the time since
+    the last one that was trained was written, or since all were trained, if that was later."""
     lags: dict[int, Lag] = {}
     for partition, position in progress.positions.items():
         relayed = around.workers.get(partition, PartitionStatus()).relayed_number
         num = max(0, relayed + 1 - position.next_number)
-        lags[partition] = (num, age_s(now_ms, progress.oldest_waiting_ms.get(partition, 0)) if num else 0.0)
+        since_ms = progress.oldest_waiting_ms.get(partition) or max(
+            position.record_ms, around.trained_ms.get(partition, 0)
+        )
+        lags[partition] = (num, age_s(now_ms, since_ms) if num else 0.0)
     return lags
 
 

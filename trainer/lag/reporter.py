@@ -67,7 +67,9 @@ class LagReporter(threading.Thread):
 
     def message(self) -> dict[str, Any]:
         """The lag message as of now."""
-        return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
+        progress, now_ms = self._progress(), int(time.time() * 1000)
+        self._around.see_trained({each: at.next_number for each, at in progress.positions.items()}, now_ms)
+        return build_message(progress, self._around, self._throughput, now_ms)
 
     def start(self) -> None:
         """Start; serve the metrics too, if a port is configured. Raises `HeadraceError` if that

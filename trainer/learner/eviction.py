@@ -31,4 +31,12 @@ def evict(config: TrainerConfig, tables: Mapping[str, EmbeddingTable], rates: Ra
     if 0 < config.max_items < items.num_live:
         oldest_ms = items.newest_seen_ms(max(1, int(config.max_items * KEPT_SHARE)))
         before_ms = oldest_ms if before_ms is None else max(before_ms, oldest_ms)
+    if 0 < config.max_items < items.map.num_pending:
+        _forget_pending(items, int(config.max_items * KEPT_SHARE))
     return np.zeros(0, np.int64) if before_ms is None else items.evict(before_ms)
+
+
+def _forget_pending(items: EmbeddingTable, num: int) -> None:
+    """Of the items that were met too seldom for a row, keep those that were met last."""
+    ids, _, seen_ms = items.map.pending()
+    items.map.remove(ids[np.lexsort((ids, -seen_ms))[num:]])

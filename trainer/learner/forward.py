@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail
+from kernels.step_inputs import StepInputs
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
-from model.rates import Rates, done_before
+from model.kinds import done_before
+from model.lookup import rows_at
+from model.rates import Rates
 from model.tokens import ITEMS, side_inputs, token_times
 from trainer.examples.batch import JaggedBatch
 from trainer.examples.changes import with_changes
@@ -27,7 +30,7 @@ from trainer.network.choice_weights import ChoiceWeights
 from trainer.network.direct_step import output_places
 from trainer.network.frequency import FrequencyEstimator
 from trainer.network.graph import Captures, PaddedEncoder, times_in_order
-from trainer.network.graph_step import PaddedStep, StepInputs
+from trainer.network.graph_step import PaddedStep, size_of
 from trainer.network.losses import mean_or_zero
 from trainer.network.retrieval import RetrievalRows
 from trainer.ranks.shard_pass import Network, first_read, tail_of
@@ -122,17 +125,15 @@ class ForwardPass:
     def _step_inputs(
         self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64
     ) -> StepInputs:  # fmt: skip
-        time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
-        live_V = self._items.live.copy()
-        live_V[0] = False
-        row_S = target_row_R[batch.choice_S]
-        weight_S = (row_S > 0).astype(np.float32)
+        weight_S = None
         if self._weights.differ:
-            weight_S[row_S > 0] = self._weights.over(batch, batch.choice_S[row_S > 0])
+            is_learned_S = target_row_R[batch.choice_S] > 0
+            weight_S = is_learned_S.astype(np.float32)
+            weight_S[is_learned_S] = self._weights.over(batch, batch.choice_S[is_learned_S])
         return StepInputs(
-            input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
-            batch.previous_R[batch.choice_S], row_S, self.prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, _is_read(batch), live_V, weight_S,
+            input_rows_n, batch.time_ms_n, batch.starts_B1, batch.target_R, batch.previous_R, batch.choice_S,
+            target_row_R, batch.bits_n, batch.learned_bits_R, batch.is_new_R, self._items.live, batch.value_n,
+            self.prior(whole, target_row_R), weight_S,
         )  # fmt: skip
 
     def _graphed_forward(
@@ -141,7 +142,7 @@ class ForwardPass:
         assert self.step_graphs is not None
         weight_VD = self._items.weight.float()
         if not self._config.graph_gradients:
-            weight_VD = F.pad(weight_VD, (0, 0, 0, inputs.size.rows - len(weight_VD))).requires_grad_()
+            weight_VD = F.pad(weight_VD, (0, 0, 0, size_of(inputs).rows - len(weight_VD))).requires_grad_()
         leaves = [Leaf(self._items, rows_U, weight_VD)]
         side_nM = self._side_inputs(batch, leaves)
         if self._config.graph_gradients:
@@ -195,7 +196,7 @@ class ForwardPass:
         with_start = torch.cat([y_SM, self._model.start_M[None]])
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
-        both = F.embedding(self._tensor(places), with_start)
+        both = rows_at(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
     def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf]) -> Tensor | None:
@@ -215,7 +216,7 @@ class ForwardPass:
         place_nF = self._tensor(place.reshape(keys_nF.shape))
         leaf = Leaf(table, rows_U, table.gather(rows_U), place_nF)
         leaves.append(leaf)
-        return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
+        return rows_at(place_nF, leaf.values_UD).sum(dim=1)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

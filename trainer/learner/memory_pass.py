@@ -186,7 +186,7 @@ class MemoryPass:
             asked = to_device(query_R[part][events.chosen_R[part] == 1], forward.query_SD.device)
             some = events if size >= len(told) else events[part]
             done.append(self._memory.learn_together(some, logits_of(asked)))
-        return Launched(_order(batch, told), done)
+        return Launched(_order(batch, told), done, events, self._memory)
 
     def _are_ranked(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
         """Which of these events are compared with all rows."""
@@ -211,8 +211,10 @@ class MemoryPass:
     def answer(self, batch: JaggedBatch, parts: Iterable[Part]) -> MemoryOutcome:
         """Predict, count and learn what `ask` returned; the outcomes of the choices, in the order of the targets.
 
-        A choice that was learned from a sample has neither rank nor loss: those within a sample would flatter. One
-        that is ranked among all rows has `COMING` if that is not known yet: see `take_earlier`.
+        A choice of an item that its user has met is a miss where such items are left out, since no server recommends it
+        (it is learned all the same). One that was learned from a sample has neither rank nor loss: those within a
+        sample would flatter. One that is ranked among all rows has `COMING` if that is not known yet: see
+        `take_earlier`.
         """
         self._place, done, ranks_at = None, list[MemoryOutcome](), dict[int | None, Ranks]()
         for part in parts:
@@ -239,17 +241,19 @@ class MemoryPass:
         return earlier
 
     def _begin(self, part: Part, ranks_at: dict[int | None, Ranks]) -> None:
-        """Begin to rank the part's first choice; one that was never met is a miss."""
+        """Begin to rank the part's first choice; one that was never met is a miss, and so is one that is left out."""
         assert part.query_AD is not None
-        target = int(part.events.target_R[0])
-        if target and self._memory.arrays.first[target] >= 0:
+        target, is_left_out = int(part.events.target_R[0]), self._memory.leaves_out and part.events.is_repeat_R[0]
+        if target and self._memory.arrays.first[target] >= 0 and not is_left_out:
             self.ranking.begin(part.events[:1], part.query_AD[0], part.logit_V)
         else:
             ranks_at[self._place] = Ranks(0, 0, 0, math.nan)
 
     def _learn(self, part: Part) -> MemoryOutcome:
         if part.logit_AV is not None:
-            return self._memory.learn(part.events, part.logit_AV)
+            leaves_out = self._memory.leaves_out
+            outcome = self._memory.learn(part.events, part.logit_AV)
+            return outcome.missed(part.events.is_repeat_R) if leaves_out else outcome
         outcome = self.ranking.beside(part.events, lambda: self._learn_sampled(part))
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
@@ -267,10 +271,13 @@ class Launched:
     order_S: Int64
     """The choices' places among the events, in the order of the targets."""
     parts: list[DeviceOutcome]
+    events: MemoryEvents
+    memory: Memory
 
     def wait(self) -> MemoryOutcome:
         """The outcomes of the choices, in the order of the targets."""
-        return MemoryOutcome.join([part.wait() for part in self.parts]).ordered(self.order_S)
+        outcome = MemoryOutcome.join([part.wait() for part in self.parts])
+        return (outcome.missed(self.events.is_repeat_R) if self.memory.leaves_out else outcome).ordered(self.order_S)
 
 
 def _order(batch: JaggedBatch, told: Int64) -> Int64:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.beside import Beside
 from kernels.odds import OddsEvents
 from kernels.transfer import ToHost
 from model.attributes import alike_of, attributes_of, pauses
@@ -25,13 +26,17 @@ class RankingPass:
     def __init__(self, rates: Rates, tables: Mapping[str, EmbeddingTable], config: ModelConfig) -> None:
         self._rates, self._tables, self._config = rates, tables, config
 
-    def answer(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
-        """Predict the batch's targets, then count them and learn those whose outcomes are known."""
+    def begin(
+        self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, beside: Beside | None = None
+    ) -> Callable[[], Ranked]:
+        """Predict the batch's targets, then count them and learn those whose outcomes are known, on the thread
+        ``beside``; returns what waits for the predictions."""
         by_rate_RK = self._rates.predict(seen_rows_n[batch.target_R])
         on_host = forward.on_host or ToHost(forward.logits_RK)
         events = self.ask(batch, forward.target_row_R, on_host)
         number_R = self._rates.arrivals.number(batch.key_R, batch.is_new_R, events.order_R)
-        return Ranked(probability(self._rates.learn(events, number_R)), by_rate_RK, number_R)
+        logits = self._rates.begin(events, number_R, beside)
+        return lambda: Ranked(probability(logits()), by_rate_RK, number_R)
 
     def ask(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: ToHost) -> OddsEvents:
         """The batch's targets as events; ``logits_RK``: the network's, which are waited for last."""

@@ -37,9 +37,9 @@ from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.past_names import PastNames
-from trainer.learner.ranking_pass import RankingPass
+from trainer.learner.scoring import Scoring
 from trainer.metrics.baseline import PopularityBaseline
-from trainer.metrics.evaluator import Evaluator, Forward
+from trainer.metrics.evaluator import Forward
 from trainer.metrics.prequential import PrequentialMetrics
 from trainer.network.choice_weights import ChoiceWeights
 from trainer.network.direct_step import DirectStep
@@ -72,7 +72,7 @@ class StepReport:
 class Learner:
     """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it.
 
-    ``memory_thread``: run the memory on a thread of its own, beside the network; None: where the network is on a GPU.
+    ``threads``: run memory and odds on threads of their own, beside the network; None: where that is on a GPU.
     ``ranks``: those that compute shards of each step.
     """
 
@@ -82,14 +82,14 @@ class Learner:
         trainer: TrainerConfig,
         device: torch.device | str = "cpu",
         *,
-        memory_thread: bool | None = None,
+        threads: bool | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
         keep_in(trainer.tables_folder)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
-        beside = self.device.type == "cuda" if memory_thread is None else memory_thread
+        beside = self.device.type == "cuda" if threads is None else threads
         self._memory_thread = ThreadPoolExecutor(1, "memory") if beside else None
         self.items = empty_table(ITEMS, model.item_width, trainer, self.device, trainer.admit_after)
         self.domains = empty_table(DOMAINS, model.model_width, trainer, self.device)
@@ -107,27 +107,29 @@ class Learner:
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
-        self.ranking_pass = RankingPass(self.rates, self.tables, model)
         self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
         sharding = None
         if trainer.shards > 1:
             sharding = Sharding(self.network, self.frequency, ranks, self.memory_pass.exact_rows)
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
-        self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window, self.rates.arrivals)
-        self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
+        self.scoring = Scoring(
+            model, trainer, self.rates, self.tables, self.popularity, beside=beside, later=self._is_memory_there
+        )
         self.histories = TrainedHistories(
             model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
         )
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
-        self.num_steps = 0
-        self.num_interactions = 0
-        self.num_feedback = 0
-        self.newest_event_ms = 0
-        self.newest_record_ms = 0
+        self.num_steps = self.num_interactions = self.num_feedback = 0
+        self.newest_event_ms = self.newest_record_ms = 0
 
     def ranking_state(self) -> dict[str, NDArray[Any]]:
         """What is known of the choice that is being ranked, for a checkpoint; nothing if none is."""
-        return {**self.memory_pass.ranking.state_dict(), **self.evaluator.state_dict()}
+        return {**self.memory_pass.ranking.state_dict(), **self.scoring.evaluator.state_dict()}
+
+    @property
+    def metrics(self) -> PrequentialMetrics:
+        """The metrics, up to the last step."""
+        return self.scoring.evaluator.metrics
 
     def _direct_step(self) -> DirectStep | None:
         """The pass for steps that fit it; None on a GPU, or without the kernels."""
@@ -156,8 +158,7 @@ class Learner:
         if (sharding := self.forward_pass.sharding) is not None:
             sharding.meanwhile = lambda: self.memory_pass.foresee(whole, seen_rows_n)
         forward = self.forward(batch, now_ms, whole)
-        retrieval = forward.retrieval_loss
-        ranking = forward.ranking_loss
+        retrieval, ranking = forward.retrieval_loss, forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         given_R, expected = np.zeros(0, np.float32), list[Tensor]()
@@ -168,10 +169,8 @@ class Learner:
         choices = self._predict_choices(whole, forward, seen_rows_n)
         if sharding is None:
             self._learn(forward, ranking)
-        ranked = self.ranking_pass.answer(whole, forward, seen_rows_n)
-        self.evaluator.count(
-            whole, ranked, choices(), num_known, seen_rows_n, self.num_steps, self.memory_pass.take_earlier()
-        )
+        earlier = self.memory_pass.take_earlier
+        self.scoring.begin(whole, forward, seen_rows_n, num_known, self.num_steps, choices, earlier)
         if sharding is not None:  # other ranks have computed gradients meanwhile
             self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)

@@ -83,6 +83,22 @@ class Ranked:
     number_R: Int64
 
 
+@dataclass(slots=True, eq=False)
+class Asked:
+    """S choices and R targets of a batch whose outcomes are not known yet. ``rank_KS``, ``slice_XS``, ``domain_S``,
+    ``done_RK`` and ``is_new_R``: as in `Predictions`, the ranks by popularity alone. ``share_S``: whose ranks count.
+    ``batch``: for `Evaluator.on_ranked`; None if nobody asks."""
+
+    rank_KS: Int64
+    share_S: NDArray[np.bool_]
+    slice_XS: NDArray[np.bool_]
+    domain_S: Int64
+    done_RK: NDArray[np.bool_]
+    is_new_R: NDArray[np.bool_]
+    step: int
+    batch: JaggedBatch | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Awaited:
     """What belongs to a choice whose ranks are not known yet. ``rank_K``: by the rankers that have ranked it;
@@ -107,66 +123,68 @@ class Evaluator:
         popularity: PopularityBaseline,
         metrics: PrequentialMetrics,
     ) -> None:
-        self._config, self._popularity, self._metrics = config, popularity, metrics
+        self._config, self._popularity, self.metrics = config, popularity, metrics
         self._bits = np.random.Philox(key=[config.seed + 1, 0])
         self._random, self._first_bits = np.random.Generator(self._bits), self._bits.state
         self.on_ranked: Callable[[JaggedBatch, Int64, int], None] | None = None
         """Called with a batch, the ranks of its choices (-1: not ranked), and the step in which it was predicted."""
         self._awaited: Awaited | None = None
 
-    def count(
-        self,
-        batch: JaggedBatch,
-        predicted: Ranked,
-        choices: MemoryOutcome,
-        num_known: int,
-        seen_rows_n: Int64,
-        step: int,
-        earlier: Ranks | None = None,
-    ) -> None:
-        """Add a batch's predictions to the metrics.
+    def ask(self, batch: JaggedBatch, num_known: int, seen_rows_n: Int64, step: int) -> Asked:
+        """What can be said before the outcomes of a batch's choices are known.
 
-        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted; one may be
-        `COMING`, to come as ``earlier`` with a later batch. For the baselines only the ``num_known`` items compete that
-        had a row before the batch (``seen_rows_n``).
+        For the baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
         """
-        target_R = seen_rows_n[batch.target_R]
-        wanted = batch.choice_S
-        target_S, where_S = target_R[wanted], batch.target_R[wanted]
-        if earlier is not None:
-            self._count_earlier(earlier)
-        share_S = self._ranked(len(wanted), step)
-        ranked_S = share_S & (choices.rank_R >= 0)
-        if self.on_ranked is not None:
-            self.on_ranked(batch, np.where(ranked_S, choices.rank_R, -1), step)
-        rank_KS = np.full((len(RANKERS), len(wanted)), UNRANKED, np.int64)
-        by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
-        for name, rank_S in by_memory.items():
-            np.copyto(rank_KS[RANKERS.index(name)], rank_S, where=ranked_S)
-        coming = np.flatnonzero(choices.rank_R == COMING)
+        where_S = batch.target_R[batch.choice_S]
+        target_S, share_S = seen_rows_n[where_S], self._ranked(len(where_S), step)
+        rank_KS = np.full((len(RANKERS), len(where_S)), UNRANKED, np.int64)
         if ranks_popular(step):
-            asked = np.flatnonzero(share_S & ((choices.rank_R >= 0) | (choices.rank_R == COMING)))
-            first_C = batch.starts_B1[batch.owner_R[wanted[asked]]]
+            asked = np.flatnonzero(share_S)
+            first_C = batch.starts_B1[batch.owner_R[batch.choice_S[asked]]]
             popular = self._popularity.ranks(target_S[asked], num_known, seen_rows_n, first_C, where_S[asked])
             for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
                 rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
-        slice_XS, domain_S = self._slices(target_S, batch.age_R[wanted], num_known), batch.domain_n[where_S]
-        for at in coming.tolist():
+        slice_XS = self._slices(target_S, batch.age_R[batch.choice_S], num_known)
+        asker = batch if self.on_ranked is not None else None
+        return Asked(
+            rank_KS, share_S, slice_XS, batch.domain_n[where_S], batch.learned_RK > 0, batch.is_new_R, step, asker
+        )
+
+    def count(self, asked: Asked, predicted: Ranked, choices: MemoryOutcome, earlier: Ranks | None = None) -> None:
+        """Add a batch's predictions to the metrics.
+
+        ``choices``: the memory's outcomes of the choices, each predicted before the next was counted; one may be
+        `COMING`, to come as ``earlier`` with a later batch.
+        """
+        if earlier is not None:
+            self._count_earlier(earlier)
+        rank_KS, is_coming_S = asked.rank_KS, choices.rank_R == COMING
+        ranked_S = asked.share_S & (choices.rank_R >= 0)
+        if self.on_ranked is not None and asked.batch is not None:
+            self.on_ranked(asked.batch, np.where(ranked_S, choices.rank_R, -1), asked.step)
+        rank_KS[:, ~(ranked_S | is_coming_S)] = UNRANKED
+        by_memory = {"model": choices.rank_R, "network": choices.model_rank_R, "counts": choices.count_rank_R}
+        for name, rank_S in by_memory.items():
+            np.copyto(rank_KS[RANKERS.index(name)], rank_S, where=ranked_S)
+        missed = np.flatnonzero(ranked_S & (choices.rank_R == 0))  # not known, or left out: by the baselines too
+        rank_KS[:, missed] = np.minimum(rank_KS[:, missed], 0)
+        for at in is_coming_S.nonzero()[0].tolist():
             self._awaited = Awaited(
-                rank_KS[:, at], slice_XS[:, at], int(domain_S[at]), bool(share_S[at]), at, step, batch
-            )
-        self._metrics.add(
+                rank_KS[:, at], asked.slice_XS[:, at], int(asked.domain_S[at]), bool(asked.share_S[at]), at, asked.step,
+                asked.batch,
+            )  # fmt: skip
+        self.metrics.add(
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=slice_XS,
-                domain_S=domain_S,
+                slice_XS=asked.slice_XS,
+                domain_S=asked.domain_S,
                 log_loss_S=choices.loss_R.astype(np.float64),
                 number_R=predicted.number_R,
                 probability_RK=predicted.probability_RK,
                 baseline_RK=predicted.by_rate_RK,
-                done_RK=batch.learned_RK > 0,
-                is_new_R=batch.is_new_R,
+                done_RK=asked.done_RK,
+                is_new_R=asked.is_new_R,
             )
         )
 
@@ -178,10 +196,10 @@ class Evaluator:
         for name, rank in (("model", ranks.rank), ("network", ranks.model_rank), ("counts", ranks.count_rank)):
             rank_K[RANKERS.index(name)] = rank
         kept = slice(0, int(awaited.is_ranked))
-        self._metrics.add_ranks(
+        self.metrics.add_ranks(
             rank_K[:, None][:, kept], awaited.slice_X[:, None][:, kept], np.array([awaited.domain])[kept]
         )
-        self._metrics.add_losses(np.array([ranks.loss]))
+        self.metrics.add_losses(np.array([ranks.loss]))
         if self.on_ranked is not None and awaited.batch is not None and awaited.is_ranked:
             rank_S = np.full(int(np.count_nonzero(awaited.batch.is_wanted_R)), -1, np.int64)
             rank_S[awaited.place] = ranks.rank

@@ -1,6 +1,7 @@
 """Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model,
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss, and so is one
+that its user has met where such are left out), for the model,
 its network and its counts alone, and the most popular items so far, with slices; over everything, and over the last
 ``window`` targets. Ranking: `trainer.metrics.kinds`. All state is arrays, so a resumed trainer continues to count where
 it stopped.

@@ -12,87 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernels import Tail
+from kernels.step_inputs import Size, StepInputs
 from kernels.transfer import staged
 from model.hstu import HSTU
+from model.lookup import rows_at
 from trainer.network.graph import Captures, Input, PaddedTail, padded_size
 from trainer.network.losses import exact_retrieval_loss, ranking_loss
 
-Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 LEAST_INTERACTIONS = 128
 LEAST_USERS = 16
 LEAST_ROWS = 4096
 
 
-@dataclass(slots=True, eq=False)
-class StepInputs:
-    """A step's inputs: n interactions of B users, R targets, S of which are retrieval targets (choices).
-
-    ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
-    row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
-    table's rows compete. ``weight_S``: the weights of the retrieval targets' losses, 0 for padding.
-    """
-
-    row_n: Int64
-    kinds_nK: Float32
-    value_n: Float32
-    starts_B1: Int64
-    query_time_n: Int64
-    time_n: Int64
-    target_R: Int64
-    before_S: Int64
-    learned_row_S: Int64
-    prior_RPK: Float32
-    learned_RK: Float32
-    is_new_R: Bools
-    is_read_T: Bools
-    live_V: Bools
-    weight_S: Float32
-
-    @property
-    def size(self) -> Size:
-        """The size that the step is padded to."""
-        most = max(len(self.starts_B1) - 1, len(self.target_R), len(self.before_S))
-        return Size(
-            padded_size(len(self.row_n), LEAST_INTERACTIONS), padded_size(most, LEAST_USERS),
-            max(LEAST_ROWS, len(self.live_V)), self.kinds_nK.shape[1], self.prior_RPK.shape[1],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The padded numbers. ``users``: of users, targets and retrieval targets each; ``rows``: of the item table."""
-
-    interactions: int
-    users: int
-    rows: int
-    kinds: int
-    priors: int
-
-    @property
-    def integers(self) -> list[int]:
-        """Lengths of the integer arrays that `pack` concatenates, in its order."""
-        tokens = 2 * self.interactions
-        return [self.interactions, tokens, tokens, self.users + 1, self.users, self.users, self.users]
-
-    @property
-    def floats(self) -> list[int]:
-        """The same for the float arrays."""
-        each = [self.users] * 3
-        return [
-            self.interactions * self.kinds, self.interactions, self.users * self.priors * self.kinds,
-            self.users * self.kinds, *each, 2 * self.interactions, self.rows,
-        ]  # fmt: skip
+def size_of(inputs: StepInputs) -> Size:
+    """The size that the step is padded to."""
+    most = max(len(inputs.starts_B1) - 1, len(inputs.target_R))
+    _, num_priors, num_kinds = inputs.prior_RPK.shape
+    return Size(
+        padded_size(len(inputs.row_n), LEAST_INTERACTIONS), padded_size(most, LEAST_USERS),
+        max(LEAST_ROWS, len(inputs.live_V)), num_kinds, num_priors,
+    )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -106,37 +52,12 @@ class StepOutputs:
     logits_RK: Tensor
 
 
-def _fill(joined: NDArray[Any], parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float]) -> None:
-    """Write the parts, flattened, one after the other, each padded to its length with its value of ``rests``."""
-    start = 0
-    for part, length, rest in zip(parts, lengths, rests, strict=True):
-        flat = part.reshape(-1)
-        joined[start : start + len(flat)] = flat
-        joined[start + len(flat) : start + length] = rest
-        start += length
-
-
 def pack(inputs: StepInputs, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """The inputs as one tensor of integers and one of floats, which `_Step.forward` splits again, on their way to a
     device (`kernels.transfer.staged`)."""
     integers, sent_integers = staged(sum(size.integers), torch.int64, device)
     floats, sent_floats = staged(sum(size.floats), torch.float32, device)
-    time_n, query_time_n = inputs.time_n, inputs.query_time_n
-    last, start = 2 * int(inputs.starts_B1[-1]), 2 * size.interactions
-    before = np.where(inputs.before_S >= 0, 2 * inputs.before_S + 1, start)
-    _fill(
-        integers,
-        [inputs.row_n, query_time_n, time_n, 2 * inputs.starts_B1, 2 * inputs.target_R, before, inputs.learned_row_S],
-        size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0],
-    )  # fmt: skip
-    weight_S = inputs.weight_S / np.float32(max(1, int((inputs.learned_row_S > 0).sum())))
-    weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
-    _fill(
-        floats,
-        [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,
-         inputs.is_read_T, inputs.live_V],
-        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
-    )  # fmt: skip
+    inputs.write(size, integers, floats)
     return sent_integers, sent_floats
 
 
@@ -154,13 +75,13 @@ class _Step(nn.Module):
         row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
         kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, is_read_T, live_V = floats.split(size.floats)
         kinds_nK = kinds.view(size.interactions, size.kinds)
-        item_nM = model.item_inputs(F.embedding(row_n, row_VD), sides[0] if sides else None)
+        item_nM = model.item_inputs(rows_at(row_n, row_VD), sides[0] if sides else None)
         x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
         y_TM = model.encode(
             x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend,
             tail=cast("Tail", PaddedTail(is_read_T > 0)), context_gradient=self._context_gradient,
         )  # fmt: skip
-        read = F.embedding(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
+        read = rows_at(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
         query_SD, table_VD = model.retrieval_query(read[size.users :]), model.retrieval_table(row_VD)
         loss_S = exact_retrieval_loss(query_SD, table_VD, learned_S, live_V > 0, self._backend)
         logits_RK = model.rank_logits(read[: size.users], prior.view(size.users, size.priors, size.kinds))
@@ -202,7 +123,7 @@ class PaddedStep:
 
     def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
         """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
-        size = inputs.size
+        size = size_of(inputs)
         device = row_VD.device
         arguments = [row_VD, *(each.to(device, non_blocking=True) for each in pack(inputs, size, device))]
         if side_nM is not None:
@@ -214,7 +135,7 @@ class PaddedStep:
     ) -> tuple[StepOutputs, Tensor, Tensor | None]:
         """The same with both passes in one graph: the outputs, without autograd, and the gradients of rows and side
         inputs; those of the weights are written to their ``grad``, which must be zero. ``row_VD``: the item table's."""
-        size, device = inputs.size, row_VD.device
+        size, device = size_of(inputs), row_VD.device
         arguments = [Input(row_VD, size.rows, varies=True)]
         arguments += [Input(each, len(each)) for each in pack(inputs, size, device)]
         if side_nM is not None:
@@ -234,4 +155,4 @@ class PaddedStep:
 def _outputs(inputs: StepInputs, padded: Sequence[Tensor]) -> StepOutputs:
     """What `_Step` returns, without padding."""
     retrieval, ranking, query, table, logits = padded
-    return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])
+    return StepOutputs(retrieval, ranking, query[: len(inputs.choice_S)], table, logits[: len(inputs.target_R)])

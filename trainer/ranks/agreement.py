@@ -22,11 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("kernels", "model", "trainer", "wire")
 """The rooms whose code affects what a rank computes."""
 BUILD, TORCH, MACHINE, LEVEL = "the build", "torch", "the kind of machine", "the instruction set"
+GPU = "the GPU"
 REMEDIES = {
     BUILD: "install the same build everywhere",
     TORCH: "install the same version everywhere",
     MACHINE: "run all processes on x86-64, or all on arm64",
     LEVEL: "set HEADRACE_CPU_LEVEL to the lower one everywhere",
+    GPU: 'run all processes on GPUs of one kind, or set trainer.device = "cpu" everywhere',
 }
 """What to do if ranks differ in something other than a setting."""
 
@@ -63,6 +65,7 @@ def facts_of(model: ModelConfig, config: TrainerConfig) -> dict[str, Any]:
         TORCH: torch.__version__,
         MACHINE: platform.machine(),
         LEVEL: level() if config.backend == "auto" else "",
+        GPU: torch.cuda.get_device_name() if choose_device(config.device, "trainer.device").type == "cuda" else "none",
     }
 
 
@@ -91,7 +94,7 @@ def agree(ranks: Ranks, facts: dict[str, Any]) -> None:
 
 def _difference(rank: int, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """The first thing in which a rank differs from rank 0; empty if there is none."""
-    for name in (BUILD, TORCH, MACHINE, LEVEL, *ours):
+    for name in (BUILD, TORCH, MACHINE, GPU, LEVEL, *ours):
         if theirs.get(name) != ours[name]:
             remedy = REMEDIES.get(name, "give all of them the same configuration")
             return f"{name}: rank 0 has {ours[name]!r}, rank {rank} has {theirs.get(name)!r}; {remedy}"

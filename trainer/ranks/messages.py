@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import RanksError
 from trainer.ranks.shards import added
+from wire.errors import ConfigError
 
 FOR_EVER = timedelta(days=1000)
 """How long a rank waits for something to do: rank 0 may be a standby, or have nothing to learn."""
@@ -210,22 +211,22 @@ class Ranks:
 
 
 def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
-    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`.
+    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`, and
+    `ConfigError` if there are fewer GPUs than ranks here.
 
     Messages and sums of CPU tensors go by gloo; sums of tensors on GPUs by NCCL, a GPU for each of a machine's ranks.
     """
     size = Ranks.expected()
     if size <= 1:
         return None
-    rank = int(os.environ.get("RANK", "0"))
+    rank, backend = int(os.environ.get("RANK", "0")), "gloo"
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(own_gpu(torch.cuda.device_count()))
+        backend = "cpu:gloo,cuda:nccl"
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", timeout=timeout))
-        backend = "gloo"
-        if device is not None and device.type == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise RanksError(
@@ -234,6 +235,17 @@ def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
             "reached, and on machines with several networks that GLOO_SOCKET_IFNAME names the right one"
         ) from error
     return Ranks(rank, size, timeout_s)
+
+
+def own_gpu(num: int) -> int:
+    """Which of the machine's ``num`` GPUs is this rank's. Raises `ConfigError` if there is none for it."""
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= num:
+        raise ConfigError(
+            f"trainer.device: expected a GPU for each of this machine's ranks, got {num} for rank {place + 1} of them; "
+            'start fewer (--nproc-per-node), or use "cpu"'
+        )
+    return place
 
 
 def _waited(work: dist.Work | None, result: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from kernels.heads import HeadOutputs
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
+from model.lookup import rows_at
 from model.tokens import DOMAINS, FEATURES, ITEMS, token_times
 from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch
@@ -155,7 +155,7 @@ class ShardPass:
         wanted = batch.choice_S
         places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
-        both = F.embedding(to_device(places, device), torch.cat([y_SM, model.start_M[None]]))
+        both = rows_at(to_device(places, device), torch.cat([y_SM, model.start_M[None]]))
         query_SD = model.retrieval_query(both[batch.num_targets :])
         logits_RK = model.rank_logits(both[: batch.num_targets], to_device(shard.prior_RPK, device))
         retrieval = self._retrieval_loss(query_SD, model.retrieval_table(leaf_UD), shard.target_row_R[wanted])
@@ -204,7 +204,7 @@ class ShardPass:
             place_nF = to_device(self._step.places(name, rows_nF), self._network.device)
             leaf = Leaf(self._network.tables[name], self._step.rows_of(name), self._leaf(name), place_nF)
             leaves.append(leaf)
-            parts.append(F.embedding(place_nF, leaf.values_UD).sum(dim=1))
+            parts.append(rows_at(place_nF, leaf.values_UD).sum(dim=1))
         return sum(parts[1:], parts[0]) if parts else None
 
 

@@ -7,7 +7,7 @@ import time
 import structlog
 
 from trainer.config import TrainerConfig
-from trainer.sources.scheduler import Scheduler
+from trainer.sources.scheduler import Scheduler, num_in
 from trainer.sources.source import Position, Source
 from wire.example import Lesson
 from wire.weights import PlanStep
@@ -30,6 +30,7 @@ class StepFeed:
         self._source, self._config, self._is_live = source, config, is_live
         self._scheduler = Scheduler(max_context, config.max_step_tokens, config.max_step_targets)
         self._new_from = first_step + len(recorded)
+        source.max_buffered = max([source.max_buffered, *map(num_in, recorded)])
         self.recorded = list(recorded)
         """Recorded steps that are still to be repeated."""
 

@@ -54,7 +54,7 @@ class KafkaSource:
     ) -> None:  # fmt: skip
         self._consumer, self._partitions, self._topic = consumer, partitions, partitions[0].topic
         self._shape = shape
-        self._on_gap, self._max_buffered = on_gap, max_buffered
+        self._on_gap, self.max_buffered = on_gap, max_buffered
         self._tracker = PositionTracker(dict(positions))
         self._stop = stop
         self._topic_id, self._num_known = "", num_known
@@ -146,7 +146,7 @@ class KafkaSource:
     def poll(self, timeout_s: float) -> list[Lesson]:
         """The examples that have arrived; waits up to ``timeout_s`` for some."""
         for where in self._partitions:
-            full = self._num_waiting[where.partition] >= self._max_buffered
+            full = self._num_waiting[where.partition] >= self.max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
         lessons, fetched = [], self._fetched(timeout_s)
         if fetched and not self._looks_back():

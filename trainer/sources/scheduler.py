@@ -101,6 +101,11 @@ def num_pieces(example: Lesson) -> int:
     return example.num_new + example.num_feedback
 
 
+def num_in(step: PlanStep) -> int:
+    """How many examples a recorded step has."""
+    return sum(last - first + 1 for _, first, last in step)
+
+
 def ranges(examples: Sequence[Lesson]) -> PlanStep:
     """The examples' numbers as runs, in the order given."""
     step: PlanStep = []

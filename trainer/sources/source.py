@@ -28,6 +28,9 @@ class Position(msgspec.Struct, frozen=True):
 class Source(Protocol):
     """Yields each example once, in the order of their numbers within a partition."""
 
+    max_buffered: int
+    """So many examples of a partition may wait to be trained, or a few more. A recorded step must fit."""
+
     @property
     def positions(self) -> dict[int, Position]:
         """After the last trained example of each partition."""

@@ -14,6 +14,7 @@ def quality_of(learner: Learner, summary: dict[str, Any]) -> Quality:
     window, is_judged = summary["retrieval_window"], learner.rates.has_learned(learner.config.metric_window)
     return Quality(
         num_targets=window["num"],
+        window=learner.config.metric_window,
         hr10=window["model"]["hr10"],
         popular_hr10=window["popular_unseen"]["hr10"],
         ne=summary["ranking_window"]["all"]["ne"] if is_judged else None,

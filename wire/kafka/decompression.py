@@ -73,11 +73,14 @@ def gzip_decode(payload: bytes) -> bytes:
 def lz4_decode(payload: bytes) -> bytes:
     """As the clients do."""
     reader = lz4.frame.LZ4FrameDecompressor()
-    found: bytes = reader.decompress(payload, max_length=most_bytes(len(payload)) + 1)
-    _bounded(len(found), payload)
+    pieces, num_bytes = [reader.decompress(payload, max_length=_PIECE)], 0
+    while pieces[-1] and not reader.eof and num_bytes <= most_bytes(len(payload)):
+        num_bytes += len(pieces[-1])
+        pieces.append(reader.decompress(b"", max_length=_PIECE))
+    _bounded(sum(map(len, pieces)), payload)
     if not reader.eof:
         raise RuntimeError("LZ4: expected the end of a frame, got fewer bytes")
-    return found
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def zstd_decode(payload: bytes) -> bytes:

@@ -18,7 +18,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
-SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """The most shared memory that a program may have, by architecture."""
 _DEVICES = count(1000)
 

@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path(__file__).with_name("interpreted")
-STEPS = FOLDER / "test_elsewhere.py"
-"""Takes as long as the others together."""
+STEPS, STREAMS = [FOLDER / "test_elsewhere.py"], [FOLDER / "test_streams.py", FOLDER / "test_ranks.py"]
+"""Each takes as long as the others together."""
 
 
 @pytest.mark.parametrize(
-    "files", [[STEPS], sorted(set(FOLDER.glob("test_*.py")) - {STEPS})], ids=["whole steps", "the others"]
-)
+    "files", [STEPS, STREAMS, sorted(set(FOLDER.glob("test_*.py")) - {*STEPS, *STREAMS})],
+    ids=["whole steps", "streams", "the others"],
+)  # fmt: skip
 def test_every_kernel_equals_its_reference_in_the_interpreter(files: list[Path]) -> None:
     pytest.importorskip("triton", reason="triton comes with torch on Linux")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1"}

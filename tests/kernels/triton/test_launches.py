@@ -30,6 +30,7 @@ from kernels import (
     stochastic_length,
     top_k,
 )
+from kernels.backend import KernelUnavailable
 from tests.kernels.triton import cases
 from tests.kernels.triton.compiling import read_report
 from tests.kernels.triton.launches import compiling_launches
@@ -156,6 +157,27 @@ def test_attention_compiles_for_every_head_and_bias_and_its_products_do_not_wait
     report = read_report(compiled)
     assert dtype == torch.float32 or report.wgmma
     assert report.waits * 2 <= report.wgmma, report
+
+
+@pytest.mark.parametrize(
+    ("part", "width", "architecture"),
+    [*((part, width, 89) for part in KERNEL_NAMES for width in (128, 256)), ("forward", 128, 120)],
+)
+def test_attention_fits_the_shared_memory_of_a_workstation_s_gpu(part: str, width: int, architecture: int) -> None:
+    """Which is less than half of Hopper's; `compiling_launches` compares."""
+    with compiling_launches(architecture, compiles={KERNEL_NAMES[part]}) as seen:
+        launch_attention(part, width, True, True)
+    assert seen[KERNEL_NAMES[part]]
+
+
+def test_wide_heads_in_float32_are_refused_on_a_workstation_s_gpu() -> None:
+    with compiling_launches(89, compiles=False):
+        launch_attention("forward", 256, True, True, dtype=torch.float32)
+        for part in ("queries", "keys"):
+            with pytest.raises(
+                KernelUnavailable, match=r"expected heads of at most 128 .* got 256; use narrower heads"
+            ):
+                launch_attention(part, 256, True, True, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
@@ -33,7 +34,9 @@ from tests.kernels.test_memory import (
     events_at_once,
     long_ago,
 )
+from tests.trainer.test_left_out import repeats_of
 from trainer.config import TrainerConfig
+from trainer.examples.batch import JaggedBatch
 from trainer.learner.step import Learner
 from wire.example import Example, rows_of
 
@@ -327,6 +330,27 @@ def tiny_learner(num_features: int = 0) -> Learner:
                         num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8,
                         num_features=num_features)  # fmt: skip
     return Learner(model, TrainerConfig(device="cpu", memory_group=GROUP), "cpu")
+
+
+def test_a_repeat_is_a_miss_where_repeats_are_left_out() -> None:
+    """Until the stream has many, as its clock on the device says."""
+    learner, told = tiny_learner(), list[tuple[bool, int]]()
+
+    def meet(batch: JaggedBatch, rank_S: NDArray[np.int64], _: int) -> None:
+        ranks = zip(repeats_of(batch), rank_S.tolist(), strict=True)
+        told.extend((is_repeat, rank) for is_repeat, rank in ranks if rank >= 0)
+
+    learner.scoring.evaluator.on_ranked = meet
+    examples, leaves_out = synthetic_examples(4, 12, 12, 3, 12), list[bool]()
+    for _ in range(4):
+        begin = len(told)
+        learner.step(list(islice(examples, 4)))
+        assert learner.memory.leaves_out == learner.memory.leaves_out_repeats
+        leaves_out.append(learner.memory.leaves_out)
+        hits = [rank > 0 for is_repeat, rank in told[begin:] if is_repeat]
+        assert not (leaves_out[-1] and any(hits))
+    assert not all(leaves_out)
+    assert any(is_repeat and rank > 0 for is_repeat, rank in told)
 
 
 def with_features(example: Example) -> Example:

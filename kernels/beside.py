@@ -1,0 +1,46 @@
+"""A thread that runs a compiled function beside the interpreter, without ever holding it.
+
+A thread of Python's would have to be given the interpreter at its beginning and at its end, by a thread that makes a
+call every few microseconds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from ctypes import Structure, byref, c_void_p, cast
+from typing import Any
+
+from kernels.compiled import baseline
+
+
+class Beside:
+    """Runs one function at a time. The thread is there from the first one on.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+
+    def __init__(self) -> None:
+        self._beside = baseline("headrace_beside_new", result=c_void_p)()
+        if not self._beside:
+            raise MemoryError("no room for a thread")
+        weakref.finalize(self, baseline("headrace_beside_delete", c_void_p, result=None), self._beside)
+        self._held: Any = None
+
+    def start(self, function: Any, call: Structure, held: Any) -> None:
+        """Begin ``function(call)``, of a function of the library that takes one pointer. `wait` comes before the next
+        start. ``held``: what the function reads and writes, kept until then.
+
+        Raises RuntimeError if the system gives no thread.
+        """
+        assert self._held is None, "wait for what was started before"
+        begin = baseline("headrace_beside_start", *[c_void_p] * 3)
+        if begin(self._beside, cast(function, c_void_p), byref(call)):
+            raise RuntimeError("expected a thread, the system gave none; raise the limit on processes (ulimit -u)")
+        self._held = call, held
+
+    def wait(self) -> int:
+        """The status that the function has returned, once it has. If the thread has not begun, because no processor was
+        free, the function runs here."""
+        status: int = baseline("headrace_beside_wait", c_void_p)(self._beside)
+        self._held = None
+        return status

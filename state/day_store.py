@@ -1,0 +1,89 @@
+"""At which offset of the actions each day began: what tells how long ago a user last acted, whose last offset is known.
+
+Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970.
+
+A day is one of Kafka's timestamps. Under producers' clocks these may state any time, and a day too far ahead would make
+everybody a user who has not come for long. So a day has begun only when `MANY` records in a row are of that day or a
+later one, and no day is later than this machine's. Wrong clocks can make users stay longer, but not go earlier, unless
+all of these clocks agree. What comes of it is decided once, by a request in the actions topic (`stream.retention`), so
+nothing here has to be the same in every life.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rocksdict import WriteBatch
+
+from state.database import Database
+from wire.example import Example
+from wire.moment import MS_PER_DAY
+
+_PREFIX = b"d"
+MANY = 100
+"""As many records in a row make a day."""
+
+
+class DayStore:
+    """The days of one partition. The owner writes nothing else under their keys."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._begins: dict[int, int] = {}
+        """Day → the first offset of its actions, or one before that."""
+        self._fresh: dict[int, int] = {}
+        """Those among them that are not on disk."""
+        self.today = -1
+        """The day of the last records; -1 before there are enough."""
+        self._offset = self._earliest = self._num = 0
+        """Of the records since ``today`` was set: the first offset, the earliest day, and how many there are."""
+
+    def load(self) -> None:
+        """Read what is stored."""
+        stored = self._db.under(_PREFIX)
+        self._begins = {int.from_bytes(key[1:], "big"): int.from_bytes(begin, "big") for key, begin in stored}
+        self._fresh.clear()
+        self.today, self._num = -1, 0
+
+    def note(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> None:
+        """The next records (`state.store.Record`), about to be applied."""
+        if not records:
+            return
+        earliest = min([record[1] for record in records]) // MS_PER_DAY
+        if not self._num:
+            self._offset, self._earliest = records[0][0], earliest
+        self._earliest, self._num = min(self._earliest, earliest), self._num + len(records)
+        if self._num >= MANY:
+            self.today, self._num = _known(self._earliest), 0
+            if self.today > max(self._begins, default=-1):
+                self._begins[self.today] = self._fresh[self.today] = self._offset
+                self.save()
+
+    def adopt(self, example: Example) -> None:
+        """An example from which the store is restored. One that is only written again states the time of that."""
+        is_again = len(example.rows) == example.segment_len and not (example.num_new or example.num_feedback)
+        if example.user_offset >= 0 and not is_again:
+            day = _known(example.newest_record_ms // MS_PER_DAY)
+            begin = min(example.user_offset, self._begins.get(day, example.user_offset))
+            self._begins[day] = self._fresh[day] = begin
+
+    def save(self) -> None:
+        """Write what is not on disk."""
+        batch = WriteBatch(raw_mode=True)
+        for day, begin in self._fresh.items():
+            batch.put(_PREFIX + day.to_bytes(4, "big"), begin.to_bytes(8, "big"))
+        self._fresh.clear()
+        self._db.write(batch)
+
+    def quiet_before(self, num_days: int) -> int | None:
+        """The offset before which a user's last action must be for as many whole days to have passed since; None if it
+        is not known of anybody that they have. What came before the first known day counts as of that day."""
+        due = self.today - num_days
+        if self.today < 0 or min(self._begins, default=due) >= due:
+            return None
+        return min((begin for day, begin in self._begins.items() if day >= due), default=None)
+
+
+def _known(day: int) -> int:
+    return max(0, min(day, time.time_ns() // 1_000_000 // MS_PER_DAY))

@@ -1,0 +1,87 @@
+"""Finds a partition's users who have not acted for `sequence.forget_after_days`, and asks that they be forgotten.
+
+It asks as `headrace forget user` does: by a request in the actions topic, which the partition's worker carries out at
+its offset. So a crash, a restore, a replay or another worker changes nothing, and the audit recounts it. A request
+names the users and the offset before which their last actions must stand, so whoever acts before it is carried out
+stays.
+
+Once a day all users are looked at, some of them each second (`Retention.step`). What a killed worker has not asked, the
+next one does: it begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from state.store import PartitionStore
+from stream.config import Settings
+from stream.kafka_producer import Producer
+from wire.topics import Topics
+
+LOOKED_AT = 1_000
+"""Users in a step: a few milliseconds at most; 86 million a day."""
+MOST = 300
+"""Users in a request. A mark ends a trainer's step, so a request for each user would cut its steps short."""
+MOST_BYTES = 20_000
+
+
+class Retention:
+    """The quiet users of one partition. `step` is called once a second, while the partition is claimed."""
+
+    def __init__(self, partition: int, settings: Settings, producer: Producer) -> None:
+        self._partition, self._producer = partition, producer
+        self._num_days = settings.sequence.forget_after_days
+        self._topic = Topics.under(settings.kafka.prefix).actions
+        self._most_bytes = min(MOST_BYTES, settings.action.max_record_bytes // 2)
+        self._before: int | None = None
+        """What the last actions of those stand before who are found in this round, or were in the last one."""
+        self._place = b""
+        self._is_looking = False
+        self._found: list[str] = []
+        self._asked_at = -1
+        """The offset of the last request."""
+
+    async def step(self, store: PartitionStore) -> None:
+        """Look at some users, and ask that those found be forgotten, once they are many or the last. The next step does
+        nothing before that is carried out. Raises what the producer raises; then the next step asks again."""
+        if not self._num_days or store.applied_offset < self._asked_at:
+            return
+        if len(self._found) < MOST:
+            self._look(store)
+        if self._found and (len(self._found) >= MOST or not self._is_looking):
+            await self._ask()
+
+    def _look(self, store: PartitionStore) -> None:
+        if not self._is_looking:
+            before = store.days.quiet_before(self._num_days)
+            if before is None or before == self._before or self._found:
+                return
+            self._before, self._place, self._is_looking = before, b"", True
+        assert self._before is not None
+        found, self._place = store.users.quiet(self._place, LOOKED_AT, self._before)
+        self._found += found
+        self._is_looking = bool(self._place)
+
+    async def _ask(self) -> None:
+        users = next(portions(self._found, self._most_bytes))
+        value = msgspec.json.encode({"forget": True, "users": users, "before_offset": self._before})
+        sent = await self._producer.send(self._topic, self._partition, users[0].encode(), value)
+        self._asked_at = (await sent).offset
+        del self._found[: len(users)]
+
+
+def portions(users: Sequence[str], most_bytes: int) -> Iterator[list[str]]:
+    """``users`` in order, divided so that each part has at most `MOST`, and as many bytes in JSON unless it is one."""
+    part: list[str] = []
+    num_bytes = 0
+    for user in users:
+        size = len(msgspec.json.encode(user)) + 1
+        if part and (len(part) == MOST or num_bytes + size > most_bytes):
+            yield part
+            part, num_bytes = [], 0
+        part.append(user)
+        num_bytes += size
+    if part:
+        yield part

@@ -1,0 +1,133 @@
+"""By when users last acted: what a partition knows of its days, and which of its users are due."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from state.day_store import MANY
+from state.store import PartitionStore, Record
+from tests.state.world import ACTION
+from wire.example import Example
+from wire.example_codec import decode_example
+from wire.moment import MS_PER_DAY
+
+TODAY = time.time_ns() // 1_000_000 // MS_PER_DAY
+
+
+def visits(first: int, day: int, *users: str, num: int = MANY, ahead: int = 0) -> list[Record]:
+    """Records of a day, of which the first ones are these users', and all others somebody's. ``ahead``: of every tenth
+    record, days after this one."""
+    log: list[Record] = []
+    for number in range(num):
+        record_ms = (day + ahead * (number % 10 == 9)) * MS_PER_DAY + number
+        user = users[number] if number < len(users) else "regular"
+        action = {"user": user, "item": number, "action": "see", "timestamp": record_ms}
+        log.append((first + number, record_ms, None, json.dumps(action).encode()))
+    return log
+
+
+def quiet(store: PartitionStore, num_days: int) -> set[str]:
+    """The users who are due, looked for in small steps."""
+    before, found, place = store.days.quiet_before(num_days), set[str](), b""
+    while before is not None:
+        names, place = store.users.quiet(place, 2, before)
+        found |= set(names)
+        if not place:
+            break
+    return found
+
+
+def opened(folder: Path, *days: Iterable[Record]) -> PartitionStore:
+    """With these records applied one by one, as where few come."""
+    store = PartitionStore.open(folder / "db", 0, ACTION)
+    for records in days:
+        for record in records:
+            store.apply([record])
+    return store
+
+
+def examples(store: PartitionStore) -> list[Example]:
+    return [decode_example(entry.value) for entry in store.outbox(limit=10_000) if entry.value is not None]
+
+
+def test_who_has_not_acted_for_so_many_whole_days_is_due(tmp_path: Path) -> None:
+    store = opened(
+        tmp_path,
+        visits(0, TODAY - 40, "a", "b", "c"),
+        visits(100, TODAY - 31, "b"),
+        visits(200, TODAY - 30, "c"),
+        visits(300, TODAY),
+    )
+    assert quiet(store, 30) == {"a", "b"}
+    assert quiet(store, 31) == {"a"}
+    assert quiet(store, 39) == {"a"}
+    assert quiet(store, 40) == set()
+    store.close()
+
+
+def test_a_store_that_is_opened_again_knows_its_days_and_waits_for_todays_records(tmp_path: Path) -> None:
+    opened(tmp_path, visits(0, TODAY - 40, "a"), visits(100, TODAY)).close()
+    store = opened(tmp_path)
+    assert quiet(store, 30) == set()
+    store.apply(visits(200, TODAY, num=MANY - 1))
+    assert quiet(store, 30) == set()
+    store.apply(visits(300, TODAY, num=1))
+    assert quiet(store, 30) == {"a"}
+    store.close()
+
+
+def test_a_store_of_an_earlier_build_counts_from_its_first_day_here(tmp_path: Path) -> None:
+    """It has users, and no days."""
+    store = opened(tmp_path, visits(0, TODAY - 90, "a"))
+    for key, _ in list(store._db.under(b"d")):
+        assert store._db._db is not None
+        del store._db._db[key]
+    store.close()
+    store = opened(tmp_path, visits(100, TODAY - 20, "b"), visits(200, TODAY))
+    assert quiet(store, 30) == set()
+    assert quiet(store, 20) == set()
+    assert quiet(store, 19) == {"a", "b"}
+    store.close()
+
+
+def test_days_that_lie_ahead_make_nobody_a_user_of_the_past(tmp_path: Path) -> None:
+    """Under producers' clocks: one of them is a year ahead of a log of years ago, or of now, or all are."""
+    for number, (day, ahead) in enumerate([(TODAY - 900, 365), (TODAY, 365), (TODAY + 365, 0)]):
+        log = [visits(0, day, "a"), *(visits(100 * k, day, num=100, ahead=ahead) for k in range(1, 5))]
+        store = opened(tmp_path / str(number), *log)
+        assert quiet(store, 1) == set()
+        assert store.days.today == min(day, TODAY)
+        store.close()
+
+
+def test_days_of_the_past_make_nobody_due(tmp_path: Path) -> None:
+    """A backfill of actions with their own times, between those of today: whoever came with it has just come."""
+    store = opened(tmp_path, visits(0, TODAY, "a"), visits(100, TODAY - 900, "b"), visits(200, TODAY))
+    assert quiet(store, 1) == set()
+    store.close()
+
+
+@pytest.mark.parametrize("num_kept", [1, 3])
+def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: int, tmp_path: Path) -> None:
+    """From all examples, or from the last ones of each key; whatever is written again states another time."""
+    days = [visits(100 * k, TODAY - 45 + k, f"u{k}", f"u{k // 2}") for k in range(45)]
+    store = opened(tmp_path, *days, visits(4500, TODAY))
+    told = examples(store)
+    known = {num: quiet(store, num) for num in range(1, 50)}
+    assert len(known[44]) < len(known[20]) < len(known[1])
+    seal = next(each for each in told if len(each.rows) == each.segment_len and not each.num_new)
+    again = replace(seal, number=told[-1].number + 1, newest_record_ms=TODAY * MS_PER_DAY)
+    newest = {each.address: each for each in told} if num_kept == 1 else {each.number: each for each in told}
+    store.restore([*sorted(newest.values(), key=lambda each: each.number), again])
+    assert quiet(store, 1) == set(), "today is not known yet"
+    store.close()
+    store = opened(tmp_path, visits(5000, TODAY))
+    for num, users in known.items():
+        assert quiet(store, num) - {"regular"} == users, num
+    store.close()
