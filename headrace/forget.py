@@ -20,7 +20,6 @@ from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import BrokerUnavailable, HeadraceError, brief
 from wire.example_reader import ExampleReader
-from wire.hashing import canonical
 from wire.kafka.consumer import connect, read, read_from, spans
 from wire.kafka.producer import send_one
 from wire.kafka.reports import check_partitions
@@ -66,7 +65,7 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
 
 
 def _send(settings: Settings, request: ForgetRequest, content: dict[str, str | bool]) -> _Sent:
-    topics, key = Topics.under(settings.kafka.prefix), canonical(request.user or request.item).encode()
+    topics, key = Topics.under(settings.kafka.prefix), request.keys[0].encode()
     consumer = connect(settings.kafka)
     try:
         check_partitions(settings.kafka)

@@ -103,7 +103,7 @@ class Recount:
                 continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
-            elif not all(map(self._is_ours, each.names if isinstance(each, ForgetRequest) else (each.user,))):
+            elif not all(map(self._is_ours, each.keys)):
                 self._refuse(record.offset, index if listed else -1)
             elif isinstance(each, ForgetRequest):
                 self._forget(each, record.timestamp)

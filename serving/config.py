@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 from serving.users.addresses import Addresses, OwnAddress
 from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, above_0, at_least_1, check_fields
+from wire.cluster import SILENT_MS
 from wire.holding import Partitions
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SEARCHES = ("exact", "index")
+MAX_STATUS_EVERY_S = SILENT_MS / 2000
+"""Half of the time after which others take a server for silent, so that one report may be late."""
+SILENCE = f"1 is usual; whoever says nothing for {SILENT_MS // 1000} s counts as silent"
 
 SERVING_LIMITS: dict[str, Limit] = {
     "host": Text(r".+", "an address", "0.0.0.0 listens on every interface"),
@@ -52,7 +56,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "tables_folder": Text(),
     "swap_wait_s": Number(0, advice="1 is usual", usual=(0.001, 120)),
     "drain_timeout_s": above_0(0.1, 3_600),
-    "status_every_s": above_0(0.05, 30),
+    "status_every_s": Number(0, MAX_STATUS_EVERY_S, open_low=True, advice=SILENCE, usual=(0.05, MAX_STATUS_EVERY_S)),
     "pin": Text(r"([0-9]+/[0-9]+)?", "EPOCH/NUMBER, such as 3/17, or nothing", "`headrace versions` lists them"),
     "guard": Switch(),
     "guard_hr_drop": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from serving.answer_bodies import Problem
 from wire.errors import ConfigError, HeadraceError
 
@@ -84,6 +86,12 @@ class InvalidRequestError(ServingError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{each.field}: expected {each.expected}, got {each.got!r}" for each in problems))
         self.problems = list(problems)
+
+    def under(self, place: str) -> InvalidRequestError:
+        """The same of a request that is the field ``place`` of another one."""
+        return InvalidRequestError(
+            [replace(each, field=f"{place}.{each.field}" if each.field else place) for each in self.problems]
+        )
 
 
 class RequestError(InvalidRequestError):

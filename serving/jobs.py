@@ -31,6 +31,7 @@ from serving.answering.engine import Engine
 from serving.answering.explanation import NUM_PROBED, Explanation, explain
 from serving.answering.request import Request, Result
 from serving.answering.similar import similar_items
+from serving.errors import InvalidRequestError
 from serving.request_bodies import ExplainRequest, ItemsRequest, RankRequest, RecommendRequest, SimilarRequest
 from serving.request_builder import RequestBuilder, hashes
 from serving.search.index import ItemSearch
@@ -76,8 +77,14 @@ class _ModelJob(Generic[R]):
     _prepared: list[Request] = field(default_factory=list)
 
     def prepare(self, version: HeldVersion) -> list[Request]:
-        """A request to the engine for each of the client's."""
-        self._prepared = [self._build(version, each) for each in self.requests]
+        """A request to the engine for each of the client's. Raises `InvalidRequestError`, which names the one of a
+        batch that is wrong."""
+        self._prepared = []
+        for index, each in enumerate(self.requests):
+            try:
+                self._prepared.append(self._build(version, each))
+            except InvalidRequestError as error:
+                raise error.under(f"requests.{index}") if self.is_batch else error from None
         return self._prepared
 
     def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
@@ -218,9 +225,10 @@ class ExplainJob:
         )  # fmt: skip
 
     def _reasons(self, version: HeldVersion, query: Request, found: Explanation, place: int) -> list[Reason]:
-        """The interactions with the largest contributions, positive or negative."""
+        """The interactions with the largest contributions, positive or negative; none with an item that was removed."""
         memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
         weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
+        weight_n[self.builder.histories.is_removed(query.past.item_hash)] = 0
         most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
         names = [version.names.get(key, "?") for key in query.past.item_hash[most].tolist()]
         return [

@@ -110,9 +110,10 @@ def connected(settings: Any, device: torch.device, name: str, address: str) -> I
     config: ServingConfig = settings.serving
     kafka: KafkaConfig = settings.kafka
     manager = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
+    shape = shape_of(settings.action, settings.sequence)
     histories = Histories(
         config.history_bytes, settings.sequence.max_context, Topics.under(kafka.prefix).sequences,
-        len(settings.action.features), shape_of(settings.action, settings.sequence).columns, config.catalogue_items,
+        len(settings.action.features), shape.columns, config.catalogue_items, shape,
     )  # fmt: skip
     service = Service(config, manager, histories, line=kafka.line, features=settings.action.features, name=name,
                       earliest_ms=settings.action.min_timestamp_ms, prefix=kafka.prefix)  # fmt: skip

@@ -7,7 +7,8 @@ type to clients that sent something else.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -52,11 +53,16 @@ class HistoryEntry(_Request, frozen=True, kw_only=True):
 
 
 class _Asking(_Request, frozen=True, kw_only=True):
+    ABSENT: ClassVar[Mapping[str, str]] = {
+        "domain": "remove it: what is recommended does not depend on it. To choose among the items of some domains, "
+        "send domains to /recommend"
+    }
+    """What to do about fields that others of these requests have."""
+
     user: Annotated[Id | None, Meta(description="whose history to answer from; or give `history`")] = None
     history: Annotated[
         list[HistoryEntry] | None, Meta(description="interactions to answer from, instead of `user`")
     ] = None
-    domain: Annotated[Id | None, Meta(description="the domain to recommend for; none: the history's last")] = None
     timestamp: Annotated[Milliseconds | None, Meta(description="the moment to answer for; none: now")] = None
 
     def __post_init__(self) -> None:
@@ -105,6 +111,7 @@ class RankRequest(_Asking, frozen=True, kw_only=True):
     """How likely is each kind of action on each of these items?"""
 
     items: Annotated[list[Id], Meta(min_length=1, description="candidates, at most `serving.max_candidates`")]
+    domain: Annotated[Id | None, Meta(description="the domain to rank for; none: the history's last")] = None
     weights: Annotated[
         Annotated[dict[Kind, Worth], Meta(min_length=1, max_length=64)] | None,
         Meta(

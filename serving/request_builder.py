@@ -89,7 +89,7 @@ class RequestBuilder:
         self._check_times(request)
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
-        domain = item_hash(request.domain) if request.domain is not None else 0
+        domain = item_hash(request.domain) if isinstance(request, RankRequest) and request.domain is not None else 0
         return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny,
                        num_erased=num_erased)  # fmt: skip
 

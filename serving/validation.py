@@ -88,8 +88,9 @@ class Decoder:
         for name, given in value.items():
             if name not in known:
                 before = True
+                remedy = f"remove it, or correct its name; fields: {', '.join(known)}"
                 yield Problem(field=_join(at, name[:200]), expected="no such field", got=_short(given),
-                              do=f"remove it, or correct its name; fields: {', '.join(known)}")  # fmt: skip
+                              do=getattr(kind.cls, "ABSENT", {}).get(name, remedy))  # fmt: skip
         for name, field in known.items():
             if name in value:
                 for problem in self._problems(value[name], field.type, _join(at, name), name):

@@ -15,7 +15,8 @@ Decoded = list[tuple[int, Action]] | ForgetRequest
 
 
 class Intake:
-    """Decodes one partition's records. ``num_partitions``: None takes every user. ``topic``: named in dead letters."""
+    """Decodes one partition's records. ``num_partitions``: None takes every user and every request about an item.
+    ``topic``: named in dead letters."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Intake:
         ``dead``, as dead letters in stored form."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
-        if type(decoded[0]) is ForgetRequest and all(map(self._is_ours, decoded[0].names)):
+        if type(decoded[0]) is ForgetRequest and all(map(self._is_ours, decoded[0].keys)):
             return decoded[0]
         taken: list[tuple[int, Action]] = []
         for index, one in enumerate(decoded):
@@ -56,19 +57,19 @@ class Intake:
             dead.append(stored_dead_letter(one, self._topic, self._partition, offset, record_ms))
         return taken
 
-    def _is_ours(self, user: str) -> bool:
-        return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition
+    def _is_ours(self, key: str) -> bool:
+        return self._num_partitions is None or partition_of(key.encode(), self._num_partitions) == self._partition
 
     def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
-        names = action.names if isinstance(action, ForgetRequest) else (action.user,)
-        user = next(name for name in names if not self._is_ours(name))
-        home = partition_of(user.encode(), self._num_partitions or 1)
+        key = next(key for key in action.keys if not self._is_ours(key))
+        what = "item" if isinstance(action, ForgetRequest) and not action.names else "user"
+        home = partition_of(key.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)
             value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
-            f"user {user[:40]!r}: expected in partition {home} of {self._num_partitions}, "
-            f"got {self._partition}; use the user as the key and Kafka's murmur2 partitioner (librdkafka has another "
+            f"{what} {key[:40]!r}: expected in partition {home} of {self._num_partitions}, "
+            f"got {self._partition}; use the {what} as the key and Kafka's murmur2 partitioner (librdkafka has another "
             "default: set its option partitioner to murmur2)"
         )
         return Rejection("wrong_partition", message, index, value)

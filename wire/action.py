@@ -53,6 +53,11 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     """One hash per configured feature; with ``action.propensity``, behind them the bits of the propensity."""
     user_feature_hash: tuple[int, ...]
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its user, as for a request to forget: its record's Kafka key, which decides the partition."""
+        return (self.user,)
+
 
 class Rejection(msgspec.Struct, frozen=True):
     """A dead letter. ``index``: position in a list, or -1 if the whole record is refused; ``raw``: the refused bytes,

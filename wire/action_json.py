@@ -99,6 +99,11 @@ class ForgetRequest(msgspec.Struct, frozen=True):
         """Whether a user of `names` whose last action is at this offset is to be forgotten."""
         return not self.users or last_offset < self.before_offset
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The users or the item, canonical: each would have the request in its partition."""
+        return self.names or (canonical(self.item),)
+
 
 def forget_request_of(content: Any) -> ForgetRequest | None:
     """The request in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""

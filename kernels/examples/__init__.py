@@ -43,6 +43,33 @@ class Block:
         at, size = int(self.heads["value_at"][record]), int(self.heads["value_len"][record])
         return bytes(self.data[at : at + size])
 
+    def headers(self, record: int) -> dict[str, bytes]:
+        """The Kafka headers of a record from a batch: they follow its value."""
+        num, at = _zigzag(self.data, int(self.heads["value_at"][record] + max(self.heads["value_len"][record], 0)))
+        found = {}
+        for _ in range(num):
+            name, at = _sized(self.data, at)
+            value, at = _sized(self.data, at)
+            found[name.decode(errors="replace")] = value
+        return found
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    """An integer as Kafka writes it, and where the next byte is."""
+    found = shift = 0
+    while True:
+        found |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return found >> 1 ^ -(found & 1), at
+
+
+def _sized(data: bytes, at: int) -> tuple[bytes, int]:
+    """Bytes behind their length (none for -1), and where the next byte is."""
+    size, at = _zigzag(data, at)
+    end = at + max(0, size)
+    return bytes(data[at:end]), end
+
 
 def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type: np.dtype[np.void]) -> Block:
     """Decode batches of records, each (base offset, number of records, uncompressed bytes).

@@ -1,7 +1,11 @@
 """What a server knows of items besides the weights: the domain and features that each was last seen with, and when it
 was first seen, as far back as the histories in the sequences topic reach.
 
-Kept in columns, so that a filter is a few comparisons over all items (`Conditions`). An item costs about 60 bytes, and
+"Last" is by the time of the interaction, not by the order in which records are read: an old segment is written again
+whenever one of its interactions changes, and servers read partitions in different orders. Of interactions at the same
+time, that of the higher partition counts, and in one partition the later record.
+
+Kept in columns, so that a filter is a few comparisons over all items (`Conditions`). An item costs about 76 bytes, and
 8 for each feature.
 """
 
@@ -16,9 +20,12 @@ from numpy.typing import NDArray
 
 from kernels.id_map import IdMap
 from wire.example import Int64, Interactions
+from wire.moment import MAX_TIMESTAMP_MS
 
 NEVER = np.iinfo(np.int64).max
 FIRST_CAPACITY = 1024
+PARTITION_BITS = 15
+"""The low bits of when something was seen, which is its time and its partition in one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +57,37 @@ class Catalogue:
             self._place_of, self._num_notes, self._num_used = IdMap(), 0, 0
             self._first = np.zeros(FIRST_CAPACITY, np.int64)
             self._domain = np.zeros(FIRST_CAPACITY, np.int64)
+            self._domain_seen = np.zeros(FIRST_CAPACITY, np.int64)
+            self._features_seen = np.zeros(FIRST_CAPACITY, np.int64)
             self._features = np.zeros((FIRST_CAPACITY, 0), np.int64)
 
     def __len__(self) -> int:
         return len(self._place_of)
 
-    def note(self, rows: Interactions) -> None:
-        """Note interactions in the order of the log; a domain or feature of 0 means none."""
+    def note(self, partition: int, rows: Interactions) -> None:
+        """Note interactions in the order of their partition's log; a domain or feature of 0 means none."""
         step = max(1, self._max_items // 4)
         with self._lock:
             for at in range(0, len(rows), step):
                 part = slice(at, at + step)
                 self._note(
+                    partition,
                     rows.item_hash[part],
                     rows.timestamp_ms[part],
                     rows.domain_hash[part],
                     rows.feature_hash[part, : self._num_features],
                 )
 
-    def _note(self, item_n: Int64, time_ms_n: Int64, domain_n: Int64, features_nF: Int64) -> None:
+    def _note(self, partition: int, item_n: Int64, time_ms_n: Int64, domain_n: Int64, features_nF: Int64) -> None:
         self._num_notes += 1
         place_n = self._place_of.insert(np.ascontiguousarray(item_n), self._num_notes)
         self._grow(self._place_of.num_rows, features_nF.shape[1])
         np.minimum.at(self._first, place_n, time_ms_n)
-        self._domain[place_n[domain_n != 0]] = domain_n[domain_n != 0]  # of repeated places, the last one counts
-        given_n = features_nF.any(axis=1)
-        self._features[place_n[given_n]] = features_nF[given_n]
+        seen_n = np.clip(time_ms_n, 0, MAX_TIMESTAMP_MS) << PARTITION_BITS | partition % (1 << PARTITION_BITS)
+        newest = _newest(self._domain_seen, place_n, seen_n, domain_n != 0)
+        self._domain[place_n[newest]] = domain_n[newest]  # of repeated places, the last one counts
+        newest = _newest(self._features_seen, place_n, seen_n, np.asarray(features_nF.any(axis=1)))
+        self._features[place_n[newest]] = features_nF[newest]
         if len(self._place_of) > self._max_items:
             self._forget()
 
@@ -85,6 +97,8 @@ class Catalogue:
             capacity *= 2
         if capacity > len(self._first) or num_features > self._features.shape[1]:
             self._first, self._domain = _longer(self._first, capacity), _longer(self._domain, capacity)
+            self._domain_seen = _longer(self._domain_seen, capacity)
+            self._features_seen = _longer(self._features_seen, capacity)
             features = np.zeros((capacity, max(num_features, self._features.shape[1])), np.int64)
             features[: len(self._features), : self._features.shape[1]] = self._features
             self._features = features
@@ -98,6 +112,7 @@ class Catalogue:
         _, gone = self._place_of.evict(oldest_kept if oldest_kept > last_n.min() else oldest_kept + 1)
         self.num_forgotten += len(gone)
         self._first[gone], self._domain[gone], self._features[gone] = NEVER, 0, 0
+        self._domain_seen[gone], self._features_seen[gone] = 0, 0
 
     def fulfilling(self, conditions: Conditions, among: Int64 | None = None) -> Int64:
         """(n,) hashes of the items, of ``among`` or of all, that fulfil the conditions."""
@@ -125,6 +140,14 @@ class Catalogue:
                 place = self._place_of.lookup(np.ascontiguousarray(item_n))
                 found[place >= 0] = self._features[place[place >= 0], :num_features]
         return found
+
+
+def _newest(seen: Int64, place_n: Int64, seen_n: Int64, is_given_n: NDArray[np.bool_]) -> Int64:
+    """Which of n rows say something at least as new as all that was seen of their places; ``seen`` is brought up to
+    date."""
+    given = np.flatnonzero(is_given_n)
+    np.maximum.at(seen, place_n[given], seen_n[given])
+    return np.asarray(given[seen_n[given] == seen[place_n[given]]], np.int64)
 
 
 def _longer(column: Int64, capacity: int) -> Int64:

@@ -94,6 +94,11 @@ class HistoryFollower(TopicThread):
                 for partition, records in fetched.items():
                     self._fold(partition.partition, [record.value for record in records])
                 self._check_goals()
+                if self.histories.missing:
+                    logger.warning("%s: %s, which are gone: reading it again from its start, since some of them may "
+                                   "have said who is forgotten", self.topic, self.histories.missing)  # fmt: skip
+                    self._begin_anew()
+                    is_placed = False
             except OUT_OF_RANGE as error:
                 with suppress(KafkaError):  # then the next poll says so again
                     self._go_back(error)
@@ -121,11 +126,9 @@ class HistoryFollower(TopicThread):
         if cut:
             logger.warning("%s has lost the end of partitions %s: reading it again from its start, since histories "
                            "hold what is lost", self.topic, [each.partition for each in cut])  # fmt: skip
-            self._begin_anew()
         else:
             logger.warning("sequences topic: the next record is gone; reading from its start again")
-            self._wait_for_all_but(0)
-            self.histories.forget_partitions()
+        self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Drop all histories; until what is there now is read, they are as incomplete as after a start."""
@@ -181,6 +184,7 @@ class HistoryFollower(TopicThread):
         self._left = (self._left[0], left)
         if not any(left.values()):
             self._wait_for_all_but(0)
+            self.histories.is_complete = True
             self.caught_up.set()
             part = "" if self.shard.is_whole else f", of partitions {as_ranges(self.shard.held) or 'none'}"
             logger.info("histories of %d users%s", len(self.histories), part)

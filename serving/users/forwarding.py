@@ -3,6 +3,8 @@
 A forwarded request has a mark (`MARK`), so the server that receives it never forwards it again, and a marked answer
 (`ANSWERED`) is known to be one of ours. Each server is given ``timeout_s``; if it fails, one other that holds the user
 is asked. A server that has failed is not asked for a while, and then by one request first: the others need not wait.
+It has not failed if it answers at all, whatever it says, or has answered others while one waited for it in vain: one
+request must not take it away from all.
 One that refuses the mark or the user (421) may be some moments ahead or behind, as while `headrace switch` arrives, so
 it has failed only once it has said nothing else for `PATIENCE_S`, and is asked again until then.
 """
@@ -44,12 +46,21 @@ class Reply:
 
 
 class PeerError(Exception):
-    """Why a server did not answer as it should; ``reply``: what it said, if that may be passed on;
-    ``is_misdirected``: it is there, and does not take itself for the right one."""
+    """Why a server did not answer as it should; ``said``: what it said, if anything."""
 
-    def __init__(self, message: str, reply: Reply | None = None, *, is_misdirected: bool = False) -> None:
+    def __init__(self, message: str, said: Reply | None = None) -> None:
         super().__init__(message)
-        self.reply, self.is_misdirected = reply, is_misdirected
+        self.said = said
+
+    @property
+    def busy(self) -> Reply | None:
+        """What it said, if that may be passed on."""
+        return self.said if self.said is not None and self.said.status == 503 else None
+
+    @property
+    def is_misdirected(self) -> bool:
+        """Whether it does not take itself for the right one."""
+        return self.said is not None and self.said.status == MISDIRECTED
 
 
 class _Misdirected(Exception):
@@ -100,7 +111,7 @@ class Forwarder:
                 self.num_peer_failures += 1
                 may_come_right |= error.is_misdirected and not peer.has_failed
                 failures.append(f"{peer.name} {error}")
-                busy = error.reply or busy
+                busy = error.busy or busy
                 continue
             if reply.status == 200:
                 return reply.body
@@ -115,18 +126,23 @@ class Forwarder:
 
     async def _answer_of(self, peer: Peer, question: Question) -> Reply:
         """A server's answer, if it is one to pass on. Raises `PeerError`."""
+        asked_s = time.monotonic()
         if peer.has_failed:  # this request finds out for the others
-            peer.avoided_until_s = time.monotonic() + self._timeout_s
+            peer.avoided_until_s = asked_s + self._timeout_s
         try:
             reply = await self._reply(peer, question)
         except PeerError as error:
-            now_s, is_there = time.monotonic(), error.reply is not None  # it has too much to do, and says so
+            now_s = time.monotonic()
+            is_there = error.said is not None or peer.answered_s > asked_s
             if error.is_misdirected:
                 peer.misdirected_since_s = peer.misdirected_since_s or now_s
                 is_there = now_s - peer.misdirected_since_s < PATIENCE_S
+            elif error.said is not None:
+                peer.answered_s = now_s
             peer.has_failed, peer.avoided_until_s = not is_there, 0.0 if is_there else now_s + AVOIDED_S
             raise
         peer.has_failed, peer.avoided_until_s, peer.misdirected_since_s = False, 0.0, 0.0
+        peer.answered_s = time.monotonic()
         return reply
 
     async def _reply(self, peer: Peer, question: Question) -> Reply:
@@ -154,9 +170,7 @@ class Forwarder:
             reply = Reply(answer.status, body, answer.headers.get("retry-after", ""))
         if reply.status in PASSED_ON:
             return reply
-        raise PeerError(
-            _fault(reply), reply if reply.status == 503 else None, is_misdirected=reply.status == MISDIRECTED
-        )
+        raise PeerError(_fault(reply), reply)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -23,11 +23,13 @@ from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from kernels.histories import UserHistories
 from model.key_set import KeySet
 from serving.users.catalogue import Catalogue
+from wire.errors import ConfigError
 from wire.example import Example, Int64, Interactions, Mark, interactions_of, num_features_of, row_type
-from wire.example_codec import MARKS
+from wire.example_codec import FENCE, MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.batches import Batch
+from wire.shape import SHAPE, Shape, disagreement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,15 +45,22 @@ class Histories:
 
     def __init__(
         self, max_bytes: int, max_context: int = 200, topic: str = "", num_features: int | None = None,
-        columns: tuple[int, int] | None = None, catalogue_items: int = 10_000_000,
+        columns: tuple[int, int] | None = None, catalogue_items: int = 10_000_000, shape: Shape | None = None,
     ) -> None:  # fmt: skip
         """``num_features``: how many of an interaction's columns are features of its item; None: all. ``columns``: how
         many columns an interaction has, and how many features a user; None: as many as the first example has.
-        ``catalogue_items``: of how many items `items` knows something."""
+        ``catalogue_items``: of how many items `items` knows something. ``shape``: what the bits and columns mean here;
+        None: whatever the workers say."""
         self._max_bytes, self._max_context = max_bytes, max_context
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
+        self._unread = set[int]()
+        """The partitions in which a record that is not an example stood after the last one that is."""
+        self.is_complete = False
+        """Whether all that the topic held at first is read, so that every example from now on must be there."""
+        self.missing = ""
+        """Which examples were not, in words; empty as long as all were."""
         self.items = Catalogue(catalogue_items, num_features)
         self._lock = threading.Lock()
         self.num_forgotten = 0
@@ -61,7 +70,7 @@ class Histories:
         """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history was removed."""
-        self._columns = columns
+        self._columns, self._shape = columns, shape
         self._decoder = ExampleReader(topic, columns)
         self.held: frozenset[int] | None = None
         """The partitions whose users are kept; None: all."""
@@ -85,13 +94,25 @@ class Histories:
         """Take a record of the sequences topic, in the order of offsets within its partition."""
         example = self._decoder.read(partition, offset, value)
         if example is None:
+            if value is not None:
+                self._unread.add(partition)
             return
-        if self._log(partition).feed(example) is not Verdict.ACCEPT:
+        log = self._log(partition)
+        due = log.next_number
+        if log.feed(example) is not Verdict.ACCEPT:
             return
+        self._look_for_gap(partition, due, example.number, 1)
         if example.mark is None:
             self._keep(example)
         else:
             self._apply_mark(example)
+
+    def _look_for_gap(self, partition: int, due: int | None, last: int, num: int) -> None:
+        """Note if ``num`` accepted examples up to number ``last`` are not all from number ``due`` on. Among those that
+        compaction has removed before they were read may be the mark of a user who is forgotten."""
+        if self.is_complete and due is not None and last - due + 1 != num and partition not in self._unread:
+            self.missing = f"partition {partition} lacks {last - due + 1 - num} examples from number {due} on"
+        self._unread.discard(partition)
 
     def _apply_mark(self, mark: Example) -> None:
         with self._lock:
@@ -107,7 +128,8 @@ class Histories:
             self.on_erased(user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch]) -> None:
-        """Take batches of records in their order, like `feed` for each record."""
+        """Take batches of records in their order, like `feed` for each record. Raises `ConfigError` if a worker's fence
+        gives bits and columns another meaning than they have here."""
         while batches and self._kept is None:  # one by one, until there is an example
             block = decode_block(batches[:1], row_type(0))
             for record in range(len(block.heads)):
@@ -123,15 +145,29 @@ class Histories:
         edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
-            if is_plain[begin] and self._log(partition).take_run(numbers, epochs):
+            log = self._log(partition)
+            due = log.next_number
+            if is_plain[begin] and log.take_run(numbers, epochs):
+                self._look_for_gap(partition, due, int(numbers[-1]), end - begin)
                 self._keep_run(block, begin, end)
                 continue
             for record in range(begin, end):
                 self._feed_one(partition, block, record)
 
     def _feed_one(self, partition: int, block: Block, record: int) -> None:
-        if block.heads["status"][record] != TOMBSTONE:
-            self.feed(partition, block.value(record), int(block.heads["offset"][record]))
+        if block.heads["status"][record] == TOMBSTONE:
+            return
+        offset = int(block.heads["offset"][record])
+        if block.heads["flags"][record] & FENCE:
+            self._check_shape(partition, offset, block.headers(record).get(SHAPE))
+        self.feed(partition, block.value(record), offset)
+
+    def _check_shape(self, partition: int, offset: int, said: bytes | None) -> None:
+        if self._shape is not None and (otherwise := disagreement(said, self._shape)):
+            raise ConfigError(
+                f"{self._decoder.topic} partition {partition} offset {offset}: {otherwise}; give every process of a "
+                "deployment the same configuration"
+            )
 
     def _holds(self, partition: int) -> bool:
         return self.held is None or partition in self.held
@@ -147,7 +183,8 @@ class Histories:
             if self._holds(int(heads["partition"][0])):
                 self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
             self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
-        self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
+        rows = block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]
+        self.items.note(int(heads["partition"][0]), interactions_of(rows))
 
     def _keep(self, example: Example) -> None:
         rows = example.rows
@@ -161,16 +198,15 @@ class Histories:
                     self._max_bytes,
                 )  # fmt: skip
             self.clock_ms = max(self.clock_ms, example.newest_event_ms)
-        self.items.note(example.interactions)
-
-    def forget_partitions(self) -> None:
-        """Forget which numbers were seen, because the topic is being read from its start again."""
-        self._logs.clear()
+        self.items.note(example.partition, example.interactions)
 
     def begin_anew(self) -> None:
-        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end. The
-        clock too, since requests without a time would be asked at that of the old topic, for ever if it was ahead."""
-        self.forget_partitions()
+        """Drop all that was read, as in a server that starts now: the topic was created again, or has lost its end, or
+        records that were not read yet. The clock too, since requests without a time would be asked at that of the old
+        topic, for ever if it was ahead."""
+        self._logs.clear()
+        self._unread.clear()
+        self.is_complete, self.missing = False, ""
         self.removed = KeySet()
         self.items.clear()
         with self._lock:

@@ -33,6 +33,8 @@ class Peer:
     avoided_until_s: float = 0.0
     """Monotonic."""
     has_failed: bool = False
+    answered_s: float = 0.0
+    """Monotonic: when it last answered a forwarded request, whatever it said but that it is not the right one."""
     misdirected_since_s: float = 0.0
     """Monotonic: since when it has refused whatever it was asked (421); 0 if it has not."""
 

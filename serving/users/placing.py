@@ -7,16 +7,18 @@ users are held by several servers is divided, and its answers are put together i
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from serving.answer_bodies import Holder, PartitionsAnswer
-from serving.errors import MisdirectedError, NotReadyError
+from serving.answer_bodies import Holder, PartitionsAnswer, Problem, Refusal
+from serving.errors import InvalidRequestError, MisdirectedError, NotReadyError, RelayedError
 from serving.request_bodies import RankBatchRequest, RecommendBatchRequest
 from serving.users.peers import Peer, Peers
 from serving.users.question import Question, mark_of
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from serving.users.forwarding import Forwarder
 
 Answer = Callable[[Any], Awaitable[bytes]]
+_PLACE = re.compile(r"^requests\.\d+")
 HELP = {
     "headrace_partitions_held": "Partitions of the users whose histories this server holds.",
     "headrace_partitions_unheld": "Partitions that neither this server nor another holds, as far as it knows.",
@@ -153,7 +156,7 @@ class Placing:
         joined: list[bytes] = [b""] * len(elsewhere)
         for indices, answers in zip(parts.values(), found, strict=True):
             if isinstance(answers, BaseException):
-                raise answers
+                raise _in_whole(answers, indices)
             for index, each in zip(indices, answers, strict=True):
                 joined[index] = bytes(each)
         return b'{"answers":[' + b",".join(joined) + b"]}"
@@ -199,3 +202,20 @@ def _in_parts(body: bytes) -> list[msgspec.Raw]:
         return _answers.decode(body).answers
     except msgspec.DecodeError as error:
         raise NotReadyError(f"a holder's answer is no list of answers ({error}); see its log", "answers") from error
+
+
+def _in_whole(error: BaseException, indices: Sequence[int]) -> BaseException:
+    """A part's error; if it says which request is wrong, with that one's place in the whole batch."""
+    problems = list[Problem]()
+    if isinstance(error, InvalidRequestError):
+        problems = error.problems
+    elif isinstance(error, RelayedError) and error.status == 422:
+        with suppress(msgspec.DecodeError):
+            problems = msgspec.json.decode(error.body, type=Refusal).detail
+
+    place_of = {f"requests.{number}": f"requests.{index}" for number, index in enumerate(indices)}
+
+    def placed(field: str) -> str:
+        return _PLACE.sub(lambda found: place_of.get(found[0], found[0]), field)
+
+    return InvalidRequestError([replace(each, field=placed(each.field)) for each in problems]) if problems else error

@@ -14,6 +14,7 @@ from headrace.recount import Recount
 from headrace.report import Check, Report
 from tests.headrace.test_ledger import ACTION, SEQUENCE, Record, examples, ledger_of
 from wire.example import Example, rows_of
+from wire.partitioner import partition_of
 from wire.status import PartitionStatus
 
 NUM_ACTIONS = 6
@@ -113,3 +114,12 @@ def test_a_demo_whose_audit_finds_something_has_failed(capsys: pytest.CaptureFix
     report.checks[0].violations.add("an action is gone")
     assert conclude(report, summary, as_json=True) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+
+
+def test_a_request_about_an_item_counts_in_its_partition_alone() -> None:
+    home = partition_of(b"5", 4)
+    for partition in range(4):
+        recount = Recount(ACTION, SEQUENCE, partition, 4)
+        recount.feed(Record(0, b'{"forget":true,"item":5}'))
+        assert recount.dead == (set() if partition == home else {(0, -1)})
+        assert not recount.forgotten

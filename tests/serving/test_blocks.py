@@ -41,13 +41,15 @@ def told(seed: int, segment_len: int = 4) -> list[bytes]:
     return values + [pack(*draft) for draft in sequencer.drain_drafts()]
 
 
-def batched(values: Sequence[bytes | None], first: int = 0, size: int = 7) -> list[Batch]:
+def batched(
+    values: Sequence[bytes | None], first: int = 0, size: int = 7, headers: Sequence[tuple[str, bytes | None]] = ()
+) -> list[Batch]:
     """The records in batches, as from a broker."""
     raw = b""
     for at in range(0, len(values), size):
         builder = DefaultRecordBatchBuilder(2, 4, False, -1, -1, -1, 1 << 20)
         for place, value in enumerate(values[at : at + size]):
-            builder.append(place, 1, b"key", value, [])
+            builder.append(place, 1, b"key", value, list(headers))
         one = bytearray(builder.build())
         one[:8] = (first + at).to_bytes(8, "big")
         raw += bytes(one)
@@ -55,6 +57,14 @@ def batched(values: Sequence[bytes | None], first: int = 0, size: int = 7) -> li
     while (batch := reader.next_batch()) is not None:
         batches.append(batch.value)
     return batches
+
+
+def test_the_headers_of_a_record_are_read() -> None:
+    headers = [("shape", b"x" * 300), ("empty", b""), ("none", None), ("ü", b"\0")]
+    block = decode_block(batched([*told(0)[:3], None], headers=headers), row_type(FEATURES))
+    expected = {"shape": b"x" * 300, "empty": b"", "none": b"", "ü": b"\0"}
+    assert [block.headers(record) for record in range(4)] == [expected] * 4
+    assert decode_block(batched([b"", b"x"]), row_type(0)).headers(0) == {}
 
 
 def same(one: Interactions, other: Interactions) -> bool:

@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from tests.serving.live import live_server
+from wire.partitioner import partition_of
+from wire.status import ServerStatus, encode_status
 
 SOON_S = 5.0
 """Far more than an answer takes; without the bounds these bodies took 16 s and more."""
@@ -195,6 +197,60 @@ def test_a_batch_is_bounded_as_a_whole_and_in_its_parts(port: int, path: str) ->
     long = {"requests": [one, {**one, "history": [], "user": None, "domain": True}]}
     (problem,) = post(port, path, json.dumps(long).encode()).json()["detail"]
     assert problem["field"] == "requests.1.domain"
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/explain", "/recommend/batch"])
+def test_a_domain_to_recommend_for_is_refused_and_the_filter_named(port: int, path: str) -> None:
+    one = {"user": "u1", "domain": "a"}
+    (problem,) = post(port, path, json.dumps({"requests": [one]} if "batch" in path else one).encode()).json()["detail"]
+    assert problem["field"].endswith("domain")
+    assert "To choose among the items of some domains, send domains to /recommend" in problem["do"]
+    assert post(port, "/rank", json.dumps({**one, "items": [1]}).encode()).status_code == 200
+    assert "fields: item, k" in post(port, "/similar", b'{"item": 1, "domain": "a"}').json()["detail"][0]["do"]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "field"),
+    [
+        ("/recommend/batch", {"user": "u2", "features": {"nope": ["x"]}}, "features"),
+        ("/recommend/batch", {"user": "u2", "timestamp": 5}, "timestamp"),
+        ("/rank/batch", {"user": "u2", "items": [1], "weights": {"nope": 1}}, "weights"),
+        (
+            "/rank/batch",
+            {"history": [{"item": 1, "action": "nope", "timestamp": 1_700_000_000_000}], "items": [1]},
+            "history.0.action",
+        ),
+    ],
+)
+def test_the_refusal_of_a_batch_says_which_request_is_wrong(
+    port: int, path: str, wrong: dict[str, Any], field: str
+) -> None:
+    good = {"user": "u1", "items": [1]} if "rank" in path else {"user": "u1"}
+    answer = post(port, path, json.dumps({"requests": [good, good, wrong, good]}).encode())
+    assert (answer.status_code, answer.json()["detail"][0]["field"]) == (422, f"requests.2.{field}")
+    alone = post(port, path.removesuffix("/batch"), json.dumps(wrong).encode())
+    assert alone.json()["detail"][0]["field"] == field
+
+
+def test_the_refusal_of_a_batch_that_was_divided_says_which_request_is_wrong() -> None:
+    users = {
+        number: next(f"u{n}" for n in range(9) if partition_of(f"u{n}".encode(), 2) == number) for number in (0, 1)
+    }
+    with live_server() as (one, port), live_server() as (other, other_port):
+        for service, partitions in ((one, "1/2"), (other, "2/2")):
+            service.shard.partitions = partitions
+            service.shard.place(2)
+            service.shard.caught_up.set()
+            service.placing.known.set()
+        one.placing.peers.hear(encode_status(ServerStatus(
+            component="other", time_ms=0, partitions="2/2", num_partitions=2, address=f"http://127.0.0.1:{other_port}"
+        )))  # fmt: skip
+        good = [{"user": users[place]} for place in (0, 1, 0, 1)]
+        assert post(port, "/recommend/batch", json.dumps({"requests": good}).encode()).status_code == 200
+        for place in range(4):
+            wrong = [{**each, "timestamp": 5} if place == at else each for at, each in enumerate(good)]
+            (problem,) = post(port, "/recommend/batch", json.dumps({"requests": wrong}).encode()).json()["detail"]
+            assert problem["field"] == f"requests.{place}.timestamp"
 
 
 def test_long_requests_do_not_keep_the_others_from_their_answers() -> None:

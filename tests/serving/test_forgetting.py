@@ -113,6 +113,50 @@ def test_marks_are_obeyed_where_records_come_by_the_batch() -> None:
     assert len(past.interactions) == 2
 
 
+def test_an_item_that_is_removed_is_no_reason_and_stays_what_the_user_did(service: Service) -> None:
+    client, body = Client(build_app(service)), {"user": "u1", "k": 10, "reasons": 50, "exclude_seen": False}
+
+    def reasons() -> set[Any]:
+        items = client.post("/explain", json=body).json()["items"]
+        return {reason["item"] for item in items for reason in item["reasons"]}
+
+    gone = next(iter(reasons()))
+    service.histories.feed(0, mark(Mark.ITEM, 100, item=gone))
+    assert reasons()
+    assert gone not in reasons()
+    past = client.get("/history?user=u1").json()["interactions"]
+    assert gone in {each["item"] for each in past}
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_examples_that_are_gone_once_all_was_read_are_missed(by_batch: bool) -> None:
+    """The mark that says who is forgotten is replaced, under its key, by one that does not name anybody."""
+
+    def feed(*values: bytes) -> None:
+        if by_batch:
+            histories.feed_batches(0, [*batched([*values], size=3)])
+        else:
+            for value in values:
+                histories.feed(0, value)
+
+    histories = Histories(10**9)
+    feed(record("a", 5, 3), record("b", 5, 7))
+    assert not histories.missing, "compaction has been here before"
+    histories.is_complete = True
+    feed(record("b", 6, 8), record("b", 7, 9), record("b", 7, 9))
+    feed(b"nothing of ours", record("b", 8, 11))
+    assert not histories.missing, "what was read and not understood may have been the one"
+    feed(record("b", 9, 12), mark(Mark.USER, 14))
+    assert histories.missing == "partition 0 lacks 1 examples from number 13 on"
+    histories.begin_anew()
+    feed(record("b", 8, 11), mark(Mark.USER, 14))
+    assert not histories.missing
+    assert len(histories) == 1
+    histories.is_complete = True
+    feed(record("b", 9, 15), record("b", 9, 17))
+    assert histories.missing
+
+
 def test_a_request_to_forget_by_http_goes_to_the_actions_topic_from_admins_alone(tmp_path: Any) -> None:
     tokens = tmp_path / "tokens.toml"
     tokens.write_text('read = ["a-token-that-reads"]\nadmin = ["a-token-that-administers"]\n')

@@ -164,12 +164,12 @@ def test_an_answer_that_is_too_long_is_not_kept(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_that_failed_is_avoided_and_one_request_finds_out_whether_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    handle = in_turn(lambda: told(500), lambda: told(body="again"))
+    handle = in_turn(lambda: web.Response(status=502), lambda: told(body="again"))
     first, second, _ = asked(handle, num=2)
-    assert "s0 answered 500" in str(first)
+    assert "is not what answers at" in str(first)
     assert "s0 failed to, a moment ago" in str(second)
     monkeypatch.setattr(serving.users.forwarding, "AVOIDED_S", 0.0)
-    handle = in_turn(lambda: told(500), lambda: told(body="again"))
+    handle = in_turn(lambda: web.Response(status=502), lambda: told(body="again"))
     assert asked(handle, num=3)[1:3] == [b"again", b"again"]
 
 
@@ -182,7 +182,7 @@ def test_a_server_that_answers_that_it_is_busy_after_it_failed_is_asked_by_all_a
         monkeypatch.setattr(serving.users.forwarding, "AVOIDED_S", 60.0)  # for this answer
         return told(503, "busy")
 
-    handle = in_turn(lambda: told(500), say_busy, lambda: told(body="again"))
+    handle = in_turn(lambda: web.Response(status=502), say_busy, lambda: told(body="again"))
     _, busy, third, _ = asked(handle, num=3)
     assert busy.body == b"busy"
     assert third == b"again"
@@ -195,6 +195,38 @@ def test_a_server_that_does_not_answer_in_time_is_given_up() -> None:
 
     error, _ = asked(handle, timeout_s=0.2)
     assert "s0 did not answer within 0.2 s" in str(error)
+
+
+@pytest.mark.parametrize("status", [404, 401, 500])
+def test_a_server_that_answers_one_request_so_is_asked_the_next_one(status: int) -> None:
+    """Such as one without a page, which is asked for a user's history by a page that is open elsewhere."""
+    first, second, _ = asked(in_turn(lambda: told(status), lambda: told(body="second")), num=2)
+    assert isinstance(first, NotReadyError)
+    assert second == b"second"
+
+
+@pytest.mark.parametrize("answers_others", [True, False])
+def test_a_request_that_takes_too_long_takes_nobody_away_from_those_that_are_answered(answers_others: bool) -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.path == "/explain" or not answers_others:
+            await asyncio.sleep(30)
+        return told(body="answer")
+
+    async def ask() -> None:
+        forwarder = Forwarder(lambda: "headrace 4", 0.4, 10)
+        async with peer("s0", handle) as one:
+            slow = asyncio.create_task(forwarder.ask(
+                "partition 0", [one], Question("POST", "/explain", b"", None), turn=0, line=""
+            ))  # fmt: skip
+            await asyncio.sleep(0.2)
+            if answers_others:
+                assert await forwarder.ask("partition 0", [one], QUESTION, turn=0, line="") == b"answer"
+            with pytest.raises(NotReadyError, match=r"did not answer within 0\.4 s"):
+                await slow
+            assert one.has_failed == (not answers_others)
+            await forwarder.close()
+
+    asyncio.run(ask())
 
 
 def test_a_connection_that_was_kept_too_long_is_made_anew() -> None:

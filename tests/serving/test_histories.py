@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from serving.users.histories import Histories
 from tests.serving.test_blocks import batched
 from tests.serving.world import example, interactions, slice_of
+from wire.config import ActionConfig, SequenceConfig
+from wire.errors import ConfigError
 from wire.example import fence, num_features_of
 from wire.example_codec import decode_example, encode_example
+from wire.shape import SHAPE, Shape, encode_shape, shape_of
 
 ROWS = interactions(np.random.default_rng(0), 50)
 
@@ -119,6 +122,26 @@ def test_a_foreign_example_does_not_decide_the_columns_of_all_others() -> None:
         assert (len(histories), length_of(histories, "a")) == (1, 3)
         histories.begin_anew()
     assert histories.num_foreign == 2
+
+
+def test_a_worker_that_means_something_else_by_the_columns_is_refused() -> None:
+    ours = ActionConfig(features=("price", "brand"))
+    shape, theirs = shape_of(ours, SequenceConfig()), ActionConfig(features=("brand", "price"))
+    values = [encode_example(fence(0, 1)), record("a", 3, 0)]
+
+    def read(said: Shape) -> Histories:
+        histories = Histories(10**9, topic="a topic", shape=shape)
+        for batch in batched(values, headers=[(SHAPE, encode_shape(said))]):
+            histories.feed_batches(0, [batch])
+        return histories
+
+    assert len(read(shape)) == 1
+    with pytest.raises(
+        ConfigError, match=r"a topic partition 0 offset 0: action.features: expected \('price', 'brand'"
+    ):
+        read(shape_of(theirs, SequenceConfig()))
+    with pytest.raises(ConfigError, match=r"action.features: expected .* got examples of a worker with \(\)"):
+        read(shape_of(ActionConfig(), SequenceConfig()))
 
 
 def test_memory_is_bounded_and_the_quietest_user_goes_first() -> None:

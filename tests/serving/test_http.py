@@ -140,7 +140,7 @@ def test_only_items_that_pass_every_filter_are_recommended() -> None:
     nothing = no_interactions()
     for moment, domains in ((START_MS, [films, books] * 5), (START_MS + 5000, [films] * 10)):
         chosen = slice(0, 10) if moment == START_MS else slice(1, 2)
-        service.histories.items.note(replace(
+        service.histories.items.note(0, replace(
             nothing, item_hash=items[chosen], domain_hash=np.array(domains[chosen]), feature_hash=features[chosen],
             timestamp_ms=moment + 1000 * np.arange(10)[chosen],
         ))  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import serving.users.peers
+from serving.config import ServingConfig
 from serving.errors import MisdirectedError, NotReadyError
 from serving.request_bodies import RecommendRequest
 from serving.users.addresses import address_of
@@ -221,3 +222,17 @@ def test_the_cluster_knows_which_partitions_nobody_holds() -> None:
     assert state.unheld(now_ms + 60_000, "") == frozenset(), "without a live server nothing is known"
     state.hear(report("an earlier build", "", num_partitions=0, address=""), now_ms)
     assert state.unheld(now_ms, "") == frozenset(), "it holds all users"
+
+
+def test_a_server_that_reports_as_seldom_as_it_may_is_not_silent(clock: Clock) -> None:
+    every_s = ServingConfig(status_every_s=5.0).status_every_s
+    with pytest.raises(ConfigError, match=r"serving\.status_every_s: expected a number, above 0 to 5, got 5\.1"):
+        ServingConfig(status_every_s=5.1)
+    peers, due_s = Peers("own"), clock.now_s
+    for number in range(60):
+        peers.hear(encode_status(WorkerStatus(component="w", time_ms=1)))
+        if clock.now_s >= due_s + 4 * (number > 20):  # reports are late
+            peers.hear(report("a"))
+            due_s = clock.now_s + every_s
+        assert names(peers, 0) == ["a"]
+        clock.now_s += 1

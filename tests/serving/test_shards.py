@@ -171,7 +171,7 @@ def test_a_server_knows_of_items_whoever_chose_them(shards: Shards) -> None:
     for number, place in enumerate((0, 1), start=1):
         user, rows = f"newcomer{number}", slice_of(shards.world.histories["u0"], 0, 2 * number)
         early = replace(rows, timestamp_ms=rows.timestamp_ms - 10**6 * number)
-        shards.wire.tell([replace(example(user, early), partition=place, number=1000)])
+        shards.wire.tell([replace(example(user, early), partition=place, number=len(shards.of(place)))])
         wanted = {"user": "u1", "timestamp": NOW_MS, "k": 20, "exclude_seen": False,
                   "min_age_s": (NOW_MS - START_MS) / 1000 + 900 * number}  # fmt: skip
 

@@ -63,11 +63,13 @@ class Wire:
         ensure_topics(self.kafka)
         self.next_offset = 0
 
-    def tell(self, examples: Iterable[Example]) -> None:
+    def tell(self, examples: Iterable[Example], headers: Iterable[tuple[str, bytes]] = ()) -> None:
         """Send to the sequences topic."""
         for each in examples:
             key = example_key(each.address, num_slots=14)
-            self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
+            self._producer.send(
+                self.topics.sequences, encode_example(each), key, list(headers), partition=each.partition
+            )
         self._producer.flush(20)
 
     def report(self, *reports: ServerStatus) -> None:

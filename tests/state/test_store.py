@@ -193,6 +193,23 @@ def test_compaction_removes_nobody_whose_examples_arrived_before_a_kill(
     restored.close()
 
 
+@pytest.mark.parametrize("backend", ["cpp", "python"])
+def test_requests_about_items_are_refused_in_partitions_that_are_not_theirs(tmp_path: Path, backend: str) -> None:
+    """Otherwise one here and its undo there have no order."""
+    config = StoreConfig(backend=backend)
+    for number in range(4):
+        store = PartitionStore.open(tmp_path / str(number), number, ANY_TIME, store=config, num_partitions=4)
+        store.apply([(0, 2_000, None, b'{"forget":true,"item":5}'), (1, 2_000, None, b'{"forget":false,"item":"5"}')])
+        letters = [dict(entry.headers) for entry in store.outbox() if not entry.is_example]
+        if number == partition_of(b"5", 4):
+            assert not letters
+        else:
+            assert [each["reason"] for each in letters] == [b"wrong_partition"] * 2
+            assert b"item '5': expected in partition" in letters[0]["message"]
+            assert not any(entry.is_example for entry in store.outbox())
+        store.close()
+
+
 def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:
     users = [f"u{n}" for n in range(20)]
     mine = [user for user in users if partition_of(user.encode(), 4) == 1]
