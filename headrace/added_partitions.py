@@ -13,6 +13,7 @@ from kafka.errors import KafkaError
 from headrace.config import Settings
 from stream.producer import BULK
 from wire.action import Rejection, decode_record
+from wire.action_json import ForgetRequest
 from wire.errors import HeadraceError
 from wire.kafka.consumer import connect, read, spans
 from wire.kafka.producer import make_producer
@@ -57,6 +58,8 @@ def _parts(record: Any, new: Settings) -> Iterator[tuple[int, bytes | None]]:
     """A record by new partition: actions and requests to forget where their users or items belong, and what a worker
     refuses where its key does. One that belongs to one partition stays as it is."""
     num, outcomes = new.kafka.partitions, decode_record(record.value, record.timestamp, new.action)
+    if isinstance(outcomes[0], ForgetRequest) and outcomes[0].users:
+        return  # a worker's own, which is about offsets of the old topic
     by_key = partition_of(record.key or b"", num)
     homes = [by_key if isinstance(each, Rejection) else partition_of(each.keys[0].encode(), num) for each in outcomes]
     if len(set(homes)) == 1:

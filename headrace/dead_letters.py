@@ -109,7 +109,8 @@ class _Resending:
         """The actions of a letter that are to be sent."""
         letter, actions, self.end = read_headers(record.headers), acceptable(record, config), record.offset + 1
         if (request := request_of(record.value)) is not None:
-            self.requests[_command(request)] = None
+            if not request.users:  # a worker's own, which it repeats
+                self.requests[_command(request)] = None
             return []
         if not actions:
             self.refused[letter.reason] += 1

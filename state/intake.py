@@ -61,8 +61,8 @@ class Intake:
         return self._num_partitions is None or partition_of(key.encode(), self._num_partitions) == self._partition
 
     def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
+        key = next(key for key in action.keys if not self._is_ours(key))
         what = "item" if isinstance(action, ForgetRequest) and not action.names else "user"
-        key = next(each for each in action.keys if not self._is_ours(each))
         home = partition_of(key.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)

@@ -55,7 +55,7 @@ class Action(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The user, as its record's Kafka key decides the partition."""
+        """Its user, as for a request to forget: its record's Kafka key, which decides the partition."""
         return (self.user,)
 
 

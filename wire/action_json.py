@@ -101,7 +101,7 @@ class ForgetRequest(msgspec.Struct, frozen=True):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The users or the item, canonical: each as a record's Kafka key decides the partition."""
+        """The users or the item, canonical: each would have the request in its partition."""
         return self.names or (canonical(self.item),)
 
 

@@ -126,39 +126,6 @@ def test_what_a_topic_lost_with_its_end_is_in_no_history(
     check_known(histories, slice_of(ROWS, 0, 3))
 
 
-def test_users_who_were_forgotten_while_the_follower_was_cut_off_are_in_no_history(
-    wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture
-) -> None:
-    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0)])
-    wait_until(lambda: length_of(histories, "a") == 3, 60, "the topic to be read")
-    wait_until(lambda: histories.is_complete, 60, "it to be known as read")
-    wire.tell([example("b", slice_of(ROWS, 0, 3), number=2)])
-    wait_until(lambda: "lacks 1 examples from number 1 on" in caplog.text, 60, "the gap to be seen")
-    wait_until(lambda: histories.is_complete and length_of(histories, "b") == 3, 60, "the topic to be read again")
-    wire.tell([example("b", slice_of(ROWS, 0, 4), number=3)])
-    wait_until(lambda: length_of(histories, "b") == 4, 60, "it to be followed")
-    assert caplog.text.count("are gone: reading it again") == 1
-
-
-def test_a_follower_of_another_configuration_than_the_workers_ends(wire: Wire) -> None:
-    theirs = shape_of(ActionConfig(features=("brand", "price")), SequenceConfig())
-    ours = shape_of(ActionConfig(features=("price", "brand")), SequenceConfig())
-    for shape in (theirs, ours):
-        wire.tell([fence(1, 1)], [(SHAPE, encode_shape(theirs))])
-        thread = HistoryFollower(
-            lambda _: connect(wire.kafka, 20, auto_offset_reset="none"), wire.topics.sequences,
-            Histories(10**8, topic=wire.topics.sequences, shape=shape),
-        )  # fmt: skip
-        thread.start()
-        if shape == theirs:
-            assert thread.caught_up.wait(60)
-            thread.stop()
-        thread.join(60)
-        assert (thread.failure is None) == (shape == theirs)
-    assert isinstance(thread.failure, ConfigError)
-    assert "partition 1 offset 0: action.features: expected ('price', 'brand')" in str(thread.failure)
-
-
 def taken_back_unseen(wire: Wire, histories: Histories, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The topic loses its end and grows again before the follower reads on."""
     gate, poll = Event(), Consumer.poll
@@ -200,6 +167,39 @@ def test_a_follower_that_does_not_look_back_is_caught(
     taken_back_unseen(wire, histories, durable_kafka, monkeypatch)
     wait_until(lambda: length_of(histories, "c") > 0, 60, "what has come since to be read")
     assert histories.get("b") is not None
+
+
+def test_users_who_were_forgotten_while_the_follower_was_cut_off_are_in_no_history(
+    wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0)])
+    wait_until(lambda: length_of(histories, "a") == 3, 60, "the topic to be read")
+    wait_until(lambda: histories.is_complete, 60, "it to be known as read")
+    wire.tell([example("b", slice_of(ROWS, 0, 3), number=2)])
+    wait_until(lambda: "lacks 1 examples from number 1 on" in caplog.text, 60, "the gap to be seen")
+    wait_until(lambda: histories.is_complete and length_of(histories, "b") == 3, 60, "the topic to be read again")
+    wire.tell([example("b", slice_of(ROWS, 0, 4), number=3)])
+    wait_until(lambda: length_of(histories, "b") == 4, 60, "it to be followed")
+    assert caplog.text.count("are gone: reading it again") == 1
+
+
+def test_a_follower_of_another_configuration_than_the_workers_ends(wire: Wire) -> None:
+    theirs = shape_of(ActionConfig(features=("brand", "price")), SequenceConfig())
+    ours = shape_of(ActionConfig(features=("price", "brand")), SequenceConfig())
+    for shape in (theirs, ours):
+        wire.tell([fence(1, 1)], [(SHAPE, encode_shape(theirs))])
+        thread = HistoryFollower(
+            lambda _: connect(wire.kafka, 20, auto_offset_reset="none"), wire.topics.sequences,
+            Histories(10**8, topic=wire.topics.sequences, shape=shape),
+        )  # fmt: skip
+        thread.start()
+        if shape == theirs:
+            assert thread.caught_up.wait(60)
+            thread.stop()
+        thread.join(60)
+        assert (thread.failure is None) == (shape == theirs)
+    assert isinstance(thread.failure, ConfigError)
+    assert "partition 1 offset 0: action.features: expected ('price', 'brand')" in str(thread.failure)
 
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:
