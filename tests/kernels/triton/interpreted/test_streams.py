@@ -21,6 +21,7 @@ from model.lookup import added_at, rows_at
 from model.memory import Memory
 from tests.kernels.triton.elsewhere import elsewhere
 from tests.kernels.triton.interpreted.test_elsewhere import ONE_GRAPH, TWO_GRAPHS, learner_on, losses, small_steps
+from tests.kernels.triton.room import Room
 from tests.kernels.triton.there import all_here
 from trainer.network import graph
 
@@ -189,13 +190,15 @@ def one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
         host.is_pinned_here = True  # type: ignore[attr-defined]
         return host.numpy(), host
 
-    for name in ("kernels.memory.device.staged", "trainer.network.graph_step.staged"):
+    for name in ("kernels.memory.sending.staged", "trainer.network.graph_step.staged"):
         monkeypatch.setattr(name, again)
 
 
 def warm_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that warms a graph up on another stream, before its inputs are there."""
+    """A build that warms a graph up on another stream, before its inputs are there. No memory is used twice, since what
+    another tensor left might do for inputs."""
     make = torch.cuda.Stream
+    monkeypatch.setattr(Room, "put_back", lambda *_: None)
 
     def deaf() -> Any:
         stream = make()
