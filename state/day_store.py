@@ -2,11 +2,12 @@
 
 Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970.
 
-A day is one of Kafka's timestamps. Under producers' clocks these may state any time, and a day too far ahead would make
-everybody a user who has not come for long. So a day has begun only when `MANY` records in a row are of that day or a
-later one, and no day is later than this machine's. Wrong clocks can make users stay longer, but not go earlier, unless
-all of these clocks agree. What comes of it is decided once, by a request in the actions topic (`stream.retention`), so
-nothing here has to be the same in every life.
+A day is one of Kafka's timestamps, which under producers' clocks may state any time. So a day begins with the first
+record that states it or a later one: whoever acts after that has acted on that day or later, and who acted before has
+not, unless their clocks were behind. Records that lie ahead have days begin early, and then users stay longer. And
+today is a day only when `MANY` records in a row are of that day or a later one: a few ahead make nobody a user who has
+not come for long. No day is later than this machine's. What comes of it is decided once, by a request in the actions
+topic (`stream.retention`), so nothing here has to be the same in every life.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wire.moment import MS_PER_DAY
 
 _PREFIX = b"d"
 MANY = 100
-"""As many records in a row make a day."""
+"""As many records in a row make a day today."""
 
 
 class DayStore:
@@ -31,13 +32,13 @@ class DayStore:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._begins: dict[int, int] = {}
-        """Day → the first offset of its actions, or one before that."""
+        """Day → the first offset of its actions, or of a record before them that states it."""
         self._fresh: dict[int, int] = {}
         """Those among them that are not on disk."""
         self.today = -1
         """The day of the last records; -1 before there are enough."""
-        self._offset = self._earliest = self._num = 0
-        """Of the records since ``today`` was set: the first offset, the earliest day, and how many there are."""
+        self._earliest = self._num = 0
+        """Of the records since ``today`` was set: the earliest day, and how many there are."""
 
     def load(self) -> None:
         """Read what is stored."""
@@ -50,15 +51,21 @@ class DayStore:
         """The next records (`state.store.Record`), about to be applied."""
         if not records:
             return
+        self._begin_days(records)
         earliest = min([record[1] for record in records]) // MS_PER_DAY
-        if not self._num:
-            self._offset, self._earliest = records[0][0], earliest
-        self._earliest, self._num = min(self._earliest, earliest), self._num + len(records)
+        self._earliest = min(self._earliest, earliest) if self._num else earliest
+        self._num += len(records)
         if self._num >= MANY:
             self.today, self._num = _known(self._earliest), 0
-            if self.today > max(self._begins, default=-1):
-                self._begins[self.today] = self._fresh[self.today] = self._offset
-                self.save()
+
+    def _begin_days(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> None:
+        newest = max(self._begins, default=-1)
+        for offset, record_ms, *_ in records:
+            if (day := record_ms // MS_PER_DAY) > newest and (day := _known(day)) > newest:
+                self._begins[day] = self._fresh[day] = offset
+                newest = day
+        if self._fresh:
+            self.save()
 
     def adopt(self, example: Example) -> None:
         """An example from which the store is restored. One that is only written again states the time of that."""

@@ -71,6 +71,25 @@ def test_who_has_not_acted_for_so_many_whole_days_is_due(tmp_path: Path) -> None
     store.close()
 
 
+def test_who_acts_first_on_a_day_has_acted_on_it(tmp_path: Path) -> None:
+    """However many records the day before has: the last of them and the first of the day are counted together."""
+    old = [f"old{number}" for number in range(MANY + 10)]
+    new = [f"new{number}" for number in range(2 * MANY)]
+    store = opened(tmp_path, visits(0, TODAY - 40, *old, num=len(old)), visits(len(old), TODAY, *new, num=len(new)))
+    assert quiet(store, 30) == set(old)
+    store.close()
+
+
+def test_a_clock_that_is_behind_for_ever_makes_nobody_else_due(tmp_path: Path) -> None:
+    """One record in ten, so that there are never `MANY` in a row of the day."""
+    log = [visits(100 * k, TODAY - 40 + k, f"u{k}", ahead=-70 if k else 0) for k in range(41)]
+    store = opened(tmp_path, *log)
+    assert store.days.today == TODAY - 70
+    store.apply(visits(4100, TODAY))
+    assert quiet(store, 30) == {f"u{k}" for k in range(10)}
+    store.close()
+
+
 def test_a_store_that_is_opened_again_knows_its_days_and_waits_for_todays_records(tmp_path: Path) -> None:
     opened(tmp_path, visits(0, TODAY - 40, "a"), visits(100, TODAY)).close()
     store = opened(tmp_path)
