@@ -24,6 +24,8 @@ from wire.moment import MS_PER_DAY
 _PREFIX = b"d"
 MANY = 100
 """As many records in a row make a day today."""
+MOST_WHOLE = 10_000
+"""Of so many users a restore waits for what follows a whole segment: 250 bytes each."""
 
 
 class DayStore:
@@ -40,11 +42,15 @@ class DayStore:
         self._earliest = self._num = 0
         """Of the records since ``today`` was set: the earliest day, and how many there are."""
 
+        self._whole: dict[str, tuple[int, int]] = {}
+        """User → day and offset of the user's last adopted example, if it is a whole segment without anything new."""
+
     def load(self) -> None:
         """Read what is stored."""
         stored = self._db.under(_PREFIX)
         self._begins = {int.from_bytes(key[1:], "big"): int.from_bytes(begin, "big") for key, begin in stored}
         self._fresh.clear()
+        self._whole.clear()
         self.today, self._num = -1, 0
 
     def note(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> None:
@@ -68,12 +74,32 @@ class DayStore:
             self.save()
 
     def adopt(self, example: Example) -> None:
-        """An example from which the store is restored. One that is only written again states the time of that."""
-        is_again = len(example.rows) == example.segment_len and not (example.num_new or example.num_feedback)
-        if example.user_offset >= 0 and not is_again:
-            day = _known(example.newest_record_ms // MS_PER_DAY)
-            begin = min(example.user_offset, self._begins.get(day, example.user_offset))
-            self._begins[day] = self._fresh[day] = begin
+        """The next example from which the store is restored; `save_adopted` comes after the last one.
+
+        A whole segment without anything new states the time when it was written again. If another example of its user
+        follows, as where it was written because the user went on, that one counts. Otherwise, and beyond `MOST_WHOLE`
+        such users, the segment does: users who acted between its user's last action and that time stay longer.
+        """
+        if example.user_offset < 0:
+            return
+        begin = _known(example.newest_record_ms // MS_PER_DAY), example.user_offset
+        self._whole.pop(example.user, None)
+        if len(example.rows) < example.segment_len or example.num_new or example.num_feedback:
+            self._begin_by(*begin)
+            return
+        self._whole[example.user] = begin
+        if len(self._whole) > MOST_WHOLE:
+            self._begin_by(*self._whole.pop(next(iter(self._whole))))
+
+    def _begin_by(self, day: int, offset: int) -> None:
+        self._begins[day] = self._fresh[day] = min(offset, self._begins.get(day, offset))
+
+    def save_adopted(self) -> None:
+        """Write what the adopted examples say."""
+        for begin in self._whole.values():
+            self._begin_by(*begin)
+        self._whole.clear()
+        self.save()
 
     def save(self) -> None:
         """Write what is not on disk."""

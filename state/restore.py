@@ -88,7 +88,7 @@ def adopt_newest(db: Database, users: UserStore, days: DayStore, examples: Itera
         restored.newest = example
         restored.num_examples += 1
     _save(db, users, held, names)
-    days.save()
+    days.save_adopted()
     restored.writer_epoch = log.writer_epoch
     return restored
 

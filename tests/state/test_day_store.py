@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from state import day_store
 from state.day_store import MANY
 from state.store import PartitionStore, Record
 from tests.state.world import ACTION
+from wire.config import SequenceConfig
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.moment import MS_PER_DAY
@@ -141,7 +143,10 @@ def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: in
     known = {num: quiet(store, num) for num in range(1, 50)}
     assert len(known[44]) < len(known[20]) < len(known[1])
     seal = next(each for each in told if len(each.rows) == each.segment_len and not each.num_new)
-    again = replace(seal, number=told[-1].number + 1, newest_record_ms=TODAY * MS_PER_DAY)
+    again = replace(
+        seal, number=told[-1].number + 1, newest_record_ms=TODAY * MS_PER_DAY,
+        user_offset=max(each.user_offset for each in told if each.user == seal.user),
+    )  # fmt: skip
     newest = {each.address: each for each in told} if num_kept == 1 else {each.number: each for each in told}
     store.restore([*sorted(newest.values(), key=lambda each: each.number), again])
     assert quiet(store, 1) == set(), "today is not known yet"
@@ -149,4 +154,42 @@ def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: in
     store = opened(tmp_path, visits(5000, TODAY))
     for num, users in known.items():
         assert quiet(store, num) - {"regular"} == users, num
+    store.close()
+
+
+@pytest.mark.parametrize("most_whole", [0, 10_000])
+def test_who_acted_last_in_a_segment_that_is_written_again_is_not_due_too_early(
+    most_whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example that had the user's last action is compacted away by the one that is written again."""
+    monkeypatch.setattr(day_store, "MOST_WHOLE", most_whole)
+    length = SequenceConfig().segment_len
+    store = opened(tmp_path, visits(0, TODAY - 60, "a"))
+    store.apply(visits(100, TODAY - 3, *["u"] * length, num=length))
+    store.apply(visits(200, TODAY, "b"))
+    (last,) = (each.address for each in examples(store) if each.user == "u")
+    assert store.refresh([last]) == 1
+    newest = {each.address: each for each in examples(store)}
+    store.restore(sorted(newest.values(), key=lambda each: each.number))
+    for record in visits(300, TODAY):
+        store.apply([record])
+    assert quiet(store, 30) == {"a"}
+    store.close()
+
+
+def test_a_whole_segment_that_its_user_has_left_says_nothing_of_that_day(tmp_path: Path) -> None:
+    """It is written when the user goes on, with the offset of the user's action before that, perhaps long ago."""
+    length = SequenceConfig().segment_len
+    store = opened(
+        tmp_path,
+        visits(0, TODAY - 80, *["u"] * (2 * length), num=2 * length),
+        visits(100, TODAY - 60, "a"),
+        visits(200, TODAY, "u"),
+    )
+    told = examples(store)
+    assert any(each.user == "u" and len(each.rows) == length and not each.num_new for each in told)
+    store.restore(told)
+    for record in visits(300, TODAY):
+        store.apply([record])
+    assert quiet(store, 30) == {"a"}
     store.close()
