@@ -79,7 +79,7 @@ def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: Odd
 def _prepared(
     odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules
 ) -> tuple[_Call, Float32, list[NDArray[Any]]]:
-    """The argument of ``odds_events``, the logits that it will write, and the arrays whose addresses it has."""
+    """The argument of ``odds_events``, the logits that it will write, and all arrays whose addresses it has."""
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     given = [*map(np.ascontiguousarray, _events_of(events))]
     arrays, ring = [*_arrays_of(odds)], [] if kept is None else [*_kept_of(kept)]
@@ -91,7 +91,7 @@ def _prepared(
         *pointers(*arrays), *(pointers(*ring) if ring else [None] * len(_KEPT)), *pointers(*given, logit_RK),
         rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
-    return call, logit_RK, [*arrays, *ring, *given]
+    return call, logit_RK, [*arrays, *ring, *given, logit_RK]
 
 
 def _check_status(status: int, odds: OddsArrays, kept: OddsKept | None, events: OddsEvents) -> None:

@@ -1,0 +1,42 @@
+"""A thread beside the interpreter, where a process ends or drops it: each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_BEGIN = """
+import os, sys
+from kernels.beside import Beside
+from kernels.odds import OddsRules, odds_begin, odds_learn
+from tests.kernels.test_odds import Stream
+
+stream = Stream(num_events=200)
+events = stream.events()
+
+def begun(beside):
+    return odds_begin(stream.empty(), stream.nothing_kept(), events, OddsRules(), beside=beside)
+"""
+
+
+def ran(script: str) -> str:
+    """What a process that runs the script writes."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout.strip()
+
+
+def test_what_is_computed_may_be_dropped_with_all_that_it_reads_and_writes() -> None:
+    """As a trainer drops a learner whose step it undoes: the thread may still write logits that nobody waits for."""
+    script = """
+class Learner: pass
+for _ in range(3000):
+    learner = Learner()
+    learner.beside = Beside()
+    learner.begun = begun(learner.beside)
+    del learner
+print("ended")
+"""
+    assert ran(script) == "ended"
