@@ -35,7 +35,8 @@ def warn_of_times(topic: str) -> None:
     """Log that records have their producers' times, although topics are created to have the broker's."""
     log.warning(
         "records have their producers' times, not the broker's: these decide what is in the future, how old answers "
-        "are, and the time of day that the model knows, for a year after one that is a year ahead; set "
-        "message.timestamp.type = LogAppendTime (the embedded broker cannot), or let the broker refuse such times "
-        "(message.timestamp.after.max.ms, an hour by default since Kafka 4)", topic=topic,
+        "are, the time of day that the model knows, and which domain and features of an item are the last, for a year "
+        "after one that is a year ahead; set message.timestamp.type = LogAppendTime (the embedded broker cannot), or "
+        "let the broker refuse such times (message.timestamp.after.max.ms, an hour by default since Kafka 4)",
+        topic=topic,
     )  # fmt: skip

@@ -3,7 +3,8 @@ was first seen, as far back as the histories in the sequences topic reach.
 
 "Last" is by the time of the interaction, not by the order in which records are read: an old segment is written again
 whenever one of its interactions changes, and servers read partitions in different orders. Of interactions at the same
-time, that of the higher partition counts, and in one partition the later record.
+time, that of the higher partition counts, and in one partition the later record. An action that is dated ahead, which
+only a topic with producers' times accepts (`stream.drift`), therefore counts until its time has come.
 
 Kept in columns, so that a filter is a few comparisons over all items (`Conditions`). An item costs about 76 bytes, and
 8 for each feature.
