@@ -6,7 +6,9 @@ call every few microseconds.
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections.abc import Callable
 from ctypes import Structure, byref, c_void_p, cast
 from typing import Any
 
@@ -23,7 +25,9 @@ class Beside:
         self._beside = baseline("headrace_beside_new", result=c_void_p)()
         if not self._beside:
             raise MemoryError("no room for a thread")
-        weakref.finalize(self, baseline("headrace_beside_delete", c_void_p, result=None), self._beside)
+        weakref.finalize(
+            self, _delete, baseline("headrace_beside_delete", c_void_p, result=None), self._beside, os.getpid()
+        )
         self._held: Any = None
 
     def start(self, function: Any, call: Structure, held: Any) -> None:
@@ -44,3 +48,9 @@ class Beside:
         status: int = baseline("headrace_beside_wait", c_void_p)(self._beside)
         self._held = None
         return status
+
+
+def _delete(delete: Callable[[int], None], beside: int, process: int) -> None:
+    """In a fork nothing: its copy has no thread that could be waited for."""
+    if os.getpid() == process:
+        delete(beside)

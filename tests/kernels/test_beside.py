@@ -40,3 +40,18 @@ for _ in range(3000):
 print("ended")
 """
     assert ran(script) == "ended"
+
+
+def test_a_fork_computes_and_ends_without_the_thread() -> None:
+    script = """
+import signal
+beside = Beside()
+expected = begun(beside)()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    same = (begun(beside)() == expected).all()
+    sys.exit(0 if same else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert ran(script) == "0"
