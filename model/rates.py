@@ -75,9 +75,9 @@ class Rates:
         return self._kept
 
     def _settle(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun()
+        if self._begun is not None:
+            self._begun()  # what it raises is raised again, whoever asks next
+            self._begun = None
 
     @property
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
@@ -170,8 +170,8 @@ class Rates:
         return [after > MOST_LATE * (with_it + after) for with_it, after in zip(at_once, late, strict=True)]
 
     def _note_delays(self, events: OddsEvents) -> None:
-        came_2K = count_came(events.bits_R, events.is_new_R, self.arrays.num_kinds)
-        self.arrays.clock[1:] = self.arrays.clock[1:] * DELAY_DECAY ** len(events) + came_2K
+        came_2K = count_came(events.bits_R, events.is_new_R, self._here.num_kinds)
+        self._here.clock[1:] = self._here.clock[1:] * DELAY_DECAY ** len(events) + came_2K
 
     def _make_room(self, events: OddsEvents) -> None:
         domains_RA, features_RA, _ = by_table(self.arrays, events)

@@ -113,6 +113,15 @@ def test_whoever_asks_for_rates_waits_for_those_that_are_learned_beside(what: st
         np.testing.assert_array_equal(there.state_dict()[name], array, err_msg=name)
 
 
+def test_whoever_asks_is_told_why_events_could_not_be_learned_beside() -> None:
+    rates, each = Rates(MODEL), some(0, np.random.default_rng(0), late=0.3)
+    each.row_R[-1] = -1
+    logits = rates.begin(each, rates.arrivals.number(keys(0), each.is_new_R > 0), Beside())
+    for ask in (lambda: rates.arrays, lambda: rates.is_finite, logits, logits):
+        with pytest.raises(IndexError, match="row_R: expected"):
+            ask()
+
+
 def test_items_that_leave_before_their_late_kinds_come_do_not_raise_the_overall_rate() -> None:
     rng, rates = np.random.default_rng(0), Rates(MODEL)
     for day in range(60):
