@@ -29,23 +29,26 @@ class Beside:
             self, _delete, baseline("headrace_beside_delete", c_void_p, result=None), self._beside, os.getpid()
         )
         self._held: Any = None
+        self._status: int | None = None
+        """What the function has returned that could not be given to a thread."""
 
     def start(self, function: Any, call: Structure, held: Any) -> None:
         """Begin ``function(call)``, of a function of the library that takes one pointer. `wait` comes before the next
         start. ``held``: what the function reads and writes, kept until then.
 
-        Raises RuntimeError if the system gives no thread.
+        If the system gives no thread, the function runs here, before this returns.
         """
         assert self._held is None, "wait for what was started before"
         begin = baseline("headrace_beside_start", *[c_void_p] * 3)
-        if begin(self._beside, cast(function, c_void_p), byref(call)):
-            raise RuntimeError("expected a thread, the system gave none; raise the limit on processes (ulimit -u)")
+        has_none = begin(self._beside, cast(function, c_void_p), byref(call))
+        self._status = function(byref(call)) if has_none else None
         self._held = call, held
 
     def wait(self) -> int:
         """The status that the function has returned, once it has. If the thread has not begun, because no processor was
         free, the function runs here."""
-        status: int = baseline("headrace_beside_wait", c_void_p)(self._beside)
+        wait = baseline("headrace_beside_wait", c_void_p)
+        status: int = wait(self._beside) if self._status is None else self._status
         self._held = None
         return status
 

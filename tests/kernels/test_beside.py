@@ -55,3 +55,23 @@ if not child:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert ran(script) == "0"
+
+
+def test_without_room_for_a_thread_the_caller_computes() -> None:
+    """Its stack needs more memory than the process may have."""
+    script = """
+import resource
+expected = odds_learn(stream.empty(), stream.nothing_kept(), events, OddsRules())
+beside = Beside()
+num_threads = len(os.listdir("/proc/self/task"))
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 20), resource.RLIM_INFINITY))
+for _ in range(3):
+    assert (begun(beside)() == expected).all()
+assert len(os.listdir("/proc/self/task")) == num_threads
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert (begun(beside)() == expected).all()
+assert len(os.listdir("/proc/self/task")) == num_threads + 1
+print("the same")
+"""
+    assert ran(script) == "the same"
