@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from trainer.checkpointing import Checkpointing
 from trainer.config import TrainerConfig
 from trainer.copies.pace import Pace
-from trainer.copies.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
+from trainer.copies.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_scoring, unsound_step
 from trainer.device import choose_device
 from trainer.errors import UnsoundError
 from trainer.frozen_rival import FrozenRival
@@ -174,7 +174,12 @@ class Trainer:
         ready = self.feed.next()
         if ready is not None and not self._train(*ready):
             return True
-        self._keep_up(trained=ready is not None)
+        try:
+            self._keep_up(trained=ready is not None)
+        except (ArithmeticError, ValueError, IndexError):
+            if (problem := unsound_scoring(self.learner)) is None:  # it has nothing to do with a step
+                raise
+            self._undo(problem, None)
         return not (ready is None and self.feed.is_exhausted)
 
     def _train(self, step: PlanStep, examples: list[Lesson]) -> bool:
@@ -197,9 +202,8 @@ class Trainer:
         try:
             self._last_report = self.learner.step(examples)
             self.pace.stepped(self._last_report.seconds)
-            if (problem := unsound_step(self._last_report)) is not None:
-                return problem
-            return unsound_learner(self.learner) if self.set_aside.is_checked(self.learner.num_steps - 1) else None
+            is_checked = self.set_aside.is_checked(self.learner.num_steps - 1)
+            return unsound_step(self._last_report) or (unsound_learner(self.learner) if is_checked else None)
         except (ArithmeticError, ValueError, IndexError) as error:
             log.exception("a step failed")
             return Unsound(f"{type(error).__name__} ({error})")
@@ -224,8 +228,7 @@ class Trainer:
         """Set ``step`` aside (None: find it) and go back to the checkpoint, to repeat everything but that step."""
         if self._ranks is not None:
             self._ranks.settle()
-        checkpoints = self.checkpoints
-        if checkpoints is None:
+        if (checkpoints := self.checkpoints) is None:
             raise UnsoundError(
                 f"step {self.learner.num_steps}: not finite: {problem.what}; without a checkpoint_dir no step can be "
                 "undone. Lower trainer.dense_lr and trainer.table_lr, or look for extreme values in the data"
@@ -267,8 +270,7 @@ class Trainer:
 
     def _save(self, *, trained: bool) -> None:
         """Begin the checkpoint that is due, continue it, or complete it."""
-        checkpoints = self.checkpoints
-        if checkpoints is None:
+        if (checkpoints := self.checkpoints) is None:
             return
         saver = checkpoints.saver
         if (problem := saver.check()) is not None:
@@ -284,8 +286,7 @@ class Trainer:
 
     def _publish(self) -> None:
         """Begin the version that is due, continue it, or complete it."""
-        publication = self.publication
-        if publication is None:
+        if (publication := self.publication) is None:
             return
         if (problem := publication.note_acknowledged()) is not None:
             self._undo(problem, None)
@@ -308,8 +309,7 @@ class Trainer:
         while self.feed.recorded and not is_sound and not self.stop.is_set():  # the source has ended: repair first
             self.turn()
             is_sound = not self.feed.is_repeating and self._is_sound(rows=True)
-        checkpoints = self.checkpoints
-        if is_sound and checkpoints is not None:
+        if is_sound and (checkpoints := self.checkpoints) is not None:
             checkpoints.saver.wait()
             if self.learner.num_steps > checkpoints.last_step:
                 self._cut_checkpoint(checkpoints)

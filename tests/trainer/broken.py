@@ -151,6 +151,22 @@ def spoils_the_step_of_one_example() -> None:
     trainer.learner.step.Learner.step = spoiling  # type: ignore[method-assign]
 
 
+def fails_in_scoring_the_step_of_one_example() -> None:
+    """As on a GPU, where a step is scored until somebody asks: then one fails."""
+    step = trainer.learner.step.Learner.step
+
+    def fail() -> None:
+        raise IndexError("broken")
+
+    def failing(self: Any, examples: Any) -> Any:
+        report = step(self, examples)
+        if any((each.partition, each.number) == (1, 5) for each in examples):
+            self.scoring._begun = self.rates._begun = fail
+        return report
+
+    trainer.learner.step.Learner.step = failing  # type: ignore[method-assign]
+
+
 def takes_anything_for_finite() -> None:
     """No number is checked."""
     trainer.loop.unsound_learner = trainer.loop.unsound_core = lambda learner, **_: None

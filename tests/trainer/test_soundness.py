@@ -34,6 +34,21 @@ def test_a_step_that_leaves_nothing_finite_is_the_only_one_that_is_lost(stage: M
 
 
 @pytest.mark.parametrize(
+    "config", [{"checkpoint_every_steps": 1}, {"checkpoint_every_steps": 0, "checkpoint_every_s": 3600.0}]
+)
+def test_a_step_whose_scoring_fails_after_it_is_the_only_one_that_is_lost(stage: Make, config: dict[str, int]) -> None:
+    """Whoever asks first: a checkpoint, a version."""
+    made = stage(trainer={"publish_every_s": 0.05, **config})
+    made.feed(60)
+    child = made.start(broken=("fails_in_scoring_the_step_of_one_example",))
+    made.feed(40)
+    recount = made.finish()
+    assert {len(each.manifest.set_aside) for each in recount.versions if each.manifest.set_aside} == {1}
+    assert child.log().count("a step is set aside") == 1
+    assert {each.manifest.epoch for each in recount.versions} == {0}, "one process all the time"
+
+
+@pytest.mark.parametrize(
     "point", ["journal_started:2:kill", "journalled:12:kill", "learned:12:kill", "learned:15:kill"]
 )
 def test_a_repair_that_is_interrupted_goes_on(stage: Make, point: str) -> None:

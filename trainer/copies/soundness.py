@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 
 from trainer.copies.rows import Piece
 from trainer.learner.step import Learner, StepReport
 from wire.example import Lesson
+
+log = structlog.get_logger("trainer")
 
 NUM_PROBED = 4
 
@@ -49,11 +52,22 @@ def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
     return sum(pieces.is_new)
 
 
+def unsound_scoring(learner: Learner) -> Unsound | None:
+    """Complete the scoring of the last step, which may have failed after the step."""
+    try:
+        learner.scoring.settle()
+    except (ArithmeticError, ValueError, IndexError) as error:
+        log.exception("scoring a step failed")
+        return Unsound(f"{type(error).__name__} ({error})")
+    return None
+
+
 @torch.no_grad()
 def unsound_learner(learner: Learner) -> Unsound | None:
-    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything. Raises what
-    went wrong in scoring the last step."""
-    learner.scoring.settle()
+    """Check the scoring of the last step, the dense weights, the tables, the memory, and what the model predicts with
+    them: everything."""
+    if (problem := unsound_scoring(learner)) is not None:
+        return problem
     for name, table in learner.tables.items():
         if not table.is_finite():
             return Unsound(f"rows of table {name}")

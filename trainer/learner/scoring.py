@@ -69,7 +69,11 @@ class Scoring:
             self.settle()
 
     def settle(self) -> None:
-        """Complete what was begun."""
+        """Complete what was begun. What it raises is raised again, whoever asks next."""
         begun, self._begun = self._begun, None
         if begun is not None:
-            begun()
+            try:
+                begun()
+            except Exception:
+                self._begun = begun
+                raise
