@@ -59,6 +59,10 @@ class _Whole:
     def __iter__(self) -> Iterator[_Whole]:
         yield self
 
+    def __next__(self) -> Any:
+        """The batch's own next record: kafka-python looks into the markers that end transactions."""
+        return next(self._batch)
+
     @property
     def offset(self) -> int:
         """The offset of the last record."""
