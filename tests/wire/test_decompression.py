@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import random
+import struct
 import subprocess
 import sys
+from itertools import islice
 
 import cramjam
 import pytest
@@ -130,6 +132,13 @@ def test_the_bound_is_the_same_for_each_codec(monkeypatch: pytest.MonkeyPatch) -
         assert len(decode(encode(bytes(1_000_000)))) == 1_000_000
         with pytest.raises(TooLarge, match="decompress to more than 1000000"):
             decode(encode(bytes(1_000_001)))
+
+
+@pytest.mark.parametrize("length", [-(1 << 31), -4, -1, 0, 5, (1 << 31) - 1])
+def test_a_block_of_snappy_is_some_of_the_bytes_that_are_there(length: int) -> None:
+    """Going back would read the same for ever."""
+    with pytest.raises(ValueError, match=f"expected a block of 1 to 4 bytes, got {length}"):
+        list(islice(decompression._blocks(snappy_encode(b"") + struct.pack(">i", length) + bytes(4)), 9))
 
 
 def test_a_batch_that_is_too_large_is_one_dead_letter() -> None:

@@ -97,7 +97,7 @@ def snappy_decode(payload: bytes) -> bytes:
 
 
 def _blocks(payload: bytes) -> Iterator[bytes]:
-    """The blocks of Java's stream; what is none is a block itself."""
+    """The blocks of Java's stream; what is none is a block itself. Raises ValueError, struct.error."""
     if payload[: len(_XERIAL)] != _XERIAL or len(payload) <= _XERIAL_HEADER_LEN:
         yield payload
         return
@@ -105,6 +105,8 @@ def _blocks(payload: bytes) -> Iterator[bytes]:
     while at < len(payload):
         (length,) = struct.unpack_from(">i", payload, at)
         at += 4
+        if not 0 < length <= len(payload) - at:
+            raise ValueError(f"snappy: expected a block of 1 to {len(payload) - at} bytes, got {length}")
         yield payload[at : at + length]
         at += length
 
