@@ -19,7 +19,9 @@ import cramjam
 import kafka
 import kafka.codec
 import kafka.errors
+import lz4.frame
 import pytest
+import xxhash
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.memory_records import MemoryRecords as KafkaRecords
@@ -143,6 +145,7 @@ def test_what_is_not_too_large_is_decompressed_as_before(num_bytes: int) -> None
     plain = random.Random(num_bytes).randbytes(num_bytes // 2) + bytes(num_bytes - num_bytes // 2)
     assert bytes(gzip_decode(gzip_encode(plain))) == plain
     assert bytes(lz4_decode(lz4_encode(plain))) == plain
+    assert bytes(lz4_decode(lz4.frame.compress(plain, store_size=False))) == plain
     assert bytes(zstd_decode(zstd_encode(plain))) == plain
     if plain:  # as both clients, which take an empty one for a block
         assert bytes(snappy_decode(snappy_encode(plain))) == plain
@@ -152,8 +155,9 @@ def test_what_is_not_too_large_is_decompressed_as_before(num_bytes: int) -> None
 def test_the_bound_is_the_same_for_each_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decompression, "MOST_BYTES", 1_000_000)
     monkeypatch.setattr(decompression, "MOST_RATIO", 1)
-    for encode, decode in ((gzip_encode, gzip_decode), (lz4_encode, lz4_decode), (zstd_encode, zstd_decode),
-                           (snappy_encode, snappy_decode)):  # fmt: skip
+    unsized = partial(lz4.frame.compress, store_size=False)
+    for encode, decode in ((gzip_encode, gzip_decode), (lz4_encode, lz4_decode), (unsized, lz4_decode),
+                           (zstd_encode, zstd_decode), (snappy_encode, snappy_decode)):  # fmt: skip
         assert len(decode(encode(bytes(1_000_000)))) == 1_000_000
         with pytest.raises(TooLarge, match="decompress to more than 1000000"):
             decode(encode(bytes(1_000_001)))
@@ -230,6 +234,15 @@ def test_a_batch_may_be_several_frames(how: str) -> None:
     plain = b"".join(bombs._records(9, 2, b"k"))
     found = READERS[how](bombs.batch("zstd", zstd_encode(plain[:10]) + zstd_encode(plain[10:]), 2))
     assert [bytes(each.data) for each in found] == [plain] if how == "batches" else found == [bytes(9)] * 2
+
+
+@pytest.mark.parametrize("told", [1, 200_001, 60 << 20, 1 << 62])
+def test_a_frame_that_lies_about_its_size_is_an_error(told: int) -> None:
+    frame = bytearray(lz4_encode(bytes(200_000)))
+    frame[6:14] = told.to_bytes(8, "little")
+    frame[14] = xxhash.xxh32_intdigest(bytes(frame[4:14])) >> 8 & 255
+    with pytest.raises(RuntimeError, match="LZ4"):
+        lz4_decode(bytes(frame))
 
 
 def test_a_batch_that_is_too_large_is_one_dead_letter() -> None:

@@ -76,13 +76,15 @@ def gzip_decode(payload: bytes) -> bytes:
 
 
 def lz4_decode(payload: bytes) -> bytes:
-    """As the clients do."""
-    reader = lz4.frame.LZ4FrameDecompressor()
-    pieces, num_bytes = [reader.decompress(payload, max_length=_PIECE)], 0
-    while pieces[-1] and not reader.eof and num_bytes <= most_bytes(len(payload)):
+    """As the clients do. A frame may say how large it is; otherwise each piece may be as large as all before."""
+    reader, most = lz4.frame.LZ4FrameDecompressor(), most_bytes(len(payload))
+    told: int = lz4.frame.get_frame_info(payload)["content_size"]
+    pieces = [reader.decompress(payload, max_length=told if 0 < told <= most else _PIECE)]
+    num_bytes = len(pieces[0])
+    while not reader.eof and pieces[-1] and num_bytes <= most:
+        pieces.append(reader.decompress(b"", max_length=min(max(num_bytes, _PIECE), most + 1 - num_bytes)))
         num_bytes += len(pieces[-1])
-        pieces.append(reader.decompress(b"", max_length=_PIECE))
-    _bounded(sum(map(len, pieces)), payload)
+    _bounded(num_bytes, payload)
     if not reader.eof:
         raise RuntimeError("LZ4: expected the end of a frame, got fewer bytes")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
