@@ -51,6 +51,7 @@ class _Answers(msgspec.Struct):
 
 
 _requests, _answers = msgspec.json.Decoder(_Requests), msgspec.json.Decoder(_Answers)
+_refusal = msgspec.json.Decoder(Refusal)
 
 
 @dataclass(eq=False)
@@ -211,8 +212,7 @@ def _in_whole(error: BaseException, indices: Sequence[int]) -> BaseException:
         problems = error.problems
     elif isinstance(error, RelayedError) and error.status == 422:
         with suppress(msgspec.DecodeError):
-            problems = msgspec.json.decode(error.body, type=Refusal).detail
-
+            problems = _refusal.decode(error.body).detail
     place_of = {f"requests.{number}": f"requests.{index}" for number, index in enumerate(indices)}
 
     def placed(field: str) -> str:

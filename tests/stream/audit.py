@@ -78,7 +78,7 @@ def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -
         else:
             content = json.loads(record.value)
             is_list = isinstance(content, list)
-            if partition_of(one.key.encode(), deployment.partitions) != partition:
+            if {partition_of(key.encode(), deployment.partitions) for key in one.keys} != {partition}:
                 yield at if is_list else -1, "wrong_partition"
             else:
                 oracle.apply(content[at] if is_list else content)

@@ -70,6 +70,7 @@ def losses(learner: Learner, waits: list[str] | None = None) -> list[float]:
         found += [report.retrieval_loss, report.ranking_loss]
         if waits is not None and step == 0:
             waits.clear()
+    learner.scoring.settle()
     return found
 
 

@@ -345,6 +345,7 @@ def test_a_repeat_is_a_miss_where_repeats_are_left_out() -> None:
     for _ in range(4):
         begin = len(told)
         learner.step(list(islice(examples, 4)))
+        learner.scoring.settle()
         assert learner.memory.leaves_out == learner.memory.leaves_out_repeats
         leaves_out.append(learner.memory.leaves_out)
         hits = [rank > 0 for is_repeat, rank in told[begin:] if is_repeat]
