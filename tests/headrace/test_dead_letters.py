@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
 from headrace import forgotten
@@ -153,6 +155,27 @@ def test_resending_sends_what_is_fixed_once_and_reports_what_is_not(
     assert resend(fixed) == 0
     assert "no new dead letters" in capsys.readouterr().out
     assert len(actions_of(settings)) == 3, "each once"
+
+
+def test_letters_are_sent_again_where_the_actions_topic_has_transactions(settings: Settings, kafka: Broker) -> None:
+    if kafka.kind != "apache":
+        pytest.skip("expected Apache Kafka: the embedded broker knows no transactions")
+    topics = Topics.under(settings.kafka.prefix)
+
+    async def write() -> None:
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap, transactional_id=settings.kafka.prefix
+        ) as producer:
+            for user in ("committed", "aborted"):
+                await producer.begin_transaction()
+                await producer.send_and_wait(topics.actions, msgspec.json.encode(action(user)), partition=1)
+                await (producer.commit_transaction() if user == "committed" else producer.abort_transaction())
+
+    asyncio.run(write())
+    fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    assert resend(fixed) == 1
+    assert [each["user"] for each in actions_of(settings)].count("committed") == 1
+    assert {each["user"] for each in actions_of(settings)} == {"committed", "u0", "u1", "u2"}
 
 
 def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:
