@@ -163,15 +163,21 @@ class _Resending:
                 "forgotten; send those that are still wanted:"
             )
             for command in self.requests:
-                say(command)
+                say(command, has_lines=True)
         if self.refused:
             reasons = ", ".join(f"{name} {num:,}" for name, num in self.refused.most_common())
             say(f"still refused: {reasons}; afterwards: headrace dead-letters --resend --from {self.first_refused}")
 
 
 def _command(request: ForgetRequest) -> str:
-    what, name = ("user", request.user) if request.user else ("item", request.item)
-    return foreign(f"headrace forget {what} {shlex.quote(str(name))}{' --undo' if request.is_back else ''}").plain
+    """What to enter; a comment with what to send to a server if a terminal cannot show the name as it is, since another
+    would be forgotten."""
+    what, name = ("user", request.user) if request.user else ("item", str(request.item))
+    if not name.isprintable():
+        content = json.dumps({what: name} | ({"undo": True} if request.is_back else {}))
+        return f"# {'a user' if what == 'user' else 'an item'} that no terminal shows; by POST /forget: {content}"
+    quoted = f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
+    return f"headrace forget {what}{' --undo' if request.is_back else ''} {quoted}"
 
 
 def _origins(letters: Iterator[Any]) -> dict[int, int]:

@@ -22,6 +22,9 @@ from wire.hashing import Key, canonical, item_hash
 from wire.moment import iso_of, unit_of
 
 Int64 = NDArray[np.int64]
+MOST_LEAD_MS = 3_600_000
+"""A record that is further ahead of this machine's clock has a producer's time, not the broker's: brokers allow no more
+(``message.timestamp.after.max.ms``), unless they were told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,9 @@ class RequestBuilder:
 
     def now_ms(self, version: HeldVersion) -> int:
         """What "now" means for a request without a timestamp: see `ServingConfig.clock`. Not before the broker received
-        what the version has learned, unless it is this machine's clock: that is behind."""
+        what the version has learned, unless that is more than `MOST_LEAD_MS` ahead: this machine's clock is behind."""
         wall_ms = int(time.time() * 1000)
-        if self.config.clock == "auto":
+        if self.config.clock == "auto" and version.manifest.newest_record_ms - wall_ms <= MOST_LEAD_MS:
             wall_ms = max(wall_ms, version.manifest.newest_record_ms)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
         if self.config.clock == "wall" or event_ms <= 0:

@@ -31,6 +31,8 @@ TIMEOUT_S = 10.0
 MAX_SENDINGS = 64
 LOOK_AGAIN_S = 1.0
 """How long a topic that has another number of partitions is taken to have it."""
+CHECKED_S = 5.0
+"""How long it is known with how many partitions the workers work: asking takes a third of a second."""
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -62,6 +64,34 @@ class Sendings:
             self._num -= 1
 
 
+class _Check:
+    """With how many partitions the workers work, asked by one thread for all. Safe for any number of threads."""
+
+    def __init__(self, kafka: KafkaConfig) -> None:
+        self._kafka, self._lock = kafka, threading.Lock()
+        self._known_until_s, self._mismatch = 0.0, ""
+
+    def __call__(self) -> None:
+        """As `check_partitions`, as of `CHECKED_S` ago at most. Raises `OverloadedError` if others wait for that."""
+        if not self._lock.acquire(timeout=TIMEOUT_S):
+            raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
+        try:
+            if time.monotonic() > self._known_until_s:
+                self._mismatch = self._asked()
+                self._known_until_s = time.monotonic() + CHECKED_S
+        finally:
+            self._lock.release()
+        if self._mismatch:
+            raise TopicsMismatch(self._mismatch)
+
+    def _asked(self) -> str:
+        try:
+            check_partitions(self._kafka)
+        except TopicsMismatch as error:
+            return str(error)
+        return ""
+
+
 class ActionSender:
     """Creates its producer at the first action, and again after a failure. Safe for any number of threads."""
 
@@ -70,7 +100,7 @@ class ActionSender:
         self._lock = threading.Lock()
         self._client: KafkaProducer | None = None
         self._connected_s = 0.0
-        self._is_checked = False
+        self._check, self._is_checked = _Check(kafka), False
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
         """Send an action and wait for the broker. Raises `RequestError` for one that the worker would refuse, and
@@ -102,7 +132,7 @@ class ActionSender:
 
     def _put(self, key: bytes, value: bytes, *, checks_again: bool = False) -> Any:
         """The broker's metadata of the record. ``checks_again``: compare the number of partitions with that of the
-        workers now, and not only for a new producer."""
+        workers of the last `CHECKED_S`, and not only for a new producer."""
         client = None
         if not self._lock.acquire(timeout=TIMEOUT_S):
             raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
@@ -116,7 +146,7 @@ class ActionSender:
                 self._lock.release()
             home = home_of(self._kafka, self._topic, key, len(client.partitions_for(self._topic)))
             if checks_again or not self._is_checked:
-                check_partitions(self._kafka)
+                self._check()
                 self._is_checked = True
             return client.send(self._topic, key=key, value=value, partition=home).get(TIMEOUT_S)
         except TopicsMismatch as error:

@@ -25,7 +25,9 @@ class Titles:
     def text_of(titles: Mapping[str, str]) -> str:
         """The contents of a file of these titles, each on one line. Ids that a line cannot hold are left out."""
         return "".join(
-            f"{item}\t{' '.join(title.split())}\n" for item, title in titles.items() if not set(item) & set("\t\n")
+            f"{item}\t{' '.join(title.split())}\n"
+            for item, title in titles.items()
+            if item == item.strip() and not set(item) & set("\t\r\n")
         )
 
     @staticmethod

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+import cramjam
 import lz4.frame
 import zstandard
 from aiokafka import AIOKafkaProducer
@@ -19,12 +20,30 @@ from kafka.record.util import encode_varint
 PIECE = bytes(1 << 20)
 CODECS = ("gzip", "lz4", "zstd")
 """Snappy makes no more than 21 times of anything."""
-_NUMBERS = {"gzip": 1, "lz4": 3, "zstd": 4}
+_NUMBERS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
 
 def bomb(codec: str, num_bytes: int, num_records: int = 1, key: bytes | None = b"k") -> bytes:
     """A batch whose records' values are this many zeros each."""
-    compressed = _COMPRESSORS[codec](_records(num_bytes, num_records, key))
+    return batch(codec, _COMPRESSORS[codec](_records(num_bytes, num_records, key)), num_records)
+
+
+def unreadable() -> dict[str, bytes]:
+    """Batches of one record that Apache Kafka accepts, which neither of our clients can read."""
+    plain = b"".join(_records(9, 1, b"k"))
+    block = bytes(cramjam.snappy.compress_raw(plain))
+    snappy = b"\x82SNAPPY\0" + struct.pack(">iii", 1, 1, len(block)) + block
+    attributes = plain[:1] + b"\x80" + plain[2:]
+    return {
+        "bytes behind a gzip": batch("gzip", gzip.compress(plain) + b"junk" * 3),
+        "half the length of a block of snappy": batch("snappy", snappy + b"\0\0"),
+        "half a header of snappy": batch("snappy", snappy + b"\x82SNA" + bytes(12)),
+        "attributes of a record that are no varint": batch("gzip", gzip.compress(attributes)),
+    }
+
+
+def batch(codec: str, compressed: bytes, num_records: int = 1) -> bytes:
+    """As a producer would send it."""
     now_ms, last = int(time.time() * 1000), num_records - 1
     covered = struct.pack(">hiqqqhii", _NUMBERS[codec], last, now_ms, now_ms, -1, -1, -1, num_records) + compressed
     head = struct.pack(">ibI", -1, 2, crc32c(covered))

@@ -31,9 +31,9 @@ from wire.action_json import (
     refuse,
 )
 from wire.config import ActionConfig
-from wire.exploded import Exploded
 from wire.hashing import canonical, key_hash
 from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
+from wire.unread import Unread
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
@@ -82,8 +82,8 @@ def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> 
     ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
     if not value:
-        if isinstance(value, Exploded):
-            return [Rejection("oversized", value.why, -1, b"")]
+        if isinstance(value, Unread):
+            return [Rejection(value.reason, value.why, -1, b"")]
         return [Rejection("empty", "expected an action as JSON, got no bytes; send a value", -1, b"")]
     if len(value) > config.max_record_bytes:
         message = f"expected at most {config.max_record_bytes} bytes, got {len(value)}; send shorter lists"

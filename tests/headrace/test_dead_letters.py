@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shlex
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -10,14 +12,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
 from headrace import forgotten
 from headrace.broker import EmbeddedBroker
+from headrace.command import run
 from headrace.config import Settings
-from headrace.dead_letters import acceptable, resend, show
+from headrace.dead_letters import _command, acceptable, resend, show
 from headrace.forgotten import Forgotten
 from tests.brokers import Broker, free_port
+from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
@@ -74,9 +79,34 @@ def test_requests_to_forget_that_were_refused_are_told_as_commands(
     producer.close()
     assert resend(settings, first=5) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-2:] == ["""headrace forget user 'it'"'"'s'""", "headrace forget item 7 --undo"]
+    assert told[-2:] == ["""headrace forget user 'it'"'"'s'""", "headrace forget item --undo 7"]
     assert "2 requests to forget" in told[-3]
     assert actions_of(settings) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "-x", "--undo", "it's", "a\\nb", "[red]x", "~", "$HOME", "#x", "Ünï 😀", "a  b"]
+)
+@pytest.mark.parametrize("is_back", [False, True])
+def test_a_command_that_is_entered_forgets_whom_the_letter_names(
+    name: str, is_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[str, str, bool]]()
+    monkeypatch.setattr("headrace.forget.forget", lambda _, *who, is_back, **__: asked.append((*who, is_back)) or 0)
+    program, *arguments = shlex.split(_command(ForgetRequest("", name, is_back)))
+    assert run(program, arguments=arguments) == 0
+    assert asked == [("item", name, is_back)]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "\u202eabc", "a\u2028", "\x1b[2J", "\xa0", "\ufeffa"])
+def test_a_name_that_no_terminal_shows_is_given_as_the_body_of_a_request(name: str) -> None:
+    told = _command(ForgetRequest("", name, is_back=True))
+    assert told.startswith("# an item that no terminal shows")
+    assert told.isascii()
+    assert told.isprintable()
+    body = json.loads(told[told.index("{") :])
+    assert body == {"item": name, "undo": True}
+    assert shlex.split(told, comments=True) == []
 
 
 def test_they_are_counted_by_reason_and_the_newest_shown(
@@ -125,6 +155,27 @@ def test_resending_sends_what_is_fixed_once_and_reports_what_is_not(
     assert resend(fixed) == 0
     assert "no new dead letters" in capsys.readouterr().out
     assert len(actions_of(settings)) == 3, "each once"
+
+
+def test_letters_are_sent_again_where_the_actions_topic_has_transactions(settings: Settings, kafka: Broker) -> None:
+    if kafka.kind != "apache":
+        pytest.skip("expected Apache Kafka: the embedded broker knows no transactions")
+    topics = Topics.under(settings.kafka.prefix)
+
+    async def write() -> None:
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap, transactional_id=settings.kafka.prefix
+        ) as producer:
+            for user in ("committed", "aborted"):
+                await producer.begin_transaction()
+                await producer.send_and_wait(topics.actions, msgspec.json.encode(action(user)), partition=1)
+                await (producer.commit_transaction() if user == "committed" else producer.abort_transaction())
+
+    asyncio.run(write())
+    fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    assert resend(fixed) == 1
+    assert [each["user"] for each in actions_of(settings)].count("committed") == 1
+    assert {each["user"] for each in actions_of(settings)} == {"committed", "u0", "u1", "u2"}
 
 
 def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:

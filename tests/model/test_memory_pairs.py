@@ -142,7 +142,7 @@ def test_a_memory_on_a_gpu_keeps_those_of_one_on_the_host() -> None:
     learn(memory, np.random.default_rng(0), 30, 100)
     there = Memory(MODEL, group=8)
     there.adopt(memory)
-    for name in (each for each in MemoryArrays.__slots__ if each.startswith("pair_")):
+    for name in PAIRS:
         np.testing.assert_array_equal(getattr(there.arrays, name), getattr(memory.arrays, name), err_msg=name)
     assert there.arrays.num_pairs > 0
 

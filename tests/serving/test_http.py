@@ -230,10 +230,10 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
 
 def test_titles_of_any_text_are_written_so_that_they_are_read(tmp_path: Path) -> None:
     file = tmp_path / "titles.tsv"
-    file.write_text(
-        Titles.text_of({"1": "Two\nlines,\tone title", "a\nb": "no id", "2": "Ünïcödé 😀"}), encoding="utf-8"
-    )
+    unfit = dict.fromkeys(("a\nb", "a\rb", "a\tb", " a", "a\r"), "no id")
+    file.write_text(Titles.text_of({"1": "Two\nlines,\tone\rtitle", **unfit, "2": "Ünïcödé 😀"}), encoding="utf-8")
     titles = Titles.read(str(file))
+    assert len([titles.get(item) for item in ("1", "2", "a", "b", "a\rb") if titles.get(item)]) == 2
     assert (titles.get("1"), titles.get("2")) == ("Two lines, one title", "Ünïcödé 😀")
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import serving.sender
-from serving.errors import OverloadedError
-from serving.sender import Sendings
+from serving.errors import NotReadyError, OverloadedError
+from serving.request_bodies import ForgetRequest
+from serving.sender import ActionSender, Sendings
+from tests.brokers import Broker
+from wire.config import ActionConfig, KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.producer import make_producer
+from wire.kafka.reports import check_partitions
+from wire.status import WorkerStatus, encode_status, key_of
+from wire.topics import Topics
 
 
 def test_more_than_may_wait_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +43,36 @@ def test_what_has_waited_too_long_for_others_is_not_sent(monkeypatch: pytest.Mon
     with pytest.raises(OverloadedError, match="nothing was sent"):
         asyncio.run(Sendings().run(sent.append, 1))
     assert sent == []
+
+
+def test_requests_to_forget_ask_seldom_with_how_many_partitions_workers_work(
+    kafka: Broker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix, partitions=2), list[KafkaConfig]()
+    ensure_topics(config)
+
+    def ask(kafka: KafkaConfig) -> None:
+        asked.append(kafka)
+        check_partitions(kafka)
+
+    def report(num_partitions: int) -> None:
+        status = WorkerStatus(component="w", time_ms=0, partitions={}, num_partitions=num_partitions)
+        producer = make_producer(config)
+        producer.send(Topics.under(topic_prefix).status, encode_status(status), key_of(status), partition=0).get(10)
+        producer.close()
+
+    monkeypatch.setattr(serving.sender, "check_partitions", ask)
+    sender = ActionSender(config, ActionConfig())
+    try:
+        report(2)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda number: sender.forget(ForgetRequest(user=f"u{number}")), range(12)))
+        assert len(asked) == 1
+        report(3)
+        monkeypatch.setattr(serving.sender, "CHECKED_S", 0.0)
+        sender._check._known_until_s = 0.0
+        with pytest.raises(NotReadyError, match="expected 3, as worker w has it, got 2"):
+            sender.forget(ForgetRequest(user="u"))
+        assert len(asked) == 2
+    finally:
+        sender.close()

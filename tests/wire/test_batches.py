@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from crc32c import crc32c
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
@@ -76,9 +79,28 @@ def batch_of(first: int, num: int, codec: int, *, in_transaction: bool = False) 
     return bytes(whole)
 
 
-def read(kind: Any, raw: bytes, first: int = 0, most: int = 1000) -> tuple[list[Any], int]:
+def marker(at: int, *, is_commit: bool) -> bytes:
+    """As a broker ends a transaction of `batch_of`."""
+    builder = MemoryRecordsBuilder(
+        2, NONE, 1 << 16, transactional=True, producer_id=9, producer_epoch=0, base_sequence=0
+    )
+    builder.append(0, struct.pack(">hh", 0, is_commit), struct.pack(">hi", 0, 0))
+    builder.close()
+    whole = bytearray(builder.buffer())
+    whole[:8] = at.to_bytes(8, "big")
+    whole[22] |= 0x20  # attributes
+    whole[17:21] = crc32c(bytes(whole[21:])).to_bytes(4, "big")
+    return bytes(whole)
+
+
+def read(
+    kind: Any, raw: bytes, first: int = 0, most: int = 1000, aborted_from: int | None = None
+) -> tuple[list[Any], int]:
     """(offset, time, records) of each batch that is handed out, and where the next fetch begins."""
-    reader = kind(first, TopicPartition("topic", 0), MemoryRecords(raw), isolation_level=1)
+    aborted = [] if aborted_from is None else [SimpleNamespace(producer_id=9, first_offset=aborted_from)]
+    reader = kind(
+        first, TopicPartition("topic", 0), MemoryRecords(raw), isolation_level=1, aborted_transactions=aborted
+    )
     told = [
         (each.offset, each.timestamp, each.value) for _ in range(3) for each in (reader and reader.take(most)) or ()
     ]
@@ -96,6 +118,16 @@ def test_plain_batches_are_read_as_kafka_python_reads_them_and_the_others_by_it(
     for cut in (0, 1, 40, 70):
         for begin in (0, first // 2):
             assert read(_Range, raw[: len(raw) - cut], begin) == read(Slowly, raw[: len(raw) - cut], begin)
+
+
+@pytest.mark.parametrize("kind", [_Range, Slowly])
+def test_transactions_are_read_if_they_were_committed(kind: Any) -> None:
+    committed = batch_of(2, 2, ZSTD, in_transaction=True) + marker(4, is_commit=True)
+    aborted = batch_of(5, 2, NONE, in_transaction=True) + marker(7, is_commit=False)
+    raw = batch_of(0, 2, ZSTD) + committed + aborted + batch_of(8, 2, ZSTD)
+    told, at = read(kind, raw, aborted_from=5)
+    assert [(offset, num) for offset, _, _, num, _ in told] == [(1, 2), (3, 2), (9, 2)]
+    assert at == 10
 
 
 def test_a_batch_that_was_damaged_is_refused_behind_those_that_were_not() -> None:

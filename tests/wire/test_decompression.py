@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import ast
 import random
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any
 
+import aiokafka.codec
+import aiokafka.consumer.fetcher
+import aiokafka.errors
 import cramjam
+import kafka
+import kafka.codec
+import kafka.errors
+import lz4.frame
 import pytest
+import xxhash
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+from kafka.consumer.fetcher import Fetcher
+from kafka.record.memory_records import MemoryRecords as KafkaRecords
 
 from tests import bombs
 from tests.brokers import REPOSITORY, Broker
 from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, KafkaConfig
-from wire.exploded import Exploded
 from wire.kafka import decompression
 from wire.kafka.admin import ensure_topics
+from wire.kafka.batches import _Range
 from wire.kafka.decompression import MOST_BYTES, TooLarge, gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from wire.kafka.producer import make_producer
 from wire.topics import Topics
+from wire.unread import Unread
 
 READ = """
 import asyncio, pathlib, sys
@@ -99,6 +115,19 @@ def test_every_reader_passes_over_batches_that_are_too_large(kafka: Broker, topi
     assert most_mb > MOST_MB, "the client as it is would have taken this much"
 
 
+def test_every_reader_passes_over_batches_that_cannot_be_read(kafka: Broker, topic_prefix: str) -> None:
+    config, topic = topic_of(kafka, topic_prefix)
+    batches = bombs.unreadable()
+    send(config, topic, b"a value before")
+    bombs.write(config.bootstrap, topic, 0, *batches.values())
+    send(config, topic, b"and after")
+    for how in HOWS:
+        found, _ = read_in_a_process(config, topic, len(batches) + 2, how)
+        assert [offset for offset, *_ in found] == list(range(len(batches) + 2)), how
+        if how != "batches":
+            assert [length for _, length, _ in found] == [14, *[0] * len(batches), 9], how
+
+
 def test_many_batches_that_are_almost_too_large_are_read_by_and_by(kafka: Broker, topic_prefix: str) -> None:
     config, topic = topic_of(kafka, topic_prefix)
     num = 12
@@ -116,6 +145,7 @@ def test_what_is_not_too_large_is_decompressed_as_before(num_bytes: int) -> None
     plain = random.Random(num_bytes).randbytes(num_bytes // 2) + bytes(num_bytes - num_bytes // 2)
     assert bytes(gzip_decode(gzip_encode(plain))) == plain
     assert bytes(lz4_decode(lz4_encode(plain))) == plain
+    assert bytes(lz4_decode(lz4.frame.compress(plain, store_size=False))) == plain
     assert bytes(zstd_decode(zstd_encode(plain))) == plain
     if plain:  # as both clients, which take an empty one for a block
         assert bytes(snappy_decode(snappy_encode(plain))) == plain
@@ -125,14 +155,100 @@ def test_what_is_not_too_large_is_decompressed_as_before(num_bytes: int) -> None
 def test_the_bound_is_the_same_for_each_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decompression, "MOST_BYTES", 1_000_000)
     monkeypatch.setattr(decompression, "MOST_RATIO", 1)
-    for encode, decode in ((gzip_encode, gzip_decode), (lz4_encode, lz4_decode), (zstd_encode, zstd_decode),
-                           (snappy_encode, snappy_decode)):  # fmt: skip
+    unsized = partial(lz4.frame.compress, store_size=False)
+    for encode, decode in ((gzip_encode, gzip_decode), (lz4_encode, lz4_decode), (unsized, lz4_decode),
+                           (zstd_encode, zstd_decode), (snappy_encode, snappy_decode)):  # fmt: skip
         assert len(decode(encode(bytes(1_000_000)))) == 1_000_000
         with pytest.raises(TooLarge, match="decompress to more than 1000000"):
             decode(encode(bytes(1_000_001)))
 
 
+@pytest.mark.parametrize("length", [-(1 << 31), -4, -1, 0, 5, (1 << 31) - 1])
+def test_a_block_of_snappy_is_some_of_the_bytes_that_are_there(length: int) -> None:
+    """Going back would read the same for ever."""
+    with pytest.raises(ValueError, match=f"expected a block of 1 to 4 bytes, got {length}"):
+        list(islice(decompression._blocks(snappy_encode(b"") + struct.pack(">i", length) + bytes(4)), 9))
+
+
+def by_kafka_python(kind: Any, raw: bytes) -> list[Any]:
+    reader = kind(0, kafka.TopicPartition("topic", 0), KafkaRecords(raw), isolation_level=1)
+    return [each.value for each in reader.take()]
+
+
+def by_aiokafka(raw: bytes) -> list[Any]:
+    records = aiokafka.consumer.fetcher.MemoryRecords(raw)
+    where = kafka.TopicPartition("topic", 0)
+    found = aiokafka.consumer.fetcher.PartitionRecords(
+        where, records, [], 0, None, None, check_crcs=True, isolation_level=1
+    )
+    return [each.value for each in found]
+
+
+READERS: dict[str, Callable[[bytes], list[Any]]] = {
+    "kafka-python": partial(by_kafka_python, Fetcher.PartitionRecords),
+    "aiokafka": by_aiokafka,
+    "batches": partial(by_kafka_python, _Range),
+}
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_what_cannot_be_read_says_why(
+    how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decompression, "_num_told", 0)
+    for what, raw in bombs.unreadable().items():
+        (value,) = READERS[how](raw)
+        if how != "batches":
+            assert value.reason == "malformed", what
+            assert value.why.startswith("expected a batch of records, got one at offsets 0 to 0 that cannot"), what
+            (refused,) = decode_record(value, 0, ActionConfig())
+            assert isinstance(refused, Rejection), what
+            assert (refused.reason, refused.message, refused.raw) == ("malformed", value.why, b""), what
+    assert "passed over a batch: expected a batch of records" in caplog.text
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_a_wrong_checksum_is_an_error_as_before(how: str) -> None:
+    damaged = bytearray(bombs.unreadable()["bytes behind a gzip"])
+    damaged[-1] ^= 1
+    with pytest.raises((kafka.errors.CorruptRecordError, aiokafka.errors.CorruptRecordException)):
+        READERS[how](bytes(damaged))
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_a_codec_that_is_not_installed_is_an_error_as_before(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka.codec, "has_snappy", lambda: False)
+    monkeypatch.setattr(aiokafka.codec, "has_snappy", lambda: False)
+    with pytest.raises((kafka.errors.UnsupportedCodecError, aiokafka.errors.UnsupportedCodecError)):
+        READERS[how](bombs.unreadable()["half a header of snappy"])
+
+
+def test_records_before_one_that_cannot_be_read_are_read() -> None:
+    plain = b"".join(bombs._records(9, 3, b"k"))
+    for how in ("kafka-python", "aiokafka"):
+        found = READERS[how](bombs.batch("gzip", gzip_encode(plain[:-1] + b"\x80"), 3))
+        assert found == [bytes(9), bytes(9), b""], how
+        found = READERS[how](bombs.batch("gzip", gzip_encode(plain + b"more"), 3))
+        assert found == [bytes(9)] * 3, how
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_a_batch_may_be_several_frames(how: str) -> None:
+    plain = b"".join(bombs._records(9, 2, b"k"))
+    found = READERS[how](bombs.batch("zstd", zstd_encode(plain[:10]) + zstd_encode(plain[10:]), 2))
+    assert [bytes(each.data) for each in found] == [plain] if how == "batches" else found == [bytes(9)] * 2
+
+
+@pytest.mark.parametrize("told", [1, 200_001, 60 << 20, 1 << 62])
+def test_a_frame_that_lies_about_its_size_is_an_error(told: int) -> None:
+    frame = bytearray(lz4_encode(bytes(200_000)))
+    frame[6:14] = told.to_bytes(8, "little")
+    frame[14] = xxhash.xxh32_intdigest(bytes(frame[4:14])) >> 8 & 255
+    with pytest.raises(RuntimeError, match="LZ4"):
+        lz4_decode(bytes(frame))
+
+
 def test_a_batch_that_is_too_large_is_one_dead_letter() -> None:
-    (refused,) = decode_record(Exploded("why"), 0, ActionConfig())
+    (refused,) = decode_record(Unread("why"), 0, ActionConfig())
     assert isinstance(refused, Rejection)
     assert (refused.reason, refused.message, refused.raw) == ("oversized", "why", b"")

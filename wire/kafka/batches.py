@@ -17,7 +17,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords
 from zstandard import ZstdDecompressor, ZstdError, frame_content_size
 
-from wire.kafka.decompression import TooLarge, exploded, most_bytes
+from wire.kafka.decompression import TooLarge, most_bytes, unread
 
 FORMAT = 2
 """The format of batches that Kafka has written since 0.11."""
@@ -59,6 +59,10 @@ class _Whole:
     def __iter__(self) -> Iterator[_Whole]:
         yield self
 
+    def __next__(self) -> Any:
+        """The batch's own next record: kafka-python looks into the markers that end transactions."""
+        return next(self._batch)
+
     @property
     def offset(self) -> int:
         """The offset of the last record."""
@@ -77,8 +81,8 @@ class _Whole:
             if batch.records_count > MOST_RECORDS:
                 raise TooLarge(f"{batch.records_count} records are more than {MOST_RECORDS}")
             batch._maybe_uncompress()  # noqa: SLF001
-        except TooLarge as error:
-            exploded(batch.base_offset, batch.last_offset, error)
+        except Exception as error:  # noqa: BLE001  # each codec raises its own kinds
+            unread(batch.base_offset, batch.last_offset, error)
             return Batch(batch.last_offset, 1, _NOTHING)
         return Batch(batch.base_offset, batch.records_count, batch._buffer[batch._pos :])  # noqa: SLF001
 
@@ -131,7 +135,7 @@ def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[B
         try:
             if frame_content_size(content) > most_bytes(len(content)):
                 return None
-            content = decompressor.decompress(content, max_output_size=_MOST_UNKNOWN)
+            content = decompressor.decompress(content, max_output_size=_MOST_UNKNOWN, allow_extra_data=False)
         except ZstdError:
             return None
     return Batch(base, num, content), end, base + last, newest_ms, epoch

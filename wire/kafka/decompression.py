@@ -1,9 +1,11 @@
-"""Batches of records are decompressed up to a bound.
+"""Batches of records are decompressed up to a bound, and one that cannot be read stops no reader.
 
 Brokers bound a batch as it was compressed, and anyone who may write to a topic can make 30 kB of a gigabyte of zeros.
 Both clients would decompress it whole, at each attempt to read on, so each process that reads the topic would run out
 of memory, also after a restart. Here such a batch reads as one record with the offset of its last, no key, and an
-`Exploded` as its value: no record in any of our topics, so each reader skips and counts it, or refuses it.
+`Unread` as its value: no record in any of our topics, so each reader skips and counts it, or refuses it. So does one
+that a broker accepts and neither client can read, such as bytes behind the end of a gzip; both would raise from every
+poll, for ever. A batch whose checksum is wrong was damaged on its way, and is still an error.
 """
 
 from __future__ import annotations
@@ -13,19 +15,22 @@ import io
 import logging
 import struct
 from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import aiokafka.errors
 import aiokafka.record._crecords.default_records
 import aiokafka.record.default_records
 import cramjam
+import kafka.errors
 import kafka.record.default_records
 import lz4.frame
 import zstandard
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 
-from wire.exploded import Exploded
 from wire.thinned_log import is_told
+from wire.unread import Unread
 
 logger = logging.getLogger(__name__)
 MOST_BYTES = 64 << 20
@@ -71,13 +76,15 @@ def gzip_decode(payload: bytes) -> bytes:
 
 
 def lz4_decode(payload: bytes) -> bytes:
-    """As the clients do."""
-    reader = lz4.frame.LZ4FrameDecompressor()
-    pieces, num_bytes = [reader.decompress(payload, max_length=_PIECE)], 0
-    while pieces[-1] and not reader.eof and num_bytes <= most_bytes(len(payload)):
+    """As the clients do. A frame may say how large it is; otherwise each piece may be as large as all before."""
+    reader, most = lz4.frame.LZ4FrameDecompressor(), most_bytes(len(payload))
+    told: int = lz4.frame.get_frame_info(payload)["content_size"]
+    pieces = [reader.decompress(payload, max_length=told if 0 < told <= most else _PIECE)]
+    num_bytes = len(pieces[0])
+    while not reader.eof and pieces[-1] and num_bytes <= most:
+        pieces.append(reader.decompress(b"", max_length=min(max(num_bytes, _PIECE), most + 1 - num_bytes)))
         num_bytes += len(pieces[-1])
-        pieces.append(reader.decompress(b"", max_length=_PIECE))
-    _bounded(sum(map(len, pieces)), payload)
+    _bounded(num_bytes, payload)
     if not reader.eof:
         raise RuntimeError("LZ4: expected the end of a frame, got fewer bytes")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -97,7 +104,7 @@ def snappy_decode(payload: bytes) -> bytes:
 
 
 def _blocks(payload: bytes) -> Iterator[bytes]:
-    """The blocks of Java's stream; what is none is a block itself."""
+    """The blocks of Java's stream; what is none is a block itself. Raises ValueError, struct.error."""
     if payload[: len(_XERIAL)] != _XERIAL or len(payload) <= _XERIAL_HEADER_LEN:
         yield payload
         return
@@ -105,6 +112,8 @@ def _blocks(payload: bytes) -> Iterator[bytes]:
     while at < len(payload):
         (length,) = struct.unpack_from(">i", payload, at)
         at += 4
+        if not 0 < length <= len(payload) - at:
+            raise ValueError(f"snappy: expected a block of 1 to {len(payload) - at} bytes, got {length}")
         yield payload[at : at + length]
         at += length
 
@@ -112,40 +121,73 @@ def _blocks(payload: bytes) -> Iterator[bytes]:
 _DECODERS: tuple[Callable[[bytes], bytes], ...] = (gzip_decode, lz4_decode, snappy_decode, zstd_decode)
 
 
-def exploded(base_offset: int, last_offset: int, why: TooLarge) -> Exploded:
-    """What is read instead of this batch; the log has a line of it."""
+_OF_THE_PROCESS = (MemoryError, kafka.errors.UnsupportedCodecError, aiokafka.errors.UnsupportedCodecError)
+"""What says nothing about the batch: another process can read it."""
+
+
+def unread(base_offset: int, last_offset: int, error: Exception) -> Unread:
+    """What is read instead of this batch; the log has a line of it. Raises the error if it is not about the batch."""
     global _num_told  # noqa: PLW0603
+    if isinstance(error, _OF_THE_PROCESS):
+        raise error
     _num_told += 1
-    value = Exploded(
-        f"expected a batch of records that decompresses to at most {MOST_BYTES >> 20} MiB or {MOST_RATIO} times its "
-        f"size, got one at offsets {base_offset} to {last_offset} of which {why}; have the producer send smaller ones"
-    )
+    which = f"one at offsets {base_offset} to {last_offset}"
+    if isinstance(error, TooLarge):
+        value = Unread(
+            f"expected a batch of records that decompresses to at most {MOST_BYTES >> 20} MiB or {MOST_RATIO} times "
+            f"its size, got {which} of which {error}; have the producer send smaller ones"
+        )
+    else:
+        value = Unread(
+            f"expected a batch of records, got {which} that cannot be read ({type(error).__name__}: "
+            f"{str(error)[:200]}); have the producer write it as Kafka's own clients do",
+            "malformed",
+        )
     if is_told(_num_told):
         logger.warning("passed over a batch: %s", value.why)
     return value
 
 
-def stand_in(batch: Any, error: TooLarge) -> Any:
+def readable(records: Iterator[Any], base_offset: int, last_offset: int, stand_in: Callable[[Unread], Any]) -> Any:
+    """Iterates over a batch's records as far as they can be read; ``stand_in`` makes the record that is there instead
+    of the rest, with the offset of the last."""
+    offset = base_offset - 1
+    try:
+        for record in records:
+            if not offset < record.offset <= last_offset:
+                raise ValueError(f"expected an offset from {offset + 1} on, got {record.offset}")
+            offset = record.offset
+            yield record
+    except Exception as error:  # noqa: BLE001  # each codec and reader raises its own kinds
+        value = unread(base_offset, last_offset, error)
+        if offset < last_offset:
+            yield stand_in(value)
+
+
+def stand_in(batch: Any, value: Unread) -> Any:
     """aiokafka's record instead of those of a batch."""
-    last = batch.next_offset - 1
     return SimpleNamespace(
-        offset=last, timestamp=batch.max_timestamp, timestamp_type=batch.timestamp_type, key=None,
-        value=exploded(batch.base_offset, last, error), checksum=None, headers=(),
+        offset=batch.next_offset - 1, timestamp=batch.max_timestamp, timestamp_type=batch.timestamp_type, key=None,
+        value=value, checksum=None, headers=(),
     )  # fmt: skip
 
 
 _iterate = DefaultRecordBatch.__iter__
 
 
-def _iterate_bounded(batch: Any) -> Iterator[Any]:
+def _iterate_readable(batch: Any) -> Iterator[Any]:
     """kafka-python's records of a batch."""
-    try:
-        found: Iterator[Any] = _iterate(batch)
-        return found
-    except TooLarge as error:
-        value = exploded(batch.base_offset, batch.last_offset, error)
-        last, newest_ms = batch.last_offset, batch.max_timestamp
-        return iter([DefaultRecord(0, last, newest_ms, batch.timestamp_type, None, value, [])])
+
+    def stand_in_of(value: Unread) -> DefaultRecord:
+        return DefaultRecord(0, batch.last_offset, batch.max_timestamp, batch.timestamp_type, None, value, [])
+
+    found: Iterator[Any] = readable(_records(batch), batch.base_offset, batch.last_offset, stand_in_of)
+    return found
+
+
+def _records(batch: Any) -> Iterator[Any]:
+    """Those that kafka-python finds: a batch iterates over itself."""
+    yield from iter(partial(next, _iterate(batch), None), None)
 
 
 def bound_decompression() -> None:
@@ -158,4 +200,4 @@ def bound_decompression() -> None:
     for module in modules:
         for decode in _DECODERS:
             setattr(module, decode.__name__, decode)
-    DefaultRecordBatch.__iter__ = _iterate_bounded
+    DefaultRecordBatch.__iter__ = _iterate_readable

@@ -7,6 +7,7 @@ again, with U+FFFD in place of what cannot be decoded. None of our own headers h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ import aiokafka.consumer.fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from kafka.record.default_records import DefaultRecordBatch
 
-from wire.kafka.decompression import TooLarge, stand_in
+from wire.kafka.decompression import readable, stand_in
 
 _BEFORE_LENGTH = 12
 """Bytes of a batch that its length does not count: offset and length."""
@@ -43,8 +44,8 @@ def _read_leniently(batch: Any, *arguments: Any) -> Any:
 
 
 class _Batch:
-    """A batch of aiokafka's compiled reader; once that fails, its Python reader goes on. One that is too large is a
-    single record."""
+    """A batch of aiokafka's compiled reader; once that fails, its Python reader goes on. What neither can
+    read, or is too large, is a single record."""
 
     def __init__(self, batch: Any, content: memoryview) -> None:
         self._batch, self._content = batch, content
@@ -56,6 +57,13 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
+        batch = self._batch
+        found: Iterator[Any] = readable(
+            self._read(), batch.base_offset, batch.next_offset - 1, partial(stand_in, batch)
+        )
+        return found
+
+    def _read(self) -> Iterator[Any]:
         num_read = 0
         try:
             for record in self._batch:
@@ -63,8 +71,6 @@ class _Batch:
                 yield record
         except UnicodeDecodeError:
             yield from islice(self._read_again(), num_read, None)
-        except TooLarge as error:
-            yield stand_in(self._batch, error)
 
     def _read_again(self) -> Iterator[Any]:
         batch: Any = _DefaultRecordBatchPy(self._content)

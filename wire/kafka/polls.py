@@ -1,13 +1,14 @@
 """What a poll of either client returns: no more bytes than fit into memory, and also of partitions that were paused.
 
 Both clients bound the records of a poll by their number, and what is fetched as it is compressed. What `wire.kafka.
-decompression` lets through may still be 64 MiB a record, so a poll also ends after `MOST_POLL_BYTES` of values, one
-batch's excepted. What it leaves stays compressed in memory until the next one.
+decompression` lets through may still be 64 MiB a record, so a poll also ends after `MOST_POLL_BYTES` of values
+of all its partitions, one batch's excepted. What it leaves stays compressed in memory until the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import aiokafka.consumer.fetcher
@@ -76,25 +77,39 @@ def _bound(fetcher: Any) -> None:
     fetcher.fetched_records, fetcher._append = fetched_records, bounded  # noqa: SLF001
 
 
+_bytes_left: ContextVar[int] = ContextVar("_bytes_left", default=MOST_POLL_BYTES)
+"""What the poll of aiokafka's that is going on may still return; each runs in one task."""
+_take_all = aiokafka.consumer.fetcher.Fetcher.fetched_records
+
+
+async def _fetched_records(*arguments: Any, **options: Any) -> Any:
+    _bytes_left.set(MOST_POLL_BYTES)
+    return await _take_all(*arguments, **options)
+
+
 class FetchResult(aiokafka.consumer.fetcher.FetchResult):
     """What aiokafka fetched of a partition."""
 
     _partition_records: Any
 
     def getall(self, max_records: int | None = None) -> list[Any]:
-        """As aiokafka's."""
-        if not self.check_assignment(self._topic_partition) or not self.has_more():
+        """As aiokafka's; nothing once the poll has taken its bytes from other partitions."""
+        bytes_left = _bytes_left.get()
+        if bytes_left <= 0 or not self.check_assignment(self._topic_partition) or not self.has_more():
             return []
-        taken, num_bytes = list[Any](), 0
+        taken = list[Any]()
         for record in self._partition_records:
             taken.append(record)
-            num_bytes += len(record.value or b"")
-            if len(taken) == max_records or num_bytes >= MOST_POLL_BYTES:
+            bytes_left -= size_of(record.value)
+            if len(taken) == max_records or bytes_left <= 0:
                 self._update_position()
-                return taken
-        self._update_position()
-        self._partition_records = None
+                break
+        else:
+            self._update_position()
+            self._partition_records = None
+        _bytes_left.set(bytes_left)
         return taken
 
 
+aiokafka.consumer.fetcher.Fetcher.fetched_records = _fetched_records
 aiokafka.consumer.fetcher.FetchResult = FetchResult

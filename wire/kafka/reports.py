@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing, TopicsMismatch
-from wire.kafka.consumer import PROMPT, Span, ends, make_consumer, partitions_of, read
+from wire.kafka.consumer import ANSWER_S, PROMPT, Span, ends, make_consumer, partitions_of
 from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
 NUM_LOOKED_AT = 1_000
 """How many of the newest reports, of all processes together, are searched: several seconds' worth."""
+CHECK_S = 2.0
+"""How long the broker may take for each answer while somebody waits for `check_partitions`."""
+LATELY_S = 3600.0
+"""An older report says nothing about the workers of today."""
 
 
 @contextmanager
-def newest_reports(kafka: KafkaConfig) -> Iterator[tuple[KafkaConsumer, TopicPartition, Span]]:
-    """A consumer that reads the newest `NUM_LOOKED_AT` reports first, their partition, and where they are now. Raises
-    KafkaError when no broker answers, and `TopicMissing`."""
-    consumer = make_consumer(kafka, **PROMPT)
+def newest_reports(
+    kafka: KafkaConfig, answer_s: float = ANSWER_S
+) -> Iterator[tuple[KafkaConsumer, TopicPartition, Span]]:
+    """A consumer that reads the newest `NUM_LOOKED_AT` reports first, the partition that all processes report to, and
+    where they are now. Raises KafkaError when no broker answers within ``answer_s``, and `TopicMissing`."""
+    answer_ms = round(answer_s * 1000)
+    consumer = make_consumer(kafka, bootstrap_timeout_ms=min(answer_ms, 5_000), request_timeout_ms=answer_ms, **PROMPT)
     try:
-        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
-        end = ends(consumer, [where])[where]
+        where = partitions_of(consumer, Topics.under(kafka.prefix).status)[0]
+        end = ends(consumer, [where], answer_s)[where]
         begin = max(consumer.beginning_offsets([where])[where], end - NUM_LOOKED_AT)
         consumer.assign([where])
         consumer.seek(where, begin)
@@ -36,13 +45,10 @@ def newest_reports(kafka: KafkaConfig) -> Iterator[tuple[KafkaConsumer, TopicPar
 def check_partitions(kafka: KafkaConfig) -> None:
     """Raise `TopicsMismatch` if the worker that reported last works with another number of partitions: what is sent by
     ours would go where no worker takes it, also if the topic has that many, since some may have been added. Raises
-    KafkaError when no broker answers. Where no worker has reported lately, nothing is known."""
-    told: WorkerStatus | None = None
+    KafkaError when no broker answers within `CHECK_S`. Where no worker has reported within `LATELY_S`, nothing is
+    known."""
     try:
-        with newest_reports(kafka) as (consumer, where, span):
-            for record in read(consumer, where.topic, {where.partition: span}):
-                status = status_of(record.value)
-                told = status if isinstance(status, WorkerStatus) and status.num_partitions else told
+        told = _newest_of_workers(kafka)
     except TopicMissing:
         return
     if told is not None and told.num_partitions != kafka.partitions:
@@ -50,3 +56,19 @@ def check_partitions(kafka: KafkaConfig) -> None:
             f"kafka.partitions: expected {told.num_partitions}, as worker {told.component} has it, got "
             f"{kafka.partitions}; set it to what the deployment was created with, in every process"
         )
+
+
+def _newest_of_workers(kafka: KafkaConfig) -> WorkerStatus | None:
+    """The newest report of a worker that says how many partitions it works with."""
+    told: WorkerStatus | None = None
+    since_ms = (time.time() - LATELY_S) * 1000
+    with newest_reports(kafka, CHECK_S) as (consumer, where, span):
+        until_s = time.monotonic() + CHECK_S
+        while consumer.position(where) < span.end:
+            if time.monotonic() > until_s:
+                raise KafkaTimeoutError(f"{where.topic}: the broker did not send within {CHECK_S:.0f} s what it has")
+            for record in consumer.poll(timeout_ms=100).get(where, ()):
+                status = status_of(record.value)
+                if isinstance(status, WorkerStatus) and status.num_partitions and record.timestamp >= since_ms:
+                    told = status
+    return told
