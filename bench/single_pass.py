@@ -77,7 +77,7 @@ def headrace(
             exact_rows=ANY_NUMBER,
             weights=ChoiceWeights.of(model, config),
         )
-    outcomes, learn = list[MemoryOutcome](), learner.memory.learn
+    outcomes, learn = list[MemoryOutcome](), as_counted(learner.memory)
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def note(events: MemoryEvents) -> None:
@@ -118,6 +118,19 @@ def headrace(
     )
 
 
+def as_counted(memory: Memory) -> Callable[[MemoryEvents, NDArray[np.float32]], MemoryOutcome]:
+    """A memory's ``learn``, with repeats among the misses where they are left out, as a trainer counts them and
+    `bench.streams.events.ranks` does for every rival."""
+    learn = memory.learn
+
+    def learned(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
+        leaves_out = memory.leaves_out
+        outcome = learn(events, logit_AV)
+        return outcome.missed(events.is_repeat_R) if leaves_out else outcome
+
+    return learned
+
+
 class RankedFirst:
     """Learns choices from a sample of the rows, as a memory does, but ranks each of them among all rows before. What is
     learned stays the same; it is learned one event at a time, which takes a little longer.
@@ -148,15 +161,16 @@ class RankedFirst:
         return MemoryOutcome.join(outcomes)
 
     def _ranks(self, event: MemoryEvents, logit_AV: NDArray[np.float32]) -> tuple[int, int] | None:
-        """By the whole score and by the network alone; 0 for an item that was not known, None without a choice."""
+        """By the whole score and by the network alone; 0 for an item that was not known or is left out, None without a
+        choice."""
         if not len(logit_AV):
             return None
         memory, target = self._memory, int(event.target_R[0])
-        if memory.arrays.first[target] < 0:
+        if memory.arrays.first[target] < 0 or (memory.leaves_out and event.is_repeat_R[0]):
             return 0, 0
         started = time.monotonic()
         met = event.met_rows[event.met_begin_R[0] : event.met_end_R[0]]
-        met = met[met != target] if memory.leaves_out_repeats else met[:0]
+        met = met if memory.leaves_out else met[:0]
         one, ends = dataclasses.replace(event, met_rows=met), np.array([0, len(met)], np.int64)
         one = dataclasses.replace(one, met_begin_R=ends[:1], met_end_R=ends[1:])
         score_AV = logit_AV.copy()
