@@ -69,27 +69,31 @@ class _Check:
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka, self._lock = kafka, threading.Lock()
-        self._known_until_s, self._mismatch = 0.0, ""
+        self._known_until_s = 0.0
+        self._error: Exception | None = None
 
     def __call__(self) -> None:
-        """As `check_partitions`, as of `CHECKED_S` ago at most. Raises `OverloadedError` if others wait for that."""
+        """As `check_partitions`, as of `CHECKED_S` ago at most, or of `LOOK_AGAIN_S` if there was no answer. Raises
+        `OverloadedError` if others wait for that."""
         if not self._lock.acquire(timeout=TIMEOUT_S):
             raise OverloadedError("nothing was sent: another request still waits for the broker; try again")
         try:
             if time.monotonic() > self._known_until_s:
-                self._mismatch = self._asked()
-                self._known_until_s = time.monotonic() + CHECKED_S
+                self._error = self._asked()
+                is_answer = self._error is None or isinstance(self._error, TopicsMismatch)
+                self._known_until_s = time.monotonic() + (CHECKED_S if is_answer else LOOK_AGAIN_S)
+            error = self._error
         finally:
             self._lock.release()
-        if self._mismatch:
-            raise TopicsMismatch(self._mismatch)
+        if error is not None:
+            raise error
 
-    def _asked(self) -> str:
+    def _asked(self) -> Exception | None:
         try:
             check_partitions(self._kafka)
-        except TopicsMismatch as error:
-            return str(error)
-        return ""
+        except Exception as error:  # noqa: BLE001  # for all who wait
+            return error
+        return None
 
 
 class ActionSender:

@@ -1,6 +1,7 @@
 """At which offset of the actions each day began: what tells how long ago a user last acted, whose last offset is known.
 
-Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970.
+Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970. Under d
+alone: the machine's day when a store with users, of a build that noted no days, was opened first, four bytes.
 
 A day is one of Kafka's timestamps, which under producers' clocks may state any time. So a day begins with the first
 record that states it or a later one: whoever acts after that has acted on that day or later, and who acted before has
@@ -22,6 +23,9 @@ from wire.example import Example
 from wire.moment import MS_PER_DAY
 
 _PREFIX = b"d"
+END = 1 << 63
+USERS = b"u"
+"""Where `state.user_store` keeps its users."""
 MANY = 100
 """As many records in a row make a day today."""
 MOST_WHOLE = 10_000
@@ -37,35 +41,41 @@ class DayStore:
         """Day → the first offset of its actions, or of a record before them that states it."""
         self._fresh: dict[int, int] = {}
         """Those among them that are not on disk."""
+        self._since = -1
+        """The machine's day when a store had users and no days; -1 if it never did."""
         self.today = -1
         """The day of the last records; -1 before there are enough."""
         self._earliest = self._num = 0
         """Of the records since ``today`` was set: the earliest day, and how many there are."""
-
         self._whole: dict[str, tuple[int, int]] = {}
         """User → day and offset of the user's last adopted example, if it is a whole segment without anything new."""
 
     def load(self) -> None:
         """Read what is stored."""
-        stored = self._db.under(_PREFIX)
-        self._begins = {int.from_bytes(key[1:], "big"): int.from_bytes(begin, "big") for key, begin in stored}
+        stored = dict(self._db.under(_PREFIX))
+        self._since = int.from_bytes(stored.pop(_PREFIX, b""), "big") or -1
+        self._begins = {int.from_bytes(key[1:], "big"): int.from_bytes(begin, "big") for key, begin in stored.items()}
         self._fresh.clear()
         self._whole.clear()
         self.today, self._num = -1, 0
+        if self._since < 0 and not self._begins and any(True for _ in self._db.under(USERS)):
+            self._since = _machine_day()
 
     def note(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> None:
         """The next records (`state.store.Record`), about to be applied."""
         if not records:
             return
-        self._begin_days(records)
-        earliest = min([record[1] for record in records]) // MS_PER_DAY
+        times = [record[1] for record in records]
+        newest = max(self._begins, default=-1)
+        if max(times) // MS_PER_DAY > newest:
+            self._begin_days(records, newest)
+        earliest = min(times) // MS_PER_DAY
         self._earliest = min(self._earliest, earliest) if self._num else earliest
         self._num += len(records)
         if self._num >= MANY:
             self.today, self._num = _known(self._earliest), 0
 
-    def _begin_days(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> None:
-        newest = max(self._begins, default=-1)
+    def _begin_days(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]], newest: int) -> None:
         for offset, record_ms, *_ in records:
             if (day := record_ms // MS_PER_DAY) > newest and (day := _known(day)) > newest:
                 self._begins[day] = self._fresh[day] = offset
@@ -95,10 +105,19 @@ class DayStore:
         self._begins[day] = self._fresh[day] = min(offset, self._begins.get(day, offset))
 
     def save_adopted(self) -> None:
-        """Write what the adopted examples say."""
+        """Write what the adopted examples say. A day that begins behind a later one is that of a clock far behind."""
         for begin in self._whole.values():
             self._begin_by(*begin)
         self._whole.clear()
+        least = END
+        for day in sorted(self._begins, reverse=True):
+            if self._begins[day] >= least:
+                del self._begins[day]
+                self._fresh.pop(day, None)
+            else:
+                least = self._begins[day]
+        if not self._begins:
+            self._since = _machine_day()
         self.save()
 
     def save(self) -> None:
@@ -106,17 +125,24 @@ class DayStore:
         batch = WriteBatch(raw_mode=True)
         for day, begin in self._fresh.items():
             batch.put(_PREFIX + day.to_bytes(4, "big"), begin.to_bytes(8, "big"))
+        if self._since >= 0:
+            batch.put(_PREFIX, self._since.to_bytes(4, "big"))
         self._fresh.clear()
         self._db.write(batch)
 
     def quiet_before(self, num_days: int) -> int | None:
         """The offset before which a user's last action must be for as many whole days to have passed since; None if it
-        is not known of anybody that they have. What came before the first known day counts as of that day."""
+        is not known of anybody that they have. What came before the first known day counts as of that day; in a store
+        of an earlier build, whose first record may state any day, as of the machine's when it was opened."""
         due = self.today - num_days
-        if self.today < 0 or min(self._begins, default=due) >= due:
+        if self.today < 0 or max(self._since, min(self._begins, default=due)) >= due:
             return None
         return min((begin for day, begin in self._begins.items() if day >= due), default=None)
 
 
 def _known(day: int) -> int:
-    return max(0, min(day, time.time_ns() // 1_000_000 // MS_PER_DAY))
+    return max(0, min(day, _machine_day()))
+
+
+def _machine_day() -> int:
+    return time.time_ns() // 1_000_000 // MS_PER_DAY

@@ -103,14 +103,21 @@ def test_a_store_that_is_opened_again_knows_its_days_and_waits_for_todays_record
     store.close()
 
 
-def test_a_store_of_an_earlier_build_counts_from_its_first_day_here(tmp_path: Path) -> None:
-    """It has users, and no days."""
+@pytest.mark.parametrize("stated", [20, 60])
+def test_a_store_of_an_earlier_build_counts_from_its_first_day_here(
+    stated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has users, and no days. Its first record may state any day."""
     store = opened(tmp_path, visits(0, TODAY - 90, "a"))
     for key, _ in list(store._db.under(b"d")):
         assert store._db._db is not None
         del store._db._db[key]
     store.close()
-    store = opened(tmp_path, visits(100, TODAY - 20, "b"), visits(200, TODAY))
+    with monkeypatch.context() as then:
+        then.setattr(day_store, "_machine_day", lambda: TODAY - 20)
+        store = opened(tmp_path, visits(100, TODAY - stated, num=1), visits(101, TODAY - 20, "b"))
+    store.close()
+    store = opened(tmp_path, visits(201, TODAY))
     assert quiet(store, 30) == set()
     assert quiet(store, 20) == set()
     assert quiet(store, 19) == {"a", "b"}
@@ -193,3 +200,19 @@ def test_a_whole_segment_that_its_user_has_left_says_nothing_of_that_day(tmp_pat
         store.apply([record])
     assert quiet(store, 30) == {"a"}
     store.close()
+
+
+def test_a_restored_store_does_not_believe_a_clock_that_was_far_behind(tmp_path: Path) -> None:
+    """A deployment of three days, in which one record stated 1970."""
+    lost = opened(tmp_path / "lost", visits(0, TODAY - 3, "a"), visits(100, 0, "b", num=1), visits(101, TODAY))
+    [first, *others] = [each for each in examples(lost) if each.user_offset >= 0]
+    store = PartitionStore.open(tmp_path / "db", 0, ACTION)
+    for example in (first, replace(others[0], newest_record_ms=0), *others):
+        store.days.adopt(example)
+    store.days.save_adopted()
+    for record in visits(1_000, TODAY):
+        store.apply([record])
+    assert store.days.quiet_before(30) is None
+    assert store.days.quiet_before(1) is not None
+    store.close()
+    lost.close()

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -22,6 +23,8 @@ import kafka.errors
 import lz4.frame
 import pytest
 import xxhash
+import zstandard
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.memory_records import MemoryRecords as KafkaRecords
@@ -30,7 +33,7 @@ from tests import bombs
 from tests.brokers import REPOSITORY, Broker
 from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, KafkaConfig
-from wire.kafka import decompression
+from wire.kafka import decompression, header_names
 from wire.kafka.admin import ensure_topics
 from wire.kafka.batches import _Range
 from wire.kafka.decompression import MOST_BYTES, TooLarge, gzip_decode, lz4_decode, snappy_decode, zstd_decode
@@ -252,3 +255,25 @@ def test_a_batch_that_is_too_large_is_one_dead_letter() -> None:
     (refused,) = decode_record(Unread("why"), 0, ActionConfig())
     assert isinstance(refused, Rejection)
     assert (refused.reason, refused.message, refused.raw) == ("oversized", "why", b"")
+
+
+@pytest.mark.parametrize(
+    "error", [zstandard.ZstdError("Allocation error : not enough memory"), zlib.error("Error -4 while decompressing")]
+)
+def test_a_lack_of_memory_says_nothing_about_a_batch(error: Exception) -> None:
+    with pytest.raises(MemoryError, match="to decompress a batch"):
+        decompression.unread(0, 5, error)
+    assert decompression.unread(0, 5, zlib.error("Error -3 while decompressing: incorrect header check")) == b""
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+@pytest.mark.parametrize("compression_type", [0, 1])
+def test_batches_of_the_formats_before_kafka_0_11_are_read(magic: int, compression_type: int) -> None:
+    builder = LegacyRecordBatchBuilder(magic=magic, compression_type=compression_type, batch_size=100_000)
+    for number in range(3):
+        builder.append(number, timestamp=1_000 + number, key=b"k", value=b"%d" % number)
+    records = header_names._Records(bytes(builder.build()))
+    found = []
+    while records.has_next():
+        found += [record.value for record in records.next_batch()]
+    assert found == [b"0", b"1", b"2"]

@@ -8,6 +8,7 @@ offset that of the last of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from crc32c import crc32c
@@ -73,9 +74,9 @@ class _Whole:
         """The timestamp of the newest record."""
         return int(self._batch.max_timestamp)
 
-    @property
+    @cached_property
     def value(self) -> Batch:
-        """All of it."""
+        """All of it. kafka-python asks more than once."""
         batch = self._batch
         try:
             if batch.records_count > MOST_RECORDS:

@@ -123,6 +123,8 @@ _DECODERS: tuple[Callable[[bytes], bytes], ...] = (gzip_decode, lz4_decode, snap
 
 _OF_THE_PROCESS = (MemoryError, kafka.errors.UnsupportedCodecError, aiokafka.errors.UnsupportedCodecError)
 """What says nothing about the batch: another process can read it."""
+_NO_MEMORY = ("Allocation error", "not enough memory", "Error -4 ")
+"""How zstd and zlib say that there was no memory."""
 
 
 def unread(base_offset: int, last_offset: int, error: Exception) -> Unread:
@@ -130,6 +132,8 @@ def unread(base_offset: int, last_offset: int, error: Exception) -> Unread:
     global _num_told  # noqa: PLW0603
     if isinstance(error, _OF_THE_PROCESS):
         raise error
+    if any(words in str(error) for words in _NO_MEMORY):
+        raise MemoryError(f"to decompress a batch of records: {error}") from error
     _num_told += 1
     which = f"one at offsets {base_offset} to {last_offset}"
     if isinstance(error, TooLarge):

@@ -57,10 +57,10 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        batch = self._batch
-        found: Iterator[Any] = readable(
-            self._read(), batch.base_offset, batch.next_offset - 1, partial(stand_in, batch)
-        )
+        batch, records = self._batch, self._read()
+        if not hasattr(batch, "base_offset"):  # of a format from before Kafka 0.11
+            return records
+        found: Iterator[Any] = readable(records, batch.base_offset, batch.next_offset - 1, partial(stand_in, batch))
         return found
 
     def _read(self) -> Iterator[Any]:
