@@ -1,7 +1,7 @@
 """At which offset of the actions each day began: what tells how long ago a user last acted, whose last offset is known.
 
 Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970. Under d
-alone: the machine's day when a store with users, of a build that noted no days, was opened first, four bytes.
+alone: the day, by the machine, when this build first opened a store that had users and no days, four bytes.
 
 A day is one of Kafka's timestamps, which under producers' clocks may state any time. So a day begins with the first
 record that states it or a later one: whoever acts after that has acted on that day or later, and who acted before has
@@ -23,7 +23,6 @@ from wire.example import Example
 from wire.moment import MS_PER_DAY
 
 _PREFIX = b"d"
-END = 1 << 63
 USERS = b"u"
 """Where `state.user_store` keeps its users."""
 MANY = 100
@@ -42,7 +41,7 @@ class DayStore:
         self._fresh: dict[int, int] = {}
         """Those among them that are not on disk."""
         self._since = -1
-        """The machine's day when a store had users and no days; -1 if it never did."""
+        """The machine's day when the store had users and no days; -1 if it never did."""
         self.today = -1
         """The day of the last records; -1 before there are enough."""
         self._earliest = self._num = 0
@@ -105,19 +104,10 @@ class DayStore:
         self._begins[day] = self._fresh[day] = min(offset, self._begins.get(day, offset))
 
     def save_adopted(self) -> None:
-        """Write what the adopted examples say. A day that begins behind a later one is that of a clock far behind."""
+        """Write what the adopted examples say."""
         for begin in self._whole.values():
             self._begin_by(*begin)
         self._whole.clear()
-        least = END
-        for day in sorted(self._begins, reverse=True):
-            if self._begins[day] >= least:
-                del self._begins[day]
-                self._fresh.pop(day, None)
-            else:
-                least = self._begins[day]
-        if not self._begins:
-            self._since = _machine_day()
         self.save()
 
     def save(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,9 @@ def test_rivals_meet_the_events_that_headrace_met_in_its_order(
 def test_counting_alone_is_ranked_as_headrace_ranks_it() -> None:
     """The rank of an item by the same scores is that of Headrace's own kernel, whoever numbers the items."""
     actions = chain(num_items=40)
-    done = headrace(settings_of(actions), actions, seed=1)
+    settings = settings_of(actions)
+    trainer = replace(settings.trainer, exclude_seen=False)
+    done = headrace(settings.model_copy(update={"trainer": trainer}), actions, seed=1)
     known_at_once = [step.events.target_R[step.asked] <= step.num_known_E[step.asked] for step in steps_of(actions)]
     np.testing.assert_array_equal(done.ranks["Headrace"] > 0, np.concatenate(known_at_once))
 

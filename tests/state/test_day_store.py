@@ -200,19 +200,3 @@ def test_a_whole_segment_that_its_user_has_left_says_nothing_of_that_day(tmp_pat
         store.apply([record])
     assert quiet(store, 30) == {"a"}
     store.close()
-
-
-def test_a_restored_store_does_not_believe_a_clock_that_was_far_behind(tmp_path: Path) -> None:
-    """A deployment of three days, in which one record stated 1970."""
-    lost = opened(tmp_path / "lost", visits(0, TODAY - 3, "a"), visits(100, 0, "b", num=1), visits(101, TODAY))
-    [first, *others] = [each for each in examples(lost) if each.user_offset >= 0]
-    store = PartitionStore.open(tmp_path / "db", 0, ACTION)
-    for example in (first, replace(others[0], newest_record_ms=0), *others):
-        store.days.adopt(example)
-    store.days.save_adopted()
-    for record in visits(1_000, TODAY):
-        store.apply([record])
-    assert store.days.quiet_before(30) is None
-    assert store.days.quiet_before(1) is not None
-    store.close()
-    lost.close()
