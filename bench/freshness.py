@@ -23,7 +23,7 @@ from bench.evaluation import LATELY, kinds_alone, ranking, retrieval
 from bench.options import actions_of, add_stream, parser_of
 from bench.output.curve import draw_curves
 from bench.output.report import read_rows, report
-from bench.single_pass import as_counted, settings_for
+from bench.single_pass import settings_for
 from bench.streams.events import arrivals
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
@@ -91,7 +91,7 @@ def measure(
     periods = {} if only_probe else EVERY_S
     stale = {name: Stale(1000 * every_s, PrequentialMetrics(model.kinds, LATELY)) for name, every_s in periods.items()}
     fresh, looks = list[MemoryOutcome](), [round((WINDOW[1] + age) * len(actions)) for age in AGES]
-    learn = as_counted(learner.memory)
+    learn = learner.memory.learn
     learner.memory.learn = lambda events, logit_AV: _kept(fresh, learn(events, logit_AV))  # type: ignore[method-assign]
     done = 0
     for number, examples in enumerate(arrivals(settings, actions)):

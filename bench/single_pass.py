@@ -77,7 +77,7 @@ def headrace(
             exact_rows=ANY_NUMBER,
             weights=ChoiceWeights.of(model, config),
         )
-    outcomes, learn = list[MemoryOutcome](), as_counted(learner.memory)
+    outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def note(events: MemoryEvents) -> None:
@@ -116,19 +116,6 @@ def headrace(
         learner.num_interactions / seconds,
         trainer,
     )
-
-
-def as_counted(memory: Memory) -> Callable[[MemoryEvents, NDArray[np.float32]], MemoryOutcome]:
-    """A memory's ``learn``, with repeats among the misses where they are left out, as a trainer counts them and
-    `bench.streams.events.ranks` does for every rival."""
-    learn = memory.learn
-
-    def learned(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
-        leaves_out = memory.leaves_out
-        outcome = learn(events, logit_AV)
-        return outcome.missed(events.is_repeat_R) if leaves_out else outcome
-
-    return learned
 
 
 class RankedFirst:

@@ -147,8 +147,11 @@ class Memory:
         return self.rules.exclude == "always" or (self.rules.exclude == "auto" and of.leaves_out_repeats)
 
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
-        """Predict, learn and count events of rows below ``num_rows``, in order."""
-        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self.rules, backend=self.backend)
+        """Predict, learn and count events of rows below ``num_rows``, in order. Repeats that are left out are misses,
+        since no server recommends them; they are learned all the same."""
+        leaves_out = self.leaves_out
+        outcome = memory_learn(self.arrays, self.num_rows, events, logit_AV, self.rules, backend=self.backend)
+        return outcome.missed(events.is_repeat_R) if leaves_out else outcome
 
     def learn_sampled(
         self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 
 from bench.freshness import AGES, measure, rows_of
-from bench.single_pass import as_counted
 from bench.streams.events import arrivals
 from headrace.config import Settings
 from headrace.file_training import file_configs
@@ -31,7 +30,7 @@ def test_a_copy_that_is_renewed_for_every_choice_ranks_as_the_learner_does() -> 
     model = file_configs(settings, actions[0])[2]
     learner, histories = Learner(model, settings.trainer), Histories(model.max_context)
     made: list[MemoryOutcome] = []
-    learn = as_counted(learner.memory)
+    learn = learner.memory.learn
     learner.memory.learn = lambda events, logits: made.append(learn(events, logits)) or made[-1]  # type: ignore[method-assign]
     copies = []
     for examples in arrivals(settings, actions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.single_pass import RankedFirst, as_counted
+from bench.single_pass import RankedFirst
 from kernels.memory import MemoryEvents, MemoryRules, memory_logits
 from model.config import ModelConfig
 from model.memory import Memory
@@ -54,7 +54,7 @@ def test_ranks_are_those_among_all_rows_and_what_is_learned_stays_the_same(*, re
         for r in range(start, start + PART):
             one = slice(r, r + 1)
             logit_AV = memory_logits(query_AD[one], table_VD, NUM_ROWS, WIDTH - 1)
-            exact = as_counted(before.copy())(events[one], logit_AV)
+            exact = before.copy().learn(events[one], logit_AV)
             expected += [int(exact.rank_R[0]), int(exact.model_rank_R[0])]
             before.learn_sampled(events[one], query_AD[one], table_VD, WIDTH - 1)
         outcome = ranked.learn(events[part], query_AD[part], table_VD, WIDTH - 1)

@@ -251,9 +251,7 @@ class MemoryPass:
 
     def _learn(self, part: Part) -> MemoryOutcome:
         if part.logit_AV is not None:
-            leaves_out = self._memory.leaves_out
-            outcome = self._memory.learn(part.events, part.logit_AV)
-            return outcome.missed(part.events.is_repeat_R) if leaves_out else outcome
+            return self._memory.learn(part.events, part.logit_AV)
         outcome = self.ranking.beside(part.events, lambda: self._learn_sampled(part))
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
 
