@@ -12,7 +12,7 @@ from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
 from wire.assembler import VersionAssembler
-from wire.weights import decode_manifest, encode_manifest
+from wire.weights import Quality, decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -179,6 +179,23 @@ def test_where_the_last_base_is_damaged_a_server_starts_from_the_one_before(wire
     wire.publish(world, "delta")
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 1))
+        served(subscriber, wire.publish(world))
+
+
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_server_that_starts_behind_a_version_that_is_refused_answers_from_the_one_before(
+    wire: Wire, kind: str
+) -> None:
+    world = quick_world()
+    wire.publish(world)
+    good = wire.publish(world, "delta")
+    *chunks, (key, headers, manifest) = world.records(kind, wire.next_offset)
+    otherwise = msgspec.structs.replace(decode_manifest(manifest), quality=Quality(probe=[1e3]))
+    wire.send([*chunks, (key, headers, encode_manifest(otherwise))])
+    wire.publish(world, "delta")
+    with wire.subscriber() as subscriber:
+        served(subscriber, good)
+        assert subscriber.intake.counters.num_refused > 0
         served(subscriber, wire.publish(world))
 
 
