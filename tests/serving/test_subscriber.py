@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
+from kafka.errors import KafkaTimeoutError
 
-from serving.versions.subscriber import WeightsSubscriber
+from serving.versions.subscriber import CONTACT_EVERY_S, WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
 from wire.assembler import VersionAssembler
+from wire.kafka.polls import Consumer
 from wire.weights import Quality, decode_manifest, encode_manifest
 
 
@@ -218,6 +222,22 @@ def test_a_topic_that_is_gone_is_not_taken_for_a_broker_that_is_away(
         told = f"topic {wire.topics.weights} is gone: headrace topics --create"
         wait_until(lambda: told in caplog.text, 60, "the server to say so")
         assert "the broker does not answer" not in caplog.text
+
+
+def test_versions_come_although_the_broker_does_not_say_in_time_where_the_topic_ends(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: Any, **__: Any) -> dict[Any, int]:
+        time.sleep(CONTACT_EVERY_S)
+        raise KafkaTimeoutError("no answer")
+
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        monkeypatch.setattr(Consumer, "end_offsets", late)
+        served(subscriber, wire.publish(world, "delta"))
+        wait_until(lambda: not subscriber.contact.is_up, 60, "it to be noticed")
+        served(subscriber, wire.publish(world, "delta"))
 
 
 def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
