@@ -266,8 +266,7 @@ class Learner:
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
-            rows_R = forward.target_row_R
-            row_S = rows_R[batch.choice_S]
+            row_S = forward.target_row_R[batch.choice_S]
             met = counted(row_S[row_S > 0])
             self.frequency.add(*met)
             self.popularity.learn(*met)
@@ -280,6 +279,7 @@ class Learner:
         self._note_record_time(*examples)
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._release(evict(self.config, self.tables, self.rates, now_ms))
+            self.memory.give_back_groups(self.items.before_change)
         self._forget_names()
 
     def _note_record_time(self, *examples: Lesson) -> None:
