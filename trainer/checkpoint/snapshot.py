@@ -111,10 +111,13 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
 
 def restore_published(learner: Learner, weights: Weights) -> None:
     """Make a new learner predict as a published version does. What is not published starts from scratch: the
-    optimisers' state, frequency counts, the popularity baseline and metrics."""
+    optimisers' state, frequency counts, the popularity baseline, and metrics but for those of values, whose mean is
+    predicted."""
     manifest = weights.manifest
     for name, parameter in learner.model.named_parameters():
         parameter.data.copy_(torch.tensor(weights.dense[name]))
+    if learner.model_config.predict_value and "values" in manifest.metrics:
+        learner.metrics.values.resume(manifest.metrics["values"], float(learner.model.value_mean.detach()))
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)

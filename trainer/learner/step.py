@@ -33,6 +33,7 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
+from trainer.examples.values import Known, known_values, values_taught
 from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
 from trainer.learner.memory_pass import MemoryPass
@@ -147,6 +148,7 @@ class Learner:
         if examples[0].mark is not None:
             self.apply_marks(examples)
             return self._report(started, 0, 0)
+        known = known_values(examples, self.histories) if self.model_config.predict_value else {}
         whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -163,7 +165,7 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         given_R, expected = np.zeros(0, np.float32), list[Tensor]()
         if forward.value_R is not None:
-            given_R, *expected = self._ask_values(batch, forward)
+            given_R, *expected = self._ask_values(batch, forward, known)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
         asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking, *expected)
         choices = self._predict_choices(whole, forward, seen_rows_n)
@@ -202,9 +204,8 @@ class Learner:
         return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
 
     def _shortened(self, whole: JaggedBatch) -> JaggedBatch:
-        config = self.config
-        short, alpha = shorten(whole, self.max_context), config.stochastic_length_alpha
-        return thin(short, self.model_config.max_context, alpha, config.backend) if alpha else short
+        short, alpha = shorten(whole, self.max_context), self.config.stochastic_length_alpha
+        return thin(short, self.model_config.max_context, alpha, self.config.backend) if alpha else short
 
     def _report(
         self, started: float, num_targets: int, num_tokens: int, losses: tuple[float, float] = (0.0, 0.0)
@@ -236,14 +237,13 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
-    def _ask_values(self, batch: JaggedBatch, forward: Forward) -> tuple[NDArray[np.float32], Tensor]:
-        """The values of the targets that are known by now, and what was expected of them. Their mean squared error
-        becomes a loss, and they are counted, but for their errors, which have yet to come from a GPU."""
+    def _ask_values(self, batch: JaggedBatch, forward: Forward, known: Known) -> tuple[NDArray[np.float32], Tensor]:
+        """The values that the batch teaches, and what was expected of them. Their mean squared error becomes a loss,
+        and they are counted, but for their errors, which have yet to come from a GPU."""
         assert forward.value_R is not None, "the model predicts values"
-        value_R = batch.value_n[batch.target_R]
-        known = np.flatnonzero(np.isfinite(value_R))
-        given_R = log_value(torch.from_numpy(value_R[known])).numpy()
-        expected_R = forward.value_R.index_select(0, self._tensor(known))
+        taught = values_taught(batch, known)
+        given_R = log_value(torch.from_numpy(batch.value_n[batch.target_R[taught]])).numpy()
+        expected_R = forward.value_R.index_select(0, self._tensor(taught))
         self.metrics.values.add(given_R)
         with torch.no_grad():
             self.model.value_mean.fill_(self.metrics.values.mean)
