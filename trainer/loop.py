@@ -205,7 +205,7 @@ class Trainer:
             is_checked = self.set_aside.is_checked(self.learner.num_steps - 1)
             return unsound_step(self._last_report) or (unsound_learner(self.learner) if is_checked else None)
         except FAILURES as failure:
-            return failed("a step", failure)
+            return failed("a step failed", failure)
 
     # Numbers that are not finite
 

@@ -69,7 +69,7 @@ def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
     taken = [example for example in examples if example.mark is None]
     pieces = histories.choose(taken, [histories.fold(example) for example in taken], histories)
     for example in taken:
-        learner.learn_names(example.names)
+        learner.names.learn(example.names)
     histories.bound()
     learner.num_steps += 1
     return sum(pieces.is_new)

@@ -96,8 +96,8 @@ def test_going_on_from_a_checkpoint_is_going_on(
     whole, resumed = continued(config, folder, num_before, 6)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
     assert whole.metrics.summary() == resumed.metrics.summary()
-    assert whole.names == resumed.names
-    assert whole.unpublished_names == resumed.unpublished_names
+    assert whole.names.all == resumed.names.all
+    assert whole.names.unpublished == resumed.names.unpublished
 
 
 PARTS = [

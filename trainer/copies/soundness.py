@@ -42,13 +42,13 @@ def unsound_scoring(learner: Learner) -> Unsound | None:
     try:
         learner.scoring.settle()
     except FAILURES as failure:
-        return failed("scoring a step", failure)
+        return failed("scoring a step failed", failure)
     return None
 
 
 def failed(what: str, failure: Exception) -> Unsound:
     """Log what was raised (`FAILURES`), and describe it."""
-    log.error("%s failed", what, exc_info=failure)
+    log.error(what, exc_info=failure)
     return Unsound(in_words(failure))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ from trainer.examples.histories import TrainedHistories
 from trainer.examples.values import Known, known_values, values_taught
 from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
+from trainer.learner.item_names import ItemNames
 from trainer.learner.memory_pass import MemoryPass
-from trainer.learner.past_names import PastNames
 from trainer.learner.scoring import Scoring
 from trainer.metrics.baseline import PopularityBaseline
 from trainer.metrics.evaluator import Forward
@@ -101,10 +101,7 @@ class Learner:
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
         self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
-        self.names: dict[int, str | int] = {}
-        self.unpublished_names: dict[int, str | int] = {}
-        self.unsaved_names: dict[int, str | int] = {}
-        self.past_names = PastNames(trainer.window_ms or 0)
+        self.names = ItemNames(trainer.window_ms or 0)
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
@@ -274,34 +271,18 @@ class Learner:
         self.num_interactions += sum([each.num_new for each in examples])
         self.num_feedback += sum([len(each.feedback_index) for each in examples])
         for names in [each.names for each in examples if each.names]:
-            self.learn_names(names)
+            self.names.learn(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._release(evict(self.config, self.tables, self.rates, now_ms))
             self.memory.give_back_groups(self.items.before_change)
-        self._forget_names()
+        self.names.forget_past(self.items, self.newest_record_ms)
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
         newest_ms = max([each.newest_record_ms for each in examples]) if waiting is None else waiting.learned_ms
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
-
-    def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints: those that are new or differ. The newest
-        stand last, as in a checkpoint that is put together from what has changed."""
-        self.past_names.keep(names)
-        fresh = {item: name for item, name in names.items() if self.names.get(item) != name}
-        for known in (self.names, self.unpublished_names, self.unsaved_names):
-            for item, name in fresh.items():
-                known.pop(item, None)
-                known[item] = name
-
-    def _forget_names(self) -> None:
-        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms):
-            for known in (self.unpublished_names, self.unsaved_names):
-                known.pop(item, None)
-            self.unsaved_names[item] = self.names.pop(item)
 
     def _release(self, rows: Int64) -> None:
         """Clear all that is counted of these rows of the item table."""
