@@ -26,7 +26,7 @@ from trainer.ranks.agreement import BUILD, GPU, LEVEL, MACHINE, TORCH, _differen
 from trainer.ranks.messages import own_gpu
 from wire.config import KafkaConfig
 from wire.errors import ConfigError
-from wire.kafka.consumer import accepts_connections
+from wire.kafka.addresses import accepts_connections
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]
