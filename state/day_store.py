@@ -1,7 +1,9 @@
 """At which offset of the actions each day began: what tells how long ago a user last acted, whose last offset is known.
 
 Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970. Under d
-alone: the day, by the machine, when this build first opened a store that had users and no days, four bytes.
+alone, four bytes: the day as of which users count of whom no day is known. Of a store that an earlier build made, that
+is the machine's when this one opened it first; of users who were migrated (`headrace repartition`), that of the newest
+of their actions.
 
 A day is one of Kafka's timestamps, which under producers' clocks may state any time. So a day begins with the first
 record that states it or a later one: whoever acts after that has acted on that day or later, and who acted before has
@@ -19,12 +21,11 @@ from collections.abc import Sequence
 from rocksdict import WriteBatch
 
 from state.database import Database
+from state.user_store import USERS
 from wire.example import Example
 from wire.moment import MS_PER_DAY
 
 _PREFIX = b"d"
-USERS = b"u"
-"""Where `state.user_store` keeps its users."""
 MANY = 100
 """As many records in a row make a day today."""
 MOST_WHOLE = 10_000
@@ -41,7 +42,7 @@ class DayStore:
         self._fresh: dict[int, int] = {}
         """Those among them that are not on disk."""
         self._since = -1
-        """The machine's day when the store had users and no days; -1 if it never did."""
+        """The day as of which users count who have no offset or no day here; -1 if there are none."""
         self.today = -1
         """The day of the last records; -1 before there are enough."""
         self._earliest = self._num = 0
@@ -89,7 +90,8 @@ class DayStore:
         follows, as where it was written because the user went on, that one counts. Otherwise, and beyond `MOST_WHOLE`
         such users, the segment does: users who acted between its user's last action and that time stay longer.
         """
-        if example.user_offset < 0:
+        if example.is_migrated:  # its user has no offset here
+            self._since = max(self._since, _known(example.newest_event_ms // MS_PER_DAY))
             return
         begin = _known(example.newest_record_ms // MS_PER_DAY), example.user_offset
         self._whole.pop(example.user, None)
@@ -122,8 +124,8 @@ class DayStore:
 
     def quiet_before(self, num_days: int) -> int | None:
         """The offset before which a user's last action must be for as many whole days to have passed since; None if it
-        is not known of anybody that they have. What came before the first known day counts as of that day; in a store
-        of an earlier build, whose first record may state any day, as of the machine's when it was opened."""
+        is not known of anybody that they have. What came before the first known day counts as of that day, or as of
+        the one stored for that, since the first record may state any day."""
         due = self.today - num_days
         if self.today < 0 or max(self._since, min(self._begins, default=due)) >= due:
             return None

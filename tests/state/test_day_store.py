@@ -164,6 +164,18 @@ def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: in
     store.close()
 
 
+def test_users_who_were_migrated_count_from_the_newest_of_their_actions(tmp_path: Path) -> None:
+    """They have no offsets here; and the first record of a producer's clock may state any day."""
+    told = examples(opened(tmp_path / "before", visits(0, TODAY - 90, "a"), visits(100, TODAY - 20, "b")))
+    store = opened(tmp_path)
+    store.restore([replace(each, user_offset=-1, num_new=0, resume_from_offset=0) for each in told])
+    store.close()
+    store = opened(tmp_path, visits(0, TODAY - 100, num=1), visits(1, TODAY, num=2 * MANY))
+    assert quiet(store, 30) == quiet(store, 20) == set()
+    assert quiet(store, 19) == {"a", "b"}
+    store.close()
+
+
 @pytest.mark.parametrize("most_whole", [0, 10_000])
 def test_who_acted_last_in_a_segment_that_is_written_again_is_not_due_too_early(
     most_whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
