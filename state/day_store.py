@@ -3,14 +3,15 @@
 Key: d <day:4>, big-endian. Value: the offset, eight bytes, big-endian. A day is the number of days since 1970. Under d
 alone, four bytes: the day as of which users count of whom no day is known. Of a store that an earlier build made, that
 is the machine's when this one opened it first; of users who were migrated (`headrace repartition`), that of the newest
-of their actions.
+of their actions; after this machine's clock was behind, that on which it no longer was.
 
 A day is one of Kafka's timestamps, which under producers' clocks may state any time. So a day begins with the first
 record that states it or a later one: whoever acts after that has acted on that day or later, and who acted before has
 not, unless their clocks were behind. Records that lie ahead have days begin early, and then users stay longer. And
 today is a day only when `MANY` records in a row are of that day or a later one: a few ahead make nobody a user who has
-not come for long. No day is later than this machine's. What comes of it is decided once, by a request in the actions
-topic (`stream.retention`), so nothing here has to be the same in every life.
+not come for long. No day is later than this machine's. If `MANY` in a row are, by more than one, its clock is behind;
+then all users count as of the day on which it has caught up. What comes of it is decided once, by a request in the
+actions topic (`stream.retention`), so nothing here has to be the same in every life.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from wire.moment import MS_PER_DAY
 _PREFIX = b"d"
 MANY = 100
 """As many records in a row make a day today."""
+NOT_YET = (1 << 32) - 1
+"""In place of a day that is known once this machine's clock is right."""
 MOST_WHOLE = 10_000
 """Of so many users a restore waits for what follows a whole segment: 250 bytes each."""
 
@@ -69,11 +72,23 @@ class DayStore:
         newest = max(self._begins, default=-1)
         if max(times) // MS_PER_DAY > newest:
             self._begin_days(records, newest)
-        earliest = min(times) // MS_PER_DAY
+        self._look(min(times) // MS_PER_DAY, len(records))
+
+    def _look(self, earliest: int, num: int) -> None:
+        """The next records, of which this is the earliest day: `MANY` make it today, or show that this machine's clock
+        is behind."""
         self._earliest = min(self._earliest, earliest) if self._num else earliest
-        self._num += len(records)
-        if self._num >= MANY:
-            self.today, self._num = _known(self._earliest), 0
+        self._num += num
+        if self._num < MANY:
+            return
+        self.today, self._num = _known(self._earliest), 0
+        before = self._since
+        if self._earliest > _machine_day() + 1:
+            self._since = NOT_YET
+        elif before == NOT_YET:
+            self._since = self.today
+        if self._since != before:
+            self.save()
 
     def _begin_days(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]], newest: int) -> None:
         for offset, record_ms, *_ in records:
@@ -90,6 +105,7 @@ class DayStore:
         follows, as where it was written because the user went on, that one counts. Otherwise, and beyond `MOST_WHOLE`
         such users, the segment does: users who acted between its user's last action and that time stay longer.
         """
+        self._look(example.newest_record_ms // MS_PER_DAY, 1)
         if example.is_migrated:  # its user has no offset here
             self._since = max(self._since, _known(example.newest_event_ms // MS_PER_DAY))
             return
@@ -110,6 +126,7 @@ class DayStore:
         for begin in self._whole.values():
             self._begin_by(*begin)
         self._whole.clear()
+        self.today, self._num = -1, 0
         self.save()
 
     def save(self) -> None:

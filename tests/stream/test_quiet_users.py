@@ -25,7 +25,7 @@ from wire.kafka.producer import make_producer
 from wire.moment import MS_PER_DAY
 from wire.partitioner import partition_of
 
-VISITORS = [f"v{number}" for number in range(140)]
+VISITORS = [f"v{number}" for number in range(100)]
 REGULARS = [f"r{number}" for number in range(20)]
 Make = Callable[..., WorkerProcess]
 
