@@ -142,7 +142,7 @@ class Histories:
         is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["partition"] == partition)
         if self._decoder.columns is not None:
             is_plain &= heads["num_user_features"] == self._decoder.columns[1]
-        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
+        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)] if len(heads) else []
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
             log = self._log(partition)

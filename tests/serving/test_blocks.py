@@ -125,6 +125,7 @@ def test_a_batch_that_is_not_whole_costs_no_other_record(at: int) -> None:
     for batches, histories in ((whole, (expected := Histories(1 << 30))), (spoiled, whose)):
         histories.feed_batches(0, batches[:2])
         histories.feed_batches(0, batches[2:])
+        histories.feed_batches(0, [batches[0]._replace(data=b"nothing")])
     users = expected.newest_users(99)
     assert users == whose.newest_users(99) != []
     for user in users:

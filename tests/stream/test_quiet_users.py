@@ -52,7 +52,7 @@ class Actions:
 
     def today(self) -> None:
         """Enough for whoever has a partition to know the day."""
-        self.send(REGULARS * 40)
+        self.send(REGULARS * 20)
 
 
 @pytest.fixture
@@ -137,6 +137,10 @@ def move(deployment: Deployment, worker: Make, actions: Actions) -> tuple[Worker
     def is_done() -> bool:
         return read(deployment)[1] == set(REGULARS)
 
+    def is_done_at_last() -> bool:
+        actions.today()  # of which a worker that has just claimed a partition knows nothing yet
+        return is_done()
+
     asked = list[int]()
     ours.start()
     more()
@@ -152,8 +156,7 @@ def move(deployment: Deployment, worker: Make, actions: Actions) -> tuple[Worker
     ours.wait_for("partition claimed", times=4)
     more()
     theirs.resume()
-    actions.today()
-    wait_until(is_done, 120, "tombstones of all visitors")
+    wait_until(is_done_at_last, 120, "tombstones of all visitors", every_s=3)
     wait_until(lambda: is_idle(deployment), 60, "the workers to finish", 0.2)
     assert len(set(asked)) == len(asked), "each time users were left to forget"
     return ours, theirs
