@@ -119,11 +119,13 @@ def of_disk(deployment: Deployment, *processes: WorkerProcess) -> Counter[str]:
     return found
 
 
-def move(deployment: Deployment, worker: Make, actions: Actions) -> tuple[WorkerProcess, WorkerProcess]:
-    """Partitions go to and fro between two workers of which one forgets somebody every second, until all visitors are
-    forgotten."""
+def move(
+    deployment: Deployment, actions: Actions, ours: WorkerProcess, theirs: WorkerProcess,
+    is_over: Callable[[Deployment], bool],
+) -> list[int]:  # fmt: skip
+    """Partitions go to and fro between two workers, each of which forgets somebody every second. Returns how many were
+    asked for at each of these times."""
     actions.send([*VISITORS * 2, *REGULARS], 40)
-    ours, theirs = worker("a"), worker("b")
     for process in (ours, theirs):
         process.module = "tests.stream.broken"
 
@@ -131,15 +133,12 @@ def move(deployment: Deployment, worker: Make, actions: Actions) -> tuple[Worker
         """Further requests, while the group divides the partitions again."""
         actions.today()
         before = len(requests(deployment))
-        wait_until(lambda: len(requests(deployment)) > before or is_done(), 60, "a further request")
+        wait_until(lambda: len(requests(deployment)) > before or is_over(deployment), 60, "a further request")
         asked.append(len(requests(deployment)))
 
-    def is_done() -> bool:
-        return read(deployment)[1] == set(REGULARS)
-
-    def is_done_at_last() -> bool:
+    def is_over_at_last() -> bool:
         actions.today()  # of which a worker that has just claimed a partition knows nothing yet
-        return is_done()
+        return is_over(deployment)
 
     asked = list[int]()
     ours.start()
@@ -156,10 +155,18 @@ def move(deployment: Deployment, worker: Make, actions: Actions) -> tuple[Worker
     ours.wait_for("partition claimed", times=4)
     more()
     theirs.resume()
-    wait_until(is_done_at_last, 120, "tombstones of all visitors", every_s=3)
-    wait_until(lambda: is_idle(deployment), 60, "the workers to finish", 0.2)
-    assert len(set(asked)) == len(asked), "each time users were left to forget"
-    return ours, theirs
+    wait_until(is_over_at_last, 120, "tombstones of all visitors", every_s=3)
+    return asked
+
+
+def are_all_gone(deployment: Deployment) -> bool:
+    """Whether the topic has nobody else than those who still come."""
+    return read(deployment)[1] == set(REGULARS)
+
+
+def is_one_gone_twice(deployment: Deployment) -> bool:
+    """Whether somebody was forgotten again, who had not come back."""
+    return max(read(deployment)[2].values(), default=0) > 1
 
 
 def check(deployment: Deployment, actions: Actions) -> None:
@@ -172,7 +179,10 @@ def check(deployment: Deployment, actions: Actions) -> None:
 
 @pytest.mark.slow
 def test_partitions_move_while_users_are_forgotten(deployment: Deployment, worker: Make, actions: Actions) -> None:
-    processes = move(deployment, worker, actions)
+    processes = worker("a"), worker("b")
+    asked = move(deployment, actions, *processes, are_all_gone)
+    assert len(set(asked)) == len(asked), "each time users were left to forget"
+    wait_until(lambda: is_idle(deployment), 60, "the workers to finish", 0.2)
     check(deployment, actions)
     for process in processes:
         assert process.stop() == 0, process.log()[-2000:]
@@ -184,6 +194,6 @@ def test_a_worker_that_restores_whom_it_forgot_is_caught(
     deployment: Deployment, worker: Make, actions: Actions
 ) -> None:
     deployment.environment["BROKEN"] += ",restores_whom_it_forgot"
-    move(deployment, worker, actions)
+    move(deployment, actions, worker("a"), worker("b"), is_one_gone_twice)
     with pytest.raises(AssertionError, match="forgotten again"):
         check(deployment, actions)
