@@ -64,7 +64,9 @@ class BatchRows:
 
     def seen_n(self) -> Int64:
         """(n,) the rows of all interactions as they were before the batch."""
-        rows_n, _ = self.listed()
+        (rows_n, _), new_R = self.listed(), self._target_row_R[self.seen_R == 0]
+        if not new_R.any():
+            return rows_n
         is_new_V = np.zeros(self._items.num_rows, np.bool_)
-        is_new_V[self._target_row_R[self.seen_R == 0]] = True
+        is_new_V[new_R] = True
         return np.where(is_new_V[rows_n], 0, rows_n)
