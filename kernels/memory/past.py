@@ -13,7 +13,7 @@ from kernels.memory.events import MemoryEvents
 VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
 MOST_MATCHED, MATCHED = 3, 4
 MINUTE_MS, DAY_MS, AROUND_MINUTES = 60_000, 86_400_000, 120
-WEEK_MS, AROUND_WEEK, WEEK_SHARE = 7 * DAY_MS, 720, 6
+WEEK_MS, AROUND_WEEK, WEEK_SHARE = 7 * DAY_MS, 720, 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +21,7 @@ class MemoryPast:
     """P choices, oldest first: their rows, how long ago each was (0.1 log(1 + seconds)), and whether it belongs to the
     current visit: no pause since has lasted half an hour. ``around_P``: how close each was to now in time of day, from
     1 in the same minute to 0 at a distance of `AROUND_MINUTES`; and, if it was at least half a week ago, in time of the
-    week, from 1 to 0 at a distance of `AROUND_WEEK` minutes, in units of `WEEK_SHARE` minutes. Both are added, up to 2.
+    week, from 3/4 to 0 at a distance of `AROUND_WEEK` minutes, a minute for each `WEEK_SHARE`. Both are added.
     ``shown_S``: the rows that were met without being chosen, oldest first."""
 
     row_P: Int32
