@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_a_history_is_told_newest_first_with_every_kind(client: Client) -> None:
     assert answer["num_history"] == num
     told = answer["interactions"]
     assert [each["timestamp"] for each in told] == rows.timestamp_ms[-num:][::-1].tolist()
-    assert told[0]["item"] == WORLD.learner.names[int(rows.item_hash[-1])]
+    assert told[0]["item"] == WORLD.learner.names.all[int(rows.item_hash[-1])]
     assert told[0]["actions"] == [kind for bit, kind in enumerate(KINDS) if int(rows.action_bits[-1]) >> bit & 1]
     assert client.get("/history?user=nobody").json()["interactions"] == []
     assert client.get("/history").status_code == 422
@@ -134,6 +135,16 @@ def test_more_streams_than_a_server_keeps_are_refused(monkeypatch: pytest.Monkey
         assert events(lines, 1)
         assert httpx.get(f"http://127.0.0.1:{port}/events").status_code == 503
         service.stopping.set()
+
+
+def test_who_asks_for_the_head_of_the_stream_holds_none_and_gets_the_next_answer() -> None:
+    with live_server() as (_, port), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"HEAD /events HTTP/1.1\r\nhost: a\r\n\r\nGET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        told = b""
+        while b"alive" not in told:
+            told += connection.recv(4096)
+        assert told.count(b"HTTP/1.1 200 OK") == 2
+        assert told.count(b"text/event-stream") == 1
 
 
 def test_actions_are_taken_only_where_that_is_allowed_and_only_from_admins(client: Client, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.journal import journal_starts, read_journal
 from trainer.checkpoint.plan import Plan
 from trainer.checkpoint.snapshot import learner_arrays
-from trainer.copies.soundness import pass_over
 from trainer.device import choose_device
 from trainer.learner.step import Learner
 from trainer.replay import differences, plan_of, same_bits
+from trainer.set_aside import pass_over
 from trainer.versions.weights import Weights
 from wire.action import Action, decode_record
 from wire.action_json import ForgetRequest
