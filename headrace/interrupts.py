@@ -22,10 +22,10 @@ class _Interrupt(KeyboardInterrupt):
     Python ends by SIGINT, whatever caught it and whatever status was to be returned."""
 
 
-def heed_interrupts() -> None:
-    """Make SIGTERM end a command as Ctrl-C does. The processes that run for long have handlers of their own, later. A
-    signal that this process was started to ignore (as under ``nohup``) stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def heed_interrupts(*more: signal.Signals) -> None:
+    """Make SIGTERM, and ``more``, end a command as Ctrl-C does. The processes that run for long have handlers of their
+    own, later. A signal that this process was started to ignore (as under ``nohup``) stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, *more):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
 
