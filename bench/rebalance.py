@@ -2,9 +2,9 @@
 
 Four workers with eight partitions process 1,000 actions per second of 1,000 users on a local broker. One is stopped in
 an orderly way and started again; one is killed and started again with an empty disk; one that has a name
-(`stream.component`) is restarted at once, and then stopped for longer than its place is kept. For every example the
-broker knows when the newest of its actions arrived and when the example itself arrived: the difference is how long the
-action waited.
+(`stream.component`) is restarted at once, and then stopped for longer than its place is kept. Each action that
+begins an interaction has its time, which the traffic takes from this machine's clock as it sends, and the broker knows
+when the example arrived: the difference is how long the action waited.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from headrace.processes import Child, ProcessGroup
 from stream.simulate import KINDS
 from tests.brokers import Broker, start_broker
 from wire.config import KafkaConfig
+from wire.example import Example
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import ends, make_consumer
@@ -85,7 +86,7 @@ class Workers:
             consumer.close()
 
     def waits(self) -> np.ndarray:
-        """(n, 2) in ms: for each example with an action, when it arrived, and how long after the action."""
+        """(n, 2) in ms: for each action that began an interaction, when its example arrived, and how long after it."""
         consumer, reader, found = make_consumer(self.kafka), ExampleReader(self.topic), list[tuple[int, int]]()
         parts = [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]
         stops = ends(consumer, parts)
@@ -95,10 +96,16 @@ class Workers:
             for records in consumer.poll(timeout_ms=500).values():
                 for record in records:
                     example = reader.read(record.partition, record.offset, record.value)
-                    if example is not None and not example.is_fence and example.newest_record_ms > 0:
-                        found.append((record.timestamp, record.timestamp - example.newest_record_ms))
+                    if example is not None:
+                        found += waits_in(example, record.timestamp)
         consumer.close()
         return np.array(found, np.int64)
+
+
+def waits_in(example: Example, arrived_ms: int) -> list[tuple[int, int]]:
+    """What `Workers.waits` says of one example: of each new interaction, since those of a backlog come together."""
+    began_ms = example.interactions.timestamp_ms[len(example.rows) - example.num_new :].tolist()
+    return [(arrived_ms, arrived_ms - each) for each in began_ms]
 
 
 def run(quick: bool = False) -> list[Row]:
