@@ -28,11 +28,11 @@ from bench.streams.events import arrivals
 from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
-from trainer.copies.soundness import pass_over
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.frozen import Frozen
 from trainer.learner.step import Learner
 from trainer.metrics.prequential import PrequentialMetrics
+from trainer.set_aside import pass_over
 from wire.history import Histories
 
 EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}

@@ -138,7 +138,7 @@ def fill(trainer: Trainer, num_items: int) -> None:
     for start in range(0, num_items, 100_000):
         keys = np.arange(start + 1, min(num_items, start + 100_000) + 1) * 7919
         learner.items.insert(keys, 10**12, 0)
-        learner.names.update((key, f"item {key}") for key in keys.tolist())
+        learner.names.all.update((key, f"item {key}") for key in keys.tolist())
     fill_memory(learner, num_items)
 
 

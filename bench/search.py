@@ -181,7 +181,7 @@ def trained(num_actions: int) -> tuple[Version, list[Request]]:
     settings = load_settings()
     action = replace(settings.action, kinds=("view", "cart", "buy"), features=("category",))
     learner = _trainer(settings.model_copy(update={"action": action}), _noted(bazaar(num_actions), past)).learner
-    learner.names = {item_hash(item): item for item in {each["item"] for rows in past.values() for each in rows}}
+    learner.names.all = {item_hash(item): item for item in {each["item"] for rows in past.values() for each in rows}}
     kinds, config = list(action.kinds), learner.model.config
     manifest = Manifest(
         model_id="bench", epoch=1, number=0, kind="base", onto_number=-1, base_number=0, base_offset=0, num_chunks=1,

@@ -60,7 +60,7 @@ def versions(num_items: int, *, taught: bool = False, model: ModelConfig | None 
         new = list(examples(num_items, num_new=NUM_INTERACTIONS))
         for at in range(0, len(new), 10):
             learner.step(new[at : at + 10])
-    learner.names = dict(zip(hashes.tolist(), range(num_items), strict=True))
+    learner.names.all = dict(zip(hashes.tolist(), range(num_items), strict=True))
     for number in range(10**9):
         manifest = Manifest(
             model_id="bench", epoch=1, number=number, kind="delta" if number else "base", onto_number=number - 1,

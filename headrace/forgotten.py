@@ -23,7 +23,7 @@ from wire.action_json import ForgetRequest, Refused, decode_free, forget_request
 from wire.config import KafkaConfig
 from wire.dead_letter import DeadLetter
 from wire.hashing import canonical
-from wire.kafka.batches import Batch, by_batch
+from wire.kafka.batches import by_batch
 from wire.kafka.consumer import Span, connect, read, spans
 
 Key = tuple[str, str]
@@ -141,12 +141,12 @@ def _candidates(kafka: KafkaConfig, topic: str, wanted: Mapping[int, Span]) -> l
         last = dict[int, Span]()
         for record in read(consumer, topic, wanted):
             batch = record.value
-            first = batch.base_offset if isinstance(batch, Batch) else record.offset
+            first = batch.base_offset
             num_read += record.offset + 1 - first
             if time.monotonic() - told_s > PROGRESS_EVERY_S:
                 told_s = time.monotonic()
                 say(f"looking for requests to forget: {num_read:,} of {num:,} records of {topic} are read")
-            if not _has_word(batch.data if isinstance(batch, Batch) else batch or b""):
+            if not _has_word(batch.data):
                 continue
             before = last.get(record.partition)
             if before is not None and first - before.end > NEAR:

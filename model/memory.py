@@ -6,7 +6,7 @@ was published. Both score with the same kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +33,14 @@ from kernels.memory import (
     memory_stand,
 )
 from model.config import ModelConfig
-from model.dirty import CHANGED, UNPUBLISHED, clear, is_dirty
+from model.dirty import CHANGED, UNPUBLISHED, clear
 from model.growing import GrowingColumns
-from model.memory_groups import GroupNumbers
-from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, empty_pairs, pairs_at
+from model.memory_groups import GroupNumbers, clear_groups, least_chosen, rows_in, with_room
+from model.memory_pairs import PAIR_CHANGES, PAIRS, empty_pairs, pairs_at
 from model.memory_room import (
     CHANGES,
     CHECKPOINTED,
     FIRST_CAPACITY,
-    NEIGHBOURS,
     NUM_BUCKETS,
     capacity_for,
     clear_changed,
@@ -55,11 +54,12 @@ from model.memory_room import (
 )
 from model.memory_version import (
     LEARNED,
+    NEIGHBOURS,
     ROWS,
+    changes_of,
     counted_alike,
     num_columns_of,
     num_hours_of,
-    published_memory,
     size_of,
     take_over,
 )
@@ -128,12 +128,23 @@ class Memory:
         """(R, C) groups of items with these features (hashes; 0 for none): see `model.memory_groups`."""
         numbers = self._numbers or GroupNumbers(self._here)
         group_RC = numbers.number(key_RC)
-        if numbers.num_groups > self._here.num_groups:
-            self.arrays = numbers.with_room(self.arrays)
+        if (most := int(group_RC.max(initial=0))) >= self._here.num_groups:
+            self.arrays = with_room(self.arrays, most)
         if numbers.has_new:
             numbers.write(self._here.group_key)  # which only the host has
         self._numbers = numbers
         return group_RC
+
+    def give_back_groups(self, before_change: Callable[[Int64], None]) -> None:
+        """Forget the groups that were chosen least of columns where new ones get no number. ``before_change``: called
+        with the rows that are in some of them."""
+        if not least_chosen(self._here).any():
+            return
+        arrays = self._take_back()
+        group_CG = least_chosen(arrays)  # by what a GPU has counted too
+        is_in_VC = rows_in(arrays, group_CG)
+        before_change(np.flatnonzero(is_in_VC.any(axis=1)))
+        clear_groups(arrays, group_CG, is_in_VC)
 
     @property
     def leaves_out_repeats(self) -> bool:
@@ -214,23 +225,8 @@ class Memory:
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
-        """What a version carries: every row in use with all its neighbours, or the dirty ones with the learned weights
-        of all their neighbours but only the counts that changed; and all gains.
-
-        Every prediction changes all of a row's weights, but an event changes the counts of only a few tens of
-        neighbours: ``slot`` and ``num_moved`` say which ones of each row. Without those two, all are there.
-        """
-        arrays = self.arrays
-        chosen_V = (
-            arrays.first[: self.num_rows] >= 0 if everything else is_dirty(arrays.dirty[: self.num_rows], UNPUBLISHED)
-        )
-        rows = np.flatnonzero(chosen_V)
-        columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *NEIGHBOURS, "moved")}
-        size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
-        learned = {name: getattr(arrays, name).copy() for name in LEARNED}
-        columns["heat"] = arrays.heat[:, rows].T
-        pairs = changed_pairs(arrays, everything=everything)
-        return published_memory(rows, columns, size, learned, everything=everything) | pairs
+        """What a version carries (`changes_of`): everything, or what changed since `mark_published`; and all gains."""
+        return changes_of(self.arrays, self.num_rows, everything=everything)
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""

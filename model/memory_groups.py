@@ -1,4 +1,5 @@
-"""The numbers of groups: each column of items' features counts its values from 1, in the order in which they come."""
+"""The numbers of groups: each column of items' features counts its values from 1, in the order in which they come. A
+column that has no number left gives back those of the values that were chosen least."""
 
 from __future__ import annotations
 
@@ -8,63 +9,90 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
+from model.dirty import CHANGED
 
 Int64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 FIRST_GROUPS, MOST_GROUPS = 64, 1024
 """For how many groups a column has room, at first and at most: each takes 140 bytes of every version."""
+GIVEN_BACK = 128
+"""How many numbers a full column gives back at a time: an eighth, so that values that are chosen often stay."""
 
 
 class GroupNumbers:
     """Values of features (their hashes; 0 for none) → groups, as ``group_key`` of a memory says."""
 
     def __init__(self, memory: MemoryArrays) -> None:
-        self._group_of = [{key: group for group, key in enumerate(key_G) if key} for key_G in memory.group_key.tolist()]
-        self._num_written = self._num
-
-    @property
-    def _num(self) -> int:
-        return sum(map(len, self._group_of))
+        self._group_of = [
+            {0: 0} | {key: group for group, key in enumerate(key_G) if key} for key_G in memory.group_key.tolist()
+        ]
+        self._free = [
+            sorted(set(range(MOST_GROUPS)).difference(group_of.values()), reverse=True) for group_of in self._group_of
+        ]
+        self._new: list[tuple[int, int, int]] = []
 
     @property
     def has_new(self) -> bool:
         """Whether there are numbers whose keys were not written."""
-        return self._num > self._num_written
+        return bool(self._new)
 
     def number(self, key_RC: Int64) -> NDArray[np.int32]:
-        """(R, C) groups. New values get the next numbers; those that come when no number is left are in no group."""
-        columns = zip(self._group_of, key_RC.T.tolist(), strict=False)
-        groups = [[_number(group_of, key) for key in key_R] for group_of, key_R in columns]
+        """(R, C) groups. New values get the lowest free numbers; those that come when none is left are in no group."""
+        columns = zip(range(len(self._group_of)), self._group_of, key_RC.T.tolist(), strict=False)
+        groups = [
+            [group_of[key] if key in group_of else self._give(column, key) for key in key_R]
+            for column, group_of, key_R in columns
+        ]
         return np.array(groups, np.int32).reshape(len(self._group_of), len(key_RC)).T.copy()
 
-    @property
-    def num_groups(self) -> int:
-        """The fewest that a memory needs room for, with the one that stands for none."""
-        return 1 + max(map(len, self._group_of), default=0)
-
-    def with_room(self, memory: MemoryArrays) -> MemoryArrays:
-        """The memory with room for all groups."""
-        num_groups = memory.num_groups
-        while num_groups < self.num_groups:
-            num_groups *= 2
-        return _with_groups(memory, num_groups)
+    def _give(self, column: int, key: int) -> int:
+        if not self._free[column]:
+            return 0
+        group = self._group_of[column][key] = self._free[column].pop()
+        self._new.append((column, group, key))
+        return group
 
     def write(self, key_CG: Int64) -> None:
-        """Write the keys of all groups."""
-        for key_G, group_of in zip(key_CG, self._group_of, strict=True):
-            key_G[1 : 1 + len(group_of)] = list(group_of)
-        self._num_written = self._num
+        """Write the keys of new groups."""
+        for column, group, key in self._new:
+            key_CG[column, group] = key
+        self._new.clear()
 
 
-def _number(group_of: dict[int, int], key: int) -> int:
-    if not key or (len(group_of) == MOST_GROUPS - 1 and key not in group_of):
-        return 0
-    return group_of.setdefault(key, len(group_of) + 1)
-
-
-def _with_groups(old: MemoryArrays, num_groups: int) -> MemoryArrays:
+def with_room(old: MemoryArrays, most: int) -> MemoryArrays:
+    """The memory with room for groups up to the number ``most``."""
+    num_groups = old.num_groups
+    while num_groups <= most:
+        num_groups *= 2
     longer = {name: getattr(old, name) for name in ("group_key", "group_seen", "group_next", "group_count")}
     for name, array in longer.items():
         longer[name] = np.zeros((array.shape[0], num_groups, *array.shape[2:]), array.dtype)
         longer[name][:, : old.num_groups] = array
     return replace(old, **longer)
+
+
+def least_chosen(memory: MemoryArrays) -> Bools:
+    """(C, G) the groups of which columns without a free number give back the numbers; of equals, the lower ones."""
+    is_given_CG = np.zeros(memory.group_key.shape, np.bool_)
+    for is_given_G, key_G, seen_G in zip(is_given_CG, memory.group_key, memory.group_seen, strict=True):
+        if np.count_nonzero(key_G) == MOST_GROUPS - 1:
+            in_order = np.argsort(np.where(key_G != 0, seen_G, np.inf), kind="stable")
+            is_given_G[in_order[:GIVEN_BACK]] = True
+    return is_given_CG
+
+
+def rows_in(memory: MemoryArrays, group_CG: Bools) -> Bools:
+    """(V, C) which rows are in one of these groups."""
+    return np.stack([group_G[group_V] for group_G, group_V in zip(group_CG, memory.group.T, strict=True)], axis=1)
+
+
+def clear_groups(memory: MemoryArrays, group_CG: Bools, is_in_VC: Bools) -> None:
+    """Forget these groups, and that rows are in them. What was chosen of them stays in the columns' totals."""
+    for name in ("group_key", "group_seen", "group_next", "group_count"):
+        getattr(memory, name)[group_CG] = 0
+    for group_G, next_GN, count_GN in zip(group_CG, memory.group_next, memory.group_count, strict=True):
+        is_next_GN = group_G[next_GN]
+        next_GN[is_next_GN], count_GN[is_next_GN] = 0, 0.0
+    memory.group[is_in_VC] = 0
+    memory.dirty[is_in_VC.any(axis=1)] = CHANGED

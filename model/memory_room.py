@@ -14,7 +14,7 @@ from model.dirty import CHANGED
 from model.growing import GrowingColumns
 from model.memory_groups import FIRST_GROUPS
 from model.memory_pairs import PAIR_CHANGES, PAIRS, pairs_at, with_pairs, with_room_for_pairs
-from model.memory_version import COUNTS, GROUPS, LEARNED, ROWS
+from model.memory_version import GROUPS, LEARNED, NEIGHBOURS, ROWS
 from model.upgrade import SQUARES, learned_anew
 
 NUM_BUCKETS = 8
@@ -30,8 +30,6 @@ SELECTED_TOGETHER = 4096
 """How many rows lose neighbours at a time, so that temporary arrays stay in the cache."""
 CHECKPOINTED = ("gain_square", "shortlist_square", "recent")
 """Arrays that belong to no row and are in checkpoints, but not in versions."""
-NEIGHBOURS = (*COUNTS, "weight")
-"""Columns of a row's neighbours."""
 CHANGES = ("dirty", "moved")
 """Columns that say what has changed in a row."""
 

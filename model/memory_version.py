@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from kernels.memory import MemoryArrays
 from kernels.memory.arrays import PAIRED
-from model.memory_pairs import PAIR_CHANGES, PAIRS, take_over_pairs
+from model.dirty import UNPUBLISHED, is_dirty
+from model.memory_pairs import PAIR_CHANGES, PAIRS, changed_pairs, take_over_pairs
 from model.upgrade import learned_anew
 
 Int64 = NDArray[np.int64]
@@ -26,14 +27,33 @@ LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock", *GROUPS)
 """Arrays that belong to no row."""
 COUNTS = ("neighbour_row", "after", "before", "direct")
 """Columns of a row's neighbours; the learned weights are published beside them."""
+NEIGHBOURS = (*COUNTS, "weight")
+"""Columns of a row's neighbours."""
 BLOCK_ROWS = 1 << 12
 """How many rows' neighbours are read or written at a time: temporary arrays of a base as a whole would take longer to
 make than to use, and numpy holds the interpreter while it reads or writes at many places.
 """
 
 
+def changes_of(arrays: MemoryArrays, num_rows: int, *, everything: bool) -> Arrays:
+    """What a version carries: every row in use with all its neighbours, or the dirty ones with the learned weights of
+    all their neighbours but only the counts that changed; and all gains.
+
+    Every prediction changes all of a row's weights, but an event changes the counts of only a few tens of neighbours:
+    ``slot`` and ``num_moved`` say which ones of each row. Without those two, all are there.
+    """
+    chosen_V = arrays.first[:num_rows] >= 0 if everything else is_dirty(arrays.dirty[:num_rows], UNPUBLISHED)
+    rows = np.flatnonzero(chosen_V)
+    columns = {name: getattr(arrays, name)[rows] for name in (*ROWS, *NEIGHBOURS, "moved")}
+    size = np.array([num_rows, arrays.capacity, arrays.width], np.int64)
+    learned = {name: getattr(arrays, name).copy() for name in LEARNED}
+    columns["heat"] = arrays.heat[:, rows].T
+    pairs = changed_pairs(arrays, everything=everything)
+    return published_memory(rows, columns, size, learned, everything=everything) | pairs
+
+
 def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays, *, everything: bool) -> Arrays:
-    """What a version carries of these rows: see `model.memory.Memory.changes`.
+    """What a version carries of these rows: see `changes_of`.
 
     ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the memory; ``learned``: what belongs to no row.
     """

@@ -22,7 +22,7 @@ from serving.versions.manager import WeightsManager
 from serving.versions.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.holding import NONE
-from wire.kafka.consumer import accepts_connections
+from wire.kafka.addresses import accepts_connections
 from wire.kafka.producer import make_producer
 from wire.kafka.refusal import refusal
 from wire.status import ServerStatus, encode_status, key_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from state.outbox import stored_dead_letter
@@ -12,6 +14,7 @@ from wire.config import ActionConfig
 from wire.partitioner import partition_of
 
 Decoded = list[tuple[int, Action]] | ForgetRequest
+_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Intake:
@@ -43,15 +46,14 @@ class Intake:
         if type(decoded[0]) is ForgetRequest and all(map(self._is_ours, decoded[0].keys)):
             return decoded[0]
         taken: list[tuple[int, Action]] = []
+        elements: Sequence[bytes | msgspec.Raw] = ()
         for index, one in enumerate(decoded):
-            if type(one) is Action:
-                if one.user in users or self._is_ours(one.user):
-                    taken.append((index, one))
-                    continue
-                one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
-            elif type(one) is ForgetRequest:
-                one = self._wrong_partition(one, value or b"", -1)
-            assert isinstance(one, Rejection)
+            if type(one) is Action and (one.user in users or self._is_ours(one.user)):
+                taken.append((index, one))
+                continue
+            if not isinstance(one, Rejection):
+                elements = elements or _elements(value or b"")
+                one = self._wrong_partition(one, index, elements)
             if sequencer.reject(offset):
                 self.dead[one.reason] = self.dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self._partition, offset, record_ms))
@@ -60,16 +62,21 @@ class Intake:
     def _is_ours(self, key: str) -> bool:
         return self._num_partitions is None or partition_of(key.encode(), self._num_partitions) == self._partition
 
-    def _wrong_partition(self, action: Action | ForgetRequest, value: bytes, index: int) -> Rejection:
+    def _wrong_partition(
+        self, action: Action | ForgetRequest, index: int, elements: Sequence[bytes | msgspec.Raw]
+    ) -> Rejection:
         key = next(key for key in action.keys if not self._is_ours(key))
         what = "item" if isinstance(action, ForgetRequest) and not action.names else "user"
         home = partition_of(key.encode(), self._num_partitions or 1)
-        if value.lstrip()[:1] == b"[":
-            index = max(index, 0)
-            value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
             f"{what} {key[:40]!r}: expected in partition {home} of {self._num_partitions}, "
             f"got {self._partition}; use the {what} as the key and Kafka's murmur2 partitioner (librdkafka has another "
             "default: set its option partitioner to murmur2)"
         )
-        return Rejection("wrong_partition", message, index, value)
+        raw = elements[index]
+        return Rejection("wrong_partition", message, index if isinstance(raw, msgspec.Raw) else -1, bytes(raw))
+
+
+def _elements(value: bytes) -> Sequence[bytes | msgspec.Raw]:
+    """The actions of a list as they were written, or what is no list."""
+    return _list.decode(value) if value.lstrip()[:1] == b"[" else (value,)

@@ -30,6 +30,8 @@ from wire.action_json import ForgetRequest
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example, num_features_of
 
+USERS = b"u"
+"""Start of the keys of users."""
 _forget_decoder = msgspec.json.Decoder(ForgetRequest)
 
 
@@ -44,7 +46,7 @@ class UserStore:
 
     def load(self, name: str) -> User | None:
         """A user without the older segments (see `complete`); None if unknown. Raises `StoreCorrupt`."""
-        stored = self._db.get(b"u" + name.encode())
+        stored = self._db.get(USERS + name.encode())
         if stored is None:
             return None
         try:
@@ -69,7 +71,7 @@ class UserStore:
 
     def stored(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
         """The users among these who exist, as `User.encode` made them."""
-        found = self._db.get_many([b"u" + name.encode() for name in names]) if names else []
+        found = self._db.get_many([USERS + name.encode() for name in names]) if names else []
         return [(name, stored) for name, stored in zip(names, found, strict=True) if stored is not None]
 
     def older(self, wanted: Sequence[tuple[str, range]]) -> Iterator[tuple[str, list[bytes]]]:
@@ -88,7 +90,7 @@ class UserStore:
 
     def everyone(self) -> Iterator[User]:
         """Every user, complete, in the order of their keys. Raises `StoreCorrupt`."""
-        for key, _ in self._db.under(b"u"):
+        for key, _ in self._db.under(USERS):
             user = self.load(key[1:].decode())
             assert user is not None
             self.complete(user)
@@ -102,7 +104,7 @@ class UserStore:
     def save(self, batch: WriteBatch, user: User) -> None:
         """Write what has changed of a user."""
         key = user.name.encode()
-        batch.put(b"u" + key, user.encode())
+        batch.put(USERS + key, user.encode())
         if user.dirty:
             for index in user.dirty:
                 batch.put(self._key(key, index), user.older[index])
@@ -131,14 +133,14 @@ class UserStore:
     def erase(self, batch: WriteBatch, user: User) -> None:
         """Remove everything about a user."""
         key = user.name.encode()
-        batch.delete(b"u" + key)
+        batch.delete(USERS + key)
         for slot in range(min(user.tail.index, self._num_slots)):
             batch.delete(self._key(key, slot))
 
     def quiet(self, start: bytes, num: int, before: int) -> tuple[list[str], bytes]:
         """Of ``num`` users from the place ``start`` on, those whose last action is at an offset below ``before``; and
         the place after them. Empty places: before the first and after the last user. Raises `StoreCorrupt`."""
-        found = list(itertools.islice(self._db.under(b"u", start or None), num))
+        found = list(itertools.islice(self._db.under(USERS, start or None), num))
         try:
             names = [key[1:].decode() for key, stored in found if last_offset(stored) < before]
         except struct.error as error:

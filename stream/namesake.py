@@ -20,7 +20,7 @@ from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
-from wire.kafka.reports import newest_reports
+from wire.kafka.reports import newest_reports, told
 from wire.status import WorkerStatus, keys_of, status_of
 
 SILENCE_S = 3.0
@@ -32,11 +32,12 @@ MOST_LATE = 2
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
     """Raise `NameTaken` if another worker of this name is alive. Raises KafkaError when no broker answers."""
     with newest_reports(kafka) as (consumer, where, span):
-        known = _newest(consumer, component, until=lambda: consumer.position(where) >= span.end)
+        known: WorkerStatus | None = None
+        for record in told(consumer, where, span):
+            known = _report(record, component) or known
         if known is None or known.disk == disk:
             return
-        deadline_s = time.monotonic() + SILENCE_S
-        later = _newest(consumer, component, until=lambda: time.monotonic() > deadline_s, once=True)
+        later = _heard(consumer, component)
         if later is not None and later.disk != disk:
             raise NameTaken(
                 f"stream.component {component!r}: expected a unique name, but a worker on another disk reports "
@@ -65,15 +66,14 @@ def refuse_twin(kafka: KafkaConfig, component: str, process: str, stop: threadin
             )
 
 
-def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool = False) -> WorkerStatus | None:
-    found: WorkerStatus | None = None
-    while not until():
-        for records in consumer.poll(timeout_ms=100).values():
-            for record in records:
-                found = _report(record, component) or found
-        if once and found is not None:
-            break
-    return found
+def _heard(consumer: KafkaConsumer, component: str) -> WorkerStatus | None:
+    """The next report under this name, if one comes within `SILENCE_S`."""
+    deadline_s = time.monotonic() + SILENCE_S
+    while time.monotonic() < deadline_s:
+        for record in chain.from_iterable(consumer.poll(timeout_ms=100).values()):
+            if (status := _report(record, component)) is not None:
+                return status
+    return None
 
 
 def _report(record: Any, component: str) -> WorkerStatus | None:

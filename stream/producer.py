@@ -61,9 +61,13 @@ def user_of(action: Mapping[str, Any]) -> str:
     """The canonical key of its user. Raises `ProducerError` if it has none that is usable."""
     user = action.get("user")
     try:
-        return canonical(int(user) if isinstance(user, float) and user.is_integer() else user)  # type: ignore[arg-type]
+        key = canonical(int(user) if isinstance(user, float) and user.is_integer() else user)  # type: ignore[arg-type]
+        key.encode()
     except TypeError as error:
         raise ProducerError(f"user: {error}") from None
+    except UnicodeEncodeError:
+        raise ProducerError(f"user: expected text in UTF-8, got {user!r:.60}; send it as it was decoded") from None
+    return key
 
 
 def placed(action: Mapping[str, Any], num_partitions: int) -> int:

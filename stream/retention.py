@@ -11,7 +11,7 @@ next one does: it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -65,23 +65,19 @@ class Retention:
         self._is_looking = bool(self._place)
 
     async def _ask(self) -> None:
-        users = next(portions(self._found, self._most_bytes))
+        users = together(self._found, self._most_bytes)
         value = msgspec.json.encode({"forget": True, "users": users, "before_offset": self._before})
         sent = await self._producer.send(self._topic, self._partition, users[0].encode(), value)
         self._asked_at = (await sent).offset
         del self._found[: len(users)]
 
 
-def portions(users: Sequence[str], most_bytes: int) -> Iterator[list[str]]:
-    """``users`` in order, divided so that each part has at most `MOST`, and as many bytes in JSON unless it is one."""
-    part: list[str] = []
+def together(users: Sequence[str], most_bytes: int) -> Sequence[str]:
+    """The first of these users, as many as a request names: at most `MOST`, and ``most_bytes`` of JSON unless it is one
+    user."""
     num_bytes = 0
-    for user in users:
-        size = len(msgspec.json.encode(user)) + 1
-        if part and (len(part) == MOST or num_bytes + size > most_bytes):
-            yield part
-            part, num_bytes = [], 0
-        part.append(user)
-        num_bytes += size
-    if part:
-        yield part
+    for num, user in enumerate(users[:MOST]):
+        num_bytes += len(msgspec.json.encode(user)) + 1
+        if num and num_bytes > most_bytes:
+            return users[:num]
+    return users[:MOST]

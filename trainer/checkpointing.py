@@ -49,11 +49,11 @@ class Checkpointing:
         self._due_s, self.last_step = time.monotonic() + self._config.checkpoint_every_s, step
 
     def begin_if_due(self, learner: Learner) -> None:
-        """Begin the checkpoint that is due, if one is, and the last is written."""
+        """Begin the checkpoint that is due, if one is, and the last was written."""
         num_new = learner.num_steps - self.last_step
         by_steps = 0 < self._config.checkpoint_every_steps <= num_new
         if by_steps and not self.saver.is_copying:
-            self.saver.wait()  # with an interval in steps, none may be left out
+            self.saver.settle()  # with an interval in steps, none may be left out; the next turn checks it
         if self.saver.is_idle and (by_steps or (num_new > 0 and time.monotonic() >= self._due_s)):
             self.prune()
             self.saver.begin(learner)

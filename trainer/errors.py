@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from wire.errors import HeadraceError
 
+FAILURES = (ArithmeticError, ValueError, IndexError)
+"""What a step may raise because of its examples: it is set aside (`trainer.set_aside`)."""
+
 
 class TrainerError(HeadraceError):
     """Anything that stops the trainer. The message says what was expected, what came and what to do.
@@ -19,6 +22,11 @@ class TrainerError(HeadraceError):
     ├── RanksError           the processes that train together do not fit, or have lost each other
     └── FencedError          another trainer has taken over
     """
+
+
+def in_words(failure: Exception) -> str:
+    """What kind of failure it is, and its message."""
+    return f"{type(failure).__name__} ({failure})"
 
 
 class SourceError(TrainerError):

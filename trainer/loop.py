@@ -19,16 +19,16 @@ from model.config import ModelConfig
 from trainer.checkpointing import Checkpointing
 from trainer.config import TrainerConfig
 from trainer.copies.pace import Pace
-from trainer.copies.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_scoring, unsound_step
+from trainer.copies.soundness import Unsound, failed, unsound_core, unsound_learner, unsound_scoring, unsound_step
 from trainer.device import choose_device
-from trainer.errors import UnsoundError
+from trainer.errors import FAILURES, UnsoundError
 from trainer.frozen_rival import FrozenRival
 from trainer.lag.progress import Progress
 from trainer.learner.step import Learner, StepReport
 from trainer.publication import Publication
 from trainer.ranks.messages import Ranks
 from trainer.recovery import Recovery, Resumed
-from trainer.set_aside import SetAside
+from trainer.set_aside import SetAside, pass_over
 from trainer.sources.feed import StepFeed
 from trainer.sources.source import Position, Source
 from trainer.versions.election import Claimant
@@ -176,7 +176,7 @@ class Trainer:
             return True
         try:
             self._keep_up(trained=ready is not None)
-        except (ArithmeticError, ValueError, IndexError):
+        except FAILURES:
             if (problem := unsound_scoring(self.learner)) is None:  # it has nothing to do with a step
                 raise
             self._undo(problem, None)
@@ -204,9 +204,8 @@ class Trainer:
             self.pace.stepped(self._last_report.seconds)
             is_checked = self.set_aside.is_checked(self.learner.num_steps - 1)
             return unsound_step(self._last_report) or (unsound_learner(self.learner) if is_checked else None)
-        except (ArithmeticError, ValueError, IndexError) as error:
-            log.exception("a step failed")
-            return Unsound(f"{type(error).__name__} ({error})")
+        except FAILURES as failure:
+            return failed("a step failed", failure)
 
     # Numbers that are not finite
 

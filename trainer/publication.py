@@ -126,7 +126,8 @@ class Publication:
     def finish(self, learner: Learner, positions: dict[int, Position]) -> None:
         """Publish the rest; waits for at most `FLUSH_S` at a time."""
         self._publisher.flush(FLUSH_S)
-        self.note_acknowledged()
+        if self.note_acknowledged() is not None:  # what it would have carried no delta has
+            self._publisher.need_base()
         self._due_s = 0.0
         if self.is_due(learner):
             self.collect(learner, 0)

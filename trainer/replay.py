@@ -15,10 +15,10 @@ from trainer.checkpoint.plan import Plan
 from trainer.checkpoint.recorded import difference
 from trainer.checkpoint.snapshot import weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.copies.soundness import pass_over
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.learner.step import Learner
+from trainer.set_aside import pass_over
 from trainer.sources.kafka import KafkaSource
 from trainer.sources.scheduler import Scheduler, num_in
 from trainer.versions.rounding import rounded

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from trainer.checkpoint.journal import Journal
 from trainer.copies.soundness import Unsound
 from trainer.errors import UnsoundError
+from trainer.learner.step import Learner
+from wire.example import Lesson
 
 log = structlog.get_logger("trainer")
 MAX_SET_ASIDE = 3
@@ -55,3 +59,17 @@ class SetAside:
             )
         journal.append(step, None)
         log.error("a step is set aside: it left numbers that are not finite", step=step, what=problem.what)
+
+
+def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
+    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it. Returns how
+    many interactions it would have learned: with ``trainer.feedback`` "wait" those whose window ends with it."""
+    histories = learner.histories
+    learner.apply_marks([example for example in examples if example.mark is not None])
+    taken = [example for example in examples if example.mark is None]
+    pieces = histories.choose(taken, [histories.fold(example) for example in taken], histories)
+    for example in taken:
+        learner.names.learn(example.names)
+    histories.bound()
+    learner.num_steps += 1
+    return sum(pieces.is_new)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,13 +45,14 @@ class Block:
         return bytes(self.data[at : at + size])
 
     def headers(self, record: int) -> dict[str, bytes]:
-        """The Kafka headers of a record from a batch: they follow its value."""
-        num, at = _zigzag(self.data, int(self.heads["value_at"][record] + max(self.heads["value_len"][record], 0)))
-        found = {}
-        for _ in range(num):
-            name, at = _sized(self.data, at)
-            value, at = _sized(self.data, at)
-            found[name.decode(errors="replace")] = value
+        """The Kafka headers of a record from a batch: they follow its value. Those before bytes that are none."""
+        at, found = int(self.heads["value_at"][record] + max(self.heads["value_len"][record], 0)), dict[str, bytes]()
+        with suppress(IndexError):
+            num, at = _zigzag(self.data, at)
+            for _ in range(num):
+                name, at = _sized(self.data, at)
+                value, at = _sized(self.data, at)
+                found[name.decode(errors="replace")] = value
         return found
 
 

@@ -28,7 +28,7 @@ from wire.example import Example, Int64, Interactions, Mark, interactions_of, nu
 from wire.example_codec import FENCE, MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.kafka.batches import Batch
+from wire.kafka.batches import Batch, readable_part
 from wire.shape import SHAPE, Shape, disagreement
 
 
@@ -131,18 +131,18 @@ class Histories:
         """Take batches of records in their order, like `feed` for each record. Raises `ConfigError` if a worker's fence
         gives bits and columns another meaning than they have here."""
         while batches and self._kept is None:  # one by one, until there is an example
-            block = decode_block(batches[:1], row_type(0))
+            block = _decoded(batches[:1], row_type(0))
             for record in range(len(block.heads)):
                 self._feed_one(partition, block, record)
             batches = batches[1:]
         if not batches or self._kept is None:
             return
-        block = decode_block(batches, self._kept.row_type)
+        block = _decoded(batches, self._kept.row_type)
         heads = block.heads
         is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["partition"] == partition)
         if self._decoder.columns is not None:
             is_plain &= heads["num_user_features"] == self._decoder.columns[1]
-        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
+        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)] if len(heads) else []
         for begin, end in itertools.pairwise(edges):
             numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
             log = self._log(partition)
@@ -230,6 +230,14 @@ class Histories:
         """The users that acted most recently, newest first."""
         with self._lock:
             return self._kept.newest(num) if self._kept is not None else []
+
+
+def _decoded(batches: Sequence[Batch], rows: np.dtype[np.void]) -> Block:
+    """`decode_block`, of what can be read: a broker that does not look into batches takes any bytes."""
+    try:
+        return decode_block(batches, rows)
+    except ValueError:
+        return decode_block([readable_part(each) for each in batches], rows)
 
 
 def _contiguous(rows: Interactions) -> Interactions:

@@ -44,8 +44,8 @@ def test_an_item_that_comes_back_in_a_file_has_its_name() -> None:
         examples = source.poll(0)
         for first in range(0, len(examples), 10):
             learner.step(examples[first : first + 10])
-            assert set(learner.items.keys_of(learner.items.live_rows()).tolist()) <= learner.names.keys()
-    assert len(learner.names) < 40
+            assert set(learner.items.keys_of(learner.items.live_rows()).tolist()) <= learner.names.all.keys()
+    assert len(learner.names.all) < 40
 
 
 @pytest.mark.slow

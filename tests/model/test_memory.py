@@ -17,7 +17,7 @@ from model.growing import keep_in
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
-from model.memory_groups import FIRST_GROUPS, MOST_GROUPS
+from model.memory_groups import FIRST_GROUPS, GIVEN_BACK, MOST_GROUPS
 from model.memory_pairs import empty_pairs
 from model.memory_room import FIRST_CAPACITY, LARGE_CAPACITY, capacity_for, neighbours_at
 from model.upgrade import ADDED
@@ -113,6 +113,66 @@ def test_each_column_numbers_its_own_values_and_those_beyond_its_room_are_none()
     assert groups[:, 1].max() == 20
     assert memory.arrays.num_groups == MOST_GROUPS
     assert (memory.groups_of(np.stack([brands, brands], axis=1))[:, 0] > 0).sum() == MOST_GROUPS - 1
+
+
+def crowded(rng: np.random.Generator, num_rows: int = 400) -> Memory:
+    """A memory whose first column has no number left: of nearly all values no item was chosen, and some have one of its
+    own."""
+    memory = Memory(MODEL)
+    learn(memory, rng, num_rows, 300)
+    memory.groups_of(np.stack([5000 + np.arange(MOST_GROUPS), np.zeros(MOST_GROUPS, np.int64)], axis=1))
+    rows = np.flatnonzero(memory.arrays.first >= 0)[:59]
+    memory.arrays.group[rows, 0] = 101 + np.arange(59)
+    return memory
+
+
+def test_a_column_without_a_number_gives_back_those_of_the_values_that_were_chosen_least() -> None:
+    memory, told = crowded(np.random.default_rng(0)), list[np.ndarray]()
+    before, new = memory.arrays.copy(), np.array([[9_000_001, 0], [9_000_002, 0]])
+    assert not memory.groups_of(new)[:, 0].any()
+    memory.give_back_groups(told.append)
+    gone_G = (before.group_key[0] != 0) & (memory.arrays.group_key[0] == 0)
+    assert gone_G.sum() == GIVEN_BACK
+    assert before.group_seen[0, gone_G].max() <= before.group_seen[0, ~gone_G][1:].min()
+    np.testing.assert_array_equal(memory.arrays.group_key[1], before.group_key[1])
+    np.testing.assert_array_equal(memory.arrays.group_total, before.group_total)
+    lost = np.flatnonzero(gone_G[before.group[:, 0]])
+    assert 0 < len(lost) < 59
+    np.testing.assert_array_equal(np.concatenate(told), lost)
+    assert not memory.arrays.group[lost, 0].any()
+    assert memory.arrays.dirty[lost].all()
+    numbers = memory.groups_of(new)[:, 0]
+    np.testing.assert_array_equal(numbers, np.flatnonzero(gone_G)[:2])
+    for name in ("group_seen", "group_count"):
+        assert not getattr(memory.arrays, name)[0, numbers].any()
+    counted = memory.arrays.group_next[0][memory.arrays.group_count[0] > 0]
+    assert not np.isin(counted, np.flatnonzero(gone_G)).any()
+
+
+def test_a_column_with_a_number_left_gives_none_back() -> None:
+    memory = Memory(MODEL)
+    memory.groups_of(np.stack([5000 + np.arange(MOST_GROUPS - 2)] * 2, axis=1))
+    before = memory.arrays.copy()
+    memory.give_back_groups(lambda _: pytest.fail("no row loses a group"))
+    np.testing.assert_array_equal(memory.arrays.group_key, before.group_key)
+
+
+def test_what_continues_a_memory_that_gave_numbers_back_gives_the_same_ones() -> None:
+    memory = crowded(np.random.default_rng(1))
+    base = memory.changes(everything=True)
+    memory.mark_published()
+    memory.give_back_groups(lambda _: None)
+    stored, served, adopted = Memory(MODEL), Memory(MODEL), Memory(MODEL)
+    stored.load_state_dict(memory.state_dict())
+    served.apply(base, is_base=True)
+    served.apply(memory.changes(everything=False), is_base=False)
+    np.testing.assert_array_equal(served.arrays.group[: memory.num_rows], memory.arrays.group[: memory.num_rows])
+    adopted.adopt(served)
+    values = np.stack([9_000_000 + np.arange(2 * GIVEN_BACK)] * 2, axis=1)
+    numbered = memory.groups_of(values)
+    assert np.count_nonzero(numbered[:, 0]) == GIVEN_BACK
+    for each in (stored, adopted):
+        np.testing.assert_array_equal(each.groups_of(values), numbered)
 
 
 def test_groups_keep_their_numbers_in_whatever_continues_them() -> None:

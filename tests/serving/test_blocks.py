@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,34 @@ def test_bytes_that_are_no_batch_are_refused() -> None:
     for data in (batch.data[:-1], bytes(batch.data) + b"\0", bytes(90)):
         with pytest.raises(ValueError, match="batches"):
             decode_block([(0, batch.num_records, data)], row_type(FEATURES))
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_batch_that_is_not_whole_costs_no_other_record(at: int) -> None:
+    """Whether anything is known yet or not."""
+    values = told(3)
+    whole, whose = batched(values), Histories(1 << 30)
+    spoiled = list(whole)
+    spoiled[at] = whole[at]._replace(data=bytes(whole[at].data) + b"more")
+    for batches, histories in ((whole, (expected := Histories(1 << 30))), (spoiled, whose)):
+        histories.feed_batches(0, batches[:2])
+        histories.feed_batches(0, batches[2:])
+        histories.feed_batches(0, [batches[0]._replace(data=b"nothing")])
+    users = expected.newest_users(99)
+    assert users == whose.newest_users(99) != []
+    for user in users:
+        ours, theirs = whose.get(user), expected.get(user)
+        assert ours is not None
+        assert theirs is not None
+        assert ours.interactions.item_hash.tolist() == theirs.interactions.item_hash.tolist()
+
+
+def test_headers_that_are_cut_off_say_nothing() -> None:
+    (batch, *_) = batched([b"x"], headers=[("shape", b"{}")])
+    block = decode_block([batch], row_type(FEATURES))
+    assert block.headers(0) == {"shape": b"{}"}
+    for num in range(1, 9):
+        assert replace(block, data=bytes(block.data[:-num])).headers(0).get("shape") in (None, b"", b"{")
 
 
 @pytest.mark.parametrize("seed", range(6))

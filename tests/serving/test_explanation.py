@@ -57,7 +57,7 @@ def test_the_reasons_that_weigh_most_come_first_and_no_more_than_asked_for(clien
 def test_what_an_interaction_means_to_the_network_is_the_difference_that_leaving_it_out_makes(client: Client) -> None:
     rows = WORLD.examples()[1].interactions
     kinds = MODEL.kinds
-    history = [{"item": WORLD.learner.names[int(rows.item_hash[n])], "timestamp": int(rows.timestamp_ms[n]),
+    history = [{"item": WORLD.learner.names.all[int(rows.item_hash[n])], "timestamp": int(rows.timestamp_ms[n]),
                 "action": [kind for bit, kind in enumerate(kinds) if rows.action_bits[n] >> bit & 1]}
                for n in range(len(rows))]  # fmt: skip
     (whole,) = explained(client, history=history, items=[7], reasons=50)
@@ -73,7 +73,7 @@ def test_what_an_interaction_means_to_the_network_is_the_difference_that_leaving
 
 
 def test_items_that_would_not_be_recommended_are_explained_too(client: Client) -> None:
-    met = WORLD.learner.names[int(WORLD.histories["u1"].item_hash[-1])]
+    met = WORLD.learner.names.all[int(WORLD.histories["u1"].item_hash[-1])]
     seen, unknown = explained(client, user="u1", items=[met, "never seen"], exclude_seen=True)
     assert (seen["known"], seen["left_out"]) == (True, True)
     assert sum(seen[part] for part in PARTS) == pytest.approx(seen["score"])

@@ -62,7 +62,7 @@ def test_an_unknown_user_is_answered_cold(client: Client) -> None:
 def test_a_history_in_the_request_is_answered_as_the_same_history_of_a_user(client: Client) -> None:
     each = WORLD.examples()[2]
     rows = each.interactions
-    history = [{"item": WORLD.learner.names[int(rows.item_hash[i])], "timestamp": int(rows.timestamp_ms[i]),
+    history = [{"item": WORLD.learner.names.all[int(rows.item_hash[i])], "timestamp": int(rows.timestamp_ms[i]),
                 "action": [kind for bit, kind in enumerate(KINDS) if rows.action_bits[i] >> bit & 1]}
                for i in range(len(rows))]  # fmt: skip
     frame = {"k": 7, "timestamp": START_MS + 10**8}
@@ -175,7 +175,7 @@ def test_only_items_that_pass_every_filter_are_recommended() -> None:
 
 def test_seen_items_are_left_out_even_where_they_are_allowed(client: Client) -> None:
     seen = [
-        WORLD.learner.names[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())
+        WORLD.learner.names.all[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())
     ]
     assert client.post("/recommend", json={"user": "u1", "allow": seen, "exclude_seen": True}).json()["items"] == []
 

@@ -88,7 +88,7 @@ def test_a_history_is_told_newest_first_with_every_kind(client: Client) -> None:
     assert answer["num_history"] == num
     told = answer["interactions"]
     assert [each["timestamp"] for each in told] == rows.timestamp_ms[-num:][::-1].tolist()
-    assert told[0]["item"] == WORLD.learner.names[int(rows.item_hash[-1])]
+    assert told[0]["item"] == WORLD.learner.names.all[int(rows.item_hash[-1])]
     assert told[0]["actions"] == [kind for bit, kind in enumerate(KINDS) if int(rows.action_bits[-1]) >> bit & 1]
     assert client.get("/history?user=nobody").json()["interactions"] == []
     assert client.get("/history").status_code == 422

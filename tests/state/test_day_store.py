@@ -134,6 +134,32 @@ def test_days_that_lie_ahead_make_nobody_a_user_of_the_past(tmp_path: Path) -> N
         store.close()
 
 
+@pytest.mark.parametrize("is_restored", [False, True])
+@pytest.mark.parametrize("behind", [3, 20_000])
+def test_a_machine_whose_clock_was_behind_makes_nobody_due(
+    behind: int, is_restored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that starts in 1970, or where it was switched off, until it has heard the time."""
+    users = [f"u{number}" for number in range(MANY)]
+    told = examples(opened(tmp_path / "before", visits(0, TODAY - 1, *users)))
+    with monkeypatch.context() as then:
+        then.setattr(day_store, "_machine_day", lambda: TODAY - behind)
+        if is_restored:
+            store = opened(tmp_path)
+            store.restore(told)
+        else:
+            store = opened(tmp_path, visits(0, TODAY, *users))
+        assert quiet(store, 1) == set()
+        store.close()
+    store = opened(tmp_path, visits(200, TODAY))
+    assert quiet(store, 1) == set()
+    store.close()
+    monkeypatch.setattr(day_store, "_machine_day", lambda: TODAY + 9)
+    store = opened(tmp_path, visits(300, TODAY + 2))
+    assert quiet(store, 1) == {*users, "regular"} - {"regular"}
+    store.close()
+
+
 def test_days_of_the_past_make_nobody_due(tmp_path: Path) -> None:
     """A backfill of actions with their own times, between those of today: whoever came with it has just come."""
     store = opened(tmp_path, visits(0, TODAY, "a"), visits(100, TODAY - 900, "b"), visits(200, TODAY))
@@ -161,6 +187,18 @@ def test_a_restored_store_knows_of_each_user_what_the_lost_one_knew(num_kept: in
     store = opened(tmp_path, visits(5000, TODAY))
     for num, users in known.items():
         assert quiet(store, num) - {"regular"} == users, num
+    store.close()
+
+
+def test_users_who_were_migrated_count_from_the_newest_of_their_actions(tmp_path: Path) -> None:
+    """They have no offsets here; and the first record of a producer's clock may state any day."""
+    told = examples(opened(tmp_path / "before", visits(0, TODAY - 90, "a"), visits(100, TODAY - 20, "b")))
+    store = opened(tmp_path)
+    store.restore([replace(each, user_offset=-1, num_new=0, resume_from_offset=0) for each in told])
+    store.close()
+    store = opened(tmp_path, visits(0, TODAY - 100, num=1), visits(1, TODAY, num=2 * MANY))
+    assert quiet(store, 30) == quiet(store, 20) == set()
+    assert quiet(store, 19) == {"a", "b"}
     store.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 from rocksdict import WriteBatch
 
 import state.database
+from state import intake
 from state.config import StoreConfig
 from state.database import Database
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
@@ -223,6 +224,22 @@ def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:
         user for user in users if user not in mine
     ]
     assert all(read_user(store, user) for user in mine)
+    store.close()
+
+
+def test_what_it_takes_to_refuse_users_of_other_partitions_grows_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer may have another partitioner: a list of a thousand of its actions took up to 1.4 s."""
+    split, num = intake._elements, list[int]()
+    monkeypatch.setattr(intake, "_elements", lambda value: num.append(1) or split(value))
+    users = [user for n in range(200) if partition_of((user := f"u{n}").encode(), 4) != 1]
+    store = PartitionStore.open(tmp_path, 1, ANY_TIME, num_partitions=4)
+    store.apply([(0, 2_000, None, b" [" + b",".join(map(action, users)) + b"]"), (1, 2_000, None, action(users[0]))])
+    letters = store.outbox()
+    assert [json.loads(letter.value or b"")["user"] for letter in letters] == [*users, users[0]]
+    assert [dict(each.headers)["index"] for each in letters] == [*(b"%d" % n for n in range(len(users))), b"-1"]
+    assert len(num) == 2
     store.close()
 
 

@@ -21,6 +21,7 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 
 import state.meta_store
+import state.restore
 import stream.app
 import stream.applier
 import stream.claim
@@ -28,6 +29,7 @@ import stream.heartbeat
 import stream.held_back
 import stream.partition
 import stream.relay
+import stream.retention
 import stream.transport
 import stream.worker
 import wire.kafka.identity
@@ -198,6 +200,16 @@ def is_told_of_no_partitions_once() -> None:
 
     GroupCoordinator._perform_assignment = divide
     stream.app.METADATA_MS = 500
+
+
+def forgets_one_at_a_time() -> None:
+    """Not broken: a request for each user, one a second."""
+    stream.retention.MOST = 1
+
+
+def restores_whom_it_forgot() -> None:
+    """A disk is rebuilt from examples alone."""
+    state.restore._apply_mark = lambda *_: None
 
 
 def loses_its_beat() -> None:

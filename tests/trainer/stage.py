@@ -24,12 +24,13 @@ from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.journal import journal_starts, read_journal
 from trainer.checkpoint.plan import Plan
 from trainer.checkpoint.snapshot import learner_arrays
-from trainer.copies.soundness import pass_over
 from trainer.device import choose_device
 from trainer.learner.step import Learner
 from trainer.replay import differences, plan_of, same_bits
+from trainer.set_aside import pass_over
 from trainer.versions.weights import Weights
 from wire.action import Action, decode_record
+from wire.action_json import ForgetRequest
 from wire.assembler import VersionAssembler
 from wire.example import Example, fence
 from wire.example_codec import encode_example
@@ -182,6 +183,17 @@ class Stage:
         self._num_fed += 1
         if num_actions >= 20 or self._num_fed % 20 == 0:
             self.replace_worker(self._num_fed % NUM_PARTITIONS)
+
+    def forget(self, num_users: int) -> list[str]:
+        """Have so many users of each partition forgotten by one request, as those who have not come for long are."""
+        gone = list[str]()
+        for sequencer in self._sequencers:
+            users = tuple(sequencer.users)[:num_users]
+            sequencer.advance(sequencer.applied_offset + 1, 1_000 + self._num_made)
+            sequencer.forget(ForgetRequest("", users=users, before_offset=1 << 40), sequencer.applied_record_ms)
+            gone += users
+        self.send(self.make(0))
+        return gone
 
     def replace_worker(self, partition: int) -> None:
         """Have a successor take the partition and repeat what may be missing, while the old worker still writes."""

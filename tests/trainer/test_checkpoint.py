@@ -13,20 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 
 from headrace.file_source import FileSource
 from model.config import ModelConfig
-from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
+from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays, taught
 from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.journal import Journal, read_journal
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
+from trainer.checkpointing import Checkpointing
 from trainer.config import TrainerConfig
 from trainer.copies.rows import Arrays
 from trainer.errors import CheckpointError
 from trainer.learner.step import Learner
 from trainer.loop import Trainer
+from trainer.set_aside import SetAside
 from trainer.versions.election import Claimant
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
@@ -93,8 +96,8 @@ def test_going_on_from_a_checkpoint_is_going_on(
     whole, resumed = continued(config, folder, num_before, 6)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
     assert whole.metrics.summary() == resumed.metrics.summary()
-    assert whole.names == resumed.names
-    assert whole.unpublished_names == resumed.unpublished_names
+    assert whole.names.all == resumed.names.all
+    assert whole.names.unpublished == resumed.names.unpublished
 
 
 PARTS = [
@@ -400,6 +403,25 @@ def test_what_somebody_else_puts_beside_the_checkpoints_is_passed_over(folder: C
     journal.start(6)
     journal.close()
     assert read_journal(folder.path, 6).steps == []
+
+
+def test_rows_that_are_not_finite_are_told_also_if_the_next_checkpoint_is_due(tmp_path: Path) -> None:
+    learner, _ = taught()
+    checkpoints = Checkpointing(tmp_path, replace(TRAINER, checkpoint_every_steps=1))
+    checkpoints.folder.open()
+    checkpoints.cut(learner, {}, [], SetAside(), None)
+    assert checkpoints.saver.wait() is None
+    learner.items.weight[1] = torch.nan
+    learner.items.touch(np.array([1]))
+    learner.num_steps += 1
+    checkpoints.begin_if_due(learner)
+    checkpoints.cut(learner, {}, [], SetAside(), None)
+    learner.num_steps += 1
+    checkpoints.begin_if_due(learner)
+    problem = checkpoints.saver.check()
+    assert problem is not None
+    assert problem.what == "weight of rows of items"
+    checkpoints.close()
 
 
 # The loop on a file

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.memory import MemoryEvents, Ranks, memory_learn, memory_logits
-from tests.trainer.samples import SAMPLED, assert_same_arrays, taught, twin
+from kernels.memory import FEATURES, MemoryEvents, Ranks, memory_learn, memory_logits
+from model import memory_groups
+from tests.trainer.samples import MODEL, SAMPLED, World, assert_same_arrays, taught, twin
 from tests.trainer.stage import RANKED_SO_FAR
 from trainer.checkpoint.snapshot import learner_arrays
 from trainer.examples.batch import JaggedBatch
@@ -22,9 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EVICTING = replace(SAMPLED, max_items=20, evict_every_steps=3)
 
 
-def slowed(learner: Learner) -> Learner:
+def slowed(learner: Learner, rows_per_share: int = 1) -> Learner:
     """Such that a choice's ranks take several steps."""
-    learner.memory_pass = MemoryPass(learner.memory, learner.items, learner.model, exact_rows=4, rows_per_share=1)
+    learner.memory_pass = MemoryPass(
+        learner.memory, learner.items, learner.model, exact_rows=4, rows_per_share=rows_per_share
+    )
     return learner
 
 
@@ -59,6 +62,13 @@ def watched(learner: Learner) -> tuple[list[Ranks], list[Ranks], list[int]]:
     return expected, found, steps
 
 
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of features has room for so few values that it gives some back all the time."""
+    monkeypatch.setattr(memory_groups, "MOST_GROUPS", 5)
+    monkeypatch.setattr(memory_groups, "GIVEN_BACK", 2)
+
+
 @pytest.mark.parametrize("config", [SAMPLED, EVICTING], ids=["all stay", "some are evicted"])
 def test_a_choice_has_the_ranks_of_its_moment_steps_later(config: Any) -> None:
     learner, world = taught(config)
@@ -68,6 +78,25 @@ def test_a_choice_has_the_ranks_of_its_moment_steps_later(config: Any) -> None:
     assert len(found) > 3
     assert max(steps) > 3
     assert config is SAMPLED or learner.items.num_dropped > 0
+    assert_same_ranks(found, expected)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_values_that_give_their_numbers_back_change_no_ranks_that_are_under_way() -> None:
+    world, learner = World(num_items=300), Learner(MODEL, SAMPLED)
+    for _ in range(4):
+        learner.step(world.examples(60))
+    learner.memory.arrays.gain[:, FEATURES.index("lift")] = 2.0
+    slowed(learner, 8)
+    while not learner.memory_pass.ranking.is_begun:
+        learner.step(world.examples(3))
+    other, before = slow_twin(learner), learner.memory.arrays.group.copy()
+    other.memory.give_back_groups(other.items.before_change)
+    assert (other.memory.arrays.group != before)[100:].sum() > 20
+    assert other.memory_pass.ranking.end() == learner.memory_pass.ranking.end()
+
+
+def assert_same_ranks(found: list[Ranks], expected: list[Ranks]) -> None:
     for ours, theirs in zip(found, expected[: len(found)], strict=True):
         assert (ours.rank, ours.model_rank, ours.count_rank) == (theirs.rank, theirs.model_rank, theirs.count_rank)
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
@@ -93,8 +122,9 @@ def test_metrics_have_each_ranked_choice_once_with_what_was_known_of_it() -> Non
     assert sums[2] == sum(0 < rank <= 10 for rank in ranks)
 
 
+@pytest.mark.usefixtures("crowded")
 def test_a_trainer_that_resumes_in_between_goes_on_to_the_bit() -> None:
-    learner, world = taught(SAMPLED)
+    learner, world = taught(replace(SAMPLED, evict_every_steps=3))
     slowed(learner)
     while not learner.memory_pass.ranking.is_begun or learner.memory_pass.ranking.is_scored:
         learner.step(world.examples(3))

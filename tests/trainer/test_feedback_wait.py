@@ -14,10 +14,10 @@ import trainer.examples.waiting
 from tests.trainer.samples import KINDS, MODEL, TRAINER, World, assert_same_arrays, example
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner
-from trainer.copies.soundness import pass_over
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.histories import TrainedHistories
 from trainer.learner.step import Learner
+from trainer.set_aside import pass_over
 from wire.example import Example
 from wire.history import Histories
 

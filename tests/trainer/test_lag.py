@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from tests.brokers import REPOSITORY, Broker, crowding, wait_until
 from tests.trainer.stage import Stage, admin_of
 from tests.trainer.test_retention import Clock, trainer_of, turn_until
 from tests.trainer.test_weights import manifest
+from trainer.config import TrainerConfig
 from trainer.lag.message import build_message, ingest_lag, train_lag
 from trainer.lag.metrics import LagMetrics
 from trainer.lag.progress import Progress
@@ -31,6 +33,7 @@ from trainer.lag.throughput import Throughput
 from trainer.loop import Trainer
 from trainer.sources.source import Position
 from wire.cluster import ClusterState
+from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status, key_of
 from wire.topics import LAG_KEY
@@ -350,6 +353,26 @@ def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> 
         assert message["stages"][name]["lag_s"] == 31.0
     silences = {each["component"]: each["silent_s"] for each in message["processes"]}
     assert silences == {"dead": 31.0, "alive": 0.9}
+
+
+def test_metrics_may_be_scraped_while_processes_report_for_the_first_time() -> None:
+    reporter, interval_s = LagReporter(KafkaConfig(), TrainerConfig(), Progress), sys.getswitchinterval()
+    reports = [encode_status(ServerStatus(component=f"server {number}", time_ms=1)) for number in range(20_000)]
+
+    def hear() -> None:
+        for each in reports:
+            reporter._hear(each)
+
+    listening, num_metrics = threading.Thread(target=hear), 0
+    sys.setswitchinterval(1e-6)
+    try:
+        listening.start()
+        while listening.is_alive():
+            num_metrics += len(list(reporter.metrics.collect()))
+    finally:
+        sys.setswitchinterval(interval_s)
+        listening.join()
+    assert num_metrics > 0
 
 
 def test_an_action_that_arrives_after_a_quiet_hour_has_not_waited_for_an_hour() -> None:

@@ -12,8 +12,8 @@ from tests.trainer.samples import MODEL, World
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.config import TrainerConfig
-from trainer.copies.soundness import pass_over
 from trainer.learner.step import Learner
+from trainer.set_aside import pass_over
 from trainer.sources.scheduler import Scheduler
 from wire.example import Example, Mark, fence
 

@@ -47,20 +47,20 @@ def test_names_do_not_outlive_their_items_by_more_than_two_days() -> None:
     learner = Learner(MODEL, EVICTING)
     for day in range(12):
         learn(learner, day)
-        assert len(learner.names) <= 5 * PER_DAY
+        assert len(learner.names.all) <= 5 * PER_DAY
         live = learner.items.keys_of(learner.items.live_rows())
-        assert set(live.tolist()) <= learner.names.keys()
-    assert len(learner.names) >= 3 * PER_DAY, "some days without a row are not enough"
+        assert set(live.tolist()) <= learner.names.all.keys()
+    assert len(learner.names.all) >= 3 * PER_DAY, "some days without a row are not enough"
 
 
 def test_an_item_that_comes_back_has_its_name_again_and_it_is_published() -> None:
     learner = Learner(MODEL, EVICTING)
     for day in range(8):
         learn(learner, day)
-    assert 7919 not in learner.names
-    learner.unpublished_names.clear()
+    assert 7919 not in learner.names.all
+    learner.names.unpublished.clear()
     learn(learner, 8, items=range(PER_DAY))
-    assert learner.names[7919] == learner.unpublished_names[7919] == "name 7919"
+    assert learner.names.all[7919] == learner.names.unpublished[7919] == "name 7919"
 
 
 def step_at(learner: Learner, days: float, *, named: dict[int, str | int], items: tuple[int, ...] = ()) -> None:
@@ -80,7 +80,7 @@ def test_a_name_that_comes_as_a_day_begins_is_kept_for_what_comes_without_it() -
     step_at(learner, 2.1, named={1: "one", 2: "two"})
     step_at(learner, 2.5, named={}, items=(2,))
     assert learner.items.lookup(np.array([2])).all()
-    assert learner.names == {1: "one", 2: "two"}
+    assert learner.names.all == {1: "one", 2: "two"}
 
 
 def test_a_name_is_kept_until_an_interaction_that_waits_for_feedback_is_learned() -> None:
@@ -90,18 +90,18 @@ def test_a_name_is_kept_until_an_interaction_that_waits_for_feedback_is_learned(
     step_at(learner, 3, named={1: "one", 2: "two"})
     for day in range(4, 9):
         step_at(learner, day, named={1: "one"})
-        assert learner.names[2] == "two"
+        assert learner.names.all[2] == "two"
     assert learner.items.lookup(np.array([2])).all()
 
 
 def test_a_name_that_is_known_is_neither_published_nor_saved_again() -> None:
     learner = Learner(MODEL, EVICTING)
     step_at(learner, 0, named={1: "one", 2: "two"})
-    learner.unpublished_names.clear()
-    learner.unsaved_names.clear()
+    learner.names.unpublished.clear()
+    learner.names.unsaved.clear()
     step_at(learner, 1, named={1: "one", 2: "another"})
-    assert learner.unpublished_names == learner.unsaved_names == {2: "another"}
-    assert list(learner.names.items()) == [(1, "one"), (2, "another")]
+    assert learner.names.unpublished == learner.names.unsaved == {2: "another"}
+    assert list(learner.names.all.items()) == [(1, "one"), (2, "another")]
 
 
 def test_increments_and_versions_have_only_the_names_that_are_left(folder: CheckpointFolder) -> None:
@@ -120,8 +120,8 @@ def test_increments_and_versions_have_only_the_names_that_are_left(folder: Check
         kept = folder.load()
         assert kept is not None
         assert unequal(kept.arrays, expected, NOT_KEPT) == []
-        assert decode_blob(b"".join(base.cut(learner)().parts)).names == learner.names
-    assert len(learner.names) < 7 * PER_DAY
+        assert decode_blob(b"".join(base.cut(learner)().parts)).names == learner.names.all
+    assert len(learner.names.all) < 7 * PER_DAY
     saver.close()
 
 
@@ -134,4 +134,4 @@ def test_a_trainer_that_goes_on_from_a_checkpoint_forgets_the_same_names() -> No
         for each in day_of(day):
             learner.step([each])
             other.step([each])
-        assert other.names == learner.names
+        assert other.names.all == learner.names.all

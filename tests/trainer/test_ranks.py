@@ -20,13 +20,14 @@ from tests.brokers import REPOSITORY, free_port, wait_until
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.broken import divides_small_catalogues
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
-from tests.trainer.stage import RANKED_SO_FAR, Stage, actions, unequal, write_config
+from tests.trainer.stage import NUM_PARTITIONS, RANKED_SO_FAR, Stage, actions, unequal, write_config
 from trainer.checkpoint.reading import Checkpoint, read_checkpoint
 from trainer.ranks.agreement import BUILD, GPU, LEVEL, MACHINE, TORCH, _difference
 from trainer.ranks.messages import own_gpu
 from wire.config import KafkaConfig
 from wire.errors import ConfigError
-from wire.kafka.consumer import accepts_connections
+from wire.example import Mark
+from wire.kafka.addresses import accepts_connections
 
 Make = Callable[..., Stage]
 Outcome = tuple[Checkpoint, Any]
@@ -316,6 +317,23 @@ def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
     recount = made.finish(is_divided=True)
     assert len({each.manifest.lineage for each in recount.versions}) == 1
     assert recount.stale == []
+
+
+@pytest.mark.slow
+def test_on_the_stream_several_ranks_forget_users_at_the_same_step(stage: Make) -> None:
+    """One process without ranks, which follows the plan, comes to the same bits."""
+    made = stage(trainer={"shards": 2})
+    made.feed(40)
+    gone = made.forget(2)
+    lose_a_rank(made, 1, "taken:6:kill", ())
+    gone += made.forget(2)
+    start_ranks(made)
+    made.feed(20)
+    gone += made.forget(2)
+    made.finish()
+    assert len(gone) == 6 * NUM_PARTITIONS
+    marks = [each for examples in made.sent.values() for each in examples if each.mark is Mark.USERS]
+    assert len(marks) == 3 * NUM_PARTITIONS
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -10,6 +10,7 @@ import torch
 
 from model.hstu import from_log_value, log_value
 from tests.trainer.samples import MODEL, TRAINER, World, columns, example, twin
+from trainer.config import TrainerConfig
 from trainer.learner.step import Learner
 from trainer.metrics.prequential import PrequentialMetrics
 from trainer.metrics.values import ValueMetrics
@@ -44,6 +45,44 @@ def test_a_value_counts_as_it_was_predicted_before() -> None:
     twice.step([example_2])
     np.testing.assert_array_equal(twice.metrics.values.sums - before, first)
     assert first[1] > 0
+
+
+def valued(value: tuple[float, float], num_new: int, feedback: dict[int, int], number: int) -> Example:
+    """Two interactions of one user, with these values by now."""
+    rows = columns(np.random.default_rng(0), 2, 8)
+    rows = replace(rows, value=np.array(value, np.float32), action_bits=np.array([1, 1], np.uint32))
+    return example(rows, num_new, user="u", number=number, feedback=feedback)
+
+
+@pytest.mark.parametrize("trainer", [TRAINER, replace(TRAINER, feedback="wait", feedback_window_s=0.001)])
+def test_a_value_is_learned_when_it_comes_or_changes_and_not_again_with_a_later_kind(trainer: TrainerConfig) -> None:
+    learner, nan = Learner(VALUED, trainer), np.nan
+    taught = [
+        (valued((3.0, nan), 2, {}, 0), 3.0),
+        (valued((3.0, nan), 0, {0: 2}, 1), None),
+        (valued((3.0, 5.0), 0, {1: 2}, 2), 5.0),
+        (valued((3.0, 5.0), 0, {1: 4}, 3), None),
+        (valued((9.0, 5.0), 0, {0: 4}, 4), 9.0),
+    ]
+    if trainer.feedback == "wait":
+        taught = [(taught[0][0], None), (watched(1), 3.0), *taught[1:]]
+    for each, value in taught:
+        before = learner.metrics.values.sums.copy()
+        learner.step([each])
+        num, _, total, _ = learner.metrics.values.sums - before
+        assert num == (value is not None), each.number
+        assert total == pytest.approx(0.0 if value is None else np.log1p(value), rel=1e-6)
+
+
+def test_who_starts_from_a_version_goes_on_with_the_mean_of_its_values() -> None:
+    learner, started = Learner(VALUED, TRAINER), ValueMetrics()
+    for number in range(3):
+        learner.step([watched(number)])
+    values = learner.metrics.values
+    started.resume(values.report(), float(learner.model.value_mean.detach()))
+    np.testing.assert_allclose(started.sums, values.sums, rtol=1e-5)
+    started.resume(ValueMetrics().report(), 0.0)
+    assert not started.sums.any()
 
 
 def test_without_it_no_weight_is_for_values_and_none_is_counted() -> None:

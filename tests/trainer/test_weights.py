@@ -141,7 +141,7 @@ def test_a_base_and_its_deltas_are_the_learners_weights_bit_for_bit() -> None:
         assert reader.weights is not None
         assert reader.weights.which == (1, number)
         assert_same_arrays(values_of(reader.weights, learner), truth_of(learner))
-        assert reader.weights.names == learner.names
+        assert reader.weights.names == learner.names.all
     assert num_evicted > 10  # otherwise tombstones were not tested
     assert late.weights is not None
     assert_same_arrays(values_of(late.weights, learner), truth_of(learner))

@@ -24,18 +24,20 @@ import lz4.frame
 import pytest
 import xxhash
 import zstandard
-from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.consumer.fetcher import Fetcher
+from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords as KafkaRecords
 
+from kernels.examples import decode_block
 from tests import bombs
 from tests.brokers import REPOSITORY, Broker
 from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, KafkaConfig
-from wire.kafka import decompression, header_names
+from wire.example import row_type
+from wire.kafka import decompression
 from wire.kafka.admin import ensure_topics
-from wire.kafka.batches import _Range
+from wire.kafka.batches import _Range, readable_part
 from wire.kafka.decompression import MOST_BYTES, TooLarge, gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from wire.kafka.producer import make_producer
 from wire.topics import Topics
@@ -266,14 +268,66 @@ def test_a_lack_of_memory_says_nothing_about_a_batch(error: Exception) -> None:
     assert decompression.unread(0, 5, zlib.error("Error -3 while decompressing: incorrect header check")) == b""
 
 
-@pytest.mark.parametrize("magic", [0, 1])
-@pytest.mark.parametrize("compression_type", [0, 1])
-def test_batches_of_the_formats_before_kafka_0_11_are_read(magic: int, compression_type: int) -> None:
-    builder = LegacyRecordBatchBuilder(magic=magic, compression_type=compression_type, batch_size=100_000)
-    for number in range(3):
-        builder.append(number, timestamp=1_000 + number, key=b"k", value=b"%d" % number)
-    records = header_names._Records(bytes(builder.build()))
-    found = []
-    while records.has_next():
-        found += [record.value for record in records.next_batch()]
-    assert found == [b"0", b"1", b"2"]
+def of_old(magic: int, codec: int, value: bytes, num: int = 3) -> bytes:
+    """Records as brokers keep them in a format from before Kafka 0.11: compressed, they have the offset of the last."""
+    builder = LegacyRecordBatchBuilder(magic=magic, compression_type=codec, batch_size=1 << 30)
+    for number in range(num):
+        builder.append(number, timestamp=1_000 + number, key=b"k", value=value)
+    raw = bytes(builder.build())
+    return (num - 1).to_bytes(8, "big") + raw[8:] if codec else raw
+
+
+OLD = [(magic, codec) for magic in (0, 1) for codec in range(4) if (magic, codec) != (0, 3)]
+"""Formats and codecs; aiokafka knows no LZ4 of the first."""
+
+
+def values_of(how: str, raw: bytes) -> list[Any]:
+    """The values of the records; of batches, as their decoder finds them."""
+    found = READERS[how](raw)
+    if how != "batches":
+        return found
+    block = decode_block(found, row_type(0))
+    return [block.value(place) for place in range(len(block.heads))]
+
+
+@pytest.mark.parametrize("how", READERS)
+@pytest.mark.parametrize(("magic", "codec"), OLD)
+def test_batches_of_the_formats_before_kafka_0_11_are_read_up_to_the_bound(
+    how: str, magic: int, codec: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert values_of(how, of_old(magic, codec, bytes(9))) == [bytes(9)] * 3
+    monkeypatch.setattr(decompression, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(decompression, "_num_told", 0)
+    after = (3).to_bytes(8, "big") + of_old(magic, 0, b"after", 1)[8:]
+    found = values_of(how, of_old(magic, codec, bytes(50_000)) + after)
+    assert found == ([b""] if codec else [bytes(50_000)] * 3) + [b"after"]
+    assert ("got one up to 2 of which" in caplog.text) == (codec > 0)
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_an_old_batch_that_cannot_be_read_is_passed_over(how: str) -> None:
+    raw = bytearray(of_old(1, 1, bytes(9)))
+    raw[-4:] = bytes(4)  # the size that a gzip states
+    raw[12:16] = zlib.crc32(bytes(raw[16:])).to_bytes(4, "big")
+    assert values_of(how, bytes(raw)) == [b""]
+
+
+@pytest.mark.parametrize("how", READERS)
+def test_bytes_behind_the_records_of_a_batch_do_not_stop_those(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a broker may take them that does not look into batches."""
+    monkeypatch.setattr(decompression, "_num_told", 0)
+    plain = b"".join(bombs._records(9, 3, b"k"))
+    whole = bombs.batch("zstd", zstd_encode(plain), 3)
+    for spoiled, num in ((plain + b"more", 3), (plain[:-1] + b"\x80", 2), (plain[: len(plain) // 2], 1), (b"", 0)):
+        caplog.clear()
+        raw = whole + (3).to_bytes(8, "big") + bombs.batch("zstd", zstd_encode(spoiled), 3)[8:]
+        if how == "batches":
+            parts = [readable_part(each) for each in READERS[how](raw)]
+            assert parts[0] == READERS[how](whole)[0]
+            heads = decode_block(parts, row_type(0)).heads
+            assert heads["offset"].tolist() == list(range(3 + num))
+        else:
+            assert READERS[how](raw) == [bytes(9)] * (3 + num) + [b""] * (num < 3)
+        assert "passed over a batch: expected a batch of records, got one at offsets 3 to" in caplog.text

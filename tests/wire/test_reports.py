@@ -8,7 +8,7 @@ import time
 import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import NewPartitions
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from tests.brokers import Broker
 from wire.config import KafkaConfig
@@ -57,3 +57,12 @@ def test_a_broker_that_does_not_answer_is_not_waited_for_long() -> None:
         with pytest.raises(KafkaError):
             check_partitions(KafkaConfig(bootstrap=f"127.0.0.1:{silent.getsockname()[1]}"))
     assert time.monotonic() - began_s < 2 * reports.CHECK_S
+
+
+def test_what_a_broker_that_has_gone_had_reported_is_not_waited_for(config: KafkaConfig, durable_kafka: Broker) -> None:
+    """A worker that starts could not be stopped before the broker was back."""
+    with reports.newest_reports(config) as (consumer, where, span):
+        assert span.end > span.first
+        durable_kafka.kill()
+        with pytest.raises(KafkaTimeoutError, match="the broker did not send within 1 s what it has"):
+            list(reports.told(consumer, where, span, 1.0))

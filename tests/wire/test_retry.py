@@ -13,8 +13,10 @@ from structlog.testing import capture_logs
 from tests.brokers import free_port
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.addresses import announced
 from wire.kafka.admin import make_admin
-from wire.kafka.consumer import announced, connect, reconnect
+from wire.kafka.consumer import connect, make_consumer, reconnect
+from wire.kafka.producer import make_producer
 from wire.kafka.retry import Absence, StoppedError, connect_patiently, patiently
 
 
@@ -76,7 +78,7 @@ def test_a_port_that_takes_connections_and_answers_no_handshake_is_no_broker() -
     """A broker that is paused: kafka-python would wait for its handshake for ever."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
-        for ask in (reconnect, make_admin):
+        for ask in (reconnect, make_consumer, make_admin, make_producer):
             with pytest.raises(BrokerUnavailable, match="answers no TLS handshake within 2 s"):
                 ask(KafkaConfig(bootstrap=where, client={"security_protocol": "SSL"}))
 

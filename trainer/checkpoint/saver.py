@@ -101,9 +101,13 @@ class Saver:
             self.abandon()
         return problem
 
-    def wait(self) -> Unsound | None:
-        """Wait until everything is written; returns and raises as `check`."""
+    def settle(self) -> None:
+        """Wait until everything is written; `check` says whether it was."""
         self._thread.submit(lambda: None).result()
+
+    def wait(self) -> Unsound | None:
+        """`settle`, and `check`."""
+        self.settle()
         return self.check()
 
     def abandon(self) -> None:

@@ -34,8 +34,8 @@ def learner_arrays(learner: Learner) -> Arrays:
         "memory": learner.memory.state_dict(),
         "histories": learner.histories.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
-        "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
-        "past_names": learner.past_names.state_dict(),
+        "names": {"all": _pack(learner.names.all), "unpublished": _pack(learner.names.unpublished)},
+        "past_names": learner.names.past.state_dict(),
         "ranking": learner.ranking_state(),
         **{name: table.state_dict() for name, table in learner.tables.items()},
     }
@@ -57,7 +57,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "histories": learner.histories.small(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "ranking": learner.ranking_state(),
-        "past_names": learner.past_names.state_dict(),
+        "past_names": learner.names.past.state_dict(),
         "size": {
             "memory": np.array([memory.num_rows]),
             "memory_pairs": np.array([memory.arrays.num_pairs]),
@@ -102,24 +102,27 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.scoring.evaluator.load_state_dict(ranked)
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
-    learner.names = _unpack(arrays["names.all"])
-    learner.unpublished_names = _unpack(arrays["names.unpublished"])
-    learner.past_names.load_state_dict(part_of(arrays, "past_names"))
+    learner.names.all = _unpack(arrays["names.all"])
+    learner.names.unpublished = _unpack(arrays["names.unpublished"])
+    learner.names.past.load_state_dict(part_of(arrays, "past_names"))
     for name, table in learner.tables.items():
         table.load_state_dict(part_of(arrays, name))
 
 
 def restore_published(learner: Learner, weights: Weights) -> None:
     """Make a new learner predict as a published version does. What is not published starts from scratch: the
-    optimisers' state, frequency counts, the popularity baseline and metrics."""
+    optimisers' state, frequency counts, the popularity baseline, and metrics but for those of values, whose mean is
+    predicted."""
     manifest = weights.manifest
     for name, parameter in learner.model.named_parameters():
         parameter.data.copy_(torch.tensor(weights.dense[name]))
+    if learner.model_config.predict_value and "values" in manifest.metrics:
+        learner.metrics.values.resume(manifest.metrics["values"], float(learner.model.value_mean.detach()))
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)
     learner.rates.adopt(weights.rates)
-    learner.names, learner.unpublished_names = dict(weights.names), {}
+    learner.names.all, learner.names.unpublished = dict(weights.names), {}
     learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
     learner.num_feedback = manifest.num_feedback
     learner.newest_event_ms, learner.newest_record_ms = manifest.newest_event_ms, manifest.newest_record_ms
@@ -181,6 +184,6 @@ def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
     learner.memory.mark_published()
     rates = learner.rates.changes(everything=everything)
     learner.rates.mark_published()
-    names = dict(learner.names if everything else learner.unpublished_names)
-    learner.unpublished_names = {}
+    names = dict(learner.names.all if everything else learner.names.unpublished)
+    learner.names.unpublished = {}
     return Snapshot(dense, tables, names, memory, rates)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from model.dirty import DirtyBits
 from model.memory import Memory
 from model.memory_pairs import PAIRS
-from model.memory_room import NEIGHBOURS
-from model.memory_version import ROWS
+from model.memory_version import NEIGHBOURS, ROWS
 from trainer.copies.rows import Arrays, copied
 
 Int64 = NDArray[np.int64]

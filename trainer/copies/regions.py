@@ -229,11 +229,12 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:
     """The producers' own ids of items."""
+    names = learner.names
     return Entries(
         "names",
-        learner.names.get,
-        lambda: learner.names,
-        lambda: learner.unpublished_names if for_version else learner.unsaved_names,
+        names.all.get,
+        lambda: names.all,
+        lambda: names.unpublished if for_version else names.unsaved,
         skips_removed=for_version,
     )
 

@@ -7,7 +7,6 @@ float32, its square is not); so a short sequence of the learner's own items is p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,8 @@ import structlog
 import torch
 
 from trainer.copies.rows import Piece
+from trainer.errors import FAILURES, in_words
 from trainer.learner.step import Learner, StepReport
-from wire.example import Lesson
 
 log = structlog.get_logger("trainer")
 
@@ -38,28 +37,19 @@ def unsound_step(report: StepReport) -> Unsound | None:
     return None
 
 
-def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
-    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it. Returns how
-    many interactions it would have learned: with ``trainer.feedback`` "wait" those whose window ends with it."""
-    histories = learner.histories
-    learner.apply_marks([example for example in examples if example.mark is not None])
-    taken = [example for example in examples if example.mark is None]
-    pieces = histories.choose(taken, [histories.fold(example) for example in taken], histories)
-    for example in taken:
-        learner.learn_names(example.names)
-    histories.bound()
-    learner.num_steps += 1
-    return sum(pieces.is_new)
-
-
 def unsound_scoring(learner: Learner) -> Unsound | None:
     """Complete the scoring of the last step, which may have failed after the step."""
     try:
         learner.scoring.settle()
-    except (ArithmeticError, ValueError, IndexError) as error:
-        log.exception("scoring a step failed")
-        return Unsound(f"{type(error).__name__} ({error})")
+    except FAILURES as failure:
+        return failed("scoring a step failed", failure)
     return None
+
+
+def failed(what: str, failure: Exception) -> Unsound:
+    """Log what was raised (`FAILURES`), and describe it."""
+    log.error(what, exc_info=failure)
+    return Unsound(in_words(failure))
 
 
 @torch.no_grad()

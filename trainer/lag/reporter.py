@@ -60,7 +60,8 @@ class LagReporter(threading.Thread):
         self._refused: HeadraceError | None = None
         self._unremoved = list[bytes]()
         self._absence = Absence("reporting the lag", kafka)
-        self._around = ClusterState(line=kafka.line)
+        self._around, self._lock = ClusterState(line=kafka.line), threading.Lock()
+        """Metrics are scraped on other threads: the reports are neither read nor changed without the lock."""
         self._sampler = Throughput()
         self._throughput = self._sampler.sample(Progress(), self._around)
         self.metrics = LagMetrics(self.message, Path(config.checkpoint_dir))
@@ -68,8 +69,9 @@ class LagReporter(threading.Thread):
     def message(self) -> dict[str, Any]:
         """The lag message as of now."""
         progress, now_ms = self._progress(), int(time.time() * 1000)
-        self._around.see_trained({each: at.next_number for each, at in progress.positions.items()}, now_ms)
-        return build_message(progress, self._around, self._throughput, now_ms)
+        with self._lock:
+            self._around.see_trained({each: at.next_number for each, at in progress.positions.items()}, now_ms)
+            return build_message(progress, self._around, self._throughput, now_ms)
 
     def start(self) -> None:
         """Start; serve the metrics too, if a port is configured. Raises `HeadraceError` if that
@@ -119,7 +121,7 @@ class LagReporter(threading.Thread):
         actions, _ = (partitions_of(reader, topic) for topic in (self._topics.actions, self._topics.lag))
         reader.assign(status)
         reader.seek_to_beginning(*status)
-        is_last, note = False, self._around.note  # first what the topic already has, then what is new
+        is_last, note = False, self._note  # first what the topic already has, then what is new
         while not is_last:
             is_last = self._stopped.is_set()
             deadline_s = time.monotonic() + self._config.lag_every_s
@@ -137,7 +139,8 @@ class LagReporter(threading.Thread):
     def _remove_silent(self, writer: KafkaProducer) -> None:
         """Remove processes from the status topic, since each start may have a new name; those again of which the broker
         did not take the record."""
-        keys = [key for who in self._around.forget_silent(int(time.time() * 1000)) for key in keys_of(*who)]
+        with self._lock:
+            keys = [key for who in self._around.forget_silent(int(time.time() * 1000)) for key in keys_of(*who)]
         while self._unremoved:
             keys.append(self._unremoved.pop())
         for key in keys:
@@ -168,15 +171,21 @@ class LagReporter(threading.Thread):
     def _note_refusal(self, error: BaseException) -> None:
         self._refused = refusal(error, self._kafka.bootstrap, "writing") or self._refused
 
+    def _note(self, value: bytes | None) -> None:
+        with self._lock:
+            self._around.note(value)
+
     def _hear(self, value: bytes | None) -> None:
-        self._around.hear(value, int(time.time() * 1000))
+        with self._lock:
+            self._around.hear(value, int(time.time() * 1000))
 
     def _look(
         self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int], note: Callable[[bytes | None], None]
     ) -> None:
         self._around.heard_s = time.monotonic()
         ends_now = {where.partition: end for where, end in action_ends.items()}
-        self._around.see_ends(ends_now, int(time.time() * 1000))
+        with self._lock:
+            self._around.see_ends(ends_now, int(time.time() * 1000))
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):
                 if record.value is not None:

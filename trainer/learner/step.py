@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,11 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
+from trainer.examples.values import Known, known_values, values_taught
 from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass
+from trainer.learner.item_names import ItemNames
 from trainer.learner.memory_pass import MemoryPass
-from trainer.learner.past_names import PastNames
 from trainer.learner.scoring import Scoring
 from trainer.metrics.baseline import PopularityBaseline
 from trainer.metrics.evaluator import Forward
@@ -100,10 +101,7 @@ class Learner:
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
         self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
-        self.names: dict[int, str | int] = {}
-        self.unpublished_names: dict[int, str | int] = {}
-        self.unsaved_names: dict[int, str | int] = {}
-        self.past_names = PastNames(trainer.window_ms or 0)
+        self.names = ItemNames(trainer.window_ms or 0)
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
@@ -147,6 +145,7 @@ class Learner:
         if examples[0].mark is not None:
             self.apply_marks(examples)
             return self._report(started, 0, 0)
+        known = known_values(examples, self.histories) if self.model_config.predict_value else {}
         whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -163,7 +162,7 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         given_R, expected = np.zeros(0, np.float32), list[Tensor]()
         if forward.value_R is not None:
-            given_R, *expected = self._ask_values(batch, forward)
+            given_R, *expected = self._ask_values(batch, forward, known)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
         asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking, *expected)
         choices = self._predict_choices(whole, forward, seen_rows_n)
@@ -202,9 +201,8 @@ class Learner:
         return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
 
     def _shortened(self, whole: JaggedBatch) -> JaggedBatch:
-        config = self.config
-        short, alpha = shorten(whole, self.max_context), config.stochastic_length_alpha
-        return thin(short, self.model_config.max_context, alpha, config.backend) if alpha else short
+        short, alpha = shorten(whole, self.max_context), self.config.stochastic_length_alpha
+        return thin(short, self.model_config.max_context, alpha, self.config.backend) if alpha else short
 
     def _report(
         self, started: float, num_targets: int, num_tokens: int, losses: tuple[float, float] = (0.0, 0.0)
@@ -236,14 +234,13 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
-    def _ask_values(self, batch: JaggedBatch, forward: Forward) -> tuple[NDArray[np.float32], Tensor]:
-        """The values of the targets that are known by now, and what was expected of them. Their mean squared error
-        becomes a loss, and they are counted, but for their errors, which have yet to come from a GPU."""
+    def _ask_values(self, batch: JaggedBatch, forward: Forward, known: Known) -> tuple[NDArray[np.float32], Tensor]:
+        """The values that the batch teaches, and what was expected of them. Their mean squared error becomes a loss,
+        and they are counted, but for their errors, which have yet to come from a GPU."""
         assert forward.value_R is not None, "the model predicts values"
-        value_R = batch.value_n[batch.target_R]
-        known = np.flatnonzero(np.isfinite(value_R))
-        given_R = log_value(torch.from_numpy(value_R[known])).numpy()
-        expected_R = forward.value_R.index_select(0, self._tensor(known))
+        taught = values_taught(batch, known)
+        given_R = log_value(torch.from_numpy(batch.value_n[batch.target_R[taught]])).numpy()
+        expected_R = forward.value_R.index_select(0, self._tensor(taught))
         self.metrics.values.add(given_R)
         with torch.no_grad():
             self.model.value_mean.fill_(self.metrics.values.mean)
@@ -266,8 +263,7 @@ class Learner:
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Lesson], now_ms: int) -> None:
         if forward is not None:
-            rows_R = forward.target_row_R
-            row_S = rows_R[batch.choice_S]
+            row_S = forward.target_row_R[batch.choice_S]
             met = counted(row_S[row_S > 0])
             self.frequency.add(*met)
             self.popularity.learn(*met)
@@ -275,33 +271,18 @@ class Learner:
         self.num_interactions += sum([each.num_new for each in examples])
         self.num_feedback += sum([len(each.feedback_index) for each in examples])
         for names in [each.names for each in examples if each.names]:
-            self.learn_names(names)
+            self.names.learn(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._release(evict(self.config, self.tables, self.rates, now_ms))
-        self._forget_names()
+            self.memory.give_back_groups(self.items.before_change)
+        self.names.forget_past(self.items, self.newest_record_ms)
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting
         newest_ms = max([each.newest_record_ms for each in examples]) if waiting is None else waiting.learned_ms
         self.newest_record_ms = max(self.newest_record_ms, newest_ms)
-
-    def learn_names(self, names: Mapping[int, str | int]) -> None:
-        """Learn the producers' ids of items, for versions and checkpoints: those that are new or differ. The newest
-        stand last, as in a checkpoint that is put together from what has changed."""
-        self.past_names.keep(names)
-        fresh = {item: name for item, name in names.items() if self.names.get(item) != name}
-        for known in (self.names, self.unpublished_names, self.unsaved_names):
-            for item, name in fresh.items():
-                known.pop(item, None)
-                known[item] = name
-
-    def _forget_names(self) -> None:
-        for item in self.past_names.take_past(self.names, self.items, self.newest_record_ms):
-            for known in (self.unpublished_names, self.unsaved_names):
-                known.pop(item, None)
-            self.unsaved_names[item] = self.names.pop(item)
 
     def _release(self, rows: Int64) -> None:
         """Clear all that is counted of these rows of the item table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ class ValueMetrics:
     def mean(self) -> float:
         """Of all values so far; 0 before the first."""
         return float(self.sums[2] / max(1.0, self.sums[0]))
+
+    def resume(self, report: Mapping[str, Any], mean: float) -> None:
+        """Continue from what `report` said of values with this mean."""
+        num, squared_error, nse = report["num"], report["num"] * (report["mse"] or 0.0), report["nse"]
+        variance = squared_error / nse if nse else 0.0
+        self.sums = np.array([num, squared_error, num * mean, variance + num * mean**2])
 
     def report(self) -> dict[str, Any]:
         """``num``; ``mse``, the mean squared error; ``nse``, that over the values' variance: a constant's is 1."""

@@ -26,6 +26,7 @@ from model.growing import keep_in
 from model.hstu import HSTU
 from model.share import WHOLE, Share
 from trainer.config import TrainerConfig
+from trainer.errors import FAILURES, in_words
 from trainer.network.direct_step import DirectStep
 from trainer.network.optim import AdamW, lr_scale
 from trainer.ranks.division import Exchange, Query, answer
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
-FAILURES = (ArithmeticError, ValueError, IndexError)
-"""Errors of a step that the trainer sets aside (`trainer.loop`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +109,7 @@ class Done:
             )
             for each in outputs
         ]
-        return Done(arrays, digest, "" if failure is None else f"{type(failure).__name__} ({failure})")
+        return Done(arrays, digest, "" if failure is None else in_words(failure))
 
     def outputs(self, device: torch.device) -> list[ShardOutputs]:
         """The outputs as they were before they were sent."""

@@ -12,7 +12,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
-from wire.kafka.consumer import announced, refuse_silence
+from wire.kafka.addresses import announced, refuse_silence
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from crc32c import crc32c
 from kafka import KafkaConsumer
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
-from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from zstandard import ZstdDecompressor, ZstdError, frame_content_size
 
 from wire.kafka.decompression import TooLarge, most_bytes, unread
+from wire.unread import Unread
 
 FORMAT = 2
 """The format of batches that Kafka has written since 0.11."""
@@ -88,6 +89,37 @@ class _Whole:
         return Batch(batch.base_offset, batch.records_count, batch._buffer[batch._pos :])  # noqa: SLF001
 
 
+class _Old:
+    """A batch of an older format, of which each record iterates as a batch."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> Iterator[_OldRecord]:
+        return map(_OldRecord, self._batch)
+
+
+class _OldRecord:
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
+
+    @property
+    def value(self) -> Batch:
+        """The record as one of format 2."""
+        record = self._record
+        if isinstance(record.value, Unread):
+            return Batch(record.offset, 1, _NOTHING)
+        builder = DefaultRecordBatchBuilder(FORMAT, DefaultRecordBatch.CODEC_NONE, False, -1, -1, -1, 1 << 30)
+        builder.append(0, 0, record.key, record.value, [])
+        return Batch(record.offset, 1, builder.build()[_HEADER.size :])
+
+
 class _WholeBatches:
     """The records of a fetched range, of which each batch is one."""
 
@@ -97,7 +129,7 @@ class _WholeBatches:
     def next_batch(self) -> Any:
         """The next one, or None."""
         batch = self._records.next_batch()
-        return batch if batch is None or batch.magic != FORMAT else _Whole(batch)
+        return None if batch is None else _Whole(batch) if batch.magic == FORMAT else _Old(batch)
 
 
 class _Range(Fetcher.PartitionRecords):
@@ -142,8 +174,18 @@ def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[B
     return Batch(base, num, content), end, base + last, newest_ms, epoch
 
 
+def readable_part(batch: Batch) -> Batch:
+    """The records of a batch that kafka-python can read, if some bytes are none; the log has a line of them."""
+    header = _HEADER.pack(batch.base_offset, 0, 0, FORMAT, 0, 0, MOST_RECORDS, 0, 0, -1, -1, -1, batch.num_records)
+    whole, num, end = DefaultRecordBatch(header + batch.data), 0, _HEADER.size
+    for record in whole:
+        if not isinstance(record.value, Unread):
+            num, end = num + 1, whole._pos  # noqa: SLF001
+    return Batch(batch.base_offset, num, batch.data[: end - _HEADER.size])
+
+
 def by_batch(consumer: KafkaConsumer) -> KafkaConsumer:
-    """Make a consumer return batches: the value of each record is a `Batch`. (Those of an older format come record by
-    record, with bytes as values.) The first batch may begin before the requested position."""
+    """Make a consumer return batches: the value of each record is a `Batch`; of an older format, that of one record.
+    The first batch may begin before the requested position."""
     consumer._fetcher.PartitionRecords = _Range  # noqa: SLF001
     return consumer

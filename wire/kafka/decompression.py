@@ -5,7 +5,8 @@ Both clients would decompress it whole, at each attempt to read on, so each proc
 of memory, also after a restart. Here such a batch reads as one record with the offset of its last, no key, and an
 `Unread` as its value: no record in any of our topics, so each reader skips and counts it, or refuses it. So does one
 that a broker accepts and neither client can read, such as bytes behind the end of a gzip; both would raise from every
-poll, for ever. A batch whose checksum is wrong was damaged on its way, and is still an error.
+poll, for ever. A batch whose checksum is wrong was damaged on its way, and is still an error. Batches of the formats
+before Kafka 0.11 are read in the same way; all that they say of their offsets is the last.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from typing import Any
 
 import aiokafka.errors
 import aiokafka.record._crecords.default_records
+import aiokafka.record._crecords.legacy_records
 import aiokafka.record.default_records
 import cramjam
+import kafka.codec
 import kafka.errors
 import kafka.record.default_records
+import kafka.record.legacy_records
 import lz4.frame
 import zstandard
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.legacy_records import LegacyRecordBatch
 
 from wire.thinned_log import is_told
 from wire.unread import Unread
@@ -40,6 +45,8 @@ MOST_RATIO = 16
 MOST_POLL_BYTES = 16 << 20
 """A poll returns no further records after values of so many bytes; each may be of a batch that was a thousandth."""
 _PIECE = 1 << 20
+NO_OFFSET = -1
+"""In place of the first offset of a batch that does not say it."""
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_LEN = 16
 _num_told = 0
@@ -135,7 +142,7 @@ def unread(base_offset: int, last_offset: int, error: Exception) -> Unread:
     if any(words in str(error) for words in _NO_MEMORY):
         raise MemoryError(f"to decompress a batch of records: {error}") from error
     _num_told += 1
-    which = f"one at offsets {base_offset} to {last_offset}"
+    which = f"one {'up' if base_offset == NO_OFFSET else f'at offsets {base_offset}'} to {last_offset}"
     if isinstance(error, TooLarge):
         value = Unread(
             f"expected a batch of records that decompresses to at most {MOST_BYTES >> 20} MiB or {MOST_RATIO} times "
@@ -171,12 +178,12 @@ def readable(records: Iterator[Any], base_offset: int, last_offset: int, stand_i
 def stand_in(batch: Any, value: Unread) -> Any:
     """aiokafka's record instead of those of a batch."""
     return SimpleNamespace(
-        offset=batch.next_offset - 1, timestamp=batch.max_timestamp, timestamp_type=batch.timestamp_type, key=None,
-        value=value, checksum=None, headers=(),
+        offset=batch.next_offset - 1, timestamp=getattr(batch, "max_timestamp", -1),
+        timestamp_type=getattr(batch, "timestamp_type", 0), key=None, value=value, checksum=None, headers=(),
     )  # fmt: skip
 
 
-_iterate = DefaultRecordBatch.__iter__
+_iterate, _iterate_old = DefaultRecordBatch.__iter__, LegacyRecordBatch.__iter__
 
 
 def _iterate_readable(batch: Any) -> Iterator[Any]:
@@ -194,14 +201,27 @@ def _records(batch: Any) -> Iterator[Any]:
     yield from iter(partial(next, _iterate(batch), None), None)
 
 
+def _iterate_old_readable(batch: Any) -> Iterator[Any]:
+    """kafka-python's records of a batch of an older format; what it calls the base offset is the last."""
+
+    def stand_in_of(value: Unread) -> DefaultRecord:
+        return DefaultRecord(0, batch.base_offset, -1, batch.timestamp_type, None, value, [])
+
+    found: Iterator[Any] = readable(_iterate_old(batch), NO_OFFSET, batch.base_offset, stand_in_of)
+    return found
+
+
 def bound_decompression() -> None:
     """Make both clients read such batches so, from now on. (aiokafka's part is in `wire.kafka.header_names`.)"""
     modules: tuple[ModuleType, ...] = (
         aiokafka.record._crecords.default_records,  # noqa: SLF001
+        aiokafka.record._crecords.legacy_records,  # noqa: SLF001
         aiokafka.record.default_records,
+        kafka.codec,
         kafka.record.default_records,
+        kafka.record.legacy_records,
     )
     for module in modules:
         for decode in _DECODERS:
             setattr(module, decode.__name__, decode)
-    DefaultRecordBatch.__iter__ = _iterate_readable
+    DefaultRecordBatch.__iter__, LegacyRecordBatch.__iter__ = _iterate_readable, _iterate_old_readable

@@ -15,7 +15,7 @@ import aiokafka.consumer.fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from kafka.record.default_records import DefaultRecordBatch
 
-from wire.kafka.decompression import readable, stand_in
+from wire.kafka.decompression import NO_OFFSET, readable, stand_in
 
 _BEFORE_LENGTH = 12
 """Bytes of a batch that its length does not count: offset and length."""
@@ -57,10 +57,9 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        batch, records = self._batch, self._read()
-        if not hasattr(batch, "base_offset"):  # of a format from before Kafka 0.11
-            return records
-        found: Iterator[Any] = readable(records, batch.base_offset, batch.next_offset - 1, partial(stand_in, batch))
+        batch = self._batch
+        first = getattr(batch, "base_offset", NO_OFFSET)  # a format from before Kafka 0.11 does not say it
+        found: Iterator[Any] = readable(self._read(), first, batch.next_offset - 1, partial(stand_in, batch))
         return found
 
     def _read(self) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from kafka.errors import KafkaError
 
 from wire.config import KafkaConfig
 from wire.errors import HeadraceError
+from wire.kafka.addresses import refuse_silence
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.options import sync_options
@@ -30,6 +31,7 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     index, and the embedded broker does not support idempotence. Raises ``KafkaError`` or OSError when no broker
     answers.
     """
+    refuse_silence(kafka)
     ours: dict[str, Any] = {
         "acks": "all",
         # What a broker takes depends on the size after compression, which it knows and this client does not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError
@@ -42,33 +43,39 @@ def newest_reports(
         consumer.close()
 
 
+def told(consumer: KafkaConsumer, where: TopicPartition, span: Span, answer_s: float = ANSWER_S) -> Iterator[Any]:
+    """The reports of a span, and those that have come with them. Raises KafkaTimeoutError if the broker does not send
+    them within ``answer_s``."""
+    until_s = time.monotonic() + answer_s
+    while consumer.position(where) < span.end:
+        if time.monotonic() > until_s:
+            raise KafkaTimeoutError(f"{where.topic}: the broker did not send within {answer_s:.0f} s what it has")
+        yield from consumer.poll(timeout_ms=100).get(where, ())
+
+
 def check_partitions(kafka: KafkaConfig) -> None:
     """Raise `TopicsMismatch` if the worker that reported last works with another number of partitions: what is sent by
     ours would go where no worker takes it, also if the topic has that many, since some may have been added. Raises
     KafkaError when no broker answers within `CHECK_S`. Where no worker has reported within `LATELY_S`, nothing is
     known."""
     try:
-        told = _newest_of_workers(kafka)
+        newest = _newest_of_workers(kafka)
     except TopicMissing:
         return
-    if told is not None and told.num_partitions != kafka.partitions:
+    if newest is not None and newest.num_partitions != kafka.partitions:
         raise TopicsMismatch(
-            f"kafka.partitions: expected {told.num_partitions}, as worker {told.component} has it, got "
+            f"kafka.partitions: expected {newest.num_partitions}, as worker {newest.component} has it, got "
             f"{kafka.partitions}; set it to what the deployment was created with, in every process"
         )
 
 
 def _newest_of_workers(kafka: KafkaConfig) -> WorkerStatus | None:
     """The newest report of a worker that says how many partitions it works with."""
-    told: WorkerStatus | None = None
+    newest: WorkerStatus | None = None
     since_ms = (time.time() - LATELY_S) * 1000
     with newest_reports(kafka, CHECK_S) as (consumer, where, span):
-        until_s = time.monotonic() + CHECK_S
-        while consumer.position(where) < span.end:
-            if time.monotonic() > until_s:
-                raise KafkaTimeoutError(f"{where.topic}: the broker did not send within {CHECK_S:.0f} s what it has")
-            for record in consumer.poll(timeout_ms=100).get(where, ()):
-                status = status_of(record.value)
-                if isinstance(status, WorkerStatus) and status.num_partitions and record.timestamp >= since_ms:
-                    told = status
-    return told
+        for record in told(consumer, where, span, CHECK_S):
+            status = status_of(record.value)
+            if isinstance(status, WorkerStatus) and status.num_partitions and record.timestamp >= since_ms:
+                newest = status
+    return newest

@@ -13,7 +13,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing, brief
-from wire.kafka.consumer import accepts_connections, partitions_of, reconnect, remedy_for
+from wire.kafka.addresses import accepts_connections, remedy_for
+from wire.kafka.consumer import partitions_of, reconnect
 from wire.kafka.refusal import refusal
 
 RETRY_S = 1.0
