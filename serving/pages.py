@@ -70,12 +70,14 @@ class EventStream:
     def __init__(self, service: Service) -> None:
         self._service, self._num_open = service, 0
 
-    async def open(self, _request: Request) -> Response:
-        """Open a stream. Raises `OverloadedError` if there are too many."""
+    async def open(self, request: Request) -> Response:
+        """Open a stream; for HEAD one that ends at once, since it has no body whose end the client would see. Raises
+        `OverloadedError` if there are too many."""
         if self._num_open >= MAX_STREAMS:
             raise OverloadedError(f"{MAX_STREAMS} pages are already open; close one", 10.0)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+        events = () if request.method == "HEAD" else self._events()
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     async def _events(self) -> AsyncIterator[bytes]:
         pulse = self._service.pulse

@@ -11,8 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from serving.pulse import Pulse, Served
 from serving.topic_follower import TopicFollower
-from wire.kafka.consumer import POLL_MS, ends
-from wire.kafka.retry import wait_for_partitions
+from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.topics import Topics
 
 EVERY_S = 1.0
@@ -21,7 +20,8 @@ NUM_LETTERS = 1000
 
 
 class PulseFollower(TopicFollower):
-    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled.
+    """Feeds a `Pulse` from the topics and samples it. While the broker or a topic is not there, the last known state is
+    sampled.
 
     ``topics``: those of the line of training that is followed now; if they become others, these are read instead.
     """
@@ -41,9 +41,7 @@ class PulseFollower(TopicFollower):
         """Read the topics until they are others."""
         topics = self._topics = self._topics_now()
         kept = {topics.lag: 1, topics.status: 1000, topics.dead_letters: NUM_LETTERS}
-        placed: list[TopicPartition] = [
-            each for topic in kept for each in wait_for_partitions(consumer, topic, self.stopping)
-        ]
+        placed: list[TopicPartition] = [each for topic in kept for each in partitions_of(consumer, topic)]
         first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
         self._ends = {each.topic: offset for each, offset in end.items()}
         for each in placed:

@@ -9,7 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
 from kafka import KafkaProducer
@@ -28,25 +29,24 @@ from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 TIMEOUT_S = 10.0
-MAX_SENDINGS = 64
+MAX_SENDINGS, MAX_THREADS = 64, 8
 LOOK_AGAIN_S = 1.0
 """How long a topic that has another number of partitions is taken to have it."""
 CHECKED_S = 5.0
 """How long it is known with how many partitions the workers work: asking takes a third of a second."""
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
 class Sendings:
     """Requests that wait for the broker, in threads: at most `MAX_SENDINGS`, and none that has waited for others longer
-    than `TIMEOUT_S`. For one event loop."""
+    than `TIMEOUT_S`. For one event loop, whose own threads are left to what looks up the names of other servers."""
 
     def __init__(self) -> None:
         self._num = 0
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "sendings")
 
-    async def run(
-        self, send: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs
-    ) -> Result:
+    async def run(self, send: Callable[[*Arguments], Result], *args: *Arguments) -> Result:
         """What ``send`` returns. Raises `OverloadedError` if too many wait, or too long; then nothing was sent."""
         if self._num >= MAX_SENDINGS:
             raise OverloadedError(f"nothing was sent: {self._num} requests wait for the broker; try again")
@@ -55,11 +55,11 @@ class Sendings:
         def send_in_time() -> Result:
             if time.monotonic() > until_s:
                 raise OverloadedError("nothing was sent: those before it still waited for the broker; try again")
-            return send(*args, **options)
+            return send(*args)
 
         self._num += 1
         try:
-            return await asyncio.to_thread(send_in_time)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, send_in_time)
         finally:
             self._num -= 1
 

@@ -245,14 +245,14 @@ class Service:
 
     def readiness(self) -> Readiness:
         """Which of its preconditions the server has met."""
-        current = self.manager.current
+        current, wanted, held = self.manager.current, self.rollout.wanted, self.rollout.held
         return Readiness(
             ready=self.is_ready, waits_for=self.waits_for, version=name_of(current) if current else None,
             line=self.rollout.line,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
             freshness_s=current.freshness_s if current else None,
-            pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
-            held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
+            pinned=VersionName(*wanted) if wanted else None, held=VersionName(*held) if held else None,
+            why=self.rollout.why,
             partitions=self.shard.partitions, unheld=sorted(self.placing.unheld),
             recall=self.search.recall if self.search is not None else None,
         )  # fmt: skip

@@ -9,16 +9,15 @@ import itertools
 import logging
 import sys
 import termios
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.answer_bodies import Problem
 from serving.http.error_handlers import refusal
+from serving.http.flow import Flow, Transport
 from wire.thinned_log import is_told
 
 logger = logging.getLogger(__name__)
@@ -30,27 +29,6 @@ STALLED_S = 30.0
 LINGER_S, LINGER_REST_S = 2.0, 0.002
 """How long what a client still sends is read and discarded after the last answer, and the pause after each piece of it.
 If it were not read, the system would reset the connection, and what is on its way to the client would be lost."""
-
-
-class _Flow(FlowControl):
-    """Does not read on, whatever a request asks for, while there is something that has to wait to be parsed."""
-
-    def __init__(self, transport: Any, is_behind: Callable[[], bool]) -> None:
-        super().__init__(transport)
-        self._is_behind = is_behind
-
-    def resume_reading(self) -> None:
-        if not (self._is_behind() or self._transport.is_closing()):
-            super().resume_reading()
-
-
-class _Transport:
-    """What a request's answer is written to; whoever closes it has the connection linger."""
-
-    def __init__(
-        self, write: Callable[[bytes], None], linger: Callable[[], None], is_closing: Callable[[], bool]
-    ) -> None:
-        self.write, self.close, self.is_closing = write, linger, is_closing
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -79,7 +57,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_lingering = False
         self._num_written = self._num_taken = 0
         self._moved_s = self.loop.time()
-        self.flow = _Flow(transport, lambda: bool(self._rest or self.pipeline or self._last_word is not None))
+        self.flow = Flow(transport, lambda: bool(self._rest or self.pipeline or self._last_word is not None))
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -238,7 +216,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":  # its client would take a 100 for the answer
             self.expect_100_continue = False
         super().on_headers_complete()
-        self.cycle.transport = _Transport(self._write, self._linger, self._is_closing)  # type: ignore[assignment]
+        self.cycle.transport = Transport(self._write, self._linger, self._is_closing)  # type: ignore[assignment]
         self._is_in_body = True
 
     def on_body(self, body: bytes) -> None:

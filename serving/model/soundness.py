@@ -1,11 +1,14 @@
-"""Whether a version's numbers are finite: checked before it comes into service, in case its trainer did not."""
+"""Whether a version's numbers are finite, and its rows some that can be: checked before it comes into service, in case
+its trainer did not."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.probe import probe_outputs
@@ -22,7 +25,8 @@ PROBE_TOLERANCE = 0.02
 
 @torch.inference_mode()
 def check_sound(version: Version, network: Network) -> None:
-    """Raise `VersionError` if weights or predictions for a few items are not finite, or if the probe differs."""
+    """Raise `VersionError` if weights or predictions for a few items are not finite, if rows are numbered as none can
+    be, or if the probe differs."""
     snapshot = version.snapshot
     for name, array in snapshot.dense.items():
         if not np.isfinite(array).all():
@@ -30,13 +34,22 @@ def check_sound(version: Version, network: Network) -> None:
     for name, table in snapshot.tables.items():
         if not np.isfinite(table.rows).all():
             raise VersionError(f"rows of table {name} are not finite")
+        _check_rows(f"table {name}", table.row_index, len(table.rows))
     for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise VersionError(f"{name} of the {part} is not finite")
+            if name.endswith(("_index", "neighbour_row")):
+                _check_rows(f"{name} of the {part}", array)
     _rates_of(network.config).check(snapshot.rates)
     _check_few_items(version, network)
     _check_probe(version, network)
+
+
+def _check_rows(what: str, rows: NDArray[Any], num: int | None = None) -> None:
+    """Check that these are numbers of rows, ``num`` of them: numpy would take negative ones for the last rows."""
+    if rows.ndim != 1 or rows.dtype.kind != "i" or rows.min(initial=0) < 0 or num not in (None, len(rows)):
+        raise VersionError(f"{what}: expected {'' if num is None else num} numbers of rows, got others")
 
 
 @lru_cache(maxsize=1)

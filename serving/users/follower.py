@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
@@ -74,7 +74,7 @@ class HistoryFollower(TopicThread):
                 thread.shutdown()
 
     def _follow(self, partitions: list[TopicPartition]) -> None:
-        is_placed = False
+        is_placed, fetched = False, dict[TopicPartition, Any]()
         self._hold(len(partitions))
         while not self.stopping.is_set():
             try:
@@ -83,16 +83,17 @@ class HistoryFollower(TopicThread):
                     partitions = partitions_of(self.consumer, self.topic)
                     self._begin_anew()
                     self._hold(len(partitions))
-                    is_placed = False
+                    is_placed, fetched = False, {}
                 self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
-                fetched = self.consumer.poll(timeout_ms=POLL_MS)
+                fetched = fetched or self.consumer.poll(timeout_ms=POLL_MS)  # not again what it has returned already
                 if fetched and not self._looks_back():
-                    is_placed = False
+                    is_placed, fetched = False, {}
                     continue
                 self._look_back.note(fetched)
                 for partition, records in fetched.items():
                     self._fold(partition.partition, [record.value for record in records])
+                fetched = {}
                 self._check_goals()
                 if self.histories.missing:
                     logger.warning("%s: %s, which are gone: reading it again from its start, since some of them may "
@@ -102,7 +103,7 @@ class HistoryFollower(TopicThread):
             except OUT_OF_RANGE as error:
                 with suppress(KafkaError):  # then the next poll says so again
                     self._go_back(error)
-                    is_placed = False
+                    is_placed, fetched = False, {}
             except KafkaError as error:
                 if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
@@ -114,7 +115,7 @@ class HistoryFollower(TopicThread):
         Raises KafkaError."""
         if not self._look_back.is_due(self.consumer):
             return True
-        if moved := self._look_back.moved(self.connect(self.stopping)):
+        if moved := self._look_back.moved(self.consumer, self.connect(self.stopping)):
             logger.warning("%s has lost the end of partitions %s, and has grown again: reading it from the start, "
                            "since histories hold what is lost", self.topic, moved)  # fmt: skip
             self._begin_anew()

@@ -31,15 +31,20 @@ class LookBack:
         self._last.clear()
 
     def is_due(self, consumer: KafkaConsumer) -> bool:
-        """Whether the consumer has connected since it was last asked for."""
-        before, self._num_connections = self._num_connections, connections_made(consumer)
-        return bool(self._last) and before != self._num_connections
+        """Whether the consumer has connected since `moved` has answered."""
+        num_connections = connections_made(consumer)
+        if not self._last:
+            self._num_connections = num_connections
+        return num_connections != self._num_connections
 
-    def moved(self, another: KafkaConsumer) -> list[int]:
+    def moved(self, consumer: KafkaConsumer, another: KafkaConsumer) -> list[int]:
         """The partitions that have something else at the place of what was read last; ``another`` consumer reads it,
-        and is closed. What compaction has removed is not missed. Raises KafkaError."""
+        and is closed. What compaction has removed is not missed. Raises KafkaError; then it stays due."""
+        num_connections = connections_made(consumer)
         with closing(by_batch(another)) as reader:
-            return sorted(
+            found = sorted(
                 where.partition for where, (offset, ms) in self._last.items()
                 if record_ms_at(reader, where, offset, ms) != ms
             )  # fmt: skip
+        self._num_connections = num_connections
+        return found

@@ -14,6 +14,8 @@ from wire.thinned_log import is_told
 from wire.weights import Manifest, Version
 
 logger = logging.getLogger(__name__)
+UNFIT = (HeadraceError, ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a version raises that is of another build or configuration, or claims to be of any size."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class VersionIntake:
         """Stage a version; whether it fits this build."""
         try:
             self.manager.stage(version)
-        except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        except UNFIT as error:
             self.counters.num_refused += 1
             name = name_of(version.manifest.which)
             logger.warning("version %s does not fit this build and is not served: %s", name, error)

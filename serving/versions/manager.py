@@ -149,13 +149,13 @@ class WeightsManager:
         """Apply a version that `accepts` allows to the side that no request reads.
 
         Raises `VersionError` if its numbers are not finite, and other errors (ValueError and the like) if it does not
-        fit this build; then nothing remains staged.
+        fit this build. What was staged before then stays so, unless the version was applied in part.
         """
         is_base = version.manifest.kind == "base"
         change: Change = (version.snapshot, is_base)
+        network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+        check_sound(version, network)
         try:
-            network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
-            check_sound(version, network)
             if self._current is None and self._staged is None:
                 network.warm()
             if self._staged is None:

@@ -120,6 +120,7 @@ class WeightsSubscriber(TopicThread):
                     self._told_s = time.monotonic()
                     logger.warning("%s (%s); answering from the last version", self._absence(), error)
                 self.contact.missed()
+                asked = time.monotonic()  # a broker that is slow to say where topics end may still send what they hold
                 self.stopping.wait(POLL_MS / 1000)
 
     def _absence(self) -> str:

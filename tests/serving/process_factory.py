@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
+import signal
 from collections.abc import Sequence
 from functools import partial
 
@@ -32,9 +34,10 @@ FAULTS = {
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], _point: str) -> int:
-    """Run one server; returns the exit status."""
+    """Run one server; returns the exit status. At SIGUSR1 it writes where its threads are into its log."""
     import serving.__main__
 
+    faulthandler.register(signal.SIGUSR1)
     for name in broken:
         FAULTS[name]()
     return serving.__main__.main(arguments)

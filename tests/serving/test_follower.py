@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from threading import Event
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.errors import KafkaTimeoutError
 
 from serving.users.catalogue import Conditions
 from serving.users.follower import HistoryFollower
@@ -24,6 +26,7 @@ from wire.example import Interactions, fence
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
+from wire.kafka.identity import record_ms_at
 from wire.kafka.polls import Consumer
 from wire.kafka.producer import make_producer
 from wire.shape import SHAPE, encode_shape, shape_of
@@ -167,6 +170,26 @@ def test_a_follower_that_does_not_look_back_is_caught(
     taken_back_unseen(wire, histories, durable_kafka, monkeypatch)
     wait_until(lambda: length_of(histories, "c") > 0, 60, "what has come since to be read")
     assert histories.get("b") is not None
+
+
+def test_what_was_fetched_before_the_broker_went_away_is_not_lost(
+    wire: Wire, histories: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a new connection the follower looks back; here the broker does not answer that at first."""
+    wire.tell([example("a", slice_of(ROWS, 0, 3), number=0)])
+    wait_until(lambda: length_of(histories, "a") == 3, 60, "the topic to be read")
+    answers, connections = [KafkaTimeoutError("no answer")] * 2, itertools.count(1000)
+
+    def silent_at_first(*arguments: Any) -> int:
+        if answers:
+            raise answers.pop()
+        return record_ms_at(*arguments)
+
+    monkeypatch.setattr("serving.users.look_back.record_ms_at", silent_at_first)
+    monkeypatch.setattr("serving.users.look_back.connections_made", lambda _: next(connections))
+    wire.tell([example("b", slice_of(ROWS, 0, 3), number=1)])
+    wait_until(lambda: length_of(histories, "b") == 3, 60, "what was fetched to be folded")
+    assert not answers, "it has looked back, in vain"
 
 
 def test_users_who_were_forgotten_while_the_follower_was_cut_off_are_in_no_history(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_more_streams_than_a_server_keeps_are_refused(monkeypatch: pytest.Monkey
         assert events(lines, 1)
         assert httpx.get(f"http://127.0.0.1:{port}/events").status_code == 503
         service.stopping.set()
+
+
+def test_who_asks_for_the_head_of_the_stream_holds_none_and_gets_the_next_answer() -> None:
+    with live_server() as (_, port), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"HEAD /events HTTP/1.1\r\nhost: a\r\n\r\nGET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        told = b""
+        while b"alive" not in told:
+            told += connection.recv(4096)
+        assert told.count(b"HTTP/1.1 200 OK") == 2
+        assert told.count(b"text/event-stream") == 1
 
 
 def test_actions_are_taken_only_where_that_is_allowed_and_only_from_admins(client: Client, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from serving.pulse_follower import PulseFollower
 from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
 from tests.serving.wire import Wire
+from wire.config import KafkaConfig
 from wire.kafka.consumer import connect
 from wire.status import PartitionStatus, WorkerStatus, encode_status
-from wire.topics import LAG_KEY
+from wire.topics import LAG_KEY, Topics
 
 NOW_MS = 1_800_000_000_000
 SERVED = Served(epoch=1, number=7, newest_record_ms=NOW_MS - 2000, swapped_ms=NOW_MS - 900, num_swaps=3)
@@ -202,6 +203,19 @@ def test_after_a_switch_the_other_lines_lag_is_followed_and_nothing_is_counted_t
         follower.join(60)
         main.close()
         beside.close()
+
+
+def test_before_the_topics_exist_the_page_says_what_it_waits_for(kafka: Broker, topic_prefix: str) -> None:
+    pulse, config = Pulse(10.0), KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix)
+    follower = PulseFollower(lambda: connect(config, 20), lambda: Topics.under(topic_prefix), pulse, Served)
+    follower.start()
+    try:
+        wait_until(lambda: pulse.num_points > 1, 30, "points without topics")
+        assert pulse.points[-1].status == "waiting"
+    finally:
+        follower.stop()
+        follower.join(60)
+    assert not follower.is_alive()
 
 
 STRANGE = (

@@ -11,7 +11,7 @@ import pytest
 import serving.sender
 from serving.errors import NotReadyError, OverloadedError
 from serving.request_bodies import ForgetRequest
-from serving.sender import ActionSender, Sendings
+from serving.sender import MAX_SENDINGS, ActionSender, Sendings
 from tests.brokers import Broker
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
@@ -43,6 +43,21 @@ def test_what_has_waited_too_long_for_others_is_not_sent(monkeypatch: pytest.Mon
     with pytest.raises(OverloadedError, match="nothing was sent"):
         asyncio.run(Sendings().run(sent.append, 1))
     assert sent == []
+
+
+def test_who_looks_up_another_servers_name_waits_for_no_broker() -> None:
+    async def ask() -> None:
+        sendings, is_back = Sendings(), threading.Event()
+        waiting = [asyncio.create_task(sendings.run(is_back.wait, 60)) for _ in range(MAX_SENDINGS)]
+        await asyncio.sleep(0.1)
+        try:
+            async with asyncio.timeout(20):
+                await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        finally:
+            is_back.set()
+            await asyncio.gather(*waiting)
+
+    asyncio.run(ask())
 
 
 def test_requests_to_forget_ask_seldom_with_how_many_partitions_workers_work(

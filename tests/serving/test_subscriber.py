@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
+from kafka.errors import KafkaTimeoutError
 
-from serving.versions.subscriber import WeightsSubscriber
+from serving.versions.subscriber import CONTACT_EVERY_S, WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
 from wire.assembler import VersionAssembler
-from wire.weights import decode_manifest, encode_manifest
+from wire.kafka.polls import Consumer
+from wire.weights import Quality, decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -182,6 +186,23 @@ def test_where_the_last_base_is_damaged_a_server_starts_from_the_one_before(wire
         served(subscriber, wire.publish(world))
 
 
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_server_that_starts_behind_a_version_that_is_refused_answers_from_the_one_before(
+    wire: Wire, kind: str
+) -> None:
+    world = quick_world()
+    wire.publish(world)
+    good = wire.publish(world, "delta")
+    *chunks, (key, headers, manifest) = world.records(kind, wire.next_offset)
+    otherwise = msgspec.structs.replace(decode_manifest(manifest), quality=Quality(probe=[1e3]))
+    wire.send([*chunks, (key, headers, encode_manifest(otherwise))])
+    wire.publish(world, "delta")
+    with wire.subscriber() as subscriber:
+        served(subscriber, good)
+        assert subscriber.intake.counters.num_refused > 0
+        served(subscriber, wire.publish(world))
+
+
 def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -> None:
     old, new = quick_world(epoch=7), quick_world(epoch=0, seed=1)
     with wire.subscriber() as subscriber:
@@ -201,6 +222,22 @@ def test_a_topic_that_is_gone_is_not_taken_for_a_broker_that_is_away(
         told = f"topic {wire.topics.weights} is gone: headrace topics --create"
         wait_until(lambda: told in caplog.text, 60, "the server to say so")
         assert "the broker does not answer" not in caplog.text
+
+
+def test_versions_come_although_the_broker_does_not_say_in_time_where_the_topic_ends(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: Any, **__: Any) -> dict[Any, int]:
+        time.sleep(CONTACT_EVERY_S)
+        raise KafkaTimeoutError("no answer")
+
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        monkeypatch.setattr(Consumer, "end_offsets", late)
+        served(subscriber, wire.publish(world, "delta"))
+        wait_until(lambda: not subscriber.contact.is_up, 60, "it to be noticed")
+        served(subscriber, wire.publish(world, "delta"))
 
 
 def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,11 +21,12 @@ from serving.answering.engine import Engine
 from serving.answering.request import Request
 from serving.model.tables import RowTable, TableSet
 from serving.users.histories import Histories
+from serving.versions.intake import VersionIntake
 from serving.versions.manager import HeldVersion, WeightsManager
-from tests.serving.world import World, slice_of, versions
+from tests.serving.world import World, manager_of, slice_of, versions
 from trainer.versions.weights import Weights
 from wire.errors import ConfigError, VersionError
-from wire.weights import TableRows, Version
+from wire.weights import Snapshot, TableRows, Version
 
 
 def same_as(held: HeldVersion | None, expected: Weights) -> None:
@@ -197,6 +200,66 @@ def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where:
     same_as(manager.current, expected)
     expected = follow(manager, delta, expected)
     same_as(manager.current, expected)
+
+
+def refused(version: Version) -> Version:
+    """The same with weights that are not finite."""
+    dense = {name: np.full_like(array, np.nan) for name, array in version.snapshot.dense.items()}
+    return Version(version.manifest, replace(version.snapshot, dense=dense))
+
+
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_version_that_is_refused_leaves_those_that_were_staged_before_it(kind: str) -> None:
+    world, manager = World(num_users=2), WeightsManager()
+    base, delta = versions(world, 2)
+    for version in (base, delta):
+        manager.stage(version)
+    with pytest.raises(VersionError, match="finite"):
+        manager.stage(refused(world.decoded(kind)))
+    manager.swap()
+    same_as(manager.current, Weights.from_base(base).apply(delta))
+
+
+UNFIT: dict[str, Callable[[Version], Version]] = {
+    "more features than fit into any memory": lambda version: replace(
+        version, manifest=msgspec.structs.replace(
+            version.manifest, model_config={**version.manifest.model_config, "num_features": 10**12}
+        ),
+    ),
+    "a memory without dimensions": lambda version: replace(
+        version, snapshot=replace(version.snapshot, memory={**version.snapshot.memory, "clock": np.float64(0)}),
+    ),
+    **{
+        f"the last {name} counted from the end": partial(
+            lambda name, version: replace(version, snapshot=_from_the_end(version.snapshot, *name.split("."))), name
+        )
+        for name in ("items.row_index", "rates.item_index", "memory.row_index", "memory.neighbour_row")
+    },
+}  # fmt: skip
+"""What another build, or nobody, would publish."""
+
+
+def _from_the_end(snapshot: Snapshot, part: str, name: str) -> Snapshot:
+    if part == ITEMS:
+        items = snapshot.tables[ITEMS]
+        return replace(snapshot, tables={**snapshot.tables, ITEMS: replace(items, row_index=items.row_index * 0 - 1)})
+    arrays = getattr(snapshot, part)
+    return replace(snapshot, **{part: {**arrays, name: arrays[name] * 0 - 1}})
+
+
+@pytest.mark.parametrize("kind", ["base", "delta"])
+@pytest.mark.parametrize("how", UNFIT)
+def test_a_version_of_another_build_is_refused_and_the_one_in_use_goes_on(how: str, kind: str) -> None:
+    world = World(num_users=2)
+    intake = VersionIntake(manager_of(next(versions(world, 1))))
+    current = intake.manager.current
+    world.learn()
+    assert intake.take(UNFIT[how](world.decoded(kind)), is_pinned=False)
+    assert not intake.swap()
+    assert intake.manager.current is current
+    assert intake.counters.num_refused == 1
+    assert intake.take(world.decoded("base"), is_pinned=False)
+    assert intake.swap()
 
 
 @pytest.fixture(params=["memory", "files"])

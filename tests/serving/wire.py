@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,7 +149,19 @@ class ServerProcess:
             return False
 
     def wait_ready(self) -> None:
-        wait_until(self.ready, 60, "the server to be ready")
+        """Wait until it is ready. AssertionError with what it waits for, its log, and where its threads are."""
+        try:
+            wait_until(self.ready, 60, "the server to be ready")
+        except AssertionError as error:
+            self.process.send(signal.SIGUSR1)
+            time.sleep(1.0)
+            raise AssertionError(f"{error}\n{self._told()}\n{self.process.log()[-20_000:]}") from None
+
+    def _told(self) -> str:
+        try:
+            return self.client.get("/readyz").text
+        except httpx.HTTPError as error:
+            return repr(error)
 
     def wait_version(self, which: tuple[int, int]) -> None:
         """Wait until this version answers."""
