@@ -60,7 +60,7 @@ endef
 
 $(PACKAGES):
 	$(CHECK_MACHINE)
-	@echo "headrace: setting up $(VENV); torch alone is a few GB the first time"
+	@echo "headrace: setting up $(VENV): torch alone is a few GB the first time, and pip says nothing for some minutes"
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	@$(PIP) install --quiet --require-hashes -r constraints.txt || { echo "headrace: pip could not install the packages of" \
 		"constraints.txt, for the reason above; it needs a package index and 10 GB on the disk" >&2; exit 2; }
