@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,50 +9,9 @@ import pytest
 
 from state import day_store
 from state.day_store import MANY
-from state.store import PartitionStore, Record
-from tests.state.world import ACTION
+from tests.state.days import TODAY, examples, of_an_earlier_build, opened, quiet, visits
 from wire.config import SequenceConfig
-from wire.example import Example
-from wire.example_codec import decode_example
 from wire.moment import MS_PER_DAY
-
-TODAY = time.time_ns() // 1_000_000 // MS_PER_DAY
-
-
-def visits(first: int, day: int, *users: str, num: int = MANY, ahead: int = 0) -> list[Record]:
-    """Records of a day, of which the first ones are these users', and all others somebody's. ``ahead``: of every tenth
-    record, days after this one."""
-    log: list[Record] = []
-    for number in range(num):
-        record_ms = (day + ahead * (number % 10 == 9)) * MS_PER_DAY + number
-        user = users[number] if number < len(users) else "regular"
-        action = {"user": user, "item": number, "action": "see", "timestamp": record_ms}
-        log.append((first + number, record_ms, None, json.dumps(action).encode()))
-    return log
-
-
-def quiet(store: PartitionStore, num_days: int) -> set[str]:
-    """The users who are due, looked for in small steps."""
-    before, found, place = store.days.quiet_before(num_days), set[str](), b""
-    while before is not None:
-        names, place = store.users.quiet(place, 2, before)
-        found |= set(names)
-        if not place:
-            break
-    return found
-
-
-def opened(folder: Path, *days: Iterable[Record]) -> PartitionStore:
-    """With these records applied one by one, as where few come."""
-    store = PartitionStore.open(folder / "db", 0, ACTION)
-    for records in days:
-        for record in records:
-            store.apply([record])
-    return store
-
-
-def examples(store: PartitionStore) -> list[Example]:
-    return [decode_example(entry.value) for entry in store.outbox(limit=10_000) if entry.value is not None]
 
 
 def test_who_has_not_acted_for_so_many_whole_days_is_due(tmp_path: Path) -> None:
@@ -108,55 +64,17 @@ def test_a_store_of_an_earlier_build_counts_from_its_first_day_here(
     stated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has users, and no days. Its first record may state any day."""
-    store = opened(tmp_path, visits(0, TODAY - 90, "a"))
-    for key, _ in list(store._db.under(b"d")):
-        assert store._db._db is not None
-        del store._db._db[key]
-    store.close()
     with monkeypatch.context() as then:
         then.setattr(day_store, "_machine_day", lambda: TODAY - 20)
-        store = opened(tmp_path, visits(100, TODAY - stated, num=1), visits(101, TODAY - 20, "b"))
+        store = of_an_earlier_build(tmp_path, visits(0, TODAY - 90, "a"))
+        for records in (visits(100, TODAY - stated, num=1), visits(101, TODAY - 20, "b")):
+            for record in records:
+                store.apply([record])
     store.close()
     store = opened(tmp_path, visits(201, TODAY))
     assert quiet(store, 30) == set()
     assert quiet(store, 20) == set()
     assert quiet(store, 19) == {"a", "b"}
-    store.close()
-
-
-def test_days_that_lie_ahead_make_nobody_a_user_of_the_past(tmp_path: Path) -> None:
-    """Under producers' clocks: one of them is a year ahead of a log of years ago, or of now, or all are."""
-    for number, (day, ahead) in enumerate([(TODAY - 900, 365), (TODAY, 365), (TODAY + 365, 0)]):
-        log = [visits(0, day, "a"), *(visits(100 * k, day, num=100, ahead=ahead) for k in range(1, 5))]
-        store = opened(tmp_path / str(number), *log)
-        assert quiet(store, 1) == set()
-        assert store.days.today == min(day, TODAY)
-        store.close()
-
-
-@pytest.mark.parametrize("is_restored", [False, True])
-@pytest.mark.parametrize("behind", [3, 20_000])
-def test_a_machine_whose_clock_was_behind_makes_nobody_due(
-    behind: int, is_restored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one that starts in 1970, or where it was switched off, until it has heard the time."""
-    users = [f"u{number}" for number in range(MANY)]
-    told = examples(opened(tmp_path / "before", visits(0, TODAY - 1, *users)))
-    with monkeypatch.context() as then:
-        then.setattr(day_store, "_machine_day", lambda: TODAY - behind)
-        if is_restored:
-            store = opened(tmp_path)
-            store.restore(told)
-        else:
-            store = opened(tmp_path, visits(0, TODAY, *users))
-        assert quiet(store, 1) == set()
-        store.close()
-    store = opened(tmp_path, visits(200, TODAY))
-    assert quiet(store, 1) == set()
-    store.close()
-    monkeypatch.setattr(day_store, "_machine_day", lambda: TODAY + 9)
-    store = opened(tmp_path, visits(300, TODAY + 2))
-    assert quiet(store, 1) == {*users, "regular"} - {"regular"}
     store.close()
 
 
