@@ -111,7 +111,7 @@ class ActionProducer:
         self.num_records = 0
 
     def open(self) -> Self:
-        """Connect to the broker. Raises `KafkaError` if it does not answer."""
+        """Connect to the broker. Raises what `make_producer` raises if it does not answer."""
         self._client = make_producer(self._kafka, **BULK)
         self.num_partitions = self.num_partitions or len(self._client.partitions_for(self._topic))
         self._pending = [_Pending() for _ in range(self.num_partitions)]

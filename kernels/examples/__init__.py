@@ -81,6 +81,8 @@ def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type
     """
     data = b"".join([each[2] for each in batches])
     shapes = np.array([each[:2] for each in batches], np.int64)
+    if (fewest := int(shapes[:, 1].min(initial=0))) < 0:
+        raise ValueError(f"records: expected 0 or more in each of Kafka's batches, got {fewest}")
     given = ctypes.c_int64(len(data)), ctypes.c_int64(len(batches)), ctypes.c_void_p(pointer(shapes))
     return _decoded("headrace_decode_examples", data, int(shapes[:, 1].sum()), row_type, *given)
 

@@ -235,9 +235,9 @@ class Histories:
 def _decoded(batches: Sequence[Batch], rows: np.dtype[np.void]) -> Block:
     """`decode_block`, of what can be read: a broker that does not look into batches takes any bytes."""
     try:
-        return decode_block(batches, rows)
+        return decode_block([each[:3] for each in batches], rows)
     except ValueError:
-        return decode_block([readable_part(each) for each in batches], rows)
+        return decode_block([readable_part(each)[:3] for each in batches], rows)
 
 
 def _contiguous(rows: Interactions) -> Interactions:

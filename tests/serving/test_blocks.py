@@ -21,6 +21,7 @@ from wire.action import Action, decode_record
 from wire.config import SequenceConfig
 from wire.example import Interactions, fence, interactions_of, row_type
 from wire.example_codec import decode_example, encode_example, pack
+from wire.kafka import decompression
 from wire.kafka.batches import Batch, _WholeBatches
 
 FEATURES = ACTION.num_columns
@@ -115,6 +116,13 @@ def test_bytes_that_are_no_batch_are_refused() -> None:
             decode_block([(0, batch.num_records, data)], row_type(FEATURES))
 
 
+def test_negative_numbers_of_records_are_refused() -> None:
+    """The sum would be that of fewer records than there are."""
+    (batch, *_) = batched(told(2))
+    with pytest.raises(ValueError, match="batches, got -6"):
+        decode_block([batch, (9, -6, b"")], row_type(FEATURES))
+
+
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_batch_that_is_not_whole_costs_no_other_record(at: int) -> None:
     """Whether anything is known yet or not."""
@@ -133,6 +141,25 @@ def test_a_batch_that_is_not_whole_costs_no_other_record(at: int) -> None:
         assert ours is not None
         assert theirs is not None
         assert ours.interactions.item_hash.tolist() == theirs.interactions.item_hash.tolist()
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+def test_records_that_are_lost_with_a_part_of_a_batch_are_no_gap(
+    part: float, at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gap would have all histories dropped and read again. It counts as one foreign record."""
+    monkeypatch.setattr(decompression, "_num_told", 0)
+    batches, histories = batched(told(3)), Histories(1 << 30)
+    histories.is_complete = True
+    batches[at] = batches[at]._replace(data=bytes(batches[at].data[: int(len(batches[at].data) * part)]))
+    for batch in batches[:5]:
+        histories.feed_batches(0, [batch])
+    assert (histories.missing, histories.num_foreign) == ("", 1)
+    assert len(histories) > 3
+    assert f"got one at offsets {7 * at} to {7 * at + 6} that" in caplog.text
+    histories.feed_batches(0, batches[6:7])
+    assert histories.missing == f"partition 0 lacks {batches[5].num_records} examples from number 34 on"
 
 
 def test_headers_that_are_cut_off_say_nothing() -> None:

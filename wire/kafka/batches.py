@@ -33,8 +33,6 @@ _MOST_UNKNOWN = 1 << 20
 """The assumed size of a batch that does not state its own."""
 MOST_RECORDS = 1 << 20
 """A batch of more is too large as well: each takes 200 bytes of whoever decodes it."""
-_NOTHING = bytes((12, 0, 0, 0, 1, 0, 0))
-"""A record without key, of no bytes."""
 
 
 class Batch(NamedTuple):
@@ -43,6 +41,8 @@ class Batch(NamedTuple):
     base_offset: int
     num_records: int
     data: bytes | bytearray
+    last_offset: int
+    """What the batch says, since compaction may have removed its last record; at least that of the last one here."""
 
 
 class _Whole:
@@ -82,11 +82,14 @@ class _Whole:
         try:
             if batch.records_count > MOST_RECORDS:
                 raise TooLarge(f"{batch.records_count} records are more than {MOST_RECORDS}")
+            if batch.records_count < 0:
+                raise ValueError(f"it states {batch.records_count} records")
             batch._maybe_uncompress()  # noqa: SLF001
         except Exception as error:  # noqa: BLE001  # each codec raises its own kinds
             unread(batch.base_offset, batch.last_offset, error)
-            return Batch(batch.last_offset, 1, _NOTHING)
-        return Batch(batch.base_offset, batch.records_count, batch._buffer[batch._pos :])  # noqa: SLF001
+            return _of_one(batch.last_offset, None, b"")
+        content = batch._buffer[batch._pos :]  # noqa: SLF001
+        return Batch(batch.base_offset, batch.records_count, content, batch.last_offset)
 
 
 class _Old:
@@ -113,11 +116,18 @@ class _OldRecord:
     def value(self) -> Batch:
         """The record as one of format 2."""
         record = self._record
-        if isinstance(record.value, Unread):
-            return Batch(record.offset, 1, _NOTHING)
-        builder = DefaultRecordBatchBuilder(FORMAT, DefaultRecordBatch.CODEC_NONE, False, -1, -1, -1, 1 << 30)
-        builder.append(0, 0, record.key, record.value, [])
-        return Batch(record.offset, 1, builder.build()[_HEADER.size :])
+        is_read = not isinstance(record.value, Unread)
+        return _of_one(record.offset, record.key if is_read else None, record.value if is_read else b"")
+
+
+def _of_one(offset: int, key: bytes | None, value: bytes | None) -> Batch:
+    return Batch(offset, 1, _record(0, key, value), offset)
+
+
+def _record(offset_delta: int, key: bytes | None, value: bytes | None) -> bytes:
+    builder = DefaultRecordBatchBuilder(FORMAT, DefaultRecordBatch.CODEC_NONE, False, -1, -1, -1, 1 << 30)
+    builder.append(offset_delta, 0, key, value, [])
+    return bytes(builder.build()[_HEADER.size :])
 
 
 class _WholeBatches:
@@ -162,7 +172,7 @@ def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[B
     if magic != FORMAT or codec not in _PLAIN or end > len(data) or crc32c(data[at + _BEFORE_CRC : end]) != crc:
         return None
     content: bytes | bytearray = bytes(data[at + _HEADER.size : end])
-    if num > MOST_RECORDS:
+    if not 0 <= num <= MOST_RECORDS:
         return None
     if codec == _ZSTD:
         try:
@@ -171,17 +181,22 @@ def _plain(data: memoryview, at: int, decompressor: ZstdDecompressor) -> tuple[B
             content = decompressor.decompress(content, max_output_size=_MOST_UNKNOWN, allow_extra_data=False)
         except ZstdError:
             return None
-    return Batch(base, num, content), end, base + last, newest_ms, epoch
+    return Batch(base, num, content, base + last), end, base + last, newest_ms, epoch
 
 
 def readable_part(batch: Batch) -> Batch:
-    """The records of a batch that kafka-python can read, if some bytes are none; the log has a line of them."""
-    header = _HEADER.pack(batch.base_offset, 0, 0, FORMAT, 0, 0, MOST_RECORDS, 0, 0, -1, -1, -1, batch.num_records)
-    whole, num, end = DefaultRecordBatch(header + batch.data), 0, _HEADER.size
+    """The records of a batch that kafka-python can read, if some bytes are none; the log has a line of them. Instead of
+    those that it cannot read there is one without key, of no bytes, with the offset of the last."""
+    last = batch.last_offset - batch.base_offset
+    header = _HEADER.pack(batch.base_offset, 0, 0, FORMAT, 0, 0, last, 0, 0, -1, -1, -1, batch.num_records)
+    whole, num, end, rest = DefaultRecordBatch(header + batch.data), 0, _HEADER.size, b""
     for record in whole:
-        if not isinstance(record.value, Unread):
-            num, end = num + 1, whole._pos  # noqa: SLF001
-    return Batch(batch.base_offset, num, batch.data[: end - _HEADER.size])
+        if isinstance(record.value, Unread):
+            rest = _record(last, None, b"")
+        else:
+            end = whole._pos  # noqa: SLF001
+        num += 1
+    return Batch(batch.base_offset, num, bytes(batch.data[: end - _HEADER.size]) + rest, batch.last_offset)
 
 
 def by_batch(consumer: KafkaConsumer) -> KafkaConsumer:

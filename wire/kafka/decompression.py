@@ -49,6 +49,8 @@ NO_OFFSET = -1
 """In place of the first offset of a batch that does not say it."""
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_LEN = 16
+_OLD_OVERHEAD, _LEAST_OLD = 12, 14
+"""Of a message of a format from before Kafka 0.11: what its length does not count, and the least that it does."""
 _num_told = 0
 
 
@@ -123,6 +125,22 @@ def _blocks(payload: bytes) -> Iterator[bytes]:
             raise ValueError(f"snappy: expected a block of 1 to {len(payload) - at} bytes, got {length}")
         yield payload[at : at + length]
         at += length
+
+
+def _of_messages(decode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """The same, of a batch of messages of a format from before Kafka 0.11. Both clients follow the messages' lengths
+    wherever they lead, also back to where they have been. Raises ValueError if one is shorter than it can be."""
+
+    def decode_messages(payload: Any) -> bytes:
+        data, at = decode(payload), 0
+        while at + _OLD_OVERHEAD <= len(data):
+            (length,) = struct.unpack_from(">i", data, at + 8)
+            if length < _LEAST_OLD:
+                raise ValueError(f"expected messages of {_LEAST_OLD} bytes or more, got one of {length}")
+            at += _OLD_OVERHEAD + length
+        return data
+
+    return decode_messages
 
 
 _DECODERS: tuple[Callable[[bytes], bytes], ...] = (gzip_decode, lz4_decode, snappy_decode, zstd_decode)
@@ -213,15 +231,17 @@ def _iterate_old_readable(batch: Any) -> Iterator[Any]:
 
 def bound_decompression() -> None:
     """Make both clients read such batches so, from now on. (aiokafka's part is in `wire.kafka.header_names`.)"""
+    old = aiokafka.record._crecords.legacy_records, kafka.record.legacy_records  # noqa: SLF001
     modules: tuple[ModuleType, ...] = (
         aiokafka.record._crecords.default_records,  # noqa: SLF001
-        aiokafka.record._crecords.legacy_records,  # noqa: SLF001
         aiokafka.record.default_records,
         kafka.codec,
         kafka.record.default_records,
-        kafka.record.legacy_records,
     )
-    for module in modules:
-        for decode in _DECODERS:
+    for decode in _DECODERS:
+        for module in modules:
             setattr(module, decode.__name__, decode)
+        for module in old:
+            setattr(module, decode.__name__, _of_messages(decode))
+    kafka.record.legacy_records.lz4_decode_old_kafka = _of_messages(kafka.codec.lz4_decode_old_kafka)
     DefaultRecordBatch.__iter__, LegacyRecordBatch.__iter__ = _iterate_readable, _iterate_old_readable

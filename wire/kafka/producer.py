@@ -29,7 +29,7 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
 
     ``kafka.client`` overrides ``options``. It is not idempotent: readers recognise our records by epoch, number and
     index, and the embedded broker does not support idempotence. Raises ``KafkaError`` or OSError when no broker
-    answers.
+    answers, `wire.errors.BrokerUnavailable` if one accepts connections and answers no TLS handshake.
     """
     refuse_silence(kafka)
     ours: dict[str, Any] = {

@@ -29,7 +29,8 @@ def newest_reports(
     kafka: KafkaConfig, answer_s: float = ANSWER_S
 ) -> Iterator[tuple[KafkaConsumer, TopicPartition, Span]]:
     """A consumer that reads the newest `NUM_LOOKED_AT` reports first, the partition that all processes report to, and
-    where they are now. Raises KafkaError when no broker answers within ``answer_s``, and `TopicMissing`."""
+    where they are now. Raises KafkaError when a broker does not give an answer within ``answer_s`` (before
+    that, to connect takes up to 5 s, and a TLS handshake 2 s per server), `BrokerUnavailable`, and `TopicMissing`."""
     answer_ms = round(answer_s * 1000)
     consumer = make_consumer(kafka, bootstrap_timeout_ms=min(answer_ms, 5_000), request_timeout_ms=answer_ms, **PROMPT)
     try:
@@ -56,8 +57,8 @@ def told(consumer: KafkaConsumer, where: TopicPartition, span: Span, answer_s: f
 def check_partitions(kafka: KafkaConfig) -> None:
     """Raise `TopicsMismatch` if the worker that reported last works with another number of partitions: what is sent by
     ours would go where no worker takes it, also if the topic has that many, since some may have been added. Raises
-    KafkaError when no broker answers within `CHECK_S`. Where no worker has reported within `LATELY_S`, nothing is
-    known."""
+    KafkaError when a broker does not give an answer within `CHECK_S`, otherwise as `newest_reports`. Where no worker
+    has reported within `LATELY_S`, nothing is known."""
     try:
         newest = _newest_of_workers(kafka)
     except TopicMissing:
