@@ -25,6 +25,8 @@ GPU_TEST_S ?= 165
 # Tests wait for brokers and processes a third of their time: one more at a time than there are processors.
 WORKERS ?= -n $(shell "$(PYTHON)" -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
 RESULTS ?= bench/results
+# `make test-gpu bench-gpu`: a test that fails costs the status, not the measurements.
+MAKEFLAGS += $(if $(filter bench-gpu,$(MAKECMDGOALS)),--keep-going)
 .PHONY: help setup lint format test test-quick test-sanitized test-gpu test-gpu-sanitized soak demo bench bench-gpu lock clean
 
 help: ## this list
@@ -58,7 +60,7 @@ endef
 
 $(PACKAGES):
 	$(CHECK_MACHINE)
-	@echo "headrace: setting up $(VENV); torch alone is a few GB the first time"
+	@echo "headrace: setting up $(VENV): torch alone is a few GB the first time, and pip says nothing for some minutes"
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	@$(PIP) install --quiet --require-hashes -r constraints.txt || { echo "headrace: pip could not install the packages of" \
 		"constraints.txt, for the reason above; it needs a package index and 10 GB on the disk" >&2; exit 2; }

@@ -134,10 +134,10 @@ class Watched(RankingPass):
         return super().ask(batch, target_row_R, logits_RK)
 
     def begin(
-        self, batch: JaggedBatch, forward: Forward, seen_rows_n: NDArray[np.int64], beside: Beside | None = None
+        self, batch: JaggedBatch, forward: Forward, seen_R: NDArray[np.int64], beside: Beside | None = None
     ) -> Callable[[], Ranked]:
         """As `RankingPass.begin`, but waits; also notes what was predicted and what has arrived."""
-        ranked, told = super().begin(batch, forward, seen_rows_n, beside)(), self.told
+        ranked, told = super().begin(batch, forward, seen_R, beside)(), self.told
         for key, bits in zip(batch.key_R.tolist(), batch.learned_bits_R.tolist(), strict=True):
             told.bits[key] = told.bits.get(key, 0) | bits
         told.keys += batch.key_R[batch.is_new_R].tolist()

@@ -19,7 +19,7 @@ from headrace.processes import Child, ProcessGroup
 from stream.simulate import KINDS
 from tests.brokers import Broker, broker_in_use, free_port, start_broker
 from wire.kafka.admin import ensure_topics
-from wire.kafka.consumer import make_consumer
+from wire.kafka.consumer import make_consumer, read, spans
 from wire.status import WorkerStatus, status_of
 from wire.topics import Topics
 
@@ -124,19 +124,12 @@ class Stack:
         }
 
     def num_actions(self) -> int:
-        """Actions that workers have accepted or refused."""
-        consumer = make_consumer(self.settings.kafka)
+        """Actions that workers have accepted, or had accepted before."""
+        consumer, found = make_consumer(self.settings.kafka), dict[int, int]()
         try:
-            where = TopicPartition(self.topics.status, 0)
-            consumer.assign([where])
-            consumer.seek_to_beginning(where)
-            found: dict[int, int] = {}
-            for records in consumer.poll(2000).values():
-                for status in map(status_of, (record.value for record in records)):
-                    if isinstance(status, WorkerStatus):
-                        found |= {
-                            name: each.num_accepted + each.num_duplicate for name, each in status.partitions.items()
-                        }
+            for record in read(consumer, self.topics.status, spans(consumer, self.topics.status)):
+                if isinstance(status := status_of(record.value), WorkerStatus):
+                    found |= {name: each.num_accepted + each.num_duplicate for name, each in status.partitions.items()}
             return sum(found.values())
         finally:
             consumer.close()

@@ -2,9 +2,9 @@
 
 Four workers with eight partitions process 1,000 actions per second of 1,000 users on a local broker. One is stopped in
 an orderly way and started again; one is killed and started again with an empty disk; one that has a name
-(`stream.component`) is restarted at once, and then stopped for longer than its place is kept. For every example the
-broker knows when the newest of its actions arrived and when the example itself arrived: the difference is how long the
-action waited.
+(`stream.component`) is restarted at once, and then stopped for longer than its place is kept. For each action the
+broker knows when it arrived, and when the first example did of the batch that has it: the difference is how long it
+waited.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from kafka import TopicPartition
 
@@ -30,7 +32,7 @@ from tests.brokers import Broker, start_broker
 from wire.config import KafkaConfig
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import ensure_topics
-from wire.kafka.consumer import ends, make_consumer
+from wire.kafka.consumer import ends, make_consumer, read, spans
 from wire.topics import Topics
 
 NUM_WORKERS, NUM_PARTITIONS, RATE = 4, 8, 1_000.0
@@ -85,20 +87,28 @@ class Workers:
             consumer.close()
 
     def waits(self) -> np.ndarray:
-        """(n, 2) in ms: for each example with an action, when it arrived, and how long after the action."""
-        consumer, reader, found = make_consumer(self.kafka), ExampleReader(self.topic), list[tuple[int, int]]()
-        parts = [TopicPartition(self.topic, each) for each in range(NUM_PARTITIONS)]
-        stops = ends(consumer, parts)
-        consumer.assign(parts)
-        consumer.seek_to_beginning(*parts)
-        while any(consumer.position(part) < stops[part] for part in parts):
-            for records in consumer.poll(timeout_ms=500).values():
-                for record in records:
-                    example = reader.read(record.partition, record.offset, record.value)
-                    if example is not None and not example.is_fence and example.newest_record_ms > 0:
-                        found.append((record.timestamp, record.timestamp - example.newest_record_ms))
-        consumer.close()
-        return np.array(found, np.int64)
+        """(n, 2) in ms: for each action, when the first example of its batch arrived, and how long after it."""
+        topics, consumer = Topics.under(self.kafka.prefix), make_consumer(self.kafka)
+        try:
+            return waits_of(
+                *(list(read(consumer, each, spans(consumer, each))) for each in (topics.actions, self.topic))
+            )
+        finally:
+            consumer.close()
+
+
+def waits_of(actions: Iterable[Any], examples: Iterable[Any]) -> np.ndarray:
+    """`Workers.waits`, from the records of both topics. One example covers all that a user did in a backlog."""
+    waiting, reader, found = defaultdict[int, deque[tuple[int, int]]](deque), ExampleReader("examples"), []
+    for record in actions:
+        content = msgspec.json.decode(record.value)
+        num = len(content) if isinstance(content, list) else 1
+        waiting[record.partition] += [(record.offset, record.timestamp)] * num
+    for record in examples:
+        example, own = reader.read(record.partition, record.offset, record.value), waiting[record.partition]
+        while example is not None and own and own[0][0] <= example.applied_offset:
+            found.append((record.timestamp, record.timestamp - own.popleft()[1]))
+    return np.array(found, np.int64)
 
 
 def run(quick: bool = False) -> list[Row]:

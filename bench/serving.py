@@ -38,7 +38,7 @@ from serving.service import Service
 from serving.versions.manager import WeightsManager
 from trainer.config import TrainerConfig
 from wire.hashing import item_hash
-from wire.weights import TableRows, Version, decode_blob, encode_blob
+from wire.weights import Version, decode_blob, encode_blob
 
 encode = msgspec.json.encode
 SWAPS_PER_S = 2.0
@@ -120,8 +120,7 @@ def _swaps(num_items: int) -> list[Row]:
 
     def copy() -> None:
         table = source["items"]
-        change: TableRows = table.contents()
-        table.rows.clone(), table.derived.clone(), change.ids.copy()
+        table.rows.clone(), table.derived.clone(), table.live.clone()
 
     swap()
     seconds = take_turns({"swap": swap, "copy": copy}, 9)

@@ -91,7 +91,7 @@ class EmbeddedBroker:
         self.host = "127.0.0.1"
         self._wanted_port = port
         self.port = port or 0
-        self._given_log_path = log_path
+        self._given_log_path, self._keeps_log = log_path, log_path is not None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -106,7 +106,7 @@ class EmbeddedBroker:
 
     @property
     def log_path(self) -> Path:
-        """The broker's log file."""
+        """The broker's log file; without a name, a temporary one until it is stopped."""
         if self._given_log_path is None:
             descriptor, name = tempfile.mkstemp(prefix="headrace-broker-", suffix=".log")
             os.close(descriptor)
@@ -175,6 +175,9 @@ class EmbeddedBroker:
             except subprocess.TimeoutExpired:
                 self.kill()
         self._process = None
+        if not self._keeps_log:
+            self.log_path.unlink(missing_ok=True)
+            self._given_log_path = None
 
     def last_words(self) -> str:
         """The end of its log, on one line."""

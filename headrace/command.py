@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import typer
 
@@ -53,6 +54,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         app.callback()(all_commands)
     for name in names:
         app.command(name)(COMMANDS[name])
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that has no dash ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -82,6 +84,14 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         say(f"headrace {command}: {told}", is_error=True, has_lines=quotes_log)
         return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
     return 0
+
+
+def _open_missing_streams() -> None:
+    """Open what this process was started without (``>&-``) as the null device. Otherwise the next file or socket takes
+    that number, and what a library writes to stderr goes into a database."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
 
 
 def _refused(error: Exception) -> Exception | None:

@@ -176,12 +176,13 @@ def read_settings(path: Path | str | None = None) -> Settings:
 
 
 def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
-    named = path or os.environ.get(PREFIX + "CONFIG")
-    file = Path(named) if named else DEFAULT_PATH
+    file = Path(named) if (named := path or os.environ.get(PREFIX + "CONFIG")) else DEFAULT_PATH
     if not named and not file.is_file():
         return str(file), {}
     try:
         return str(file), tomllib.loads(_text_of(file, file.read_bytes()))
+    except ConfigError:
+        raise
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: expected TOML, got {error}; correct it") from None
     except (OSError, ValueError) as error:

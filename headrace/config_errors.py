@@ -31,6 +31,16 @@ EXPECTED = {
     "tuple_type": "a list",
 }
 
+_WAITS = "remove it: processes wait for their broker without end"
+FORMER = {
+    "trainer.on_hole": "it is on_gap now",
+    "serving.replay_after_s": "it is historical_after_s now",
+    "stream.start_timeout_s": _WAITS,
+    "stream.recover_timeout_s": _WAITS,
+    "serving.connect_timeout_s": _WAITS,
+}
+"""Keys of earlier releases, and what to do about them."""
+
 
 class Explainer:
     """Describes pydantic's errors. ``sections``: name → its dataclass; ``source``: the file, with content ``table``."""
@@ -69,6 +79,8 @@ class Explainer:
 
     def _unknown_key(self, _error: ErrorDetails, section: str, key: list[str]) -> str:
         # Its value is not shown: it may be a password that belongs elsewhere.
+        if (advice := FORMER.get(f"{section}.{key[0]}")) is not None:
+            return f"[{section}] {key[0]}: there is no such key any more; {advice}"
         known = keys_of(self._sections[section])
         return (
             f"[{section}] {key[0]:.80}: there is no such key{nearest(key[0], known)}; "

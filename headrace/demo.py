@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -28,6 +27,7 @@ from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
 from headrace.environment import CLIENT, unset_settings
+from headrace.interrupts import heed_interrupts, status_of_interrupt
 from headrace.lag_view import Follower, LagView
 from headrace.processes import ProcessGroup
 from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
@@ -59,10 +59,9 @@ def run_demo(
     stay: bool = False,
     port: int | None = None,
 ) -> int:
-    """Run it; returns the exit status: 0, 1 if the audit found a violation, 130 after Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends it as Ctrl-C does
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    """Run it; returns the exit status: 0, 1 if the audit found a violation, 130 after Ctrl-C (after another
+    signal: 128 and its number)."""
+    heed_interrupts(signal.SIGHUP)  # a terminal that is closed
     if unset := unset_settings(*(CLIENT if bootstrap else ())):
         say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
     try:
@@ -72,7 +71,7 @@ def run_demo(
             return demo.run(stay=stay)
     except KeyboardInterrupt:
         print("\nheadrace: stopped; everything it started has ended", file=sys.stderr)
-        return 130
+        return status_of_interrupt()
 
 
 def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
@@ -83,10 +82,6 @@ def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 0 if report.passed else 1
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _folder(stack: ExitStack, keep: Path | None) -> Path:

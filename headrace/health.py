@@ -7,12 +7,14 @@ import urllib.error
 import urllib.request
 
 TIMEOUT_S = 3.0
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Docker hands its proxy settings to every container, and no proxy reaches a container's own address."""
 
 
 def is_healthy(url: str) -> bool:
     """Whether ``url`` answers 2xx within three seconds."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S):  # noqa: S310 (the address is the operator's)
+        with _DIRECTLY.open(url, timeout=TIMEOUT_S):
             return True  # any other answer is raised
     except (urllib.error.URLError, OSError, ValueError):
         return False

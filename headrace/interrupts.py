@@ -17,10 +17,15 @@ _IMPORTING = "<frozen importlib._bootstrap>"
 _received: list[int] = []
 
 
-def heed_interrupts() -> None:
-    """Make SIGTERM end a command as Ctrl-C does. The processes that run for long have handlers of their own, later. A
-    signal that this process was started to ignore (as under ``nohup``) stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+class _Interrupt(KeyboardInterrupt):
+    """What the signals raise. After a KeyboardInterrupt itself has passed through an ``exec`` or ``eval`` of a text,
+    Python ends by SIGINT, whatever caught it and whatever status was to be returned."""
+
+
+def heed_interrupts(*more: signal.Signals) -> None:
+    """Make SIGTERM, and ``more``, end a command as Ctrl-C does. The processes that run for long have handlers of their
+    own, later. A signal that this process was started to ignore (as under ``nohup``) stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, *more):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
 
@@ -36,4 +41,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename == _IMPORTING:
             os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise _Interrupt

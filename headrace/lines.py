@@ -71,7 +71,7 @@ def wait_until_as_good(old: Settings, new: Settings, worse: float) -> None:
     """Return once the newest version of ``new`` is as good as the newest of ``old``. Prints what is missing, whenever
     that changes."""
     told = ""
-    while missing := _missing(manifests(old), manifests(new), old.serving.guard_min_targets, worse):
+    while missing := _missing(manifests(old, bool), manifests(new, bool), old.serving.guard_min_targets, worse):
         if missing != told:
             Console().print(f"not yet: {missing}", highlight=False)
         told = missing

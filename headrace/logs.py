@@ -16,6 +16,7 @@ QUIET = {
     "kafka": logging.CRITICAL,
     "faust": logging.ERROR,
     "mode": logging.ERROR,
+    "stream.transport": logging.WARNING,  # mode's, of our classes: that each starts and stops
     "asyncio": logging.ERROR,
     "uvicorn.error": logging.WARNING,
 }

@@ -113,7 +113,8 @@ def open_files() -> Finding:
 
 def disk(subject: str, folder: Path) -> Finding:
     """Whether a folder can be written to and has room."""
-    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    # Not `Path.exists`, which raises where a folder above may not be searched.
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))  # noqa: PTH110
     if not existing.is_dir():
         return problem(subject, f"{existing} is not a folder", "name another folder, or move that file away")
     if not os.access(existing, os.W_OK):

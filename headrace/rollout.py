@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import time
 
@@ -20,12 +21,13 @@ from wire.weights import Manifest
 def pin(settings: Settings, version: str, reason: str = "") -> int:
     """Pin a version that is in the topic, or one that is still to come. Raises `VersionError` for any other."""
     which, settings = parse_version(version), on_line(settings, followed_line(settings))
-    listed = manifests(settings)
-    found = _find(_reachable(listed), which)
-    if found is None and listed and which <= listed[-1].which:
+    newest = manifests(settings, bool)[-1:]
+    is_to_come = not newest or which > newest[0].which
+    found = None if is_to_come else _present(settings, which)
+    if found is None and not is_to_come:
         raise VersionError(
-            f"pin: expected a version that is in the topic with its base ({_span(_reachable(listed))}), or one above "
-            f"{_name(listed[-1].which)}, which is still to come, got {version}; `headrace versions` lists them"
+            f"version: expected one that is in the topic with its base, or one above {_name(newest[0].which)}, which "
+            f"is still to come, got {version}; `headrace versions` lists them"
         )
     return _pin(settings, which, reason, found)
 
@@ -33,21 +35,32 @@ def pin(settings: Settings, version: str, reason: str = "") -> int:
 def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
     """Pin a version that is in the topic; None: the last one of the epoch before the newest, or the one before it."""
     settings = on_line(settings, followed_line(settings))
-    listed = _reachable(manifests(settings))
-    if version is None:
-        if len(listed) < 2:
-            raise VersionError(f"rollback: expected two versions or more in the topic, got {len(listed)}")
-        earlier = [each for each in listed if each.epoch < listed[-1].epoch]
-        chosen = (earlier or listed[:-1])[-1]
-        return _pin(settings, chosen.which, reason or "rollback", chosen)
-    which = parse_version(version)
-    found = _find(listed, which)
-    if found is None:
+    chosen = _previous(settings) if version is None else _present(settings, parse_version(version))
+    if chosen is None:
         raise VersionError(
-            f"rollback: expected a version that is in the topic ({_span(listed)}), got {version}; `headrace versions` "
-            "lists them"
+            f"version: expected one that is in the topic with its base, got {version}; `headrace versions` lists them"
         )
-    return _pin(settings, which, reason or "rollback", found)
+    return _pin(settings, chosen.which, reason or "rollback", chosen)
+
+
+def _previous(settings: Settings) -> Manifest:
+    """The last version of the epoch before the newest, or the one before the newest."""
+    listed = _reachable(manifests(settings, lambda found: len(_reachable(found)) > 1))
+    if len(listed) < 2:
+        raise VersionError(f"version: expected two or more in the topic, got {len(listed)}")
+    earlier = manifests(settings, lambda found: bool(_reachable(found)), before=(listed[-1].epoch, 0))
+    return (_reachable(earlier) or listed[:-1])[-1]
+
+
+def _present(settings: Settings, which: Which) -> Manifest | None:
+    """A version, if the topic has it and its base."""
+
+    def is_settled(found: list[Manifest]) -> bool:
+        target = _find(found, which)
+        oldest = which if target is None else (target.epoch, target.base_number)
+        return bool(found) and found[0].which <= oldest
+
+    return _find(_reachable(manifests(settings, is_settled, before=(which[0], which[1] + 1))), which)
 
 
 def unpin(settings: Settings) -> int:
@@ -62,7 +75,7 @@ def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: boo
     newest is not worse than theirs by more than the fraction ``worse``."""
     before = followed_line(settings)
     try:
-        found = manifests(on_line(settings, line))
+        found = manifests(on_line(settings, line), bool)
     except TopicMissing:
         found = []
     if not found:
@@ -84,16 +97,16 @@ def _line(line: str) -> str:
 
 
 def who() -> str:
-    """User and machine."""
-    return f"{getpass.getuser()}@{platform.node()}"
+    """User and machine. In a container the user may have a number and no name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    return f"{name}@{platform.node()}"
 
 
 def _find(listed: list[Manifest], which: Which) -> Manifest | None:
     return next((each for each in reversed(listed) if each.which == which), None)
-
-
-def _span(listed: list[Manifest]) -> str:
-    return f"{_name(listed[0].which)} to {_name(listed[-1].which)}" if listed else "none"
 
 
 def _reachable(listed: list[Manifest]) -> list[Manifest]:

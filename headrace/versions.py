@@ -3,36 +3,77 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
+from kafka import KafkaConsumer
 from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
 from headrace.machine import size
 from wire.assembler import ManifestAssembler
-from wire.kafka.consumer import connect, read, spans
+from wire.control import Which
+from wire.kafka.consumer import Span, connect, read, spans
 from wire.topics import Topics
-from wire.weights import Manifest
+from wire.weights import Manifest, claim_of, manifest_of
+
+Enough = Callable[[list[Manifest]], bool]
+FIRST_WINDOW = 256
+"""Records."""
 
 
-def manifests(settings: Settings) -> list[Manifest]:
-    """The manifest of every version in the weights topic that a reader of the topic would take, in order: not those of
-    a fenced epoch, and not those of which chunks are missing."""
+def manifests(settings: Settings, enough: Enough = lambda _: False, *, before: Which | None = None) -> list[Manifest]:
+    """The manifests of the versions in the weights topic that a reader of the topic would take, in order: not those of
+    a fenced epoch, and not those of which chunks are missing.
+
+    They are read from the end (with ``before``: from that version) backwards, in windows that grow until ``enough``
+    holds of them or none is left: a week of versions takes hundreds of GB.
+    """
     topic = Topics.under(settings.kafka.prefix, settings.kafka.line).weights
-    consumer, assembler = connect(settings.kafka), ManifestAssembler(on_drop=lambda _: None)
+    consumer = connect(settings.kafka)
     try:
-        found = (
-            assembler.feed(each.key, each.headers, each.value) for each in read(consumer, topic, spans(consumer, topic))
-        )
-        return [version.manifest for version in found if version is not None]
+        held, window = spans(consumer, topic)[0], FIRST_WINDOW
+        end = held.end if before is None else _offset_of(consumer, topic, held, before)
+        while True:
+            start = max(held.first, end - window)
+            found = _valid(read(consumer, topic, {0: Span(start, end)}), is_from_the_first=start == held.first)
+            found = [each for each in found if before is None or each.which < before]
+            if start == held.first or enough(found):
+                return found
+            window *= 4
     finally:
         consumer.close()
 
 
+def _offset_of(consumer: KafkaConsumer, topic: str, held: Span, which: Which) -> int:
+    """An offset behind the manifests of all versions below ``which``, and hardly behind more, by bisection: versions
+    only increase."""
+    low, high = held.first, held.end
+    while high - low > FIRST_WINDOW:
+        middle = (low + high) // 2
+        found = (manifest_of(record) for record in read(consumer, topic, {0: Span(middle, high)}))
+        first = next((each for each in found if each is not None), None)
+        low, high = (middle, high) if first is not None and first.which < which else (low, middle)
+    return high
+
+
+def _valid(records: Iterable[Any], *, is_from_the_first: bool) -> list[Manifest]:
+    assembler, claimed, found = ManifestAssembler(on_drop=lambda _: None), {-1}, list[Manifest]()
+    for each in records:
+        if (claim := claim_of(each)) is not None:
+            claimed.add(claim.epoch)
+        if (version := assembler.feed(each.key, each.headers, each.value)) is not None:
+            found.append(version.manifest)
+    # An epoch that was claimed before the window has fenced off all earlier ones.
+    fenced = -1 if is_from_the_first else max({each.epoch for each in found} - claimed, default=-1)
+    return [each for each in found if each.epoch >= fenced]
+
+
 def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> int:
     """Print the last ``num_last`` versions, the newest last."""
-    listed = manifests(settings)[-num_last:]
+    listed = manifests(settings, lambda found: len(found) >= num_last)[-num_last:]
     if as_json:
         for manifest in listed:
             row = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name != "plan"}

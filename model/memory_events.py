@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import MemoryEvents
-from kernels.windows import list_rows
+from kernels.windows import RowLists, list_rows
 from model.config import ModelConfig
 from model.kinds import negative_bits, positive_bits
 
@@ -35,11 +35,25 @@ def events_of(
     """
     kinds = positive_bits(config), negative_bits(config)
     lists = list_rows(rows_n, bits_n, time_ms_n, kinds, starts_B1[owner_R], asked_R)
-    past_begin_R, past_end_R, met_begin_R, met_end_R, shown_begin_R, shown_end_R = lists.bounds_6R
-    is_told = is_chosen_R is not None
+    target_R = rows_n[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int64)
+    return listed_events(lists, lists.bounds_6R, target_R, now_ms_R, is_chosen_R, weight_R, group_RC)
+
+
+def listed_events(
+    lists: RowLists,
+    bounds_6R: Int64,
+    target_R: Int64,
+    now_ms_R: Int64,
+    is_chosen_R: NDArray[np.bool_] | None,
+    weight_R: NDArray[np.float32] | None = None,
+    group_RC: NDArray[np.int32] | None = None,
+) -> MemoryEvents:
+    """`events_of` from lists of rows, in which ``bounds_6R`` says what comes before each event; ``target_R``: the rows
+    of the interactions themselves."""
+    past_begin_R, past_end_R, met_begin_R, met_end_R, shown_begin_R, shown_end_R = bounds_6R
     return MemoryEvents(
-        target_R=rows_n[asked_R].astype(np.int32) if is_told else np.zeros(len(asked_R), np.int32),
-        chosen_R=is_chosen_R.astype(np.uint8) if is_chosen_R is not None else np.zeros(len(asked_R), np.uint8),
+        target_R=target_R.astype(np.int32),
+        chosen_R=np.zeros(len(target_R), np.uint8) if is_chosen_R is None else is_chosen_R.astype(np.uint8),
         past_rows=lists.chosen,
         past_begin_R=past_begin_R,
         past_end_R=past_end_R,

@@ -52,6 +52,16 @@ def test_what_python_has_compiled_is_kept_whatever_the_environment_says(checkout
     assert subprocess.check_output(command, cwd=checkout, env=environment, timeout=60) == b"[]\n"
 
 
+def test_measurements_on_a_gpu_follow_tests_that_fail(checkout: Path) -> None:
+    python = checkout / "python"
+    python.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *pytest*) exit 1; esac\n')
+    python.chmod(0o755)
+    command = ["make", "--no-print-directory", f"GPU_PYTHON={python}", "GPU_WORKERS=", "test-gpu", "bench-gpu"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout.index("\n-m pytest tests/gpu") < done.stdout.index("\n-m bench.gpu")
+
+
 def test_a_second_run_does_the_work_alone(checkout: Path) -> None:
     set_up(checkout)
     plan = planned(checkout, "demo").splitlines()

@@ -26,7 +26,7 @@ from bench.rivals.libraries import River, VowpalWabbit, installed
 from bench.rivals.logistic import Logistic
 from bench.rivals.markov import Markov, PairMarkov
 from bench.rivals.met import LastMet
-from bench.rivals.own import Own, OwnByHour
+from bench.rivals.own import Own, OwnByTime
 from bench.rivals.popular import DecayedPopular, Popular, PopularByHour
 from bench.rivals.rate import Constant, ItemRate
 from bench.rivals.sasrec import SASRec
@@ -110,7 +110,8 @@ def retrievers() -> dict[str, dict[str, Setting]]:
         },
         "popular by hour": {f"{width:g} h": Setting(partial(_by_hour, width)) for width in (1.0, 2.0, 4.0)},
         "own frequent": {"": Setting(lambda info, _: EventByEvent(Own(info.num_rows)))},
-        "own frequent, by hour": {"": Setting(lambda info, _: OwnByHour(info.num_rows))},
+        "own frequent, by hour": {"": Setting(lambda info, _: OwnByTime(info.num_rows))},
+        "own frequent, by weekday": {"": Setting(lambda info, _: OwnByTime(info.num_rows, cycle=168, width=8.0))},
         "last met": {"": Setting(lambda *_: LastMet())},
         "last-item Markov": {"": Setting(lambda info, _: EventByEvent(Markov(info.num_rows)))},
         "last-pair Markov": {"": Setting(lambda info, _: EventByEvent(PairMarkov(info.num_rows)))},

@@ -1,8 +1,9 @@
 """Made streams of habits: what a user does next is known from what this user did before, or from the last two items.
 
 ``daytimes``: demand follows the time of day, and most users come once. ``routine``: four habits of an hour of the day
-each. ``loops``: own lists, played again and again in their order. ``pairs``: what follows depends on the last two items
-together. ``turns``: two interests in turn, so that the last item but one decides.
+each. ``weekdays``: three habits of each day of the week. ``loops``: own lists, played again and again in their order.
+``pairs``: what follows depends on the last two items together. ``turns``: two interests in turn, so that the last item
+but one decides.
 """
 
 from __future__ import annotations
@@ -36,6 +37,21 @@ def routine(num: int = 10_000, num_users: int = 150, num_items: int = 800, seed:
                 place = min(len(items), int(rng.geometric(0.35))) - 1
                 item = items[place] if rng.random() < 0.85 else draw(rng, popular)
                 actions.append(act(user, item, "order", now + 0.05 * step))
+        yield from sorted(actions, key=lambda action: int(action["timestamp"]))[: num - done]
+        done, day = done + len(actions), day + 1
+
+
+def weekdays(num: int = 12_000, num_users: int = 160, num_items: int = 1_000, seed: int = 0) -> Iterator[Action]:
+    """Each user has three items for each day of the week, at any hour; one order in seven is of anything."""
+    rng, popular = np.random.default_rng(seed), 1 / np.arange(1, num_items + 1) ** 0.8
+    habits = [[[draw(rng, popular) for _ in range(3)] for _ in range(7)] for _ in range(num_users)]
+    done, day = 0, 0
+    while done < num:
+        actions = []
+        for user, mine in enumerate(habits):
+            for _ in range(rng.poisson(1.3)):
+                item = mine[day % 7][rng.integers(3)] if rng.random() < 0.85 else draw(rng, popular)
+                actions.append(act(user, item, "order", 24 * day + rng.uniform(7, 22)))
         yield from sorted(actions, key=lambda action: int(action["timestamp"]))[: num - done]
         done, day = done + len(actions), day + 1
 

@@ -268,6 +268,7 @@ STREAMS: dict[str, Stream] = {
             made.taps,
             habits.daytimes,
             habits.routine,
+            habits.weekdays,
             habits.loops,
             habits.pairs,
             habits.turns,

@@ -105,16 +105,22 @@ def train(
     """
     if as_json and file is None:
         raise typer.BadParameter("goes with --file", param_hint="--json")
-    if replay and file is not None:
-        raise typer.BadParameter("reads the topics: leave --file out", param_hint="--replay")
+    about_topics = {
+        "--replay": replay, "--take-over": take_over, "--from-published": from_published,
+        "--despite-added-partitions": despite_added,
+    }  # fmt: skip
+    if file is not None and (given := [name for name, is_given in about_topics.items() if is_given]):
+        raise typer.BadParameter("is about the topics: leave --file out", param_hint=given[0])
     _let_idle_threads_sleep()
     start_logging()
-    settings = read_settings(config, bootstrap, **({"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {}))
+    settings = read_settings(
+        config, bootstrap, **({} if checkpoint_dir is None else {"checkpoint_dir": checkpoint_dir})
+    )
     _doubt(settings)
     if file is not None:
         from headrace.file_training import train_file
 
-        raise typer.Exit(train_file(settings, file, keep=bool(checkpoint_dir), as_json=as_json))
+        raise typer.Exit(train_file(settings, file, keep=checkpoint_dir is not None, as_json=as_json))
     from trainer.process import replay_topics, train_stream
 
     raise typer.Exit(

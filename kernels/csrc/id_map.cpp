@@ -7,6 +7,7 @@
 
 #include "column.h"
 #include "export.h"
+#include "id_map.h"
 #include "id_table.h"
 
 namespace {

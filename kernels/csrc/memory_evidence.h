@@ -150,11 +150,17 @@ HEADRACE_INLINE float since(int64_t now_ms, int64_t then_ms) {
     return now_ms > then_ms ? SINCE_SHARE * log1p_one((float)(now_ms - then_ms) * 1e-3f) : 0.0f;
 }
 
-// How close two moments are in time of day: what is left of AROUND_MINUTES, at least 0.
+// How many minutes are left of `most` at the distance between two moments in a cycle, at least 0.
+HEADRACE_INLINE int64_t left_of(int64_t most, int64_t apart_ms, int64_t cycle_ms) {
+    const int64_t away = apart_ms % cycle_ms, minutes = min64(away, cycle_ms - away) / MINUTE_MS;
+    return minutes < most ? most - minutes : 0;
+}
+
+// How close two moments are in time of day, and in time of the week if they are at least half a week apart.
 HEADRACE_INLINE float around(int64_t now_ms, int64_t then_ms) {
-    const int64_t away = (now_ms > then_ms ? now_ms - then_ms : then_ms - now_ms) % DAY_MS;
-    const int64_t minutes = min64(away, DAY_MS - away) / MINUTE_MS;
-    return minutes < AROUND_MINUTES ? (float)(AROUND_MINUTES - minutes) : 0.0f;
+    const int64_t apart = now_ms > then_ms ? now_ms - then_ms : then_ms - now_ms;
+    const int64_t of_week = 2 * apart < WEEK_MS ? 0 : left_of(AROUND_WEEK, apart, WEEK_MS) / WEEK_SHARE;
+    return (float)(left_of(AROUND_MINUTES, apart, DAY_MS) + of_week);
 }
 
 // Index of the first past choice of event r that belongs to the current visit.

@@ -86,6 +86,7 @@ constexpr float OWN_GROUP_DECAY = .9f, GROUP_SHARE_DECAY = .998f;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each reader that copies changed rows
 constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
 constexpr int64_t VISIT_MS = 30 * 60 * 1000, MINUTE_MS = 60 * 1000, DAY_MS = 24 * 60 * MINUTE_MS, AROUND_MINUTES = 120;
+constexpr int64_t WEEK_MS = 7 * DAY_MS, AROUND_WEEK = 720, WEEK_SHARE = 8;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20., LEAST_ACROSS = .2, PRIOR_VISITS = 20.;
 // Of a count beside a row's own: the most that it gives as a share, and the least of that row's that it is divided by.
 constexpr float MOST_SHARE = 2.f, LEAST_SEEN = 1e-37f;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "export.h"
+#include "id_map.h"
 
 namespace {
 
@@ -21,6 +22,23 @@ constexpr int64_t BLOCK = 64;
 struct Before {
     int64_t num_chosen, num_known;
     uint64_t is_chosen, is_known;
+};
+
+struct ListedRows {
+    const void* map;      // of items' ids; null: the rows are given
+    const int64_t* item;  // only read with a map
+    int64_t* row;         // written with a map, else read
+    const uint32_t* bits;
+    const int64_t* time;
+    int64_t num;
+    uint32_t positive, negative;
+    const int64_t *first, *target;
+    int64_t num_targets;
+    int32_t* chosen;
+    int64_t* chosen_time;
+    int32_t *known, *other;
+    Before* before;
+    int64_t *bounds, *lengths;
 };
 
 }  // namespace
@@ -43,11 +61,11 @@ HEADRACE_API void headrace_count_kinds(const uint32_t* bits, const int64_t* firs
 // Lists the rows above 0 of `num` interactions: those of choices (a bit of `positive`, none of `negative`) with their
 // times, all, and those of the others. `bounds` (6, targets): the places in the three lists of the first interaction
 // from `first` on, and of the first from `target` on, list by list. `before` (num / BLOCK + 1): room to work with.
-// Writes the lengths of the first two lists.
-HEADRACE_API void headrace_list_rows(const int64_t* row, const uint32_t* bits, const int64_t* time, int64_t num,
-                                     uint32_t positive, uint32_t negative, const int64_t* first, const int64_t* target,
-                                     int64_t num_targets, int32_t* chosen, int64_t* chosen_time, int32_t* known,
-                                     int32_t* other, Before* before, int64_t* bounds, int64_t* lengths) {
+// Writes the lengths of the first two lists. Returns 0.
+HEADRACE_API int headrace_list_rows(const ListedRows* of) {
+    auto [map, item, row, bits, time, num, positive, negative, first, target, num_targets, chosen, chosen_time, known,
+          other, before, bounds, lengths] = *of;
+    if (map) id_map_lookup(map, item, num, 1, row);
     int64_t num_chosen = 0, num_known = 0;
     for (int64_t start = 0; start <= num; start += BLOCK, ++before) {
         *before = {num_chosen, num_known, 0, 0};
@@ -75,6 +93,7 @@ HEADRACE_API void headrace_list_rows(const int64_t* row, const uint32_t* bits, c
             to[4 * num_targets] = known_before - chosen_before;
         }
     lengths[0] = num_chosen, lengths[1] = num_known;
+    return 0;
 }
 
 // Of each column the rows from `begin` on, `length` of them, range after range. `row_bytes`: of a row of each column.

@@ -23,6 +23,8 @@ _STATE_KEYS = ("rows", "ids", "last_seen_ms", "pending_ids", "pending_counts", "
 class _Table(Protocol):
     def __len__(self) -> int: ...
     @property
+    def address(self) -> int | None: ...
+    @property
     def num_rows(self) -> int: ...
     @property
     def num_pending(self) -> int: ...
@@ -61,6 +63,11 @@ class IdMap:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def address(self) -> int | None:
+        """Where C++ finds the map, until it is loaded; None if it is not in C++."""
+        return self._table.address
 
     @property
     def admit_after(self) -> int:

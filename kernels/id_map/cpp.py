@@ -58,6 +58,12 @@ class CppTable:
         self._known_sizes: list[int] | None = None
         """As of the last change, once asked for."""
 
+    @property
+    def address(self) -> int | None:
+        """Where C++ finds it."""
+        address: int = self._map
+        return address
+
     def _sizes(self) -> list[int]:
         if self._known_sizes is None:
             sizes = np.empty(3, dtype=np.int64)

@@ -23,6 +23,9 @@ class ReferenceTable:
         self._pending: dict[int, tuple[int, int]] = {}
         self._free: list[int] = []
 
+    address = None
+    """C++ cannot read it."""
+
     def __len__(self) -> int:
         return len(self._row_of)
 

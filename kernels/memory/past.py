@@ -13,14 +13,16 @@ from kernels.memory.events import MemoryEvents
 VISIT_MS, SINCE_SHARE = 30 * 60 * 1000, 0.1
 MOST_MATCHED, MATCHED = 3, 4
 MINUTE_MS, DAY_MS, AROUND_MINUTES = 60_000, 86_400_000, 120
+WEEK_MS, AROUND_WEEK, WEEK_SHARE = 7 * DAY_MS, 720, 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryPast:
     """P choices, oldest first: their rows, how long ago each was (0.1 log(1 + seconds)), and whether it belongs to the
     current visit: no pause since has lasted half an hour. ``around_P``: how close each was to now in time of day, from
-    1 in the same minute to 0 at a distance of `AROUND_MINUTES`. ``shown_S``: the rows that were met without being
-    chosen, oldest first."""
+    1 in the same minute to 0 at a distance of `AROUND_MINUTES`; and, if it was at least half a week ago, in time of the
+    week, from 3/4 to 0 at a distance of `AROUND_WEEK` minutes, a minute for each `WEEK_SHARE`. Both are added.
+    ``shown_S``: the rows that were met without being chosen, oldest first."""
 
     row_P: Int32
     since_P: Float64
@@ -34,9 +36,8 @@ class MemoryPast:
         pause_P = np.diff(np.append(time_ms_P, now_ms))
         in_visit_P = np.cumprod((pause_P < VISIT_MS)[::-1])[::-1].astype(np.bool_)
         since_P = SINCE_SHARE * np.log1p(np.maximum(now_ms - time_ms_P, 0) / 1000.0)
-        away_P = np.abs(now_ms - time_ms_P) % DAY_MS
-        minutes_P = np.minimum(away_P, DAY_MS - away_P) // MINUTE_MS
-        around_P = np.maximum(AROUND_MINUTES - minutes_P, 0) / AROUND_MINUTES
+        apart_ms_P = np.abs(now_ms - time_ms_P)
+        around_P = (_around_day(apart_ms_P) + _around_week(apart_ms_P)) / AROUND_MINUTES
         return MemoryPast(row_P, since_P, in_visit_P, around_P, shown_S)
 
     @staticmethod
@@ -62,3 +63,18 @@ class MemoryPast:
     def pause(self) -> float:
         """How long ago the last choice was; 0 if there is none."""
         return float(self.since_P[-1]) if len(self.since_P) else 0.0
+
+
+def _around_day(apart_ms_P: Int64) -> Int64:
+    return _left_of(AROUND_MINUTES, apart_ms_P, DAY_MS)
+
+
+def _around_week(apart_ms_P: Int64) -> Int64:
+    of_week_P = _left_of(AROUND_WEEK, apart_ms_P, WEEK_MS) // WEEK_SHARE
+    return np.where(2 * apart_ms_P < WEEK_MS, 0, of_week_P).astype(np.int64)
+
+
+def _left_of(most: int, apart_ms_P: Int64, cycle_ms: int) -> Int64:
+    """How many minutes are left of ``most`` at these distances in a cycle, at least 0."""
+    away_P = apart_ms_P % cycle_ms
+    return np.asarray(np.maximum(most - np.minimum(away_P, cycle_ms - away_P) // MINUTE_MS, 0), np.int64)

@@ -41,7 +41,7 @@ from kernels.memory.features import (
     TIME_SHARE,
     WIDE,
 )
-from kernels.memory.past import AROUND_MINUTES, DAY_MS, MATCHED, MOST_MATCHED, SINCE_SHARE
+from kernels.memory.past import AROUND_MINUTES, MATCHED, MOST_MATCHED, SINCE_SHARE
 
 TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT, SHOWN_BEGIN, SHOWN_END = map(
     tl.constexpr, range(11)
@@ -53,7 +53,7 @@ NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEA
 LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
 OWN_COLUMNS = tl.constexpr(6)
 """Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last;
-how much it counts as what the user does next, and as what the user does at this time of day."""
+how much it counts as what the user does next, and as what the user does at this time of day and of the week."""
 TINY, SHARE_MOST = tl.constexpr(LEAST_SEEN), tl.constexpr(MOST_SHARE)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)
@@ -79,8 +79,8 @@ COUNTED_LAGS = tl.constexpr(COUNTED[0])
 SCALE_OF_FOLLOWS, SCALE_OF_COSINE = tl.constexpr(FOLLOWS_SCALE), tl.constexpr(COSINE_SCALE)
 HEAT_0, HEAT_1, HEAT_2 = (tl.constexpr(each) for each in HEAT_SCALES)
 SHARE_OF_TIME, SHARE_OF_SINCE = tl.constexpr(TIME_SHARE), tl.constexpr(SINCE_SHARE)
-MATCHES, MATCH_FACTOR, DAY = tl.constexpr(MOST_MATCHED), tl.constexpr(MATCHED), tl.constexpr(DAY_MS)
-AROUND, PER_MINUTE = tl.constexpr(AROUND_MINUTES), tl.constexpr(1.0 / AROUND_MINUTES)
+MATCHES, MATCH_FACTOR = tl.constexpr(MOST_MATCHED), tl.constexpr(MATCHED)
+PER_MINUTE = tl.constexpr(1.0 / AROUND_MINUTES)
 ACROSS_LEAST, ACROSS_PRIOR = tl.constexpr(LEAST_ACROSS), tl.constexpr(PRIOR_VISITS)
 
 
@@ -160,19 +160,6 @@ def note_next(past_ptr, num, count_ptr, WIDTH: tl.constexpr):
             weight = tl.where(is_same, MATCH_FACTOR ** (back - 1), weight)
         row = tl.load(past_ptr + place, mask=inside, other=0)
         tl.atomic_add(count_ptr + row, weight, mask=inside & (weight > 0))
-
-
-@triton.jit
-def note_hours(past_ptr, history, count_ptr, WIDTH: tl.constexpr):
-    """Add up how close to now each row was chosen in time of day: see `kernels.memory.past.MemoryPast`."""
-    past_ms_ptr, num, now_ms, _ = history
-    for start in range(0, num, WIDTH):
-        place = start + tl.arange(0, WIDTH)
-        inside = place < num
-        row = tl.load(past_ptr + place, mask=inside, other=0)
-        away = tl.abs(now_ms - tl.load(past_ms_ptr + place, mask=inside, other=0)) % DAY
-        minutes = AROUND - (tl.minimum(away, DAY - away) // 60_000).to(tl.int32)
-        tl.atomic_add(count_ptr + row, minutes, mask=inside & (minutes > 0))
 
 
 @triton.jit

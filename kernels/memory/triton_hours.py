@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""At what time of day items are chosen, on a GPU: see `kernels.memory.hours`.
+"""At what time of day items are chosen, on a GPU: by all (`kernels.memory.hours`), and by a user
+(`kernels.memory.past`).
 
-The feature is the same for all users and changes with every group of events, so it is computed once for each row after
-a group has been counted, and read by the next group's predictions.
+The first feature is the same for all users and changes with every group of events, so it is computed once for each row
+after a group has been counted, and read by the next group's predictions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import triton.language as tl
 
 from kernels.memory import hours
 from kernels.memory.arrays import NUM_HOURS
-from kernels.memory.past import DAY_MS
+from kernels.memory.past import AROUND_MINUTES, AROUND_WEEK, DAY_MS, WEEK_MS, WEEK_SHARE
 from kernels.memory.triton_features import per_unit
 
 HOURS, DAY, PART_MS = tl.constexpr(NUM_HOURS), tl.constexpr(DAY_MS), tl.constexpr(DAY_MS // NUM_HOURS)
 PRIOR = tl.constexpr(hours.PRIOR)
 NEWEST_MS = tl.constexpr(hours.NEWEST_MS)
+AROUND, AROUND_OF_WEEK = tl.constexpr(AROUND_MINUTES), tl.constexpr(AROUND_WEEK)
+WEEK, SHARE_OF_WEEK = tl.constexpr(WEEK_MS), tl.constexpr(WEEK_SHARE)
 
 
 @triton.jit
@@ -62,3 +65,24 @@ def refresh_hourly(hour_ptr, hourly_ptr, clock_ptr, task, num_rows, BLOCK: tl.co
     unit = per_unit(clock_ptr + 1, 1.0)
     hourly = tl.log((now * unit * HOURS + PRIOR) / (total * unit + PRIOR))
     tl.store(hourly_ptr + row, hourly, mask=row < num_rows)
+
+
+@triton.jit
+def left_of(most, apart_ms, cycle_ms):
+    """How many minutes are left of ``most`` at this distance in a cycle, at least 0."""
+    away = apart_ms % cycle_ms
+    return tl.maximum(most - (tl.minimum(away, cycle_ms - away) // 60_000).to(tl.int32), 0)
+
+
+@triton.jit
+def note_hours(past_ptr, history, count_ptr, WIDTH: tl.constexpr):
+    """Add up how close to now each row was chosen in times of day and week: see `kernels.memory.past.MemoryPast`."""
+    past_ms_ptr, num, now_ms, _ = history
+    for start in range(0, num, WIDTH):
+        place = start + tl.arange(0, WIDTH)
+        inside = place < num
+        row = tl.load(past_ptr + place, mask=inside, other=0)
+        apart = tl.abs(now_ms - tl.load(past_ms_ptr + place, mask=inside, other=0))
+        of_week = tl.where(2 * apart < WEEK, 0, left_of(AROUND_OF_WEEK, apart, WEEK) // SHARE_OF_WEEK)
+        minutes = left_of(AROUND, apart, DAY) + of_week
+        tl.atomic_add(count_ptr + row, minutes, mask=inside & (minutes > 0))

@@ -42,13 +42,13 @@ from kernels.memory.triton_features import (
     VISIT,
     features_of,
     gather,
-    note_hours,
     note_next,
     note_rows,
     only_if,
     since_of,
 )
 from kernels.memory.triton_groups import lift_rows
+from kernels.memory.triton_hours import note_hours
 from kernels.memory.triton_pairs import list_pairs, note_pairs, pairs_before
 from kernels.memory.triton_pick import OUT, pick
 

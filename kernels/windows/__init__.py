@@ -6,19 +6,33 @@ The definition is `wire.history`: `History.window` of each user, concatenated, f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ctypes import c_int64, c_uint32, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import Structure, byref, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.beside import Beside
 from kernels.compiled import baseline, pointer, pointers
+from kernels.id_map import IdMap
 
 Int64 = NDArray[np.int64]
 _BLOCK = 64  # as csrc/windows.cpp has it
-_LIST_ROWS = (*[c_void_p] * 3, c_int64, c_uint32, c_uint32, c_void_p, c_void_p, c_int64, *[c_void_p] * 7)
+
+
+class _ListCall(Structure):
+    """``ListedRows`` of csrc/windows.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("map", "item", "row", "bits", "time")),
+        ("num", c_int64),
+        *((name, c_uint32) for name in ("positive", "negative")),
+        *((name, c_void_p) for name in ("first", "target")),
+        ("num_targets", c_int64),
+        *((name, c_void_p) for name in ("chosen", "chosen_time", "known", "other", "before", "bounds", "lengths")),
+    )
 
 
 @dataclass(slots=True, eq=False)  # frozen would take several us more to make
@@ -112,15 +126,52 @@ def list_rows(
 
     Raises `KernelUnavailable` without compiled kernels.
     """
+    call, lists, _held = _listing(None, rows_n, rows_n, bits_n, time_ms_n, kinds, first_R, target_R)
+    baseline("headrace_list_rows", c_void_p)(byref(call))
+    return lists()
+
+
+def list_rows_beside(
+    beside: Beside, of: IdMap, item_n: Int64, bits_n: NDArray[np.uint32], time_ms_n: Int64, kinds: tuple[int, int],
+    first_R: Int64, target_R: Int64,
+) -> Callable[[], tuple[Int64, RowLists]]:  # fmt: skip
+    """Look the items up and list their rows, numbered from 1, on the thread ``beside``; returns what waits for both.
+    Until then ``of``, which must be in C++, may not change.
+
+    Raises `KernelUnavailable` without compiled kernels.
+    """
+    rows_n = np.empty_like(item_n)
+    call, lists, held = _listing(of.address, item_n, rows_n, bits_n, time_ms_n, kinds, first_R, target_R)
+    beside.start(baseline("headrace_list_rows", c_void_p), call, [*held, of])
+
+    def waited() -> tuple[Int64, RowLists]:
+        beside.wait()
+        return rows_n, lists()
+
+    return waited
+
+
+def _listing(
+    address: int | None, item_n: Int64, rows_n: Int64, bits_n: NDArray[np.uint32], time_ms_n: Int64,
+    kinds: tuple[int, int], first_R: Int64, target_R: Int64,
+) -> tuple[_ListCall, Callable[[], RowLists], list[NDArray[Any]]]:  # fmt: skip
+    """The argument of ``headrace_list_rows``, what makes lists of what it has written, and all arrays whose addresses
+    it has. ``address``: of the map in which the items are looked up; None if the rows are known."""
     num, rows_3n, chosen_ms = len(rows_n), np.empty((3, len(rows_n)), np.int32), np.empty(len(rows_n), np.int64)
     before, bounds_6R = np.empty((num // _BLOCK + 1, 4), np.int64), np.empty((6, len(target_R)), np.int64)
     chosen, known, other = rows_3n
-    lengths, given = np.empty(2, np.int64), [*map(np.ascontiguousarray, (rows_n, bits_n, time_ms_n, first_R, target_R))]
-    assert [each.dtype for each in given] == [np.int64, np.uint32, *[np.int64] * 3], [each.dtype for each in given]
-    made = pointers(chosen, chosen_ms, known, other, before, bounds_6R, lengths)
-    fill = baseline("headrace_list_rows", *_LIST_ROWS)
-    fill(*pointers(*given[:3]), num, *kinds, *pointers(*given[3:]), len(target_R), *made)
-    num_chosen, num_known = lengths.tolist()
-    return RowLists(
-        chosen[:num_chosen], chosen_ms[:num_chosen], known[:num_known], other[: num_known - num_chosen], bounds_6R
-    )
+    lengths, columns = np.empty(2, np.int64), (item_n, rows_n, bits_n, time_ms_n, first_R, target_R)
+    given: list[NDArray[Any]] = [np.ascontiguousarray(each) for each in columns]
+    assert "".join([each.dtype.char for each in given]) == "llIlll", [each.dtype for each in given]
+    made: list[NDArray[Any]] = [chosen, chosen_ms, known, other, before, bounds_6R, lengths]
+    call = _ListCall(
+        address, *pointers(*given[:4]), num, *kinds, *pointers(*given[4:]), len(target_R), *pointers(*made)
+    )  # fmt: skip
+
+    def lists() -> RowLists:
+        num_chosen, num_known = lengths.tolist()
+        return RowLists(
+            chosen[:num_chosen], chosen_ms[:num_chosen], known[:num_known], other[: num_known - num_chosen], bounds_6R
+        )
+
+    return call, lists, [*given, *made]

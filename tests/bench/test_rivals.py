@@ -122,6 +122,21 @@ def test_own_items_by_hour_and_pairs_of_items_are_told_apart() -> None:
     assert first["last-pair Markov"] > first["last-item Markov"] + 0.1
 
 
+def test_own_items_of_a_weekday_are_told_apart() -> None:
+    """Another item on each day of the week, in an order that changes and at any hour."""
+    rng = np.random.default_rng(0)
+    days = np.flatnonzero(rng.random(200) < 0.5).tolist()
+    actions: Actions = [
+        {"user": 1, "item": day % 7, "action": "order", "timestamp": START_MS + 86_400_000 * day + 3_600_000 * hour}
+        for day, hour in zip(days, rng.integers(8, size=len(days)).tolist(), strict=True)
+    ]
+    own, by_weekday = (
+        retrieval(evaluate_retriever(retrievers()[who][""].make(info_of(actions), 1), steps_of(actions), _ignore))
+        for who in ("own frequent", "own frequent, by weekday")
+    )
+    assert by_weekday["hr1"] > own["hr1"] + 0.5
+
+
 def test_what_is_popular_at_this_hour_is_told_from_what_is_popular() -> None:
     """Another user each time; the item depends on the hour alone."""
     actions: Actions = [

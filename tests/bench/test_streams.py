@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bench.single_pass import settings_for
-from bench.streams.habits import daytimes, loops, pairs, routine, turns
-from bench.streams.made import bazaar, music, portal, reviews, series
+from bench.streams.habits import daytimes, loops, pairs, routine, turns, weekdays
+from bench.streams.made import START_MS, bazaar, music, portal, reviews, series
 from bench.streams.named import open_stream, synthetic
 from headrace.config import load_settings
 from model.kinds import chosen
@@ -118,6 +118,18 @@ def test_habits_are_at_their_hours_in_their_order_or_after_two_items() -> None:
     assert shares(of_pairs, 2) > 2 * shares(of_pairs, 1)
     of_turns = list(turns(6_000, num_users=1, num_items=20))
     assert shares(of_turns, 2, -1) > 2 * shares(of_turns, 1)
+
+
+def test_habits_of_a_weekday_come_again_on_that_day() -> None:
+    orders = list(weekdays(3_000, num_users=10))
+    assert orders == list(weekdays(3_000, num_users=10))
+    known, again = set[tuple[int, int, int]](), np.zeros((len(orders), 7))
+    for place, action in enumerate(orders):
+        day = (action["timestamp"] - START_MS) // 86_400_000 % 7
+        again[place] = [(action["user"], (day + later) % 7, action["item"]) in known for later in range(7)]
+        known.add((action["user"], day, action["item"]))
+    share = again[1_500:].mean(axis=0)
+    assert share[0] > 0.8 > 0.4 > share[1:].max()
 
 
 def test_music_events_as_published_are_shown_played_or_liked_in_order_of_time(tmp_path: Path) -> None:

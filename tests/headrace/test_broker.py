@@ -23,7 +23,7 @@ def _needs_the_binary() -> None:
 def test_it_answers_when_start_returns_and_is_gone_when_stop_does() -> None:
     with EmbeddedBroker() as broker:
         assert broker.is_running()
-        pid = broker.pid
+        pid, log = broker.pid, broker.log_path
         with KafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
             ensure_topics(KafkaConfig(bootstrap=broker.bootstrap, partitions=1))
             producer.send("headrace.status.v1", b"hello").get(60)
@@ -31,6 +31,7 @@ def test_it_answers_when_start_returns_and_is_gone_when_stop_does() -> None:
             consumer.assign([TopicPartition("headrace.status.v1", 0)])
             assert next(consumer).value == b"hello"
     assert not is_listening(broker.host, broker.port)
+    assert not log.exists()
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -103,6 +103,21 @@ def test_a_locale_without_the_characters_that_are_printed_ends_no_command(monkey
     assert raw.getvalue().endswith(b"Am\\xe9lie \\u2013 \\u2605\n")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_from_the_start_gives_its_number_to_no_file(closed: str, tmp_path: Path) -> None:
+    """A library that writes to stderr would otherwise write into a database."""
+    program = (
+        "import os, sys, headrace.command as command; from headrace.sentences import say; "
+        "command.run('headrace', arguments=['--version']); say('one'); say('two', is_error=True); sys.stdout.isatty(); "
+        "os.write(os.open('first', os.O_WRONLY | os.O_CREAT), str(os.open('second', os.O_CREAT)).encode())"
+    )
+    command = f'"{sys.executable}" -c "{program}" {closed}'
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0
+    assert int((tmp_path / "first").read_text()) > 2
+
+
 def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     program = (
         "import sys, headrace.command as command; command.run('headrace', arguments=['train', '--help']); "
@@ -117,6 +132,8 @@ def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     [
         (["train", "--json"], "goes with --file"),
         (["train", "--replay", "--file", "x"], "leave --file out"),
+        (["train", "--file", "x", "--take-over"], "leave --file out"),
+        (["train", "--checkpoint-dir", ""], "trainer.checkpoint_dir: expected a string that is not empty"),
         (["dead-letters", "--from", "3"], "goes with --resend"),
         (["dead-letters", "--resend", "--reason", "future"], "leave it out with --resend"),
         (["broker", "70000"], "65535"),
@@ -162,6 +179,18 @@ def test_a_command_that_is_interrupted_ends_without_a_traceback(
     done = finish(running)
     assert "Traceback" not in done.stderr
     assert done.returncode == status
+
+
+def test_an_interrupt_in_a_text_that_is_evaluated_does_not_change_the_status(tmp_path: Path) -> None:
+    """Python itself would then end by SIGINT: 2 of 100 commands did that were told to end after a tenth of a second."""
+    program = (
+        "from headrace.interrupts import *; heed_interrupts()\n"
+        "try: exec('import os, time; os.kill(os.getpid(), 15); time.sleep(60)')\n"
+        "except KeyboardInterrupt: raise SystemExit(status_of_interrupt())"
+    )
+    (tmp_path / "told_to_end.py").write_text(program)
+    command = [sys.executable, "-m", "told_to_end"]
+    assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False).returncode == 143
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:

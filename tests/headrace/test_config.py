@@ -87,6 +87,8 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("[kafak]\nprefix = 'a'\n", ["[kafak]", "did you mean kafka?"]),
         ("[kafka]\npartition = 4\n", ["[kafka] partition: there is no such key", "did you mean partitions?"]),
+        ("[trainer]\non_hole = 'skip'\n", ["[trainer] on_hole: there is no such key any more; it is on_gap now"]),
+        ("[stream]\nstart_timeout_s = 3\n", ["[stream] start_timeout_s: there is no such key any more; remove it"]),
         ("[kafka]\npartitions = 'many'\n", ["[kafka] partitions", "expected a whole number", "'many'"]),
         ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected a whole number, 1 to 100000, got 0"]),
         ("[trainer]\ndropout = 1.5\n", ["trainer.dropout: expected", "got 1.5"]),
@@ -319,6 +321,7 @@ def test_a_file_in_another_encoding_is_refused_in_one_line(content: bytes, said:
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "wrong.toml")
     assert said in str(caught.value)
+    assert str(caught.value).count("wrong.toml") == 1
     assert "\n" not in str(caught.value)
 
 

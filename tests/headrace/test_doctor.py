@@ -1,6 +1,7 @@
 """`headrace doctor`: each fault is found, with its remedy, and a sound deployment has none."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -263,6 +264,20 @@ def test_a_folder_that_cannot_be_one_is_a_problem(tmp_path: Path, make: Callable
     (tmp_path / "file").write_text("")
     assert machine.disk("disk", make(tmp_path)).state == "problem"
     assert machine.disk("disk", tmp_path / "not" / "yet").state == "ok"
+
+
+def test_a_folder_below_one_that_is_closed_to_this_user_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            status = int(machine.disk("disk", tmp_path / "closed" / "store").state != "problem")
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_kernels_that_are_not_there_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from headrace.health import is_healthy
+from headrace.recommendation import Server, ServerError
 from tests.brokers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,16 @@ def url() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_no_proxy_is_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker hands its own proxy settings to containers."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    command = [sys.executable, "-m", "headrace.health", f"{url}/200"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    with closing(Server(url)) as server, pytest.raises(ServerError, match="with 501"):
+        server.recommend("u")
 
 
 def test_only_a_good_answer_is_healthy(url: str) -> None:

@@ -13,6 +13,7 @@ configure_logs()
 structlog.get_logger("trainer").info("training", step=3)
 logging.getLogger("serving.versions.subscriber").warning("version %s", "0/1")
 logging.getLogger("kafka.conn").error("spam")
+logging.getLogger("stream.transport").info("[^WorkerApp]: Starting...")
 logging.getLogger("uvicorn.error").info("Started server process")
 """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,16 @@ import pytest
 import headrace.rollout
 import headrace.versions
 from headrace.config import Settings
-from headrace.rollout import pin, rollback
+from headrace.rollout import pin, rollback, who
 from headrace.versions import manifests
 from tests.headrace.test_ledger import manifest
 from wire.control import Pin
 from wire.errors import VersionError
+from wire.kafka.consumer import Span
 from wire.weights import CLAIM_HEADERS, CLAIM_KEY, MANIFEST_HEADERS, Claim, chunk_headers, encode_manifest, version_key
+
+READ = list["Record"]()
+"""The records that were read from the topic."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ LOG = [
 def log(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     records = list(LOG)
 
-    def read(*_: Any) -> Iterator[Record]:
-        return iter(records)
+    def read(_consumer: Any, _topic: str, wanted: Mapping[int, Span]) -> Iterator[Record]:
+        for each in records[wanted[0].first : wanted[0].end]:
+            READ.append(each)
+            yield each
 
     monkeypatch.setattr(headrace.versions, "connect", lambda _: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(headrace.versions, "spans", lambda *_: {})
+    monkeypatch.setattr(headrace.versions, "spans", lambda *_: {0: Span(0, len(records))})
     monkeypatch.setattr(headrace.versions, "read", read)
     monkeypatch.setattr(headrace.rollout, "followed_line", lambda _: "")
     return records
@@ -88,7 +95,7 @@ def test_a_rollback_goes_to_no_version_of_a_fenced_trainer(pinned: list[tuple[in
     assert rollback(Settings(), None) == 0
     assert pinned == [(1, 1)]
     for which in ("1/2", "2/1"):
-        with pytest.raises(VersionError, match=r"expected a version that is in the topic \(1/0 to 2/2\)"):
+        with pytest.raises(VersionError, match=r"expected one that is in the topic with its base, got " + which):
             rollback(Settings(), which)
 
 
@@ -110,7 +117,7 @@ def test_a_pin_names_a_version_that_is_there_or_may_come(
     assert pinned == [(1, 1), (2, 2), (2, 3), (3, 0)]
     assert capsys.readouterr().out.count("which is still to come") == 2
     for version in ("1/2", "1/7", "2/1", "0/0"):
-        with pytest.raises(VersionError, match=r"with its base \(1/0 to 2/2\), or one above 2/2, .* got " + version):
+        with pytest.raises(VersionError, match=r"with its base, or one above 2/2, .* got " + version):
             pin(Settings(), version)
     assert len(pinned) == 4
 
@@ -120,6 +127,65 @@ def test_a_pin_names_no_version_whose_base_is_gone(log: list[Record], pinned: li
     with pytest.raises(VersionError, match=r"got 1/1"):
         pin(Settings(), "1/1")
     assert pinned == []
+
+
+def test_a_user_without_a_name_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert who().startswith("4000000000@")
+
+
+@pytest.fixture
+def week(log: list[Record], monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """Many versions of five epochs, the first without its base. A trainer that was fenced goes on for a while."""
+    monkeypatch.setattr(headrace.versions, "FIRST_WINDOW", 16)
+    log[:] = [each for number in range(3, 9) for each in version(1, number, 0)]
+    for epoch in range(2, 7):
+        for number in range(300):
+            log += [claim(epoch)] if not number else []
+            log += version(epoch - 1, 400 + number, 0) if epoch > 2 and number < 3 else []
+            log += version(epoch, number, number - number % 10)
+    return log
+
+
+def test_the_newest_versions_are_found_without_reading_all(week: list[Record]) -> None:
+    everything = manifests(Settings())
+    assert len(everything) == 6 + 5 * 300
+    for num in (1, 2, 9, 77, 299, 300, 301, 302, 700):
+        READ.clear()
+        found = manifests(Settings(), lambda found, num=num: len(found) >= num)  # type: ignore[misc]
+        assert found == everything[-len(found) :]
+        assert num <= len(found)
+        assert len(READ) < 20 * num + 100, "or a week of versions would be read for the last one"
+
+
+def test_a_window_that_begins_behind_a_claim_has_no_version_of_a_fenced_trainer(
+    week: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = manifests(Settings())
+    for window in range(len(week) - week.index(claim(6)) - 20, len(week) - week.index(claim(6)) + 5):
+        monkeypatch.setattr(headrace.versions, "FIRST_WINDOW", window)
+        found = manifests(Settings(), bool)
+        assert found == everything[-len(found) :]
+
+
+def test_a_rollback_reads_no_more_than_it_needs(week: list[Record], pinned: list[tuple[int, int]]) -> None:
+    for version in (None, "6/7", "4/123", "2/0", "6/299"):
+        READ.clear()
+        rollback(Settings(), version)
+        assert len(READ) < len(week) / 5
+    assert pinned == [(5, 299), (6, 7), (4, 123), (2, 0), (6, 299)]
+    for version in ("1/5", "5/401", "3/300"):
+        READ.clear()
+        with pytest.raises(VersionError, match="with its base, got " + version):
+            rollback(Settings(), version)
+        assert len(READ) < len(week) / 5
+    del week[week.index(claim(6)) :]
+    del week[: week.index(claim(5))]
+    rollback(Settings(), None)
+    assert pinned[-1] == (5, 298), "there is one epoch alone"
 
 
 @pytest.mark.usefixtures("log")

@@ -23,7 +23,7 @@ from kernels.memory import (
 )
 from kernels.memory.arrays import CLOCK, NUM_HOURS, SEEN_AGAIN
 from kernels.memory.features import MOST_SHARE, weighted_sum
-from kernels.memory.past import DAY_MS, VISIT_MS
+from kernels.memory.past import DAY_MS, VISIT_MS, WEEK_MS
 from tests.kernels.yardstick import force, levels
 
 NUM_BUCKETS, NUM_GROUPS = 8, 30
@@ -62,7 +62,8 @@ class Stream:
             past_ms += [ms for _, was_chosen, ms in history if was_chosen]
             met.append([each for each, *_ in history])
             shown.append([each for each, was_chosen, _ in history if not was_chosen])
-            now_ms.append(now_ms[-1] + int(rng.choice([0, 40_000, 600_000, VISIT_MS, DAY_MS - VISIT_MS])))
+            pauses_ms = 0, 40_000, 600_000, VISIT_MS, DAY_MS - VISIT_MS, WEEK_MS - 7 * VISIT_MS
+            now_ms.append(now_ms[-1] + int(rng.choice(pauses_ms)))
             if row:
                 history.append((row, bool(chosen[-1]), now_ms[-1]))
         timeless = events_at_once(target, chosen, past, met, shown)
@@ -370,8 +371,14 @@ def test_a_user_goes_on_as_before_after_the_same_items() -> None:
 
 def test_how_close_times_of_day_are_does_not_depend_on_midnight() -> None:
     minutes = np.array([-1439, -121, -119, -1, 0, 30, 120, 1435])
-    past = MemoryPast.seen_at(7 * DAY_MS, np.ones(8, np.int32), 60_000 * minutes, np.zeros(0, np.int32))
+    past = MemoryPast.seen_at(2 * DAY_MS, np.ones(8, np.int32), 60_000 * minutes, np.zeros(0, np.int32))
     np.testing.assert_allclose(120 * past.around_P, [119, 0, 1, 119, 120, 90, 0, 115])
+
+
+def test_choices_of_other_weeks_are_close_to_now_on_the_same_weekday() -> None:
+    days = np.array([-7, -7.25, -6.5, -6, -14, -13.75, -3.5, -0.25])
+    past = MemoryPast.seen_at(0, np.ones(8, np.int32), (days * DAY_MS).astype(np.int64), np.zeros(0, np.int32))
+    np.testing.assert_allclose(120 * past.around_P, [210, 45, 0, 120, 210, 45, 0, 0])
 
 
 def test_who_repeats_a_sequence_of_his_own_is_expected_to_go_on_with_it() -> None:
@@ -411,6 +418,30 @@ def test_what_a_user_chooses_at_this_time_of_day_is_expected_again() -> None:
         float(np.nanmean(learned_of(habits(day_ms), 37).loss_R[half:])) for day_ms in (DAY_MS, DAY_MS * 11 // 10)
     )
     assert loss < 0.2 * elsewhere  # .005 and 1.319
+
+
+def weekdays(day_ms: int) -> MemoryEvents:
+    """Six users, each with an item for each day of the week, at any of eight hours of it; some days are left out."""
+    rng = np.random.default_rng(0)
+    rows, past, past_ms, now_ms = list[int](), list[list[int]](), list[int](), list[int]()
+    for user in range(6):
+        mine, times, items = list[int](), list[int](), rng.permutation(7).tolist()
+        for day in np.flatnonzero(rng.random(140) < 0.3).tolist():
+            rows.append(1 + 7 * user + items[day % 7])
+            now_ms.append(day_ms * day + int(rng.integers(day_ms // 3)))
+            past.append(list(mine))
+            past_ms += times
+            mine, times = [*mine, rows[-1]], [*times, now_ms[-1]]
+    events = events_at_once(rows, np.ones(len(rows)), past, past)
+    return replace(events, past_ms=np.array(past_ms, np.int64), now_ms_R=np.array(now_ms, np.int64))
+
+
+def test_what_a_user_chooses_on_this_day_of_the_week_is_expected_again() -> None:
+    half = len(weekdays(DAY_MS)) // 2
+    loss, elsewhere = (
+        float(np.nanmean(learned_of(weekdays(day_ms), 43).loss_R[half:])) for day_ms in (DAY_MS, DAY_MS * 11 // 10)
+    )
+    assert loss < 0.5 * elsewhere  # .45 and 1.89
 
 
 def long_ago(half_lives: int, rules: MemoryRules = RULES, *, both: bool = False) -> MemoryArrays:

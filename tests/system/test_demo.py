@@ -69,7 +69,9 @@ def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "a closed terminal"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "a closed terminal"]
+)
 def test_whatever_ends_the_demo_ends_everything_that_it_started(
     number: signal.Signals, ratings: Path, tmp_path: Path
 ) -> None:
@@ -82,7 +84,7 @@ def test_whatever_ends_the_demo_ends_everything_that_it_started(
         started = members(process.pid)
         process.send_signal(number)
         process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert not [pid for pid in started if is_running(pid)]
     assert not list(tmp_path.glob("headrace-demo-*"))
 

@@ -41,7 +41,9 @@ from trainer.checkpoint.snapshot import learner_arrays
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.examples.batch import JaggedBatch
+from trainer.learner.batch_rows import BatchRows
 from trainer.learner.eviction import evict
+from trainer.learner.forward import OnRows
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.ranking_pass import RankingPass
 from trainer.learner.scoring import Scoring
@@ -197,10 +199,12 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 class LearnsFirst(Learner):
     """Broken: it learns a batch before it predicts it."""
 
-    def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
+    def forward(
+        self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None, on_rows: OnRows | None = None
+    ) -> Forward:
         forward = super().forward(batch, now_ms, whole)
         self._learn(forward, forward.retrieval_loss + forward.logits_RK.mean())
-        return super().forward(batch, now_ms, whole)
+        return super().forward(batch, now_ms, whole, on_rows)
 
 
 class InsertsFirst(Learner):
@@ -216,8 +220,8 @@ class InsertsFirst(Learner):
 class RemembersBackwards(Learner):
     """Broken: the memory takes a batch's newest targets first, and predicts older ones from what came later."""
 
-    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Callable[[], MemoryOutcome]:
-        return super()._predict_choices(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, rows: BatchRows) -> Callable[[], MemoryOutcome]:
+        return super()._predict_choices(replace(batch, time_ms_n=-batch.time_ms_n), forward, rows)
 
 
 class RanksBackwards(Learner):
@@ -243,8 +247,10 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
     assert_predicted_before_learned(learner, examples)
 
 
-def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
+@pytest.mark.parametrize("least", [1, 1 << 20], ids=["lists beside", "memory alone"])
+def test_a_memory_that_learns_beside_the_network_changes_no_bit(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the same predictions, counts and everything learned."""
+    monkeypatch.setattr("trainer.learner.batch_rows.LEAST_BESIDE", least)
     learner, world = taught(num_steps=2)
     beside = twin(learner, partial(Learner, threads=True))
     for _ in range(3):

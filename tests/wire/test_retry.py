@@ -6,8 +6,13 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from tests.brokers import free_port
@@ -16,8 +21,15 @@ from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.addresses import announced
 from wire.kafka.admin import make_admin
 from wire.kafka.consumer import connect, make_consumer, reconnect
+from wire.kafka.options import sync_options
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import Absence, StoppedError, connect_patiently, patiently
+
+BRIEFLY = {"bootstrap_timeout_ms": 50}
+
+
+def num_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def nowhere() -> KafkaConfig:
@@ -90,6 +102,27 @@ def _closes_everything(listener: socket.socket) -> None:
             accepted.close()
     except OSError:
         return
+
+
+@pytest.mark.parametrize("make", [make_consumer, make_producer, make_admin])
+def test_who_tries_again_until_a_broker_answers_holds_nothing_more_each_time(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is paused, or expects another protocol."""
+    for name in ("admin", "consumer", "producer"):
+        monkeypatch.setattr(f"wire.kafka.{name}.sync_options", lambda kafka: {**sync_options(kafka), **BRIEFLY})
+    monkeypatch.setattr("wire.kafka.admin.wait_for_broker", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        kafka = KafkaConfig(bootstrap=f"127.0.0.1:{silent.getsockname()[1]}")
+        for _ in range(3):
+            before = threading.active_count(), num_open()
+            with pytest.raises((KafkaError, OSError)):
+                make(kafka)
+            with suppress(BlockingIOError):
+                while True:
+                    silent.accept()[0].close()
+            assert (threading.active_count(), num_open()) == before
 
 
 def test_a_command_says_what_it_waits_for_before_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:

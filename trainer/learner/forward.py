@@ -7,6 +7,7 @@ C++ without autograd (`trainer.network.direct_step`), or on a GPU as CUDA graphs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from trainer.ranks.shard_pass import Network, first_read, tail_of
 from trainer.ranks.sharding import Sharding, in_use
 
 Int64 = NDArray[np.int64]
+OnRows = Callable[[Int64], None]
 
 
 class ForwardPass:
@@ -64,16 +66,21 @@ class ForwardPass:
                 )  # fmt: skip
         self._step = self._now_ms = 0
 
-    def __call__(self, batch: JaggedBatch, whole: JaggedBatch, step: int, now_ms: int) -> Forward:
+    def __call__(
+        self, batch: JaggedBatch, whole: JaggedBatch, step: int, now_ms: int, on_rows: OnRows | None = None
+    ) -> Forward:
         """Predictions for a batch's targets, and what learning from them needs. Admits their items to the tables.
 
-        ``whole``: the same targets with all that is known of their users; rates are computed from it.
+        ``whole``: the same targets with all that is known of their users; rates are computed from it. ``on_rows``: gets
+        the targets' rows (R,), before the rest.
         """
         self._step, self._now_ms = step, now_ms
         if self._model.config.user_tokens:
             batch = with_changes(batch)
         input_rows_n = self._items.lookup(batch.item_n)
         target_row_R = self.target_rows(batch)
+        if on_rows is not None:
+            on_rows(target_row_R)
         chosen = RetrievalRows.choose(self._items, self._config, self._step, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
         if self.sharding is not None:

@@ -17,15 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.beside import Beside
 from kernels.memory import MemoryEvents, MemoryOutcome, Ranks
 from kernels.transfer import to_device
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, Memory
-from model.memory_events import events_of
+from model.memory_events import listed_events
 from model.share import Owners
 from trainer.examples.batch import JaggedBatch
 from trainer.examples.foreseen import Foreseen, Given
+from trainer.learner.batch_rows import BatchRows
 from trainer.learner.choice_ranking import ChoiceRanking
 from trainer.metrics.evaluator import COMING, Forward
 from trainer.network.choice_weights import EQUAL, ChoiceWeights
@@ -69,7 +71,7 @@ class MemoryPass:
     At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
     rows all choices are learned from a sample of the rows, and only a share is ranked among all. If the step computes
     all rows anyway, all choices are compared with them; if the table is on a GPU, a share is, and the others are only
-    counted: see `MOST_PREDICTED_ROWS`.
+    counted: see `MOST_PREDICTED_ROWS`. ``beside``: list the rows of large batches on a thread of their own.
     """
 
     def __init__(
@@ -82,22 +84,26 @@ class MemoryPass:
         exact_rows: int = EXACT_ROWS,
         rows_per_share: int = ROWS_PER_SHARE,
         weights: ChoiceWeights = EQUAL,
+        beside: bool = False,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
         self._most_logits, self.exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
-        self._weights_of = weights
+        self._weights_of, self._beside = weights, Beside() if beside else None
         self.ranking = ChoiceRanking(memory, items, self._unit_width, rows_per_share)
         self._place: int | None = None
         """Where the choice that is being ranked stands among the events of the batch at hand; None: in none."""
         self._earlier: Ranks | None = None
         self._foreseen: Foreseen | None = None
 
+    def rows_of(self, batch: JaggedBatch) -> BatchRows:
+        """The rows of a batch whose own items have none yet."""
+        return BatchRows(self._items, batch, self._model.config, self._beside)
+
     @torch.no_grad()
-    def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
+    def ask(self, batch: JaggedBatch, forward: Forward, rows: BatchRows, num_before: int) -> Iterator[Part]:
         """The batch's events with the network's part for the choices, in parts that fit.
 
-        ``seen_rows_n``: the items' rows before the batch. ``num_before``: interactions before it; decides which share
-        of the choices is compared with all rows.
+        ``num_before``: interactions before the batch; decides which share of the choices is compared with all rows.
         """
         num_rows, told = self._items.num_rows, _told(batch)
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
@@ -105,9 +111,9 @@ class MemoryPass:
         is_ranked_R = self._are_ranked(num_before + np.arange(len(told)), num_rows, samples=samples)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         if samples:
-            yield from self._ask_samples(batch, forward.query_SD.numpy(), query_R, seen_rows_n, is_ranked_R)
+            yield from self._ask_samples(batch, forward.query_SD.numpy(), query_R, rows, is_ranked_R)
             return
-        events = self._events(batch, told, seen_rows_n)
+        events = self._events(batch, told, rows)
         events.chosen_R[~is_ranked_R] *= 2
         logits, device = self._there(forward, num_rows), forward.query_SD.device
         size = max(1, self._most_logits // num_rows)
@@ -117,12 +123,12 @@ class MemoryPass:
             yield Part(events[part], logits(to_device(asked, device)).cpu().numpy())
 
     def _ask_samples(
-        self, batch: JaggedBatch, query_SD: NDArray[np.float32], query_R: Int64, seen_rows_n: Int64,
+        self, batch: JaggedBatch, query_SD: NDArray[np.float32], query_R: Int64, rows: BatchRows,
         is_ranked_R: NDArray[np.bool_],
     ) -> Iterator[Part]:  # fmt: skip
         """The parts if choices are learned from a sample of the rows."""
-        known = self._known(batch, seen_rows_n)
-        events = self._events(batch, _told(batch), seen_rows_n) if known is None else known.events
+        known = self._known(batch, rows)
+        events = self._events(batch, _told(batch), rows) if known is None else known.events
         is_asked_R = events.chosen_R == 1
         is_ranked_R, query_AD = is_ranked_R & is_asked_R, query_SD[query_R[is_asked_R]]
         is_ranked_A, most_ranked = is_ranked_R[is_asked_R], self._most_logits // self._items.num_rows
@@ -133,35 +139,30 @@ class MemoryPass:
             given, logit_V = (None, None) if given_of is None else given_of(first, last)
             yield Part(events[part], None, query_AD[first:last], ranks_first, given, logit_V if ranks_first else None)
 
-    def foresee(self, batch: JaggedBatch, seen_rows_n: Int64) -> None:
+    def foresee(self, batch: JaggedBatch, rows: BatchRows) -> None:
         """Where others hold rows: do what `ask` does before it reads the predictions, while others compute these."""
         if self._items.owners is not None:
-            self._foreseen = self._listed(self._items.owners, batch, seen_rows_n)
+            self._foreseen = self._listed(self._items.owners, batch, rows)
 
-    def _known(self, batch: JaggedBatch, seen_rows_n: Int64) -> Foreseen | None:
+    def _known(self, batch: JaggedBatch, rows: BatchRows) -> Foreseen | None:
         known, self._foreseen = self._foreseen, None
         if (owners := self._items.owners) is None or (known is not None and known.batch is batch):
             return known
-        return self._listed(owners, batch, seen_rows_n)
+        return self._listed(owners, batch, rows)
 
-    def _listed(self, owners: Owners, batch: JaggedBatch, seen_rows_n: Int64) -> Foreseen:
+    def _listed(self, owners: Owners, batch: JaggedBatch, rows: BatchRows) -> Foreseen:
         """The rows that may be in any sample, whichever neighbours earlier events of the batch add."""
-        events = self._events(batch, _told(batch), seen_rows_n)
+        events = self._events(batch, _told(batch), rows)
         row, begin_A1 = self._memory.candidates(events)
         return Foreseen(batch, events, owners, row, begin_A1, owners.listed(row, begin_A1))
 
-    def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
+    def _events(self, batch: JaggedBatch, told: Int64, rows: BatchRows) -> MemoryEvents:
         """These targets as the memory's events; the memory grows to hold their rows."""
         self._memory.grow(self._items.num_rows)
-        rows_n, unseen = seen_rows_n, np.flatnonzero(seen_rows_n == 0)
-        if len(unseen):
-            rows_n = seen_rows_n.copy()
-            rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
-        where_R = batch.target_R[told]
-        return events_of(
-            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_R[told], where_R,
-            batch.time_ms_n[where_R], self._model.config, is_chosen_R=batch.is_wanted_R[told],
-            weight_R=self._weights(batch, told), group_RC=self._memory.groups_of(batch.feature_nF[where_R]),
+        where_R, (rows_n, lists) = batch.target_R[told], rows.listed()
+        return listed_events(
+            lists, lists.bounds_6R.take(told, axis=1), rows_n[where_R], batch.time_ms_n[where_R],
+            batch.is_wanted_R[told], self._weights(batch, told), self._memory.groups_of(batch.feature_nF[where_R]),
         )  # fmt: skip
 
     def _weights(self, batch: JaggedBatch, told: Int64) -> NDArray[np.float32] | None:
@@ -173,11 +174,11 @@ class MemoryPass:
         return weight_R
 
     @torch.no_grad()
-    def launch(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Launched:
+    def launch(self, batch: JaggedBatch, forward: Forward, rows: BatchRows) -> Launched:
         """Have a memory on a GPU predict, count and learn the batch, comparing each choice with all rows. Does not wait
         for it. Arguments as for `ask`."""
         num_rows, told = self._items.num_rows, _told(batch)
-        events = self._events(batch, told, seen_rows_n)
+        events = self._events(batch, told, rows)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         logits_of = self._there(forward, num_rows)
         size, done = max(1, MOST_DEVICE_LOGITS // num_rows), []

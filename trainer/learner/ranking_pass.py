@@ -27,11 +27,11 @@ class RankingPass:
         self._rates, self._tables, self._config = rates, tables, config
 
     def begin(
-        self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, beside: Beside | None = None
+        self, batch: JaggedBatch, forward: Forward, seen_R: Int64, beside: Beside | None = None
     ) -> Callable[[], Ranked]:
         """Predict the batch's targets, then count them and learn those whose outcomes are known, on the thread
-        ``beside``; returns what waits for the predictions."""
-        by_rate_RK = self._rates.predict(seen_rows_n[batch.target_R])
+        ``beside``; returns what waits for the predictions. ``seen_R``: the targets' rows before the batch."""
+        by_rate_RK = self._rates.predict(seen_R)
         on_host = forward.on_host or ToHost(forward.logits_RK)
         events = self.ask(batch, forward.target_row_R, on_host)
         number_R = self._rates.arrivals.number(batch.key_R, batch.is_new_R, events.order_R)

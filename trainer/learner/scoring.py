@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernels.beside import Beside
 from kernels.memory import MemoryOutcome, Ranks
 from model.config import ModelConfig
@@ -19,12 +16,12 @@ from model.embedding import EmbeddingTable
 from model.rates import Rates
 from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch
+from trainer.learner.batch_rows import BatchRows
 from trainer.learner.ranking_pass import RankingPass
 from trainer.metrics.baseline import PopularityBaseline
 from trainer.metrics.evaluator import Evaluator, Forward
 from trainer.metrics.prequential import PrequentialMetrics
 
-Int64 = NDArray[np.int64]
 LEAST_BESIDE = 128
 """Fewer targets take less time than waking a thread, and fetching from another core what it has changed."""
 
@@ -53,7 +50,7 @@ class Scoring:
         return self._evaluator
 
     def begin(
-        self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_known: int, step: int,
+        self, batch: JaggedBatch, forward: Forward, rows: BatchRows, num_known: int, step: int,
         choices: Callable[[], MemoryOutcome], earlier: Callable[[], Ranks | None],
     ) -> None:  # fmt: skip
         """Have the odds predict and learn a batch; `settle`, or the next step, counts the metrics.
@@ -61,9 +58,9 @@ class Scoring:
         ``choices``, ``earlier``: what waits for these arguments of `Evaluator.count`. The others: see `Evaluator.ask`.
         """
         self.settle()
-        asked = self._evaluator.ask(batch, num_known, seen_rows_n, step)
+        asked = self._evaluator.ask(batch, num_known, rows.seen_R, rows.seen_n, step)
         beside = self._beside if batch.num_targets >= LEAST_BESIDE else None
-        ranked = self.ranking_pass.begin(batch, forward, seen_rows_n, beside)
+        ranked = self.ranking_pass.begin(batch, forward, rows.seen_R, beside)
         self._begun = lambda: self._evaluator.count(asked, ranked(), choices(), earlier())
         if not self._later:
             self.settle()

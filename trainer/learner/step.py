@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,9 @@ from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
 from trainer.examples.values import Known, known_values, values_taught
+from trainer.learner.batch_rows import BatchRows
 from trainer.learner.eviction import evict
-from trainer.learner.forward import ForwardPass
+from trainer.learner.forward import ForwardPass, OnRows
 from trainer.learner.item_names import ItemNames
 from trainer.learner.memory_pass import MemoryPass
 from trainer.learner.scoring import Scoring
@@ -49,12 +51,10 @@ from trainer.network.losses import mean_or_zero, ranking_loss
 from trainer.network.optim import AdamW, lr_scale
 from trainer.ranks.shard_pass import Network, empty_table
 from trainer.ranks.sharding import Sharding
-from wire.example import Lesson, Mark
+from wire.example import Int64, Lesson, Mark
 
 if TYPE_CHECKING:
     from trainer.ranks.messages import Ranks
-
-Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +100,15 @@ class Learner:
         if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
         self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
-        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=ChoiceWeights.of(model, trainer))
+        weights = ChoiceWeights.of(model, trainer)
+        self.memory_pass = MemoryPass(self.memory, self.items, self.model, weights=weights, beside=beside)
         self.names = ItemNames(trainer.window_ms or 0)
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
         self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
-        sharding = None
-        if trainer.shards > 1:
-            sharding = Sharding(self.network, self.frequency, ranks, self.memory_pass.exact_rows)
+        exact_rows = self.memory_pass.exact_rows
+        sharding = Sharding(self.network, self.frequency, ranks, exact_rows) if trainer.shards > 1 else None
         self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.scoring = Scoring(
             model, trainer, self.rates, self.tables, self.popularity, beside=beside, later=self._is_memory_there
@@ -117,8 +117,7 @@ class Learner:
             model.max_context, trainer.history_bytes, model.num_columns, trainer.window_ms
         )
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
-        self.num_steps = self.num_interactions = self.num_feedback = 0
-        self.newest_event_ms = self.newest_record_ms = 0
+        self.num_steps = self.num_interactions = self.num_feedback = self.newest_event_ms = self.newest_record_ms = 0
 
     def ranking_state(self) -> dict[str, NDArray[Any]]:
         """What is known of the choice that is being ranked, for a checkpoint; nothing if none is."""
@@ -153,10 +152,10 @@ class Learner:
         batch = self._shortened(whole)
         now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
         num_known = self.items.num_live
-        seen_rows_n = self.items.lookup(whole.item_n)
+        rows = self.memory_pass.rows_of(whole)
         if (sharding := self.forward_pass.sharding) is not None:
-            sharding.meanwhile = lambda: self.memory_pass.foresee(whole, seen_rows_n)
-        forward = self.forward(batch, now_ms, whole)
+            sharding.meanwhile = partial(self.memory_pass.foresee, whole, rows)  # no cycle with this learner
+        forward = self.forward(batch, now_ms, whole, rows.begin)
         retrieval, ranking = forward.retrieval_loss, forward.ranking_loss
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
@@ -165,11 +164,11 @@ class Learner:
             given_R, *expected = self._ask_values(batch, forward, known)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
         asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking, *expected)
-        choices = self._predict_choices(whole, forward, seen_rows_n)
+        choices = self._predict_choices(whole, forward, rows)
         if sharding is None:
             self._learn(forward, ranking)
         earlier = self.memory_pass.take_earlier
-        self.scoring.begin(whole, forward, seen_rows_n, num_known, self.num_steps, choices, earlier)
+        self.scoring.begin(whole, forward, rows, num_known, self.num_steps, choices, earlier)
         if sharding is not None:  # other ranks have computed gradients meanwhile
             self._learn(forward, ranking)
         self._remember(whole, forward, examples, now_ms)
@@ -210,12 +209,12 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _predict_choices(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Callable[[], MemoryOutcome]:
+    def _predict_choices(self, batch: JaggedBatch, forward: Forward, rows: BatchRows) -> Callable[[], MemoryOutcome]:
         """Have the memory predict, count and learn the batch (`trainer.learner.memory_pass`), where possible beside
         what comes next; returns what waits for the outcomes of the choices."""
         if self._is_memory_there:
-            return self.memory_pass.launch(batch, forward, seen_rows_n).wait
-        asked = self.memory_pass.ask(batch, forward, seen_rows_n, self.num_interactions)
+            return self.memory_pass.launch(batch, forward, rows).wait
+        asked = self.memory_pass.ask(batch, forward, rows, self.num_interactions)
         if self._memory_thread is not None and forward.is_whole:
             # Meanwhile this thread launches the backward pass; neither reads what the other changes.
             return self._memory_thread.submit(self.memory_pass.answer, batch, list(asked)).result
@@ -225,10 +224,12 @@ class Learner:
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
 
-    def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
+    def forward(
+        self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None, on_rows: OnRows | None = None
+    ) -> Forward:
         """`ForwardPass` at the next step. ``whole``: the same targets with all that is known of their users, if
         ``batch`` has less."""
-        return self.forward_pass(batch, whole or batch, self.num_steps, now_ms)
+        return self.forward_pass(batch, whole or batch, self.num_steps, now_ms, on_rows)
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)

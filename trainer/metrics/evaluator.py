@@ -130,18 +130,19 @@ class Evaluator:
         """Called with a batch, the ranks of its choices (-1: not ranked), and the step in which it was predicted."""
         self._awaited: Awaited | None = None
 
-    def ask(self, batch: JaggedBatch, num_known: int, seen_rows_n: Int64, step: int) -> Asked:
+    def ask(self, batch: JaggedBatch, num_known: int, seen_R: Int64, seen_n: Callable[[], Int64], step: int) -> Asked:
         """What can be said before the outcomes of a batch's choices are known.
 
-        For the baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
+        For the baselines only the ``num_known`` items compete that had a row before the batch: ``seen_R`` the targets',
+        ``seen_n`` those of all its interactions, which not every step needs.
         """
         where_S = batch.target_R[batch.choice_S]
-        target_S, share_S = seen_rows_n[where_S], self._ranked(len(where_S), step)
+        target_S, share_S = seen_R[batch.choice_S], self._ranked(len(where_S), step)
         rank_KS = np.full((len(RANKERS), len(where_S)), UNRANKED, np.int64)
         if ranks_popular(step):
             asked = np.flatnonzero(share_S)
             first_C = batch.starts_B1[batch.owner_R[batch.choice_S[asked]]]
-            popular = self._popularity.ranks(target_S[asked], num_known, seen_rows_n, first_C, where_S[asked])
+            popular = self._popularity.ranks(target_S[asked], num_known, seen_n(), first_C, where_S[asked])
             for name, rank_C in zip(("popular", "popular_unseen"), popular, strict=True):
                 rank_KS[RANKERS.index(name), asked] = rank_C * (target_S[asked] > 0)
         slice_XS = self._slices(target_S, batch.age_R[batch.choice_S], num_known)

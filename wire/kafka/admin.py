@@ -13,7 +13,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
 from wire.kafka.addresses import announced, refuse_silence
-from wire.kafka.options import sync_options
+from wire.kafka.options import made, sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
 from wire.topics import POLICY, Topic, Topics, topics_of
@@ -25,7 +25,7 @@ def make_admin(config: KafkaConfig) -> KafkaAdminClient:
     """An admin client. Raises ``KafkaError`` or OSError when no broker answers."""
     wait_for_broker(config, CONNECT_S)  # the client might wait for ever: kafka-python 3.0 ignores its own time-out
     refuse_silence(config)
-    return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+    return made(KafkaAdminClient, {"request_timeout_ms": 10_000, **sync_options(config)})
 
 
 def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0, *, despite_added: bool = False) -> list[str]:

@@ -19,7 +19,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.addresses import accepts_connections, announced, refuse_silence, remedy_for
-from wire.kafka.options import ISOLATION, sync_options
+from wire.kafka.options import ISOLATION, made, sync_options
 from wire.kafka.polls import Consumer
 from wire.kafka.refusal import refusal
 from wire.topics import what_creates
@@ -64,7 +64,7 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
         "reconnect_backoff_max_ms": 1_000,
         "metrics_enabled": False,
     }
-    return Consumer(**{**ours, **options, **sync_options(kafka)})
+    return made(Consumer, {**ours, **options, **sync_options(kafka)})
 
 
 def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:

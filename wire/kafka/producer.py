@@ -12,7 +12,7 @@ from wire.errors import HeadraceError
 from wire.kafka.addresses import refuse_silence
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.consumer import connect, partitions_of
-from wire.kafka.options import sync_options
+from wire.kafka.options import made, sync_options
 from wire.kafka.refusal import refusal
 from wire.partitioner import partition_of
 from wire.topics import topics_of
@@ -46,7 +46,7 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
         "metrics_enabled": False,
         "compression_type": None if kafka.compression == "none" else kafka.compression,
     }
-    return KafkaProducer(**{**ours, **options, **sync_options(kafka)})
+    return made(KafkaProducer, {**ours, **options, **sync_options(kafka)})
 
 
 def home_of(kafka: KafkaConfig, topic: str, key: bytes, num_found: int) -> int:

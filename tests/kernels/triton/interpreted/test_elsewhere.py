@@ -151,6 +151,7 @@ def test_values_are_learned_the_same_with_one_graph_and_with_two() -> None:
 
 def test_a_learner_on_a_gpu_grows_evicts_publishes_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its tables and its memory get more room and lose items, with graphs captured before that."""
+    monkeypatch.setattr("trainer.learner.batch_rows.LEAST_BESIDE", 1)
     monkeypatch.setattr("model.memory.FIRST_CAPACITY", 4)
     monkeypatch.setattr(graph_step, "LEAST_INTERACTIONS", 64)
     examples = list(synthetic_examples(4, 60, 8, 2, 12))
