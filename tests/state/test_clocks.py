@@ -89,8 +89,9 @@ def test_a_machine_whose_clock_was_behind_makes_nobody_due(
         store = opened(tmp_path)
         store.restore(told)
     else:
-        store = opened(tmp_path, [])
-        store.apply(WHILE_BEHIND[first])
+        store = opened(tmp_path)
+        for at in range(0, len(WHILE_BEHIND[first]), 20):
+            store.apply(WHILE_BEHIND[first][at : at + 20])
         told = examples(store)
     assert quiet(store, 1) == set()
     if between == "a restart":
@@ -120,6 +121,24 @@ def test_late_records_that_agree_with_a_clock_that_is_behind_take_nothing_back(
         then.setattr(day_store, "_machine_day", lambda: TODAY - 20)
         for records in (visits(0, TODAY, num=1), visits(1, TODAY - 20)):
             store.apply(records)
+    for first in (200, 300):
+        store.apply(visits(first, TODAY))
+        assert quiet(store, 5) == set()
+    store.close()
+
+
+def test_late_records_with_one_ahead_between_them_agree_with_no_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        then.setattr(day_store, "_machine_day", lambda: TODAY - 20)
+        store = opened(
+            tmp_path,
+            visits(0, TODAY, num=1),
+            visits(1, TODAY - 20, num=60),
+            visits(61, TODAY, "a", num=1),
+            visits(62, TODAY - 20, num=60),
+        )
     for first in (200, 300):
         store.apply(visits(first, TODAY))
         assert quiet(store, 5) == set()
