@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class Learner:
         num_known = self.items.num_live
         rows = self.memory_pass.rows_of(whole)
         if (sharding := self.forward_pass.sharding) is not None:
-            sharding.meanwhile = lambda: self.memory_pass.foresee(whole, rows)
+            sharding.meanwhile = partial(self.memory_pass.foresee, whole, rows)  # no cycle with this learner
         forward = self.forward(batch, now_ms, whole, rows.begin)
         retrieval, ranking = forward.retrieval_loss, forward.ranking_loss
         if ranking is None:
