@@ -142,6 +142,7 @@ class Learner:
         started = time.perf_counter()
         if examples[0].mark is not None:
             self.apply_marks(examples)
+            self.evict_if_due()
             return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
@@ -274,10 +275,14 @@ class Learner:
             self.names.learn(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._release(evict(self.config, self.tables, self.rates, now_ms))
-            self.memory.give_back_groups(self._before_groups_go)
+        self.evict_if_due()
         self.names.forget_past(self.items, self.newest_record_ms)
+
+    def evict_if_due(self) -> None:
+        """At the end of every ``evict_every_steps``-th step, whatever it is, drop what is too old or too much."""
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._release(evict(self.config, self.tables, self.rates, self.newest_event_ms))
+            self.memory.give_back_groups(self._before_groups_go)
 
     def _before_groups_go(self, rows: Int64) -> None:
         self.scoring.settle()  # a step that was launched holds the memory on the GPU, which will be copied there anew
