@@ -238,8 +238,7 @@ class Learner:
         """The values of the targets that are known by now, and what was expected of them. Their mean squared error
         becomes a loss, and they are counted, but for their errors, which have yet to come from a GPU."""
         assert forward.value_R is not None, "the model predicts values"
-        value_R = batch.value_n[batch.target_R]
-        known = np.flatnonzero(np.isfinite(value_R))
+        known = np.flatnonzero(np.isfinite(value_R := batch.value_n[batch.target_R]))
         given_R = log_value(torch.from_numpy(value_R[known])).numpy()
         expected_R = forward.value_R.index_select(0, self._tensor(known))
         self.metrics.values.add(given_R)
