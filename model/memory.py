@@ -137,8 +137,8 @@ class Memory:
         return group_RC
 
     def give_back_groups(self, before_change: Callable[[Int64], None]) -> None:
-        """Forget the groups that were chosen least of columns where new ones get no number. ``before_change``: called
-        with the rows that are in some of them."""
+        """Forget the groups that were chosen least of columns that turned a value away since the last time; rows are
+        in groups again as they are met. ``before_change``: called with the rows that are in some of them."""
         if not least_chosen(self._here).any():
             return
         arrays = self._take_back()

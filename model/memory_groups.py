@@ -1,5 +1,6 @@
 """The numbers of groups: each column of items' features counts its values from 1, in the order in which they come. A
-column that has no number left gives back those of the values that were chosen least."""
+column that had to turn a value away gives back those of the values that were chosen least. ``group_key`` says at 0, the
+number for none, which value was turned away last."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class GroupNumbers:
 
     def __init__(self, memory: MemoryArrays) -> None:
         self._group_of = [
-            {0: 0} | {key: group for group, key in enumerate(key_G) if key} for key_G in memory.group_key.tolist()
+            {0: 0} | {key: group for group, key in enumerate(key_G) if group and key}
+            for key_G in memory.group_key.tolist()
         ]
         self._free = [
             sorted(set(range(MOST_GROUPS)).difference(group_of.values()), reverse=True) for group_of in self._group_of
@@ -34,7 +36,7 @@ class GroupNumbers:
 
     @property
     def has_new(self) -> bool:
-        """Whether there are numbers whose keys were not written."""
+        """Whether there are keys to `write`."""
         return bool(self._new)
 
     def number(self, key_RC: Int64) -> NDArray[np.int32]:
@@ -47,14 +49,14 @@ class GroupNumbers:
         return np.array(groups, np.int32).reshape(len(self._group_of), len(key_RC)).T.copy()
 
     def _give(self, column: int, key: int) -> int:
-        if not self._free[column]:
-            return 0
-        group = self._group_of[column][key] = self._free[column].pop()
+        group = 0
+        if self._free[column]:
+            group = self._group_of[column][key] = self._free[column].pop()
         self._new.append((column, group, key))
         return group
 
     def write(self, key_CG: Int64) -> None:
-        """Write the keys of new groups."""
+        """Write the keys of new groups, and of the values that were turned away."""
         for column, group, key in self._new:
             key_CG[column, group] = key
         self._new.clear()
@@ -73,12 +75,12 @@ def with_room(old: MemoryArrays, most: int) -> MemoryArrays:
 
 
 def least_chosen(memory: MemoryArrays) -> Bools:
-    """(C, G) the groups of which columns without a free number give back the numbers; of equals, the lower ones."""
+    """(C, G) the groups to give back, in columns that turned a value away; of equals, the lower ones."""
     is_given_CG = np.zeros(memory.group_key.shape, np.bool_)
-    for is_given_G, key_G, seen_G in zip(is_given_CG, memory.group_key, memory.group_seen, strict=True):
-        if np.count_nonzero(key_G) == MOST_GROUPS - 1:
-            in_order = np.argsort(np.where(key_G != 0, seen_G, np.inf), kind="stable")
-            is_given_G[in_order[:GIVEN_BACK]] = True
+    for column in np.flatnonzero(memory.group_key[:, 0]).tolist():
+        numbers = 1 + np.flatnonzero(memory.group_key[column, 1:])
+        in_order = np.argsort(memory.group_seen[column, numbers], kind="stable")
+        is_given_CG[column, numbers[in_order[:GIVEN_BACK]]] = True
     return is_given_CG
 
 
@@ -94,5 +96,6 @@ def clear_groups(memory: MemoryArrays, group_CG: Bools, is_in_VC: Bools) -> None
     for group_G, next_GN, count_GN in zip(group_CG, memory.group_next, memory.group_count, strict=True):
         is_next_GN = group_G[next_GN]
         next_GN[is_next_GN], count_GN[is_next_GN] = 0, 0.0
+    memory.group_key[:, 0] = 0
     memory.group[is_in_VC] = 0
     memory.dirty[is_in_VC.any(axis=1)] = CHANGED

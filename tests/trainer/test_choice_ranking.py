@@ -65,7 +65,7 @@ def watched(learner: Learner) -> tuple[list[Ranks], list[Ranks], list[int]]:
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A column of features has room for so few values that it gives some back all the time."""
-    monkeypatch.setattr(memory_groups, "MOST_GROUPS", 5)
+    monkeypatch.setattr(memory_groups, "MOST_GROUPS", 4)
     monkeypatch.setattr(memory_groups, "GIVEN_BACK", 2)
 
 

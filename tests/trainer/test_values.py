@@ -14,6 +14,7 @@ from trainer.config import TrainerConfig
 from trainer.learner.step import Learner
 from trainer.metrics.prequential import PrequentialMetrics
 from trainer.metrics.values import ValueMetrics
+from trainer.set_aside import pass_over
 from wire.example import Example
 
 VALUED = replace(MODEL, predict_value=True)
@@ -55,14 +56,13 @@ def valued(value: tuple[float, float], num_new: int, feedback: dict[int, int], n
 
 
 @pytest.mark.parametrize("trainer", [TRAINER, replace(TRAINER, feedback="wait", feedback_window_s=0.001)])
-def test_a_value_is_learned_when_it_comes_or_changes_and_not_again_with_a_later_kind(trainer: TrainerConfig) -> None:
+def test_a_value_that_came_alone_is_learned_with_the_next_kind(trainer: TrainerConfig) -> None:
     learner, nan = Learner(VALUED, trainer), np.nan
     taught = [
         (valued((3.0, nan), 2, {}, 0), 3.0),
-        (valued((3.0, nan), 0, {0: 2}, 1), None),
+        (valued((3.0, 5.0), 0, {}, 1), None),
         (valued((3.0, 5.0), 0, {1: 2}, 2), 5.0),
-        (valued((3.0, 5.0), 0, {1: 4}, 3), None),
-        (valued((9.0, 5.0), 0, {0: 4}, 4), 9.0),
+        (valued((9.0, 5.0), 0, {0: 2}, 3), 9.0),
     ]
     if trainer.feedback == "wait":
         taught = [(taught[0][0], None), (watched(1), 3.0), *taught[1:]]
@@ -72,6 +72,14 @@ def test_a_value_is_learned_when_it_comes_or_changes_and_not_again_with_a_later_
         num, _, total, _ = learner.metrics.values.sums - before
         assert num == (value is not None), each.number
         assert total == pytest.approx(0.0 if value is None else np.log1p(value), rel=1e-6)
+
+
+def test_a_value_of_a_step_that_is_set_aside_is_learned_with_the_next_kind() -> None:
+    learner = Learner(VALUED, TRAINER)
+    learner.step([valued((np.nan, np.nan), 2, {}, 0)])
+    pass_over(learner, [valued((5.0, np.nan), 0, {0: 2}, 1)])
+    learner.step([valued((5.0, np.nan), 0, {0: 4}, 2)])
+    assert learner.metrics.values.sums[0] == 1
 
 
 def test_who_starts_from_a_version_goes_on_with_the_mean_of_its_values() -> None:

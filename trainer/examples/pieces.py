@@ -43,7 +43,7 @@ class Pieces:
         owner = self.number_of[user] = len(self.histories)
         self.histories.append(history)
         self.seeds.append((partition << 40) + number)  # of no other example
-        self.user_keys.append(key_of(user))
+        self.user_keys.append(_key_of(user))
         return owner
 
     def put(self, owner: int, places: Sequence[int], bits: Iterable[int], *, is_new: bool) -> None:
@@ -103,8 +103,7 @@ def taught_at_once(examples: Sequence[Lesson], touched: Sequence[History], histo
 
 
 @lru_cache(maxsize=1 << 16)
-def key_of(user: str) -> int:
-    """A hash of the user's name."""
+def _key_of(user: str) -> int:
     # Not `wire.hashing`: this module needs nothing but torch and NumPy.
     return int.from_bytes(blake2b(user.encode(), digest_size=8).digest(), "little", signed=True)
 

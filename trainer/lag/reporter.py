@@ -129,7 +129,9 @@ class LagReporter(threading.Thread):
             self._look(reader, ends(asker, actions), note)
             self._absence.end()
             note = self._hear
-            self._throughput = self._sampler.sample(self._progress(), self._around)
+            progress = self._progress()
+            with self._lock:
+                self._throughput = self._sampler.sample(progress, self._around)
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 self._send(writer, self._topics.lag, LAG_KEY, value)
@@ -182,9 +184,9 @@ class LagReporter(threading.Thread):
     def _look(
         self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int], note: Callable[[bytes | None], None]
     ) -> None:
-        self._around.heard_s = time.monotonic()
         ends_now = {where.partition: end for where, end in action_ends.items()}
         with self._lock:
+            self._around.heard_s = time.monotonic()
             self._around.see_ends(ends_now, int(time.time() * 1000))
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):

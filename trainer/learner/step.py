@@ -34,7 +34,6 @@ from trainer.config import TrainerConfig
 from trainer.examples.batch import JaggedBatch, build_batch
 from trainer.examples.context import shorten, thin
 from trainer.examples.histories import TrainedHistories
-from trainer.examples.values import Known, known_values, values_taught
 from trainer.learner.batch_rows import BatchRows
 from trainer.learner.eviction import evict
 from trainer.learner.forward import ForwardPass, OnRows
@@ -145,7 +144,6 @@ class Learner:
             self.apply_marks(examples)
             self.evict_if_due()
             return self._report(started, 0, 0)
-        known = known_values(examples, self.histories) if self.model_config.predict_value else {}
         whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -162,7 +160,7 @@ class Learner:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         given_R, expected = np.zeros(0, np.float32), list[Tensor]()
         if forward.value_R is not None:
-            given_R, *expected = self._ask_values(batch, forward, known)
+            given_R, *expected = self._ask_values(batch, forward)
         # Asked for before a GPU gets the rest of the step, so that only the forward pass is waited for.
         asked = forward.on_host = ToHost(forward.logits_RK.float(), retrieval, ranking, *expected)
         choices = self._predict_choices(whole, forward, rows)
@@ -236,13 +234,13 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.late_feedback)
 
-    def _ask_values(self, batch: JaggedBatch, forward: Forward, known: Known) -> tuple[NDArray[np.float32], Tensor]:
-        """The values that the batch teaches, and what was expected of them. Their mean squared error becomes a loss,
-        and they are counted, but for their errors, which have yet to come from a GPU."""
+    def _ask_values(self, batch: JaggedBatch, forward: Forward) -> tuple[NDArray[np.float32], Tensor]:
+        """The values of the targets that are known by now, and what was expected of them. Their mean squared error
+        becomes a loss, and they are counted, but for their errors, which have yet to come from a GPU."""
         assert forward.value_R is not None, "the model predicts values"
-        taught = values_taught(batch, known)
-        given_R = log_value(torch.from_numpy(batch.value_n[batch.target_R[taught]])).numpy()
-        expected_R = forward.value_R.index_select(0, self._tensor(taught))
+        known = np.flatnonzero(np.isfinite(value_R := batch.value_n[batch.target_R]))
+        given_R = log_value(torch.from_numpy(value_R[known])).numpy()
+        expected_R = forward.value_R.index_select(0, self._tensor(known))
         self.metrics.values.add(given_R)
         with torch.no_grad():
             self.model.value_mean.fill_(self.metrics.values.mean)
@@ -283,7 +281,11 @@ class Learner:
         """At the end of every ``evict_every_steps``-th step, whatever it is, drop what is too old or too much."""
         if (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._release(evict(self.config, self.tables, self.rates, self.newest_event_ms))
-            self.memory.give_back_groups(self.items.before_change)
+            self.memory.give_back_groups(self._before_groups_go)
+
+    def _before_groups_go(self, rows: Int64) -> None:
+        self.scoring.settle()  # a step that was launched holds the memory on the GPU, which will be copied there anew
+        self.items.before_change(rows)
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import fields, replace
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,11 +327,11 @@ def test_a_memory_without_pairs_or_times_of_day_is_refused() -> None:
             DeviceMemory(memory, RULES, CPU, GROUP)
 
 
-def tiny_learner(num_features: int = 0) -> Learner:
+def tiny_learner(num_features: int = 0, **switches: Any) -> Learner:
     model = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                         num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8,
                         num_features=num_features)  # fmt: skip
-    return Learner(model, TrainerConfig(device="cpu", memory_group=GROUP), "cpu")
+    return Learner(model, TrainerConfig(device="cpu", memory_group=GROUP, **switches), "cpu")
 
 
 def test_a_repeat_is_a_miss_where_repeats_are_left_out() -> None:
@@ -396,3 +398,21 @@ def test_a_trainer_resumed_from_what_the_host_got_learns_on_to_the_same_bits() -
         np.testing.assert_array_equal(value, resumed.memory.state_dict()[name], err_msg=name)
     assert whole.metrics.ranks[0, 0, 0] > 0
     assert (whole.memory.arrays.after > 0).any()
+
+
+def test_a_memory_is_copied_to_the_gpu_anew_when_the_old_copy_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is after values gave their numbers back."""
+    monkeypatch.setattr("model.memory_groups.MOST_GROUPS", 4)
+    monkeypatch.setattr("model.memory_groups.GIVEN_BACK", 2)
+    copies, num_alive, first_init = list[weakref.ref[DeviceMemory]](), list[int](), DeviceMemory.__init__
+
+    def init(self: DeviceMemory, *arguments: Any) -> None:
+        num_alive.append(sum(each() is not None for each in copies))
+        copies.append(weakref.ref(self))
+        first_init(self, *arguments)
+
+    monkeypatch.setattr(DeviceMemory, "__init__", init)
+    learner, examples = tiny_learner(2, evict_every_steps=1), map(with_features, synthetic_examples(4, 30, 12, 3, 12))
+    for _ in range(3):
+        learner.step(list(islice(examples, 4)))
+    assert num_alive == [0, 0, 0]
