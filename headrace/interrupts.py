@@ -30,6 +30,11 @@ def heed_interrupts(*more: signal.Signals) -> None:
             signal.signal(number, _interrupt)
 
 
+def was_interrupted() -> bool:
+    """Whether one of the signals has come."""
+    return bool(_received)
+
+
 def status_of_interrupt() -> int:
     """The exit status after a KeyboardInterrupt: 128 and the signal's number, as shells have it."""
     return 128 + (_received[-1] if _received else signal.SIGINT)

@@ -118,6 +118,34 @@ def test_a_stream_that_is_closed_from_the_start_gives_its_number_to_no_file(clos
     assert int((tmp_path / "first").read_text()) > 2
 
 
+def test_a_child_of_a_command_that_was_started_without_streams_has_the_null_device(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, headrace.command as command; command.run('headrace', arguments=['--version']); "
+        "raise SystemExit(subprocess.call(['sh', '-c', 'test -e /proc/self/fd/1 && test -e /proc/self/fd/2']))"
+    )
+    command = f'"{sys.executable}" -c "{program}" >&- 2>&-'
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("doctor --config nothing.toml 2>/dev/full", 2),
+        ("doctor --config nothing.toml 2> >(true)", 2),
+        ("trian 2>/dev/full", 2),
+        ("topics --help > >(true)", 0),
+        ("--version > >(true)", 0),
+        ("--version >/dev/full", 1),
+    ],
+)
+def test_the_status_says_what_happened_even_if_nobody_reads_it(line: str, status: int, tmp_path: Path) -> None:
+    """A reader of stdout that goes has seen enough (`| head`); a disk that is full is an error."""
+    command = f'"{sys.executable}" -m headrace {line}'
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == status
+
+
 def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     program = (
         "import sys, headrace.command as command; command.run('headrace', arguments=['train', '--help']); "
