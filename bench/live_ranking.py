@@ -1,14 +1,15 @@
 """How well live traffic is ranked: 1,000 actions/s of the simulated world, whose feedback arrives late.
 
 Every interaction is predicted once, when it is new, and scored against its final outcome. Beside the model: the rate of
-each kind in hindsight, the item's smoothed rate so far, an online logistic regression that learns an interaction when
-the odds do (`model.rates`), and the world's own probabilities, which nothing can beat. Reported: normalised entropy
-over click, like, share and hide (impressions arrive at once), for each part of the stream and for its second half; and
-predicted over observed.
+each kind in hindsight, the item's smoothed rate so far, an online logistic regression on top of that rate, which learns
+an interaction when the odds do (`model.rates`), and the world's own probabilities, which nothing can beat. Reported:
+normalised entropy over click, like, share and hide (impressions arrive at once), for each part of the stream and for
+its second half; and predicted over observed.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -40,7 +41,8 @@ from wire.hashing import item_hash
 Floats = NDArray[np.float64]
 RATE, PER_STEP, NUM_PARTS = 1000.0, 64, 6
 LATE = slice(1, len(KINDS))
-HASHED, LEARNING_RATE = 1 << 18, 0.05
+BY_RATE = "the item's rate"
+HASHED, LEARNING_RATES = 1 << 18, (0.01, 0.03, 0.1)
 
 
 class KnownWorld(World):
@@ -88,20 +90,23 @@ def steps(num_actions: int, seed: int) -> Iterator[tuple[list[Example], list[Flo
 
 @dataclass
 class LogisticRegression:
-    """One weight a kind for the item, the user, the domain, each feature, and the user with each of the latter."""
+    """One weight a kind for the item, the user, the domain, each feature, and the user with each of the latter, on top
+    of the log-odds of the item's rate. ``rate``: Adagrad's learning rate."""
 
+    rate: float
     weight_HK: Floats = field(default_factory=lambda: np.zeros((HASHED, len(KINDS))))
     square_HK: Floats = field(default_factory=lambda: np.full((HASHED, len(KINDS)), 1.0))
 
-    def predict(self, seen: NDArray[np.int64]) -> Floats:
-        """(K,)."""
-        return np.asarray(1.0 / (1.0 + np.exp(-self.weight_HK[seen].sum(axis=0))))
+    def predict(self, seen: NDArray[np.int64], by_rate_K: Floats) -> Floats:
+        """(K,). ``by_rate_K``: the item's rates when the interaction was new."""
+        odds_K = by_rate_K / np.maximum(1.0 - by_rate_K, 1e-9) * np.exp(self.weight_HK[seen].sum(axis=0))
+        return np.asarray(odds_K / (1.0 + odds_K))
 
-    def learn(self, seen: NDArray[np.int64], did_K: Floats) -> None:
+    def learn(self, seen: NDArray[np.int64], by_rate_K: Floats, did_K: Floats) -> None:
         """Adagrad."""
-        slope_K = self.predict(seen) - did_K
+        slope_K = self.predict(seen, by_rate_K) - did_K
         self.square_HK[seen] += slope_K**2
-        self.weight_HK[seen] -= LEARNING_RATE * slope_K / np.sqrt(self.square_HK[seen])
+        self.weight_HK[seen] -= self.rate * slope_K / np.sqrt(self.square_HK[seen])
 
 
 @dataclass
@@ -110,7 +115,7 @@ class Told:
 
     keys: list[int] = field(default_factory=list)
     bits: dict[int, int] = field(default_factory=dict)
-    said: dict[str, list[Floats]] = field(default_factory=lambda: {"model": [], "the item's rate": []})
+    said: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
 
 
 class Watched(RankingPass):
@@ -119,9 +124,8 @@ class Watched(RankingPass):
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner.rates, learner.tables, MODEL)
         self.kept = learner.rates.kept
-        self.told, self.regression = Told(), LogisticRegression()
-        self._seen: list[NDArray[np.int64]] = []
-        self.by_regression: list[Floats] = []
+        self.told, self._seen = Told(), list[NDArray[np.int64]]()
+        self._regressions = [LogisticRegression(rate) for rate in LEARNING_RATES]
 
     def ask(self, batch: JaggedBatch, target_row_R: NDArray[np.int64], logits_RK: ToHost) -> OddsEvents:
         """As `RankingPass.ask`; also notes the regression's inputs."""
@@ -142,16 +146,22 @@ class Watched(RankingPass):
             told.bits[key] = told.bits.get(key, 0) | bits
         told.keys += batch.key_R[batch.is_new_R].tolist()
         told.said["model"] += list(ranked.probability_RK[batch.is_new_R])
-        told.said["the item's rate"] += list(ranked.by_rate_RK[batch.is_new_R])
-        self.by_regression += [self.regression.predict(seen) for seen in self._seen[len(self.by_regression) :]]
+        by_rate = list(ranked.by_rate_RK[batch.is_new_R])
+        told.said[BY_RATE] += by_rate
+        for regression in self._regressions:
+            seen = self._seen[len(self._seen) - len(by_rate) :]
+            predicted = [regression.predict(*inputs) for inputs in zip(seen, by_rate, strict=True)]
+            told.said[f"logistic regression, rate {regression.rate:g}"] += predicted
         return lambda: ranked
 
     def regress(self, first: int) -> int:
-        """Have the regression learn the interactions from ``first`` on that are old enough; returns the next one."""
+        """Have the regressions learn the interactions from ``first`` on that are old enough; returns the next one."""
         last = int(self.kept.rows.count_2[1])
         for nth in range(first, last):
             bits = int(self.told.bits[self.told.keys[nth]])
-            self.regression.learn(self._seen[nth], ((bits >> np.arange(len(KINDS))) & 1).astype(np.float64))
+            did_K = ((bits >> np.arange(len(KINDS))) & 1).astype(np.float64)
+            for regression in self._regressions:
+                regression.learn(self._seen[nth], self.told.said[BY_RATE][nth], did_K)
         return last
 
 
@@ -167,7 +177,6 @@ def measure(num_actions: int, seed: int) -> list[Row]:
     did_RK = np.array([told.bits[key] for key in told.keys])[:, None] >> np.arange(len(KINDS)) & 1
     said = {name: np.array(parts) for name, parts in told.said.items()}
     said |= {
-        "logistic regression": np.array(watched.by_regression),
         "the rate in hindsight": np.tile(did_RK.mean(axis=0), (len(did_RK), 1)),
         "the world's own chances": np.array(chances),
     }

@@ -90,15 +90,17 @@ class Workers:
         """(n, 2) in ms: for each action, when the first example of its batch arrived, and how long after it."""
         topics, consumer = Topics.under(self.kafka.prefix), make_consumer(self.kafka)
         try:
-            return waits_of(
-                *(list(read(consumer, each, spans(consumer, each))) for each in (topics.actions, self.topic))
-            )
+            actions = list(read(consumer, topics.actions, spans(consumer, topics.actions)))
+            now_ms = round(1000 * time.time())
+            examples = list(read(consumer, self.topic, spans(consumer, self.topic)))
+            return waits_of(actions, examples, now_ms)
         finally:
             consumer.close()
 
 
-def waits_of(actions: Iterable[Any], examples: Iterable[Any]) -> np.ndarray:
-    """`Workers.waits`, from the records of both topics. One example covers all that a user did in a backlog."""
+def waits_of(actions: Iterable[Any], examples: Iterable[Any], now_ms: int) -> np.ndarray:
+    """`Workers.waits`, from the records of both topics. One example covers all that a user did in a backlog. An action
+    that still waits counts with the time until ``now_ms``."""
     waiting, reader, found = defaultdict[int, deque[tuple[int, int]]](deque), ExampleReader("examples"), []
     for record in actions:
         content = msgspec.json.decode(record.value)
@@ -108,6 +110,7 @@ def waits_of(actions: Iterable[Any], examples: Iterable[Any]) -> np.ndarray:
         example, own = reader.read(record.partition, record.offset, record.value), waiting[record.partition]
         while example is not None and own and own[0][0] <= example.applied_offset:
             found.append((record.timestamp, record.timestamp - own.popleft()[1]))
+    found += [(now_ms, max(0, now_ms - came_ms)) for own in waiting.values() for _, came_ms in own]
     return np.array(found, np.int64)
 
 

@@ -4,6 +4,9 @@ Once with a hundred actions per record and once with one: the difference is what
 worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts. For
 comparison, a `faust.Table` that does less and a Faust agent that does nothing (`bench.peers.faust_table`), Quix Streams
 and Bytewax (`bench.peers.stream`) read the same records.
+
+The worker, Quix Streams and Bytewax are compared by what one more action costs: between a small and a large backlog of
+users with as many actions each. So what starting, stopping and a last commit take counts for none of them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -40,6 +44,10 @@ from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.kafka.admin import ensure_topics
 
 NUM_PARTITIONS = 4
+SIZES = {"100 a record": (100, 100_000, 300_000), "1 a record": (1, 15_000, 60_000)}
+"""Actions per record, and in the small and in the large backlog."""
+ACTIONS_PER_USER = 30
+"""On average, in both: the peers' cost per action depends on it."""
 MAX_TABLE_ACTIONS = 5_000
 """Fewer for the table, which slows down as its lists grow."""
 
@@ -77,29 +85,54 @@ async def drain(settings: Any, num_records: int) -> tuple[float, float, int]:
     return ended_s - began_s, 1 - before / num_records, num_examples
 
 
-def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> dict[str, float]:
-    """Rates per second of the worker, of its peers on the same records, and of the producer (by the wall clock)."""
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a backlog of actions took. ``spent``: of the worker and of its peers, the actions that were taken in the
+    processor seconds that were measured. ``rates``: what is not compared between two sizes."""
+
+    spent: dict[str, tuple[float, float]]
+    rates: dict[str, float]
+
+
+def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> Backlog:
+    """Rates per second of a backlog's producer (by the wall clock) and of Faust, and what worker and peers spend."""
     with _deployment(bootstrap, folder) as settings:
         ensure_topics(settings.kafka)
-        actions = list(islice(World(WorldConfig(num_users=2_000)).actions(), num_actions))
+        actions = simulated(num_actions)
         report = send_actions(actions, settings.kafka, batch=BatchConfig(max_actions=per_record))
         taken_s, share, num_examples = asyncio.run(drain(settings, report.num_records))
         num_table = min(num_actions, MAX_TABLE_ACTIONS)
         table_s = processor_seconds(settings.kafka, num_table // per_record)
         alone_s = processor_seconds(settings.kafka, report.num_records, keeps=False)
         peers_s = {peer: stream_peers.processor_seconds(peer, settings.kafka, num_actions) for peer in PEERS}
-    return {
-        "producer": num_actions / report.elapsed_s, "worker": share * num_actions / taken_s,
-        "faust.Table": num_table / table_s, "Faust alone": num_actions / alone_s,
-        "examples": num_examples / num_actions,
-        **{peer: num_actions / taken for peer, taken in peers_s.items() if taken is not None},
+    rates = {
+        "producer": num_actions / report.elapsed_s, "faust.Table": num_table / table_s,
+        "Faust alone": num_actions / alone_s, "examples": num_examples / num_actions,
     }  # fmt: skip
+    spent = {peer: (float(num_actions), taken) for peer, taken in peers_s.items() if taken is not None}
+    return Backlog({"worker": (share * num_actions, taken_s)} | spent, rates)
+
+
+def simulated(num_actions: int) -> list[dict[str, Any]]:
+    """Actions of so many users that each has `ACTIONS_PER_USER` on average."""
+    return list(islice(World(WorldConfig(num_users=max(1, num_actions // ACTIONS_PER_USER))).actions(), num_actions))
+
+
+def marginal(small: tuple[float, float], large: tuple[float, float]) -> float:
+    """Actions per processor second beyond the small backlog. Raises RuntimeError if the large one took no longer."""
+    actions, seconds = large[0] - small[0], large[1] - small[1]
+    if actions <= 0 or seconds <= 0:
+        raise RuntimeError(
+            f"expected {large[0]:,.0f} actions to take longer than {small[0]:,.0f}, got {large[1]:.3f} and "
+            f"{small[1]:.3f} s of processor time; run it again on a quieter machine"
+        )
+    return actions / seconds
 
 
 def store_alone(folder: Path, num_actions: int, per_record: int) -> float:
     """Actions per processor second of one store: apply, write, read the outbox, delete; without Kafka and Faust."""
     action = ActionConfig(kinds=KINDS, features=("genre",))
-    actions = [msgspec.json.encode(one) for one in islice(World(WorldConfig(num_users=2_000)).actions(), num_actions)]
+    actions = [msgspec.json.encode(one) for one in simulated(num_actions)]
     values = [b"[" + b",".join(actions[at : at + per_record]) + b"]" for at in range(0, num_actions, per_record)]
     records = [(offset, 1_800_000_000_000, b"", value) for offset, value in enumerate(values)]
     store = PartitionStore.open(folder / uuid.uuid4().hex, 0, action, SequenceConfig())
@@ -123,11 +156,12 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         broker = start_broker(folder / "kafka")
         try:
             for _ in range(1 if quick else 3):
-                for label, per_record, num_actions in (("100 a record", 100, 400_000), ("1 a record", 1, 60_000)):
-                    num_actions //= 4 if quick else 1
-                    for what, value in measure(broker.bootstrap, folder, num_actions, per_record).items():
+                for label, (per_record, *sizes) in SIZES.items():
+                    small, large = (measure(broker.bootstrap, folder, size, per_record) for size in sizes)
+                    rates = {who: marginal(small.spent[who], spent) for who, spent in large.spent.items()}
+                    rates |= large.rates | {"store alone": store_alone(folder, sizes[-1], per_record)}
+                    for what, value in rates.items():
                         found.setdefault(f"{what}, {label}", []).append(value)
-                    found.setdefault(f"store alone, {label}", []).append(store_alone(folder, num_actions, per_record))
         finally:
             broker.stop()
     return rows_of({name: median(values) for name, values in found.items()})

@@ -33,12 +33,13 @@ class Beside:
         """What the function has returned that could not be given to a thread."""
 
     def start(self, function: Any, call: Structure, held: Any) -> None:
-        """Begin ``function(call)``, of a function of the library that takes one pointer. `wait` comes before the next
-        start. ``held``: what the function reads and writes, kept until then.
+        """Begin ``function(call)``, of a function of the library that takes one pointer. ``held``: what the function
+        reads and writes, kept until `wait`. What was begun before, in a step that has failed since, is waited for.
 
         If the system gives no thread, the function runs here, before this returns.
         """
-        assert self._held is None, "wait for what was started before"
+        if self._held is not None:
+            self.wait()
         begin = baseline("headrace_beside_start", *[c_void_p] * 3)
         has_none = begin(self._beside, cast(function, c_void_p), byref(call))
         self._status = function(byref(call)) if has_none else None

@@ -35,6 +35,7 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.dirty import CHANGED, UNPUBLISHED, clear
 from model.growing import GrowingColumns
+from model.memory_form import in_form
 from model.memory_groups import GroupNumbers, clear_groups, least_chosen, rows_in, with_room
 from model.memory_pairs import PAIR_CHANGES, PAIRS, empty_pairs, pairs_at
 from model.memory_room import (
@@ -236,11 +237,10 @@ class Memory:
         self.arrays.pair_moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """Apply what a version carries, which may be nothing; a base replaces everything. Raises ValueError for
-        a size that no memory has."""
+        """Apply what a version carries, which may be nothing; a base replaces everything. Raises as `in_form` does."""
         if not changes:
             return
-        changes = upgraded(changes)
+        changes = in_form(changes)
         num_rows, capacity, width = size_of(changes)
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, num_columns_of(changes), num_hours_of(changes), keep=not is_base)

@@ -219,10 +219,10 @@ class Rates:
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """Apply what a version carries, which may be nothing; a base replaces everything. Raises `VersionError` for
         what another build, or another model, has published."""
+        changes = self.check(changes)
         if is_base:
             for table in TABLES:
                 getattr(self.arrays, f"{table}_VC")[:] = 0.0
-        changes = self.check(changes)
         if not changes:
             return
         for table in TABLES:
@@ -237,12 +237,15 @@ class Rates:
         if not changes:
             return changes
         changes = upgraded_rates(changes, self.arrays)
-        expected = {name: getattr(self.arrays, name).shape for name in _WEIGHTS}
-        got = {name: changes[name].shape for name in _WEIGHTS if name in changes}
-        if got != expected:
+        expected = {name: [*(own := getattr(self.arrays, name)).shape, own.dtype.name] for name in _WEIGHTS}
+        for table in TABLES:
+            num, columns = np.size(changes.get(f"{table}_index", ())), getattr(self.arrays, f"{table}_VC").shape[1]
+            expected |= {f"{table}_index": [num, "int64"], f"{table}_VC": [num, columns, "float32"]}
+        got = {name: [*array.shape, array.dtype.name] for name, array in changes.items()}
+        if wrong := {name: form for name, form in expected.items() if got.get(name) != form}:
             raise VersionError(
-                f"rates: expected {expected}, got {got or sorted(changes)}; another build has published this version: "
-                "upgrade servers first, then the trainer, and let it publish a base"
+                f"rates: expected {wrong}, got { ({name: got.get(name) for name in wrong}) }; another build has "
+                "published this version: upgrade servers first, then the trainer, and let it publish a base"
             )
         return changes
 

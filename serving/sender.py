@@ -29,7 +29,8 @@ from wire.kafka.reports import check_partitions
 from wire.topics import Topics
 
 TIMEOUT_S = 10.0
-MAX_SENDINGS, MAX_THREADS = 64, 8
+MAX_SENDINGS, MAX_THREADS = 64, 32
+"""With fewer threads a broker that takes seconds makes those who wait wait too long for each other."""
 LOOK_AGAIN_S = 1.0
 """How long a topic that has another number of partitions is taken to have it."""
 CHECKED_S = 5.0

@@ -284,6 +284,6 @@ def run_worker(settings: Settings, *, despite_added: bool = False) -> int:
     try:
         asyncio.run(_run(settings, despite_added))
     except HeadraceError as error:
-        print(f"headrace stream: {error}", file=sys.stderr, flush=True)
+        print(f"headrace worker: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

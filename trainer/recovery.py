@@ -19,7 +19,7 @@ from trainer.checkpoint.folder import CheckpointFolder
 from trainer.checkpoint.journal import read_journal
 from trainer.checkpoint.plan import Plan, parse_steps
 from trainer.checkpoint.reading import Checkpoint
-from trainer.checkpoint.recorded import complete, difference
+from trainer.checkpoint.recorded import difference
 from trainer.checkpoint.snapshot import restore_learner, restore_published
 from trainer.errors import CheckpointError, JournalError
 from trainer.learner.step import Learner
@@ -184,12 +184,11 @@ class _Published:
             )  # fmt: skip
 
     def _is_ours(self, manifest: Manifest) -> bool:
-        config = self._learner.config
+        learner = self._learner
         return (
             is_same_source(manifest.source, self._source)
-            and manifest.model_config == self._learner.model_config.as_dict()
-            and complete(manifest.learning) == config.learning_dict()
-            and manifest.model_id == config.model_id
+            and difference(learner.model_config, learner.config, manifest.model_config, manifest.learning) is None
+            and manifest.model_id == learner.config.model_id
         )
 
 

@@ -62,8 +62,9 @@ class SetAside:
 
 
 def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
-    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it. Returns how
-    many interactions it would have learned: with ``trainer.feedback`` "wait" those whose window ends with it."""
+    """Skip a step that is set aside: histories and names record it, but the model learns nothing from it; what is
+    due to be evicted is. Returns how many interactions it would have learned: with ``trainer.feedback`` "wait" those
+    whose window ends with it."""
     histories = learner.histories
     learner.apply_marks([example for example in examples if example.mark is not None])
     taken = [example for example in examples if example.mark is None]
@@ -71,5 +72,6 @@ def pass_over(learner: Learner, examples: Sequence[Lesson]) -> int:
     for example in taken:
         learner.names.learn(example.names)
     histories.bound()
+    learner.evict_if_due()
     learner.num_steps += 1
     return sum(pieces.is_new)

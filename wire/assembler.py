@@ -15,6 +15,9 @@ MAX_BEGUN = 8
 """So many versions may be incomplete at a time. A trainer completes one before it begins the next, and the next trainer
 takes a higher epoch; chunks of versions that never come would fill the memory."""
 
+NONE = (-1, -1)
+"""Before every version."""
+
 
 @dataclass(slots=True)
 class VersionAssembler:
@@ -26,7 +29,9 @@ class VersionAssembler:
 
     on_drop: Callable[[str], None] = field(default=logger.warning)
     epoch_floor: int = 0
-    last: tuple[int, int] = (-1, -1)
+    last: tuple[int, int] = NONE
+    held: tuple[int, int] = NONE
+    """The version that a reader holds who starts before it: those up to it are passed over, and not told of."""
     _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
 
     @property
@@ -47,7 +52,8 @@ class VersionAssembler:
             if kind == "chunk":
                 self._keep_chunk(key, headers, self._kept(value))
                 return None
-            return self._complete(decode_manifest(value))
+            manifest = decode_manifest(value)
+            return self._complete(manifest) if manifest.which > self.held else None
         except (VersionError, ValueError, KeyError, TypeError) as error:
             self.on_drop(f"version {key!r} dropped: {error}")
             return None

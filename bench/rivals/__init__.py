@@ -116,8 +116,9 @@ def retrievers() -> dict[str, dict[str, Setting]]:
         "last-item Markov": {"": Setting(lambda info, _: EventByEvent(Markov(info.num_rows)))},
         "last-pair Markov": {"": Setting(lambda info, _: EventByEvent(PairMarkov(info.num_rows)))},
         "co-occurrence": {
-            f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
-            for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
+            f"{lags} lags, {decay}, power {power:g}": Setting(partial(_cooccurrence, lags, decay, power))
+            for power in (0.5, 0.3)
+            for lags, decay in ((20, 0.9), (15, 0.85), (10, 0.8), (5, 0.6), (40, 0.95))
         },
         "feature counts": {
             f"feature {column + 1}{', own items' * (own > 0)}": Setting(partial(_featured, column, own))
@@ -202,8 +203,8 @@ def _by_hour(width: float, info: StreamInfo, _: int) -> Retriever:
     return PopularByHour(info.num_rows, width)
 
 
-def _cooccurrence(lags: int, decay: float, info: StreamInfo, _: int) -> Retriever:
-    return EventByEvent(Cooccurrence(info.num_rows, lags, decay))
+def _cooccurrence(lags: int, decay: float, power: float, info: StreamInfo, _: int) -> Retriever:
+    return EventByEvent(Cooccurrence(info.num_rows, lags, decay, power))
 
 
 def _featured(column: int, own: float, info: StreamInfo, _: int) -> Retriever:

@@ -1,7 +1,8 @@
 """Item co-occurrence in a sliding window, which learns from a single sighting.
 
-With h₁, h₂, … the user's last items, newest first: score(i) = Σₖ decayᵏ · C[hₖ, i] / √(n_hₖ · nᵢ); after each choice
-C[hₖ, i] += decayᵏ and C[i, hₖ] += ½ · decayᵏ.
+With h₁, h₂, … the user's last items, newest first: score(i) = Σₖ decayᵏ · C[hₖ, i] / (√n_hₖ · nᵢᵖ); after each choice
+C[hₖ, i] += decayᵏ and C[i, hₖ] += ½ · decayᵏ. With a power p of ½ these are cosines; a lower one leaves popular items
+more of their lead. Ties, such as all items for a user without a past, are broken by popularity.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ from numpy.typing import NDArray
 
 DENSE_ROWS = 8192
 """Up to this many items, the counts are a matrix; above that, one dictionary per row."""
+TIE = 1e-6
 
 
 class Cooccurrence:
     """Exact counts, without a limit on neighbours."""
 
-    def __init__(self, num_rows: int, lags: int, decay: float) -> None:
+    def __init__(self, num_rows: int, lags: int, decay: float, power: float = 0.5) -> None:
+        self._power = power
         self.counts: Matrix | Dictionaries = (Matrix if num_rows < DENSE_ROWS else Dictionaries)(num_rows + 1)
         self._seen_V = np.zeros(num_rows + 1, np.float32)
         self._weight_L = decay ** np.arange(lags, dtype=np.float32)
 
     def score(self, past: NDArray[np.int32]) -> NDArray[Any]:
-        """Scores: decayed cosines with the last items."""
+        """Scores by the last items, then popularity."""
         last = past[::-1][: len(self._weight_L)]
         weight = self._weight_L[: len(last)] / np.sqrt(np.maximum(self._seen_V[last], 1e-6))
-        return np.asarray(self.counts.sum(last, weight) / np.sqrt(np.maximum(self._seen_V, 1e-6)))
+        near_V = self.counts.sum(last, weight) / np.maximum(self._seen_V, 1e-6) ** self._power
+        return np.asarray(near_V + TIE * self._seen_V / (1.0 + self._seen_V.sum()))
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
         """Count the item with each of the last ones."""

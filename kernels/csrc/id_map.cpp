@@ -68,18 +68,24 @@ public:
             ids[count] = id_of_row_[row];
             rows[count++] = row;
         }
-        free_rows_.reserve(free_rows_.size() + count);  // may fail, so before anything changes
-        free_pending_.reserve(pending_.size());
-        for (int64_t i = 0; i < count; ++i) {
-            table_.erase(ids[i]);
-            live_[rows[i]] = 0;
-            id_of_row_[rows[i]] = 0;
-            free_rows_.push_back(static_cast<int32_t>(rows[i]));
-        }
-        num_live_ -= count;
-        std::make_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
+        make_free(rows, count);
         for (size_t i = 0; i < pending_.size(); ++i)
             if (pending_[i].count > 0 && pending_[i].last_seen_ms < before_ms) drop_pending(static_cast<int32_t>(i));
+        table_.tidy();
+        return count;
+    }
+
+    // The same for these ids, whenever they were seen; the arrays have room for `num`.
+    int64_t remove(const int64_t* gone, int64_t num, int64_t* ids, int64_t* rows) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < num; ++i)
+            if (const int32_t place = table_.find(gone[i]); place >= 0) rows[count++] = place;
+        std::sort(rows, rows + count);
+        count = std::unique(rows, rows + count) - rows;
+        for (int64_t i = 0; i < count; ++i) ids[i] = id_of_row_[rows[i]];
+        make_free(rows, count);
+        for (int64_t i = 0; i < num; ++i)
+            if (const int32_t place = table_.find(gone[i]); place != ABSENT) drop_pending(~place);
         table_.tidy();
         return count;
     }
@@ -214,6 +220,20 @@ private:
         return row;
     }
 
+    // Takes these distinct rows from their ids. Afterwards `drop_pending` cannot fail.
+    void make_free(const int64_t* rows, int64_t num) {
+        free_rows_.reserve(free_rows_.size() + num);  // may fail, so before anything changes
+        free_pending_.reserve(pending_.size());
+        for (int64_t i = 0; i < num; ++i) {
+            table_.erase(id_of_row_[rows[i]]);
+            live_[rows[i]] = 0;
+            id_of_row_[rows[i]] = 0;
+            free_rows_.push_back(static_cast<int32_t>(rows[i]));
+        }
+        num_live_ -= num;
+        std::make_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
+    }
+
     int32_t add_pending(Pending pending) {
         if (free_pending_.empty()) {
             pending_.push_back(pending);
@@ -275,6 +295,9 @@ HEADRACE_API int64_t id_map_insert(void* map, const int64_t* ids, int64_t num, i
 }
 HEADRACE_API int64_t id_map_evict(void* map, int64_t before_ms, int64_t* ids, int64_t* rows) {
     return guarded([&] { return static_cast<IdMap*>(map)->evict(before_ms, ids, rows); });
+}
+HEADRACE_API int64_t id_map_remove(void* map, const int64_t* gone, int64_t num, int64_t* ids, int64_t* rows) {
+    return guarded([&] { return static_cast<IdMap*>(map)->remove(gone, num, ids, rows); });
 }
 HEADRACE_API void id_map_live(const void* map, int64_t* rows, int64_t* ids, int64_t* last_seen_ms) {
     static_cast<const IdMap*>(map)->live(rows, ids, last_seen_ms);

@@ -156,7 +156,7 @@ HEADRACE_INLINE int64_t left_of(int64_t most, int64_t apart_ms, int64_t cycle_ms
     return minutes < most ? most - minutes : 0;
 }
 
-// How close two moments are in time of day, and in time of the week if they are not in the same week.
+// How close two moments are in time of day, and in time of the week if they are at least half a week apart.
 HEADRACE_INLINE float around(int64_t now_ms, int64_t then_ms) {
     const int64_t apart = now_ms > then_ms ? now_ms - then_ms : then_ms - now_ms;
     const int64_t of_week = 2 * apart < WEEK_MS ? 0 : left_of(AROUND_WEEK, apart, WEEK_MS) / WEEK_SHARE;

@@ -58,6 +58,7 @@ void compact(const ForgetCall& c, const std::vector<uint64_t>& bits, int64_t row
 void forget_pair(const ForgetCall& c, const std::vector<uint64_t>& bits, int64_t slot) {
     int32_t *pair = c.pair_row + 2 * slot, *next = c.pair_next + slot * NEXT_OF_PAIR;
     if (pair[0] == 0) return;
+    if (!loses_any(bits, pair, 2) && !loses_any(bits, next, NEXT_OF_PAIR)) return;  // nearly always
     const auto is_lost = [&](int32_t row) { return row != 0 && is_gone(bits, row); };
     const bool is_whole = is_lost(pair[0]) || is_lost(pair[1]);
     bool is_changed = is_whole;

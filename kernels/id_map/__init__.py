@@ -31,6 +31,7 @@ class _Table(Protocol):
     def lookup(self, ids_N: Ids, first: int = 0) -> Ids: ...
     def insert(self, ids_N: Ids, now_ms: int) -> Ids: ...
     def evict(self, before_ms: int) -> tuple[Ids, Ids]: ...
+    def remove(self, ids_N: Ids) -> tuple[Ids, Ids]: ...
     def live(self) -> Columns: ...
     def pending(self) -> Columns: ...
     def ids(self) -> Ids: ...
@@ -101,14 +102,8 @@ class IdMap:
         return self._table.evict(_checked_ms(before_ms, "before_ms"))
 
     def remove(self, ids_N: Ids) -> tuple[Ids, Ids]:
-        """Forget these ids, whenever they were seen; (ids, rows) of those that had a row, by row. O(the map)."""
-        state = self.state_dict()
-        gone, gone_pending = (np.isin(state[key], _checked_ids(ids_N)) for key in ("ids", "pending_ids"))
-        found = state["ids"][gone], state["rows"][gone]
-        for key in _STATE_KEYS:
-            state[key] = state[key][~(gone_pending if key.startswith("pending") else gone)]
-        self.load_state_dict(state)
-        return found
+        """Forget these ids, whenever they were seen; (ids, rows) of those that had a row, by row."""
+        return self._table.remove(_checked_ids(ids_N))
 
     def live_rows(self) -> Ids:
         """Rows in use, ascending."""

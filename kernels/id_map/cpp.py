@@ -25,6 +25,7 @@ def _library() -> CDLL:
         "lookup": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
         "insert": (c_int64, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
         "evict": (c_int64, [c_void_p, c_int64, c_void_p, c_void_p]),
+        "remove": (c_int64, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
         "live": (None, [c_void_p, c_void_p, c_void_p, c_void_p]),
         "pending": (c_int64, [c_void_p, c_void_p, c_void_p, c_void_p]),
         "ids": (None, [c_void_p, c_void_p]),
@@ -102,6 +103,14 @@ class CppTable:
         """The ids and rows dropped, by row."""
         ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
         status = self._c.id_map_evict(self._map, before_ms, pointer(ids), pointer(rows))
+        self._known_sizes = None
+        count = _checked(status)
+        return ids[:count].copy(), rows[:count].copy()
+
+    def remove(self, ids_N: Ids) -> tuple[Ids, Ids]:
+        """Those of these ids that had a row, and the rows, by row."""
+        ids, rows = np.empty_like(ids_N), np.empty_like(ids_N)
+        status = self._c.id_map_remove(self._map, pointer(ids_N), len(ids_N), pointer(ids), pointer(rows))
         self._known_sizes = None
         count = _checked(status)
         return ids[:count].copy(), rows[:count].copy()

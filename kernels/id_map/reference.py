@@ -69,12 +69,21 @@ class ReferenceTable:
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
         """The ids and rows dropped, by row."""
-        rows = sorted(row for row, seen in self._last_seen.items() if seen < before_ms)
+        self._pending = {key: seen for key, seen in self._pending.items() if seen[1] >= before_ms}
+        return self._drop([row for row, seen in self._last_seen.items() if seen < before_ms])
+
+    def remove(self, ids_N: Ids) -> tuple[Ids, Ids]:
+        """Those of these ids that had a row, and the rows, by row."""
+        gone = set(ids_N.tolist())
+        self._pending = {key: seen for key, seen in self._pending.items() if key not in gone}
+        return self._drop([self._row_of[key] for key in gone if key in self._row_of])
+
+    def _drop(self, rows: list[int]) -> tuple[Ids, Ids]:
+        rows = sorted(rows)
         ids = [self._id_of.pop(row) for row in rows]
         for key, row in zip(ids, rows, strict=True):
             del self._row_of[key], self._last_seen[row]
             heapq.heappush(self._free, row)
-        self._pending = {key: seen for key, seen in self._pending.items() if seen[1] >= before_ms}
         return np.array(ids, dtype=np.int64), np.array(rows, dtype=np.int64)
 
     def live(self) -> tuple[Ids, Ids, Ids]:

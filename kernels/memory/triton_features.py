@@ -53,7 +53,7 @@ NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEA
 LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
 OWN_COLUMNS = tl.constexpr(6)
 """Of a row in scratch memory: how often it was chosen, and when last; how often shown and left alone, and when last;
-how much it counts as what the user does next, and as what the user does at this time of day."""
+how much it counts as what the user does next, and as what the user does at this time of day and of the week."""
 TINY, SHARE_MOST = tl.constexpr(LEAST_SEEN), tl.constexpr(MOST_SHARE)
 LIST, UNITS = tl.constexpr(LISTED), tl.constexpr(HIDDEN)
 NUM_WEIGHTS = tl.constexpr(len(SEEN_AGAIN) * (1 + HIDDEN) + 2 * HIDDEN)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from serving.answer_bodies import Health, Problem
-from serving.errors import InvalidRequestError, ServingError
+from serving.errors import InvalidRequestError, RequestError, ServingError
 from serving.http.access import Access
 from serving.http.error_handlers import ERROR_HANDLERS, Body, refusal, response_to
 from serving.http.gate import Gate
@@ -180,8 +180,17 @@ async def _users(service: Service, _request: Request) -> Response:
     return Body(service.users())
 
 
+def _user_of(query: bytes) -> str:
+    """The last ``user`` of a query string; "" if it has none. Raises `RequestError` if the query is not UTF-8, which
+    would be read as somebody else."""
+    try:
+        return dict(parse_qsl(query.decode(), keep_blank_values=True, errors="strict")).get("user", "")
+    except UnicodeDecodeError:
+        raise RequestError("user", "UTF-8", _shown(query), "send ?user=ID in UTF-8, percent-encoded") from None
+
+
 async def _history(service: Service, request: Request) -> Response:
-    user = request.query_params.get("user", "")
+    user = _user_of(request.scope["query_string"])
     question = Question("GET", f"/history?user={quote(user, safe='')}", b"", request.headers.get("authorization"))
     return Body(await service.placing.answer(service.history, user, question, request.headers.get(MARK)))
 

@@ -23,7 +23,7 @@ from serving.topic_thread import TopicThread
 from serving.versions.intake import VersionIntake, name_of
 from serving.versions.manager import WeightsManager
 from serving.versions.topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
-from wire.assembler import VersionAssembler
+from wire.assembler import NONE, VersionAssembler
 from wire.control import Which
 from wire.errors import TopicMissing
 from wire.kafka.consumer import POLL_MS, partitions_of
@@ -162,12 +162,11 @@ class WeightsSubscriber(TopicThread):
             self.started_following.set()
             return True
         for point in itertools.chain(topic.start_points(begin, end), [StartPoint(begin, 0)]):
-            self._assembler = VersionAssembler(
-                on_drop=self.intake.dropped, epoch_floor=max(self._floor, point.epoch_floor)
-            )
-            if self.manager.current is not None and not self.manager.is_anew:
-                self._assembler.last = self.manager.current.which
+            floor, current = max(self._floor, point.epoch_floor), self.manager.current
+            held = current.which if current is not None and not self.manager.is_anew else NONE
+            self._assembler = VersionAssembler(self.intake.dropped, floor, last=held, held=held)
             self._feed_quietly(topic.records(point.offset, end))
+            self._assembler.held = NONE  # whatever is that old from now on should not come
             self.intake.swap()
             if self.manager.current is not None:
                 break

@@ -29,6 +29,12 @@ def test_each_action_of_a_backlog_has_waited_since_it_came() -> None:
     ]
     assert len(backlog) < 7, "or this would prove nothing"
     repeated = [SimpleNamespace(**{**vars(backlog[-1]), "timestamp": 9000})]
-    found = waits_of(records, [*backlog, *repeated])
+    found = waits_of(records, [*backlog, *repeated], 9_999)
     assert sorted(found[:, 1].tolist(), reverse=True) == [5000, 5000, 4000, 3000, 3000, 3000, 2000]
     assert set(found[:, 0].tolist()) == {5000}
+
+
+def test_an_action_that_still_waits_counts_with_the_time_so_far() -> None:
+    told = msgspec.json.encode({"user": "a", "item": 7, "action": "click", "timestamp": 10**12})
+    records = [SimpleNamespace(partition=part, offset=0, timestamp=1000 * part, value=told) for part in range(3)]
+    assert waits_of(records, [], 12_000)[:, 1].tolist() == [12_000, 11_000, 10_000]

@@ -205,6 +205,17 @@ def test_co_occurrence_is_the_published_formula() -> None:
     assert scores[1] == pytest.approx(0.5 * c21)
 
 
+def test_co_occurrence_knows_what_is_popular_without_a_past_and_by_its_power() -> None:
+    cosines, lenient = (Cooccurrence(4, lags=2, decay=0.5, power=power) for power in (0.5, 0.0))
+    for rival in (cosines, lenient):
+        for row in (2, 3, 3, 3, 1, 3):
+            rival.learn(row, np.array([4], np.int32))
+        assert rival.score(np.zeros(0, np.int32)).argmax() == 3
+    near, far = (rival.score(np.array([4], np.int32)) for rival in (cosines, lenient))
+    assert near[3] / near[2] == pytest.approx(2.0, rel=1e-4)
+    assert far[3] / far[2] == pytest.approx(4.0, rel=1e-4)
+
+
 def test_a_sequence_ends_before_the_choice_that_is_asked() -> None:
     actions = chain(num=60, num_users=3)
     info = info_of(actions)

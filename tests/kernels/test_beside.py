@@ -75,3 +75,15 @@ assert len(os.listdir("/proc/self/task")) == num_threads + 1
 print("the same")
 """
     assert ran(script) == "the same"
+
+
+def test_what_a_step_that_failed_has_begun_does_not_stop_the_next() -> None:
+    script = """
+beside = Beside()
+expected = begun(beside)()
+for _ in range(100):
+    begun(beside)
+    assert (begun(beside)() == expected).all()
+print("the same")
+"""
+    assert ran(script) == "the same"

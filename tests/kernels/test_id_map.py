@@ -55,6 +55,11 @@ class IdMapModel(RuleBasedStateMachine):
         ):
             np.testing.assert_array_equal(fast, slow)
 
+    @rule(batch=batches)
+    def remove(self, batch: np.ndarray) -> None:
+        for fast, slow in zip(self.fast.remove(batch), self.slow.remove(batch), strict=True):
+            np.testing.assert_array_equal(fast, slow)
+
     @rule(crossed=st.booleans())
     def save_and_load(self, crossed: bool) -> None:
         state = (self.slow if crossed else self.fast).state_dict()

@@ -23,7 +23,7 @@ from kernels.memory import (
 )
 from kernels.memory.arrays import CLOCK, NUM_HOURS, SEEN_AGAIN
 from kernels.memory.features import MOST_SHARE, weighted_sum
-from kernels.memory.past import DAY_MS, VISIT_MS
+from kernels.memory.past import DAY_MS, VISIT_MS, WEEK_MS
 from tests.kernels.yardstick import force, levels
 
 NUM_BUCKETS, NUM_GROUPS = 8, 30
@@ -62,7 +62,8 @@ class Stream:
             past_ms += [ms for _, was_chosen, ms in history if was_chosen]
             met.append([each for each, *_ in history])
             shown.append([each for each, was_chosen, _ in history if not was_chosen])
-            now_ms.append(now_ms[-1] + int(rng.choice([0, 40_000, 600_000, VISIT_MS, DAY_MS - VISIT_MS])))
+            pauses_ms = 0, 40_000, 600_000, VISIT_MS, DAY_MS - VISIT_MS, WEEK_MS - 7 * VISIT_MS
+            now_ms.append(now_ms[-1] + int(rng.choice(pauses_ms)))
             if row:
                 history.append((row, bool(chosen[-1]), now_ms[-1]))
         timeless = events_at_once(target, chosen, past, met, shown)

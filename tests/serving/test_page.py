@@ -95,6 +95,15 @@ def test_a_history_is_told_newest_first_with_every_kind(client: Client) -> None:
     assert client.get("/history").status_code == 422
 
 
+@pytest.mark.parametrize("query", ["user=%ff", "user=%c3", "%ff=1&user=u1", "user=u%ED%A0%80"])
+def test_a_user_who_is_not_utf_8_is_refused_not_taken_for_another(query: str, client: Client) -> None:
+    refused = client.get(f"/history?{query}")
+    assert refused.status_code == 422
+    (problem,) = refused.json()["detail"]
+    assert (problem["field"], problem["expected"], problem["got"]) == ("user", "UTF-8", query)
+    assert client.get("/history?user=%C3%A9").json()["user"] == "é"
+
+
 def test_users_seen_last_come_first(client: Client) -> None:
     assert client.get("/users").json()["users"] == ["u3", "u2", "u1", "u0"]
 

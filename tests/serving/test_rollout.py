@@ -210,6 +210,23 @@ def test_a_pin_goes_back_stays_and_lets_go(wire: Wire) -> None:
         assert thread.manager.num_swaps == swaps + 1, "nothing came into service while it was pinned"
 
 
+def test_old_versions_that_are_read_again_after_a_pin_are_not_told_of(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(num_users=2)
+    with subscriber(wire) as thread:
+        names = [publish(wire, world, kind) for kind in ("base", "delta", "delta", "delta")]
+        served(thread, names[-1])
+        thread.intake.rollout.ordered = Pin(epoch=1, number=2, made_ms=0)
+        served(thread, (1, 2))
+        thread.intake.rollout.ordered = None
+        served(thread, names[-1])
+        assert (thread.intake.counters.num_dropped, [each for each in caplog.messages if "dropped" in each]) == (0, [])
+        wire.send(World(num_users=2).records("base", wire.next_offset))  # a version that comes again
+        wait_until(lambda: thread.intake.counters.num_dropped == 1, 60, "the repeated version to be dropped")
+        assert answers_from(thread, names[-1])
+
+
 def test_a_pin_to_a_version_to_come_is_waited_for_and_not_passed(wire: Wire) -> None:
     world, rollout = World(num_users=2), Rollout("1/2")
     with subscriber(wire, rollout) as thread:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,6 +44,16 @@ def test_what_has_waited_too_long_for_others_is_not_sent(monkeypatch: pytest.Mon
     with pytest.raises(OverloadedError, match="nothing was sent"):
         asyncio.run(Sendings().run(sent.append, 1))
     assert sent == []
+
+
+def test_as_many_as_may_wait_are_sent_by_a_broker_that_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.sender, "TIMEOUT_S", 3.0)
+
+    async def ask() -> None:
+        sendings = Sendings()
+        await asyncio.gather(*(sendings.run(time.sleep, 1.0) for _ in range(MAX_SENDINGS)))
+
+    asyncio.run(ask())
 
 
 def test_who_looks_up_another_servers_name_waits_for_no_broker() -> None:

@@ -137,7 +137,7 @@ def test_an_actions_topic_that_is_recreated_while_it_runs_ends_the_worker(
     wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     make_again(deployment, admin, deployment.topics.actions)
     line = last_line(process)
-    assert line.startswith(f"headrace stream: topic {deployment.topics.actions}: expected the one with id "), line
+    assert line.startswith(f"headrace worker: topic {deployment.topics.actions}: expected the one with id "), line
     assert f"{home} to 19" in line
     assert "it was deleted and created again" in line
     assert START_OVER in line

@@ -242,7 +242,7 @@ def test_topics_of_another_shape_are_one_line_and_a_status(deployment: Deploymen
     deployment.environment["HEADRACE_KAFKA__PARTITIONS"] = "3"
     process = worker().start()
     assert process.process.wait(60) == 1
-    assert process.log().splitlines()[-1].startswith("headrace stream: topic ")
+    assert process.log().splitlines()[-1].startswith("headrace worker: topic ")
 
 
 def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -254,7 +254,7 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     assert (
         process.log()
         .splitlines()[-1]
-        .startswith(f"headrace stream: stream.metrics_port: expected to listen on 127.0.0.1:{port}, got: ")
+        .startswith(f"headrace worker: stream.metrics_port: expected to listen on 127.0.0.1:{port}, got: ")
     )
 
 
@@ -305,7 +305,7 @@ def test_a_full_disk_is_one_line_and_a_status_and_nothing_is_half_written(deploy
     process.start()
     assert process.process.wait(60) == 1
     last = process.log().splitlines()[-1]
-    assert last.startswith("headrace stream: ")
+    assert last.startswith("headrace worker: ")
     assert str(process.store_path) in last
     process.prefix = []
     process.start()
@@ -337,7 +337,7 @@ def test_a_worker_on_a_copy_of_anothers_disk_says_so_and_the_first_continues(
     finally:
         second.end()
     line = second.log().splitlines()[-1]
-    assert line.startswith("headrace stream: stream.component 'w': expected a unique name, but another worker"), line
+    assert line.startswith("headrace worker: stream.component 'w': expected a unique name, but another worker"), line
     assert "from a copy of this disk" in line
     home = partition_of(b"u1", deployment.partitions)
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
@@ -375,7 +375,7 @@ def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deploy
         second.end()
     line = second.log().splitlines()[-1]
     assert line.startswith(
-        "headrace stream: stream.component 'w': expected a unique name, but a worker on another disk reports"
+        "headrace worker: stream.component 'w': expected a unique name, but a worker on another disk reports"
     ), line
     assert "or stop that one" in line
     home = partition_of(b"u1", deployment.partitions)
@@ -453,7 +453,7 @@ def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Depl
     process.start()
     assert process.process.wait(60) == 1
     last = process.log().splitlines()[-1]
-    said = f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError when reading: "
+    said = f"headrace worker: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError when reading: "
     assert last.startswith(said), last
     assert "install the packages cramjam" in last
 

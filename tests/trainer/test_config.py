@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 
 from model.config import ADDED as MODEL_ADDED
 from model.config import MODEL_LIMITS, ModelConfig
+from trainer.checkpoint.plan import Plan
 from trainer.checkpoint.recorded import ADDED, difference
 from trainer.config import TRAINER_LIMITS, TrainerConfig
+from trainer.learner.step import Learner
+from trainer.recovery import Resumed, _Published
 from wire.checks import Number
 from wire.errors import ConfigError, HeadraceError
+from wire.weights import Manifest
 
 REFUSED_MODEL = [
     ({"kinds": ()}, r"model\.kinds: expected 1 to 32 names, none twice, got \(\); set action\.kinds"),
@@ -152,6 +157,28 @@ def test_settings_recorded_before_there_were_others_agree_with_what_those_builds
     assert not set(MODEL_ADDED) & set(model.as_dict())
     learning = {key: value for key, value in config.learning_dict().items() if key not in ADDED}
     assert difference(model, config, model.as_dict(), learning) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "without", "is_ours"),
+    [({"no_longer": 1}, (), True), ({}, ADDED, True), ({"user_tokens": False}, (), True), ({"seed": 7}, (), False)],
+)
+def test_a_trainer_without_a_checkpoint_follows_what_a_build_with_other_settings_published(
+    more: dict[str, Any], without: Collection[str], *, is_ours: bool
+) -> None:
+    """Settings that only one of the builds has are no reason to begin a new line of training."""
+    model, learning = ModelConfig().as_dict(), TrainerConfig().learning_dict()
+    model |= {key: value for key, value in more.items() if key in MODEL_ADDED}
+    learning |= {key: value for key, value in more.items() if key not in MODEL_ADDED}
+    published = Manifest(
+        model_id=TrainerConfig().model_id, epoch=1, number=0, kind="base", onto_number=-1, base_number=0, base_offset=0,
+        num_chunks=1, num_bytes=0, checksum="", covered={}, covered_offsets={}, newest_event_ms=1, newest_record_ms=1,
+        num_interactions=1, plan=[[(0, 0, 7)]], created_ms=1, metrics={}, lineage="theirs", model_config=model,
+        learning={key: value for key, value in learning.items() if key not in without},
+    )  # fmt: skip
+    resumed = Resumed("new", Plan(0), is_fresh=True)
+    _Published(Learner(ModelConfig(), TrainerConfig()), resumed, {}).merge([published])
+    assert resumed.lineage == ("theirs" if is_ours else "new")
 
 
 def test_the_first_setting_that_differs_is_named_in_both_directions() -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tests.trainer.samples import MODEL, World
+from tests.trainer.samples import MODEL, World, taught
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.config import TrainerConfig
@@ -103,6 +104,19 @@ def test_a_step_that_is_set_aside_forgets_all_the_same() -> None:
     learner, _, item = trained()
     pass_over(learner, [mark_of(Mark.ITEM, 60, item=item)])
     assert learner.items.lookup(np.array([item])) == [0]
+
+
+@pytest.mark.parametrize("how", ["a mark", "set aside"])
+def test_a_step_that_learns_nothing_evicts_what_is_due(how: str) -> None:
+    learner, world = taught(replace(CONFIG, max_items=10, evict_every_steps=7), num_steps=6)
+    assert learner.items.num_live > 10
+    user = next(iter(learner.histories.users))
+    if how == "a mark":
+        learner.step([mark_of(Mark.USER, 60, user=user)])
+    else:
+        pass_over(learner, world.examples(8))
+    assert learner.items.num_live <= 10
+    assert learner.num_steps == 7
 
 
 def test_a_mark_is_a_step_of_its_own() -> None:

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from model.dirty import CHANGED
 from model.growing import GrowingColumns
 from model.memory_room import neighbours_at, reshaped
 from model.memory_version import _numbers_of
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from tests.trainer.test_weights import Reader, records, truth_of, values_of
 from trainer.checkpoint.snapshot import weights_snapshot
-from trainer.errors import UnsoundVersionError
 from trainer.learner.step import Learner
 from trainer.replay import differences
-from trainer.versions.rounding import UNIT, Rounding, on_grid, planes_of
-from wire.weights import Snapshot, encode_blob
+from trainer.versions.rounding import UNIT, Rounding, planes_of
+from wire.weights import encode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,12 +121,24 @@ def test_planes_are_the_numbers_again_in_as_few_bytes_as_hold_them(steps: np.nda
     assert len(planes) == max(1, (2 * most).bit_length() + 7 >> 3) or most == 0 or -most in steps
 
 
-def test_weights_that_have_no_rounded_form_are_not_published() -> None:
-    learner, world = Learner(MODEL, TRAINER), World(2, num_items=60)
-    learner.step(world.examples(6))
-    with pytest.raises(UnsoundVersionError, match="beyond 4096"):
-        on_grid(np.array([5000.0], np.float32))
-    snapshot: Snapshot = weights_snapshot(learner, everything=True)
-    snapshot.tables["items"].rows[0, 0] = 1e5
-    with pytest.raises(UnsoundVersionError, match="rows of table items beyond half precision"):
-        Rounding().round(snapshot, is_base=True)
+@pytest.mark.parametrize("most", [1e5, 1e30])
+def test_numbers_that_have_no_rounded_form_are_published_as_the_largest_that_have(most: float) -> None:
+    """All steps that led there are sound, so a trainer that refused the version would go back again and again."""
+    learner, world, reader, rounding = Learner(MODEL, TRAINER), World(2, num_items=60), Reader(), Rounding()
+    learner.step(world.examples(20))
+    row = int(learner.items.live_rows()[0])
+    for number, sign in enumerate((1, -1, 1)):  # from one end to the other within a delta
+        learner.items.weight[row, 0] = learner.items.weight[row, 1] = sign * most
+        learner.memory.arrays.weight[learner.memory.arrays.num_neighbours > 0, 0] = sign * most
+        learner.memory.arrays.dirty[:] = learner.items.dirty[row] = CHANGED
+        snapshot = rounding.round(weights_snapshot(learner, everything=not number), is_base=not number)
+        reader.read(records(snapshot, number, "delta" if number else "base"))
+        assert reader.weights is not None
+        assert reader.weights.which == (1, number)
+        assert reader.weights.tables["items"].rows[row, :2].tolist() == [sign * 65504.0] * 2
+        held = reader.weights.memory.arrays
+        assert set(held.weight[held.num_neighbours > 0, 0].tolist()) == {sign * 2048.0}
+        manifest = msgspec.structs.replace(reader.weights.manifest, rounding=rounding.errors)
+        assert differences(replace(reader.weights, manifest=manifest), learner) == []
+        assert rounding.errors["items.rows"] > 0.3
+        assert rounding.errors["memory.weight"] > 90_000

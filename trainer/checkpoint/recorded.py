@@ -25,18 +25,13 @@ ADDED: dict[str, Any] = {
 """Settings that earlier builds did not have, with the values that describe those builds."""
 
 
-def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings of any build; those that it did not have yet get the values that describe it."""
-    return {**ADDED, **learning}
-
-
 def difference(
     model: ModelConfig, trainer: TrainerConfig, their_model: Mapping[str, Any], their_learning: Mapping[str, Any]
 ) -> tuple[str, Any, Any] | None:
     """The first setting in which recorded ones differ from ours: its name, theirs and ours; None if all agree."""
     sections = (
         ("model", {**MODEL_ADDED, **model.as_dict()}, {**MODEL_ADDED, **their_model}),
-        ("trainer", trainer.learning_dict(), complete(their_learning)),
+        ("trainer", trainer.learning_dict(), {**ADDED, **their_learning}),
     )
     for section, ours, theirs in sections:
         for key, value in ours.items():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,6 +143,7 @@ class Learner:
         started = time.perf_counter()
         if examples[0].mark is not None:
             self.apply_marks(examples)
+            self.evict_if_due()
             return self._report(started, 0, 0)
         known = known_values(examples, self.histories) if self.model_config.predict_value else {}
         whole = build_batch(examples, self.histories, self.model_config, self.histories.choose)
@@ -153,7 +155,7 @@ class Learner:
         num_known = self.items.num_live
         rows = self.memory_pass.rows_of(whole)
         if (sharding := self.forward_pass.sharding) is not None:
-            sharding.meanwhile = lambda: self.memory_pass.foresee(whole, rows)
+            sharding.meanwhile = partial(self.memory_pass.foresee, whole, rows)  # no cycle with this learner
         forward = self.forward(batch, now_ms, whole, rows.begin)
         retrieval, ranking = forward.retrieval_loss, forward.ranking_loss
         if ranking is None:
@@ -274,10 +276,14 @@ class Learner:
             self.names.learn(names)
         self.newest_event_ms = now_ms
         self._note_record_time(*examples)
-        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
-            self._release(evict(self.config, self.tables, self.rates, now_ms))
-            self.memory.give_back_groups(self.items.before_change)
+        self.evict_if_due()
         self.names.forget_past(self.items, self.newest_record_ms)
+
+    def evict_if_due(self) -> None:
+        """At the end of every ``evict_every_steps``-th step, whatever it is, drop what is too old or too much."""
+        if (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._release(evict(self.config, self.tables, self.rates, self.newest_event_ms))
+            self.memory.give_back_groups(self.items.before_change)
 
     def _note_record_time(self, *examples: Lesson) -> None:
         waiting = self.histories.waiting

@@ -5,6 +5,9 @@ multiples of `UNIT`. A delta has the differences from the weights that readers h
 differences are so small that the upper planes are zeros, and compress to nothing. Dense weights, counts and the outputs
 of `model.probe` are exact.
 
+Numbers beyond what those can hold are published as the largest that they can: weights that large are of no use, but a
+version that were refused for them would be refused again whatever step the trainer went back to.
+
 A reader's weights are a function of the trainer's, whichever versions came before. So a replay can still compare every
 bit.
 """
@@ -17,19 +20,21 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
 from model.memory_version import BLOCK_ROWS, neighbour_places
 from trainer.copies.rows import Arrays
-from trainer.errors import UnsoundVersionError
 from wire.weights import Snapshot, TableRows
 
+log = structlog.get_logger("trainer")
 UNIT = 2.0**-12
 """The grid of the memory's weights. A score sums at most 60 of them, each off by up to half a unit, which changes it by
 about .0005."""
-_MOST_UNITS = 1 << 24
-"""float32 represents no larger multiples exactly."""
+MOST_UNITS = 1 << 23
+"""A step from one end to the other is the largest number of units that float32 represents exactly."""
+MOST_HALF = 65504.0
 BLOCK_STEPS = 1 << 17
 """How many steps are laid out at a time, so that temporary arrays stay in the cache."""
 Int32 = NDArray[np.int32]
@@ -43,9 +48,10 @@ class Rounding:
         self._held_VN: Int32 = np.zeros((0, 0), np.int32)
         self.errors: dict[str, float] = {}
         """The largest changes that rounding made to the last version: of a row, relative to its length; of a weight."""
+        self._has_warned = False
 
     def round(self, snapshot: Snapshot, *, is_base: bool) -> Snapshot:
-        """A base or the next delta as it is published. Raises `UnsoundVersionError` for numbers beyond its range."""
+        """A base or the next delta as it is published."""
         self.errors = {}
         tables = {name: self._table(name, rows, is_base=is_base) for name, rows in snapshot.tables.items()}
         return replace(snapshot, tables=tables, memory=self._memory(snapshot.memory, is_base=is_base))
@@ -56,10 +62,11 @@ class Rounding:
             block = slice(first, first + BLOCK_ROWS)
             exact, rows[block] = table.rows[block], halved(table.rows[block])
             back = rows[block].astype(np.float32)
-            if not np.isfinite(back).all():
-                raise UnsoundVersionError(f"rows of table {name} beyond half precision")
-            change = np.linalg.norm(back - exact, axis=1) / np.maximum(np.linalg.norm(exact, axis=1), 1e-12)
-            error = max(error, float(change.max()))
+            if max(back.max(), -back.min()) >= MOST_HALF:
+                self._warn(f"rows of table {name}")
+            with np.errstate(over="ignore", invalid="ignore"):  # of a row whose length is beyond float32, all is lost
+                change = np.linalg.norm(back - exact, axis=1) / np.maximum(np.linalg.norm(exact, axis=1), 1e-12)
+            error = max(error, float(np.nan_to_num(change, nan=1.0).max()))
         self.errors[f"{name}.rows"] = error
         return replace(table, rows=rows)
 
@@ -73,9 +80,16 @@ class Rounding:
             steps[part] = units - held[places]
             held[places] = units
             error = max(error, float(np.abs(_weights_of(units) - weights[part]).max(initial=0.0)))
+        if error > UNIT:
+            self._warn("weights of the memory")
         self.errors["memory.weight"] = error
         exact = {name: array for name, array in memory.items() if name != "weight"}
         return {**exact, "weight_steps": planes_of(steps), "weight_unit": np.array([UNIT], np.float32)}
+
+    def _warn(self, what: str) -> None:
+        if not self._has_warned:
+            log.warning("numbers beyond what a version can hold are published as the largest that it can", what=what)
+        self._has_warned = True
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
         """Resize as readers do (`model.memory.Memory.apply`): a new width sets their weights to zero."""
@@ -98,11 +112,9 @@ def paced(blocks: Iterable[Block], *, rests: bool) -> Iterator[Block]:
 
 
 def on_grid(weights: NDArray[np.float32]) -> Int32:
-    """The memory's weights in units. Raises `UnsoundVersionError` for those that no grid of float32 can hold."""
-    units = np.rint(weights / np.float32(UNIT))
-    if not (np.abs(units) < _MOST_UNITS).all():
-        raise UnsoundVersionError(f"the memory's weights beyond {_MOST_UNITS * UNIT:.0f}")
-    return np.asarray(units.astype(np.int32))
+    """The memory's weights in units, at most `MOST_UNITS` in either direction."""
+    most = np.float32(MOST_UNITS * UNIT)  # before the division, which could be too large for float32
+    return np.asarray(np.rint(np.clip(weights, -most, most) / np.float32(UNIT)).astype(np.int32))
 
 
 def _weights_of(units: Int32) -> NDArray[np.float32]:
@@ -110,8 +122,8 @@ def _weights_of(units: Int32) -> NDArray[np.float32]:
 
 
 def halved(rows: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Rows in half precision, infinite beyond its range. By torch, which takes a tenth of numpy's time."""
-    return np.asarray(torch.from_numpy(rows).half().numpy())
+    """Rows in half precision, at most `MOST_HALF` in either direction. By torch: numpy takes ten times as long."""
+    return np.asarray(torch.from_numpy(rows).half().clamp_(-MOST_HALF, MOST_HALF).numpy())
 
 
 def rounded(snapshot: Snapshot) -> Snapshot:
