@@ -221,6 +221,21 @@ def test_an_interrupt_in_a_text_that_is_evaluated_does_not_change_the_status(tmp
     assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False).returncode == 143
 
 
+def test_what_a_process_has_begun_is_cleared_up_also_if_it_is_interrupted_while_it_imports(tmp_path: Path) -> None:
+    program = (
+        "import time; from headrace.interrupts import *; heed_interrupts(); clear_up_from_here()\n"
+        "try: import interrupted; time.sleep(60)\n"
+        "except KeyboardInterrupt: raise SystemExit(status_of_interrupt() if was_interrupted() else 1)\n"
+        "finally: print('cleared up')"
+    )
+    (tmp_path / "interrupted.py").write_text("import os, time; os.kill(os.getpid(), 15); time.sleep(0.1); print('all')")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "all\ncleared up\n", "")
+
+
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     commands = ("topics", "versions", "audit", "lag", "dead-letters")
     running = {name: start(name, "--bootstrap", "127.0.0.1:1", folder=tmp_path) for name in commands}
