@@ -10,17 +10,16 @@ third, with half of the users (`serving.partitions`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from bench.restart import ACTION, SEQUENCE
 from bench.scale import CONFIG, Traffic, fill
 from bench.streams.simulated import MODEL
 from bench.timing import Row, row
+from headrace.health import is_healthy
 from headrace.processes import ProcessGroup
 from state.sequencer import Sequencer
 from stream.kafka_producer import Producer
@@ -145,16 +145,12 @@ def start(folder: Path, kafka: KafkaConfig, partitions: str = "all") -> Started:
     }
     path.write_text(toml(sections))
 
-    def is_ready() -> bool:
-        with contextlib.suppress(OSError):  # it does not listen yet, or answers 503
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
-            return True
-        return False
-
     with ProcessGroup(folder, {}) as group:
         began_s = time.monotonic()
         group.start("server", "-m", "headrace", "serve", "--config", str(path))
-        group.wait_until(is_ready, TIMEOUT_S, "the server to be ready", every_s=0.05)
+        group.wait_until(
+            lambda: is_healthy(f"http://127.0.0.1:{port}/readyz"), TIMEOUT_S, "the server to be ready", every_s=0.05
+        )
         wall_s = time.monotonic() - began_s
         told = metrics(port)
     return Started(wall_s, told["process_cpu_seconds_total"], told["process_resident_memory_bytes"],
@@ -163,8 +159,8 @@ def start(folder: Path, kafka: KafkaConfig, partitions: str = "all") -> Started:
 
 def metrics(port: int) -> dict[str, float]:
     """A server's metrics without labels, by name."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
+    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False)  # by no proxy
+    lines = answer.raise_for_status().text.splitlines()
     pairs = (line.split(" ") for line in lines if not line.startswith("#") and "{" not in line)
     return {name: float(value) for name, value in pairs}
 

@@ -127,16 +127,17 @@ class EmbeddedBroker:
         self.port = self._wanted_port or free_port()
         url = f"tcp://{self.bootstrap}"
         listen = ["--listener-url", url, "--advertised-listener-url", url]
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*ends_with_parent(), str(binary), "broker", *listen, "--storage-engine", "memory://headrace/"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Its own group: Ctrl-C in a terminal must reach it last, through stop().
-                start_new_session=True,
-            )
+        command = [*ends_with_parent(), str(binary), "broker", *listen, "--storage-engine", "memory://headrace/"]
         try:
+            with self.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Its own group: Ctrl-C in a terminal must reach it last, through stop().
+                    start_new_session=True,
+                )
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -166,17 +167,15 @@ class EmbeddedBroker:
 
     def stop(self) -> None:
         """Ask it to end, and kill it after ten seconds."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._process = None
-        if not self._keeps_log:
-            self.log_path.unlink(missing_ok=True)
+        if not self._keeps_log and self._given_log_path is not None:
+            self._given_log_path.unlink(missing_ok=True)
             self._given_log_path = None
 
     def last_words(self) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
+import errno
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import typer
 
@@ -17,8 +15,9 @@ from headrace.commands.processes import broker, demo, replay, serve, train, work
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
-from headrace.interrupts import INTERRUPTED, heed_interrupts, status_of_interrupt
+from headrace.interrupts import INTERRUPTED, heed_interrupts, status_of_interrupt, was_interrupted
 from headrace.sentences import say
+from headrace.standard_streams import flush_output, prepare_streams
 from headrace.system_limits import raise_file_limit, system_error, too_few_threads, too_small_stack
 
 _LISTED = (
@@ -54,9 +53,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         app.callback()(all_commands)
     for name in names:
         app.command(name)(COMMANDS[name])
-    _open_missing_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that has no dash ends no command
-        sys.stdout.reconfigure(errors="backslashreplace")
+    reader = prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
     too_little = raise_file_limit() or too_small_stack()
@@ -69,29 +66,28 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         app(args=words, prog_name=prog)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        return status_of_interrupt() if status == INTERRUPTED else status
+        if status == INTERRUPTED:
+            return status_of_interrupt()
+        if isinstance(ended.__context__, BrokenPipeError):  # of which rich and Typer make status 1, in silence
+            return 0 if reader.poll(0) else _explain(command, ended.__context__)
+        failed = flush_output()
+        return _explain(command, failed) if failed and not status and not reader.poll(0) else status
     except KeyboardInterrupt:
         return status_of_interrupt()
-    except BrokenPipeError:
-        # The reader of our pipe has gone (`headrace lag --json | head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        told = (_refused(error) or error) if _is_user_facing(error) else system_error(error)
-        if not told:
-            raise
-        quotes_log = _is(error, ("headrace.processes", "ChildError"), ("headrace.processes", "DeadlineError"))
-        say(f"headrace {command}: {told}", is_error=True, has_lines=quotes_log)
-        return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
+    except Exception as error:  # noqa: BLE001 (one that nobody can resolve is raised again)
+        terminal_is_closed = isinstance(error, OSError) and error.errno == errno.EIO and was_interrupted()
+        return status_of_interrupt() if terminal_is_closed else _explain(command, error)
     return 0
 
 
-def _open_missing_streams() -> None:
-    """Open what this process was started without (``>&-``) as the null device. Otherwise the next file or socket takes
-    that number, and what a library writes to stderr goes into a database."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
+def _explain(command: str, error: Exception) -> int:
+    """Say what is wrong, on one line; returns the exit status. Raises an error that no person can resolve."""
+    told = (_refused(error) or error) if _is_user_facing(error) else system_error(error)
+    if not told:
+        raise error
+    quotes_log = _is(error, ("headrace.processes", "ChildError"), ("headrace.processes", "DeadlineError"))
+    say(f"headrace {command}: {told}", is_error=True, has_lines=quotes_log)
+    return WRONG_CONFIGURATION if _is(error, ("wire.errors", "ConfigError")) else 1
 
 
 def _refused(error: Exception) -> Exception | None:

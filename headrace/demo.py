@@ -27,7 +27,7 @@ from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
 from headrace.environment import CLIENT, unset_settings
-from headrace.interrupts import heed_interrupts, status_of_interrupt
+from headrace.interrupts import clear_up_from_here, heed_interrupts, status_of_interrupt
 from headrace.lag_view import Follower, LagView
 from headrace.processes import ProcessGroup
 from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
@@ -64,6 +64,7 @@ def run_demo(
     heed_interrupts(signal.SIGHUP)  # a terminal that is closed
     if unset := unset_settings(*(CLIENT if bootstrap else ())):
         say(f"headrace demo: not used, since they are a deployment's settings: {', '.join(unset)}", is_error=True)
+    clear_up_from_here()
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)

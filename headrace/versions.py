@@ -17,16 +17,17 @@ from wire.assembler import ManifestAssembler
 from wire.control import Which
 from wire.kafka.consumer import Span, connect, read, spans
 from wire.topics import Topics
-from wire.weights import Manifest, claim_of, manifest_of
+from wire.weights import Manifest, claim_of
 
 Enough = Callable[[list[Manifest]], bool]
-FIRST_WINDOW = 256
-"""Records."""
+FIRST_WINDOW = 16
+"""Records, each of which may be a chunk of 900 kB: the newest version alone is often asked for."""
 
 
 def manifests(settings: Settings, enough: Enough = lambda _: False, *, before: Which | None = None) -> list[Manifest]:
     """The manifests of the versions in the weights topic that a reader of the topic would take, in order: not those of
-    a fenced epoch, and not those of which chunks are missing.
+    a fenced epoch (unless the claim is before what is read here, and whoever made it has written nothing since) and not
+    those of which chunks are missing.
 
     They are read from the end (with ``before``: from that version) backwards, in windows that grow until ``enough``
     holds of them or none is left: a week of versions takes hundreds of GB.
@@ -48,26 +49,38 @@ def manifests(settings: Settings, enough: Enough = lambda _: False, *, before: W
 
 
 def _offset_of(consumer: KafkaConsumer, topic: str, held: Span, which: Which) -> int:
-    """An offset behind the manifests of all versions below ``which``, and hardly behind more, by bisection: versions
-    only increase."""
-    low, high = held.first, held.end
+    """An offset behind the manifests of all versions below ``which``, and seldom behind many more, by bisection: what
+    comes after a complete version and is not above it does not count."""
+    low, high, end = held.first, held.end, held.end
     while high - low > FIRST_WINDOW:
         middle = (low + high) // 2
-        found = (manifest_of(record) for record in read(consumer, topic, {0: Span(middle, high)}))
-        first = next((each for each in found if each is not None), None)
-        low, high = (middle, high) if first is not None and first.which < which else (low, middle)
-    return high
+        first = _first(read(consumer, topic, {0: Span(middle, high)}))
+        if first is not None and first[0] < which:
+            low = middle
+        else:  # a version below it may have begun before the middle
+            high, end = middle, end if first is None else first[1] + 1
+    return end
+
+
+def _first(records: Iterable[Any]) -> tuple[Which, int] | None:
+    """The first version that is complete in ``records``, and the offset of its manifest."""
+    assembler = ManifestAssembler(on_drop=lambda _: None)
+    for each in records:
+        if (version := assembler.feed(each.key, each.headers, each.value)) is not None:
+            return version.manifest.which, each.offset
+    return None
 
 
 def _valid(records: Iterable[Any], *, is_from_the_first: bool) -> list[Manifest]:
     assembler, claimed, found = ManifestAssembler(on_drop=lambda _: None), {-1}, list[Manifest]()
     for each in records:
-        if (claim := claim_of(each)) is not None:
+        if (claim := claim_of(each)) is not None and not claim.released:
             claimed.add(claim.epoch)
         if (version := assembler.feed(each.key, each.headers, each.value)) is not None:
             found.append(version.manifest)
     # An epoch that was claimed before the window has fenced off all earlier ones.
-    fenced = -1 if is_from_the_first else max({each.epoch for each in found} - claimed, default=-1)
+    seen = {each.epoch for each in found} | {epoch for epoch, _ in assembler.begun} | {assembler.epoch_floor}
+    fenced = -1 if is_from_the_first else max(seen - claimed, default=-1)
     return [each for each in found if each.epoch >= fenced]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -33,6 +33,11 @@ class VersionAssembler:
     held: tuple[int, int] = NONE
     """The version that a reader holds who starts before it: those up to it are passed over, and not told of."""
     _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> Collection[tuple[int, int]]:
+        """The versions of which there are chunks, and no manifest yet."""
+        return self._chunks.keys()
 
     def feed(self, key: bytes | None, headers: Iterable[tuple[str, bytes]], value: bytes | None) -> Version | None:
         """One record of the topic; returns the version that it completes, if any."""

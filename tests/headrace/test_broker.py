@@ -2,11 +2,13 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+import headrace.broker
 from headrace.broker import BrokerError, EmbeddedBroker, find_binary, is_listening
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics
@@ -51,6 +53,15 @@ def test_a_broker_that_ends_at_start_is_quoted(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("HEADRACE_TANSU", str(broken))
     with pytest.raises(BrokerError, match="ended at start; its last words: cannot do it"):
         EmbeddedBroker(log_path=tmp_path / "log").start()
+
+
+def test_a_broker_that_cannot_be_started_leaves_no_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where the system starts no more processes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(headrace.broker, "ends_with_parent", lambda: [str(tmp_path / "not there")])
+    with pytest.raises(FileNotFoundError):
+        EmbeddedBroker().start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_binary_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

