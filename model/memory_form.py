@@ -74,7 +74,8 @@ def in_form(changes: Mapping[str, NDArray[Any]], num_columns: int | None = None)
     _compare({name: kind for name, kind in _TYPES.items() if name in found},
              {name: array.dtype for name, array in found.items()})  # fmt: skip
     sizes = _sizes(found)
-    sizes["C"] = sizes["C"] if num_columns is None else num_columns
+    if num_columns is not None and sizes["C"]:
+        sizes["C"] = num_columns
     _compare({name: tuple(sizes.get(size, size) for size in shape) for name, shape in _SHAPES.items() if name in found},
              {name: array.shape for name, array in found.items()})  # fmt: skip
     _check_numbers(found)

@@ -65,6 +65,8 @@ class DayStore:
         stored = dict(self._db.under(_PREFIX))
         since = stored.pop(_PREFIX, bytes(5))
         self._since, self._is_in_doubt = int.from_bytes(since[:4], "big"), any(since[4:])
+        if self._since > _machine_day() + 1:  # noted while this machine's clock was ahead, or damaged
+            self._since, self._is_in_doubt = 0, True
         self._begins = {int.from_bytes(key[1:], "big"): int.from_bytes(begin, "big") for key, begin in stored.items()}
         self._fresh.clear()
         self._whole.clear()

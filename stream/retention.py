@@ -48,15 +48,18 @@ class Retention:
         nothing before that is carried out. Raises what the producer raises; then the next step asks again."""
         if not self._num_days or store.applied_offset < self._asked_at:
             return
+        before = store.days.quiet_before(self._num_days)
+        if before is None:  # nobody is due, or nobody any more: a clock is in doubt
+            self._found, self._before, self._is_looking = [], None, False
+            return
         if len(self._found) < MOST:
-            self._look(store)
+            self._look(store, before)
         if self._found and (len(self._found) >= MOST or not self._is_looking):
             await self._ask()
 
-    def _look(self, store: PartitionStore) -> None:
+    def _look(self, store: PartitionStore, before: int) -> None:
         if not self._is_looking:
-            before = store.days.quiet_before(self._num_days)
-            if before is None or before == self._before or self._found:
+            if before == self._before or self._found:
                 return
             self._before, self._place, self._is_looking = before, b"", True
         assert self._before is not None

@@ -222,16 +222,17 @@ private:
 
     // Takes these distinct rows from their ids. Afterwards `drop_pending` cannot fail.
     void make_free(const int64_t* rows, int64_t num) {
-        free_rows_.reserve(free_rows_.size() + num);  // may fail, so before anything changes
+        if (const size_t wanted = free_rows_.size() + num; wanted > free_rows_.capacity())
+            free_rows_.reserve(std::max(wanted, 2 * free_rows_.capacity()));  // may fail, so before anything changes
         free_pending_.reserve(pending_.size());
         for (int64_t i = 0; i < num; ++i) {
             table_.erase(id_of_row_[rows[i]]);
             live_[rows[i]] = 0;
             id_of_row_[rows[i]] = 0;
             free_rows_.push_back(static_cast<int32_t>(rows[i]));
+            std::push_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
         }
         num_live_ -= num;
-        std::make_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
     }
 
     int32_t add_pending(Pending pending) {

@@ -17,10 +17,13 @@ from model.growing import keep_in
 from model.kinds import chosen
 from model.memory import Memory
 from model.memory_events import events_of
+from model.memory_form import in_form
 from model.memory_groups import FIRST_GROUPS, GIVEN_BACK, MOST_GROUPS
 from model.memory_pairs import empty_pairs
 from model.memory_room import FIRST_CAPACITY, LARGE_CAPACITY, capacity_for, neighbours_at
+from model.memory_version import GROUPS
 from model.upgrade import ADDED
+from wire.errors import VersionError
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6, num_features=2)
 SHOWN, CLICKED = 0b01, 0b11
@@ -440,3 +443,14 @@ def test_a_memory_that_was_on_a_gpu_when_those_had_no_pairs_is_continued_with_th
     assert after.arrays.pair_count.any()
     assert after.arrays.hour.any()
     assert after.arrays.gain[0, lacked].all()
+
+
+def test_a_version_without_groups_is_in_form_whatever_features_the_model_has() -> None:
+    """As trainers published it whose memory on a GPU counted no groups."""
+    memory = Memory(replace(MODEL, num_features=0))
+    learn(memory, np.random.default_rng(0), 30)
+    changes = memory.changes(everything=True)
+    changes |= {name: changes[name][:0] for name in GROUPS} | {"group": changes["group"][:, :0]}
+    in_form(changes, num_columns=2)
+    with pytest.raises(VersionError, match=r"memory\.group: expected \(\d+, 3\)"):
+        in_form(Memory(MODEL).changes(everything=True), num_columns=3)

@@ -156,3 +156,16 @@ def test_a_whole_segment_that_its_user_has_left_says_nothing_of_that_day(tmp_pat
         store.apply([record])
     assert quiet(store, 30) == {"a"}
     store.close()
+
+
+@pytest.mark.parametrize("stored", [bytes([255] * 4), (TODAY + 400).to_bytes(4, "big") + b"\0"])
+def test_a_day_of_the_future_that_a_store_has_noted_is_in_doubt(stored: bytes, tmp_path: Path) -> None:
+    store = opened(tmp_path, visits(0, TODAY - 40, "a"))
+    assert store._db._db is not None
+    store._db._db[b"d"] = stored
+    store.close()
+    store = opened(tmp_path, visits(100, TODAY))
+    assert quiet(store, 1) == set()
+    assert not store.days._is_in_doubt
+    assert store.days._since == TODAY
+    store.close()

@@ -121,6 +121,21 @@ def test_who_acts_before_a_request_is_carried_out_stays(store: PartitionStore) -
     assert "v07" in names(store)
 
 
+def test_who_was_found_before_a_clock_was_in_doubt_is_not_asked_for(
+    store: PartitionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOOKED_AT", 7)
+    found, broker = made(store)
+    asyncio.run(found.step(store))
+    act(store, ["ahead"], TODAY_MS + 40 * MS_PER_DAY)
+    for _ in range(20):
+        asyncio.run(found.step(store))
+    assert broker.asked == []
+    act(store, [f"r{number}" for number in range(20)] * 12, TODAY_MS)
+    asyncio.run(found.step(store))
+    assert broker.asked == []  # all count as of today
+
+
 def test_a_request_that_failed_is_sent_again_with_the_same_users(store: PartitionStore) -> None:
     found, broker = made(store)
     broker.is_away = True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.memory_room import FIRST_CAPACITY
 from tests.trainer.samples import MODEL, World, taught
 from trainer.checkpoint.reading import Checkpoint
 from trainer.checkpoint.snapshot import learner_arrays, restore_learner, weights_snapshot
@@ -117,6 +118,15 @@ def test_a_step_that_learns_nothing_evicts_what_is_due(how: str) -> None:
         pass_over(learner, world.examples(8))
     assert learner.items.num_live <= 10
     assert learner.num_steps == 7
+
+
+def test_a_mark_may_evict_before_the_memory_has_learned_anything() -> None:
+    """As after weights that were published without a memory."""
+    learner = Learner(MODEL, replace(CONFIG, max_items=10, evict_every_steps=1))
+    learner.items.insert(np.arange(1, FIRST_CAPACITY + 100), 1_000, 0)
+    learner.items.insert(np.arange(1, 10), 2_000, 0)
+    learner.step([mark_of(Mark.USER, 0, user="u1")])
+    assert learner.items.num_live == 9
 
 
 def test_a_mark_is_a_step_of_its_own() -> None:

@@ -189,7 +189,6 @@ class Learner:
     def remove_items(self, item_hashes: Collection[int]) -> None:
         """Drop these items' rows, with everything known about them, and never learn them again."""
         gone = sorted(set(item_hashes) - self.items.blocked)
-        self.memory.grow(self.items.num_rows)
         self._release(self.items.block(np.array(gone, np.int64)))
 
     @property
@@ -297,4 +296,5 @@ class Learner:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
+        self.memory.grow(self.items.num_rows)  # which may have learned nothing yet
         self.memory.forget(rows)
