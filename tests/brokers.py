@@ -268,6 +268,13 @@ class ApacheKafka:
 
         wait_until(answers, 120, f"Kafka at {self.bootstrap}")
 
+    def told(self) -> str:
+        """The end of its log, with what its threads wait for."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            time.sleep(2.0)
+        return (self.folder / "broker.log").read_text(errors="replace")[-20_000:]
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """It answers nothing until the block ends; what it is sent meanwhile waits in the kernel."""

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from headrace.command import WRONG_CONFIGURATION
-from tests.brokers import Broker, wait_until
+from tests.brokers import ApacheKafka, Broker, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire
 from tests.serving.world import START_MS, World, example, slice_of
@@ -60,7 +60,7 @@ class Shards:
         self.wire.tell(self.examples)
         for kind in ("base", "delta"):
             self.wire.publish(self.world, kind)
-        self._factory, self._folder, self._stack = factory, folder, ExitStack()
+        self._broker, self._factory, self._folder, self._stack = broker, factory, folder, ExitStack()
 
     def start(
         self, partitions: str = "all", *, is_ready: bool = True, kafka: Any = None, **config: Any
@@ -69,7 +69,11 @@ class Shards:
         server = ServerProcess(self._factory, kafka or self.wire.kafka, self._folder, partitions=partitions, **config)
         self._stack.callback(server.close)
         if is_ready:
-            server.wait_ready()
+            try:
+                server.wait_ready()
+            except AssertionError as error:  # a broker that does not answer says why
+                told = self._broker.told() if isinstance(self._broker, ApacheKafka) else ""
+                raise AssertionError(f"{error}\n{told}") from None
         return server
 
     def close(self) -> None:
