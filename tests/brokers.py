@@ -273,7 +273,7 @@ class ApacheKafka:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             time.sleep(2.0)
-        return (self.folder / "broker.log").read_text(errors="replace")[-20_000:]
+        return (self.folder / "broker.log").read_text(errors="replace")[-60_000:]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
