@@ -80,18 +80,20 @@ class DayStore:
             return
         times, machine_day = [record[1] for record in records], _machine_day()
         before = self._since, self._is_in_doubt
-        if max(times) // MS_PER_DAY > max(self._begins, default=-1):
-            self._begin_days(records, machine_day)
+        latest = max(times) // MS_PER_DAY
+        if latest > (newest := max(self._begins, default=-1)):
+            self._begin_days(records, newest, machine_day)
         self._look(min(times) // MS_PER_DAY, len(times), machine_day)
-        if max(times) // MS_PER_DAY > machine_day + 1:
+        if latest > machine_day + 1:
             self._is_in_doubt, self._num_agreed = True, 0
         elif self._is_in_doubt:
             self._settle(times, machine_day)
         if self._fresh or (self._since, self._is_in_doubt) != before:
             self.save()
 
-    def _begin_days(self, records: Sequence[tuple[int, int, bytes | None, bytes | None]], machine_day: int) -> None:
-        newest = max(self._begins, default=-1)
+    def _begin_days(
+        self, records: Sequence[tuple[int, int, bytes | None, bytes | None]], newest: int, machine_day: int
+    ) -> None:
         for offset, record_ms, *_ in records:
             if newest < (day := record_ms // MS_PER_DAY) <= machine_day + 1:
                 self._begins[day] = self._fresh[day] = offset
